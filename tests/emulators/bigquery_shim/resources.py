@@ -1,0 +1,56 @@
+"""Datasets and tables as the service lists and describes them.
+
+``datasets.list`` honours ``filter``. It matters more than it looks: after a direct read Beam
+deletes every dataset that a list filtered by its own labels returns, so an emulator that
+ignores the filter loses all datasets of the project. And schemas answer with the API's legacy
+type names (INTEGER for INT64), whatever name created the column.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from bqemulator.api.routes import datasets
+
+LEGACY_TYPE_NAMES = {
+    "INT64": "INTEGER",
+    "FLOAT64": "FLOAT",
+    "BOOL": "BOOLEAN",
+    "STRUCT": "RECORD",
+}
+
+
+def list_datasets(
+    project: str, label_filter: str, max_results: int, context: Any
+) -> dict[str, Any]:
+    """Answers ``datasets.list`` with the datasets that have all the labels of the filter.
+
+    Args:
+        project: whose datasets.
+        label_filter: ``labels.name:value`` or ``labels.name`` terms between spaces; empty
+            for all datasets.
+        max_results: the most to return; there is no second page.
+        context: the emulator's.
+    """
+    terms = [term.removeprefix("labels.").partition(":") for term in label_filter.split()]
+    found = [
+        dataset
+        for dataset in context.catalog.list_datasets(project)
+        if all(
+            name in dataset.labels and (not value or dataset.labels[name] == value)
+            for name, _, value in terms
+        )
+    ]
+    items = [datasets._dataset_to_rest(dataset) for dataset in found[:max_results]]
+    return {"kind": "bigquery#datasetList", "datasets": items, "totalItems": len(found)}
+
+
+def with_legacy_type_names(
+    stock_field_to_rest: Callable[[Any], dict[str, Any]],
+) -> Callable[[Any], dict[str, Any]]:
+    """Returns the emulator's rendering of a column with the API's type names."""
+
+    def field_to_rest(field: Any) -> dict[str, Any]:
+        rendered = stock_field_to_rest(field)
+        return rendered | {"type": LEGACY_TYPE_NAMES.get(rendered["type"], rendered["type"])}
+
+    return field_to_rest

@@ -1,0 +1,127 @@
+"""The OpenAI dialect: chat completions, embeddings, models.
+
+It serves what OpenAI, vLLM and Vertex AI's OpenAI-compatible endpoint have in common.
+
+What this does not prove: that any of them answers so. It is written from captures and vendor
+documentation, no real endpoint was called. Streaming, tools, ``n`` and output limits are not
+modelled. Reasoning is 3 tokens, within ``completion_tokens``; system messages count as cached.
+"""
+
+import base64
+import struct
+from typing import Any
+
+from tests.emulators.model_server import answers, errors
+from tests.emulators.model_server.answers import Answer, Asked, tokens
+from tests.emulators.model_server.wire import CREATED, Call, Json, Operation, Refused, to_int
+
+MODELS = ("simulated-model", "simulated-embedding-model")
+_FINISH = {"stop": "stop", "length": "length", "filter": "content_filter", "new": "something_new"}
+
+
+def _texts(message: Any) -> list[str]:
+    """The texts of one message, whose content is a string or a list of parts."""
+    content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(content, str):
+        return [content]
+    parts = content if isinstance(content, list) else []
+    return [part["text"] for part in parts if isinstance(part.get("text"), str)]
+
+
+def _chat_texts(call: Call) -> list[str]:
+    messages = call.body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise Refused(400, "Invalid value for 'messages': expected a non-empty array.")
+    if call.body.get("stream"):
+        raise Refused(400, "The simulated server does not stream.")
+    user = [message for message in messages if message.get("role") == "user"]
+    return [next(iter(reversed(_texts(user[-1]))), "") if user else ""]
+
+
+def _asked(body: Json) -> Asked:
+    form = body.get("response_format") or {}
+    if form.get("type") == "json_schema":
+        return Asked(True, form.get("json_schema", {}).get("schema"))
+    return Asked(form.get("type") == "json_object")
+
+
+def _usage(body: Json, answer: Answer) -> Json:
+    texts = [(m.get("role"), t) for m in body["messages"] for t in _texts(m)]
+    prompt = tokens("".join(text for _, text in texts))
+    system = tokens("".join(text for role, text in texts if role in ("system", "developer")))
+    completion = tokens(answer.text or "") + answer.thoughts
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": system, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": answer.thoughts, "audio_tokens": 0},
+    }
+
+
+def _chat(call: Call) -> Json:
+    text = _chat_texts(call)[0]
+    fault = call.plan.fault
+    if fault == "prompt-blocked":
+        raise Refused(400, "The prompt was refused by the content policy.", "content_filter")
+    if fault == "no-candidates":
+        answer, choices = Answer(None, thoughts=0), []
+    else:
+        answer = answers.compose(text, _asked(call.body), fault, call.answer_mode)
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": _FINISH[answer.finish],
+        }
+        choices = [choice]
+    return {
+        "id": f"chatcmpl-{answers.digest(text)}",
+        "object": "chat.completion",
+        "created": CREATED,
+        "model": call.model,
+        "choices": choices,
+        "usage": _usage(call.body, answer),
+        "service_tier": "default",
+        "system_fingerprint": "fp_simulated",
+    }
+
+
+def _embedding_texts(call: Call) -> list[str]:
+    given = call.body.get("input")
+    if isinstance(given, list) and given and all(isinstance(item, int) for item in given):
+        given = [given]  # one text as token numbers
+    given = [given] if isinstance(given, str) else given
+    if not isinstance(given, list) or not given or "" in given:
+        raise Refused(400, "Invalid value for 'input': expected a non-empty string or array.")
+    return [item if isinstance(item, str) else str(item) for item in given]
+
+
+def _embeddings(call: Call) -> Json:
+    texts = _embedding_texts(call)
+    size = to_int(call.body.get("dimensions"), answers.DIMENSIONS)
+    packed = call.body.get("encoding_format") == "base64"
+    data: list[Json] = []
+    for index, (text, plan) in enumerate(zip(texts, call.plans, strict=True)):
+        if plan.fault == "no-candidates":
+            continue
+        vector = [] if plan.fault == "empty" else answers.unit_vector(text, size)
+        raw = struct.pack(f"<{len(vector)}f", *vector) if packed else b""
+        embedding = base64.b64encode(raw).decode() if packed else vector
+        data.append({"object": "embedding", "index": index, "embedding": embedding})
+    count = sum(map(tokens, texts))
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return {"object": "list", "data": data, "model": call.model, "usage": usage}
+
+
+def models() -> Json:
+    """The body of ``GET /v1/models``."""
+    data = [
+        {"id": name, "object": "model", "created": CREATED, "owned_by": "simulated"}
+        for name in MODELS
+    ]
+    return {"object": "list", "data": data}
+
+
+CHAT = Operation(_chat_texts, _chat, errors.openai)
+EMBEDDINGS = Operation(_embedding_texts, _embeddings, errors.openai)

@@ -1,0 +1,1 @@
+"""A folder for ``PYTHONPATH`` that points a sub-process's BigQuery clients at the emulator."""

@@ -1,0 +1,715 @@
+"""The simulated model server against the real SDKs, and every marker's exact answer.
+
+What this does not prove: that Vertex AI or OpenAI answer so. The SDKs only show that the server's
+answers can be read by the code that reads the real ones; no real endpoint was called.
+"""
+
+import http.client
+import json
+import math
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import openai
+import pytest
+from google import genai
+from google.cloud import aiplatform
+from google.genai import errors as genai_errors
+from google.genai import types
+from google.oauth2.credentials import Credentials
+from pydantic import ValidationError
+
+from tests.emulators.model_fixtures import SimulatedModelServer, running_model_server
+from tests.emulators.model_server import answers, faults, keywords, schemas
+
+PARENT = "/v1/projects/p/locations/us-central1"
+GENERATE = f"{PARENT}/publishers/google/models/gemini-2.5-flash:generateContent"
+TICKET = "My invoice is wrong, I was charged twice! Please refund me immediately."
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "category": {"enum": ["billing", "shipping", "technical", "account", "other"]},
+        "priority": {"type": "string", "enum": ["low", "normal", "high", "urgent"]},
+        "confidence": {"type": "number", "minimum": 0, "maximum": 1},
+        "summary": {"type": "string", "maxLength": 40},
+        "tags": {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 3},
+        "customer": {
+            "type": "object",
+            "properties": {"angry": {"type": "boolean"}, "email": {"type": ["string", "null"]}},
+            "required": ["angry", "email"],
+        },
+    },
+    "required": ["category", "priority", "confidence", "summary", "tags", "customer"],
+    "additionalProperties": False,
+}
+
+
+def post(
+    server: SimulatedModelServer, path: str, body: Any, token: str | None = "t", **headers: str
+) -> tuple[int, dict[str, str], Any]:
+    """Status, headers and parsed body of one POST; the raw bytes where they are no JSON."""
+    host = urllib.parse.urlsplit(server.base_url).netloc
+    connection = http.client.HTTPConnection(host, timeout=30)
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    try:
+        connection.request("POST", path, json.dumps(body), headers)
+        response = connection.getresponse()
+        raw = response.read()
+    finally:
+        connection.close()
+    try:
+        parsed = json.loads(raw)
+    except ValueError:
+        parsed = raw
+    return response.status, {k.lower(): v for k, v in response.getheaders()}, parsed
+
+
+def gemini(
+    server: SimulatedModelServer, text: str, config: dict[str, Any] | None = None
+) -> tuple[int, dict[str, str], Any]:
+    """One generateContent call, as plain JSON."""
+    body: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": text}]}]}
+    if config is not None:
+        body["generationConfig"] = config
+    return post(server, GENERATE, body)
+
+
+def chat(
+    server: SimulatedModelServer, text: str, form: dict[str, Any] | None = None
+) -> tuple[int, dict[str, str], Any]:
+    """One chat completion, as plain JSON."""
+    body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": text}]}
+    if form is not None:
+        body["response_format"] = form
+    return post(server, "/v1/chat/completions", body)
+
+
+def texts(server: SimulatedModelServer, text: str, schema: Any = SCHEMA) -> tuple[str, str]:
+    """What both dialects answer to a prompt with an output schema."""
+    config = {"responseMimeType": "application/json", "responseJsonSchema": schema}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    candidate = gemini(server, text, config)[2]["candidates"][0]
+    choice = chat(server, text, form)[2]["choices"][0]
+    return candidate["content"]["parts"][0]["text"], choice["message"]["content"]
+
+
+@pytest.fixture
+def server(model_server: SimulatedModelServer) -> SimulatedModelServer:
+    """The shared server with all counts at zero."""
+    model_server.reset()
+    return model_server
+
+
+@pytest.fixture
+def google(server: SimulatedModelServer) -> Iterator[genai.Client]:
+    """The real google-genai client, without the fields that its types refuse."""
+    options = types.HttpOptions(
+        base_url=server.base_url, api_version="v1", headers={"x-simulated-strict": "1"}
+    )
+    client = genai.Client(
+        vertexai=True,
+        project="p",
+        location="us-central1",
+        credentials=Credentials(token="t"),  # type: ignore[no-untyped-call]
+        http_options=options,
+    )
+    with client:
+        yield client
+
+
+@pytest.fixture
+def oai(server: SimulatedModelServer) -> Iterator[openai.OpenAI]:
+    """The real openai client, which does not retry."""
+    with openai.OpenAI(base_url=server.openai_url, api_key="k", max_retries=0) as client:
+        yield client
+
+
+def test_google_genai_reads_an_answer(google: genai.Client) -> None:
+    """Text, finish, usage and ids of generateContent arrive in the SDK's types."""
+    config = types.GenerateContentConfig(system_instruction="Be brief.", temperature=0.0)
+    response = google.models.generate_content(
+        model="gemini-2.5-flash", contents="What is 2+2?", config=config
+    )
+    assert response.text == "answer to What is 2+2?"
+    assert response.candidates is not None
+    assert response.candidates[0].finish_reason is types.FinishReason.STOP
+    usage = response.usage_metadata
+    assert usage is not None
+    assert usage.prompt_token_count == 6  # "Be brief.What is 2+2?": 21 characters
+    assert usage.cached_content_token_count == 3
+    assert usage.candidates_token_count == 6
+    assert usage.thoughts_token_count == 3
+    assert usage.total_token_count == 15
+    assert usage.traffic_type is types.TrafficType.ON_DEMAND
+    assert response.model_version == "gemini-2.5-flash"
+    assert response.response_id == answers.digest("What is 2+2?")
+
+
+def test_google_genai_refuses_the_fields_of_real_rows(server: SimulatedModelServer) -> None:
+    """By default the answer carries the two fields that break the SDK's response type."""
+    status, _, body = gemini(server, "hello")
+    assert status == 200
+    assert body["candidates"][0]["score"] == -1.5
+    assert body["usageMetadata"]["billablePromptUsage"] == {"textCount": 5}
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        types.GenerateContentResponse.model_validate(body)
+
+
+def test_google_genai_structured_output(google: genai.Client) -> None:
+    """An OpenAPI-style schema with upper-case types is honoured, as are tuned endpoints."""
+    schema = types.Schema(
+        type=types.Type.OBJECT,
+        properties={
+            "category": types.Schema(type=types.Type.STRING, enum=["billing", "other"]),
+            "stars": types.Schema(type=types.Type.INTEGER, minimum=1, maximum=5),
+        },
+        required=["category", "stars"],
+    )
+    config = types.GenerateContentConfig(
+        response_mime_type="application/json", response_schema=schema
+    )
+    response = google.models.generate_content(
+        model="projects/p/locations/us-central1/endpoints/42", contents=TICKET, config=config
+    )
+    assert response.text is not None
+    value = json.loads(response.text)
+    assert value["category"] == "billing"
+    assert 1 <= value["stars"] <= 5
+    assert set(value) == {"category", "stars"}
+
+
+def test_google_genai_embeds_by_predict(google: genai.Client) -> None:
+    """gemini-embedding-001 goes through :predict and gets one vector per text, in order."""
+    config = types.EmbedContentConfig(output_dimensionality=16, task_type="RETRIEVAL_DOCUMENT")
+    response = google.models.embed_content(
+        model="gemini-embedding-001", contents=["a", "bcdef"], config=config
+    )
+    assert response.embeddings is not None
+    vectors = [embedding.values for embedding in response.embeddings]
+    assert vectors == [answers.unit_vector("a", 16), answers.unit_vector("bcdef", 16)]
+    statistics = [embedding.statistics for embedding in response.embeddings]
+    assert [s.token_count for s in statistics if s] == [1, 2]
+    assert [s.truncated for s in statistics if s] == [False, False]
+
+
+def test_google_genai_embeds_by_embed_content(google: genai.Client) -> None:
+    """gemini-embedding-2 goes through :embedContent."""
+    config = types.EmbedContentConfig(output_dimensionality=4)
+    response = google.models.embed_content(
+        model="gemini-embedding-2", contents="hello", config=config
+    )
+    assert response.embeddings is not None
+    (embedding,) = response.embeddings
+    assert embedding.values == answers.unit_vector("hello", 4)
+    assert embedding.statistics is not None
+    assert embedding.statistics.token_count == 2
+
+
+def test_batch_embed_contents(server: SimulatedModelServer) -> None:
+    """:batchEmbedContents answers one embedding per request; the default is 8 dimensions."""
+    model = f"{PARENT}/publishers/google/models/gemini-embedding-2:batchEmbedContents"
+    requests = [
+        {"content": {"parts": [{"text": "a"}]}},
+        {"content": {"parts": [{"text": "b"}]}, "output_dimensionality": 2},
+    ]
+    status, _, body = post(server, model, {"requests": requests})
+    assert status == 200
+    assert body["embeddings"] == [
+        {"values": answers.unit_vector("a", 8)},
+        {"values": answers.unit_vector("b", 2)},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("marker", "code", "status"),
+    [
+        ("[[http:400]]", 400, "INVALID_ARGUMENT"),
+        ("[[http:403]]", 403, "PERMISSION_DENIED"),
+        ("[[http:404]]", 404, "NOT_FOUND"),
+        ("[[http:429]] [[retry-after:2]]", 429, "RESOURCE_EXHAUSTED"),
+        ("[[http:500]]", 500, "INTERNAL"),
+        ("[[http:503]]", 503, "UNAVAILABLE"),
+    ],
+)
+def test_google_genai_reads_errors(
+    google: genai.Client, marker: str, code: int, status: str
+) -> None:
+    """The SDK finds code, status, message and details of a Google-style error."""
+    with pytest.raises(genai_errors.APIError) as caught:
+        google.models.generate_content(model="m", contents=f"x {marker}")
+    assert (caught.value.code, caught.value.status) == (code, status)
+    details = caught.value.details["error"]["details"]
+    assert [d["retryDelay"] for d in details if "retryDelay" in d] == (
+        ["2s"] if "retry-after" in marker else []
+    )
+
+
+def test_vertex_authorization_and_missing_model(server: SimulatedModelServer) -> None:
+    """No token 401, the token "forbidden" 403, the model "missing-model" 404."""
+    body = {"contents": [{"parts": [{"text": "x"}]}]}
+    missing = GENERATE.replace("gemini-2.5-flash", "missing-model")
+    outcomes = [
+        post(server, GENERATE, body, token=None),
+        post(server, GENERATE, body, token="forbidden"),
+        post(server, missing, body),
+        post(server, f"{PARENT}/endpoints/missing-model:predict", {"instances": ["x"]}),
+    ]
+    assert [(o[0], o[2]["error"]["code"], o[2]["error"]["status"]) for o in outcomes] == [
+        (401, 401, "UNAUTHENTICATED"),
+        (403, 403, "PERMISSION_DENIED"),
+        (404, 404, "NOT_FOUND"),
+        (404, 404, "NOT_FOUND"),
+    ]
+
+
+def test_invalid_bodies_are_refused(server: SimulatedModelServer) -> None:
+    """A wrong role, no contents, another shape and no messages are 400s, never 500s."""
+    wrong_role = {"contents": [{"role": "tester", "parts": [{"text": "x"}]}]}
+    status, _, body = post(server, GENERATE, wrong_role)
+    assert (status, body["error"]["message"]) == (400, "Please use a valid role: user, model.")
+    bodies = [(GENERATE, {}), (GENERATE, {"contents": "x"}), (GENERATE, [1])]
+    bodies += [("/v1/chat/completions", {"model": "m"}), ("/v1/chat/completions", {})]
+    bodies += [("/v1/embeddings", {"model": "m", "input": []})]
+    assert [post(server, path, body)[0] for path, body in bodies] == [400] * 6
+
+
+def test_snake_case_and_mixed_bodies(server: SimulatedModelServer) -> None:
+    """Nested keys are read in either spelling, and the last text of the last user turn decides."""
+    body = {
+        "system_instruction": {"parts": {"text": "sys"}},
+        "contents": [
+            {"role": "user", "parts": [{"text": "[[http:500]]"}]},
+            {"role": "model", "parts": [{"text": "[[http:500]]"}]},
+            {"role": "user", "parts": [{"text": "[[http:500]]"}, {"text": "last"}]},
+        ],
+        "generation_config": {"thinkingConfig": {"thinking_budget": 0}},
+    }
+    headers = {"X-Vertex-AI-LLM-Shared-Request-Type": "flex"}
+    status, _, answer = post(server, GENERATE, body, **headers)
+    assert (status, answer["candidates"][0]["content"]["parts"]) == (
+        200,
+        [{"text": "answer to last"}],
+    )
+    usage = answer["usageMetadata"]
+    assert usage["cachedContentTokenCount"] == 1
+    assert "thoughtsTokenCount" not in usage
+    assert usage["trafficType"] == "ON_DEMAND_FLEX"
+
+
+def test_aiplatform_predicts(server: SimulatedModelServer) -> None:
+    """Endpoint.predict gets the endpoint, then one prediction per instance, in order."""
+    aiplatform.init(
+        project="p",
+        location="us-central1",
+        api_endpoint=server.base_url,
+        api_transport="rest",
+        credentials=Credentials(token="t"),  # type: ignore[no-untyped-call]
+    )
+    endpoint = aiplatform.Endpoint("projects/p/locations/us-central1/endpoints/99")
+    prediction = endpoint.predict(instances=["a", {"prompt": "b"}], parameters={"n": 1})
+    assert prediction.predictions[0] == "answer to a"
+    assert prediction.predictions[1]["output"] == "answer to b"
+    assert set(prediction.predictions[1]) == {"output", "score"}
+    assert prediction.deployed_model_id == "1"
+    assert prediction.model_resource_name == (
+        "projects/123456789012/locations/us-central1/models/simulated-model"
+    )
+    assert endpoint.dedicated_endpoint_enabled is False
+    dedicated = aiplatform.Endpoint("projects/p/locations/us-central1/endpoints/dedicated-1")
+    assert dedicated.dedicated_endpoint_enabled is True
+    assert dedicated.dedicated_endpoint_dns == (
+        "dedicated-1.us-central1-123456789012.prediction.vertexai.goog"
+    )
+
+
+def test_endpoint_markers_cost_one_instance_or_the_request(server: SimulatedModelServer) -> None:
+    """A soft fault hits its own prediction, a hard one all of them."""
+    path = f"{PARENT}/endpoints/99:predict"
+    instances = ["a", "b [[empty]]", "c [[no-candidates]]", {"text": "d"}]
+    predictions = post(server, path, {"instances": instances})[2]["predictions"]
+    assert predictions[:2] == ["answer to a", None]
+    assert [p["output"] for p in predictions[2:]] == ["answer to d"]
+    assert post(server, path, {"instances": ["a", "[[http:400]]"]})[0] == 400
+
+
+def test_raw_predict_takes_any_json(server: SimulatedModelServer) -> None:
+    """rawPredict answers chat bodies as a chat, instances as predictions, else in/out."""
+    path = f"{PARENT}/endpoints/99:rawPredict"
+    messages = [{"role": "user", "content": "hi"}]
+    _, headers, answer = post(server, path, {"messages": messages})
+    assert answer["choices"][0]["message"]["content"] == "answer to hi"
+    assert headers["x-vertex-ai-deployed-model-id"] == "1"
+    assert post(server, path, {"instances": ["a"]})[2] == {"predictions": ["answer to a"]}
+    assert post(server, path, {"x": ["q"]})[2] == {"output": "answer to q", "input": {"x": ["q"]}}
+
+
+def test_openai_reads_an_answer(oai: openai.OpenAI) -> None:
+    """Text, finish, full usage and the request id of a chat completion."""
+    completion = oai.chat.completions.create(
+        model="m",
+        messages=[
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "What is 2+2?"}]},
+        ],
+    )
+    choice = completion.choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("answer to What is 2+2?", "stop")
+    usage = completion.usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (6, 9, 15)
+    assert usage.prompt_tokens_details is not None
+    assert usage.prompt_tokens_details.cached_tokens == 3
+    assert usage.completion_tokens_details is not None
+    assert usage.completion_tokens_details.reasoning_tokens == 3
+    assert completion.model == "m"
+    assert str(completion._request_id).startswith("req_")
+
+
+def test_openai_structured_output(oai: openai.OpenAI) -> None:
+    """A json_schema answer satisfies its schema; json_object gets an object."""
+    completion = oai.chat.completions.create(
+        model="m",
+        messages=[{"role": "user", "content": TICKET}],
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "ticket", "schema": SCHEMA, "strict": True},
+        },
+    )
+    value = json.loads(completion.choices[0].message.content or "")
+    jsonschema.validate(value, SCHEMA)
+    assert (value["category"], value["priority"]) == ("billing", "urgent")
+    assert value["summary"] == "My invoice is wrong, I was charged twice"
+    loose = oai.chat.completions.create(
+        model="m",
+        messages=[{"role": "user", "content": "hi"}],
+        response_format={"type": "json_object"},
+    )
+    assert json.loads(loose.choices[0].message.content or "") == {"answer": "answer to hi"}
+
+
+def test_openai_embeds_in_both_encodings(oai: openai.OpenAI) -> None:
+    """The SDK's default (base64) and float agree within float32."""
+    packed = oai.embeddings.create(model="m", input=["a", "b"], dimensions=4)
+    plain = oai.embeddings.create(model="m", input="a", dimensions=4, encoding_format="float")
+    assert plain.data[0].embedding == answers.unit_vector("a", 4)
+    assert packed.data[0].embedding == pytest.approx(plain.data[0].embedding, abs=1e-6)
+    assert [item.index for item in packed.data] == [0, 1]
+    assert (packed.usage.prompt_tokens, packed.usage.total_tokens) == (2, 2)
+
+
+def test_openai_lists_models(oai: openai.OpenAI) -> None:
+    """GET /v1/models is readable."""
+    listed = [model.id for model in oai.models.list()]
+    assert listed == ["simulated-model", "simulated-embedding-model"]
+
+
+@pytest.mark.parametrize(
+    ("marker", "kind", "code"),
+    [
+        ("[[http:400]]", openai.BadRequestError, None),
+        ("[[http:403]]", openai.PermissionDeniedError, "model_access_denied"),
+        ("[[http:404]]", openai.NotFoundError, "model_not_found"),
+        ("[[http:429]][[retry-after:2]]", openai.RateLimitError, "rate_limit_exceeded"),
+        ("[[http:429]][[vllm-error]]", openai.RateLimitError, 429),
+        ("[[http:429]][[google-error]]", openai.RateLimitError, 429),
+        ("[[http:503]]", openai.InternalServerError, None),
+        ("[[prompt-blocked]]", openai.BadRequestError, "content_filter"),
+    ],
+)
+def test_openai_reads_errors(
+    oai: openai.OpenAI, marker: str, kind: type[openai.APIStatusError], code: str | int | None
+) -> None:
+    """The SDK finds status, code and Retry-After of OpenAI-, vLLM- and Google-style errors."""
+    with pytest.raises(kind) as caught:
+        oai.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": f"x {marker}"}]
+        )
+    assert caught.value.code == code
+    expected = "2" if "retry-after" in marker else None
+    assert caught.value.response.headers.get("retry-after") == expected
+
+
+def test_openai_missing_model_and_key(tmp_path: Path) -> None:
+    """missing-model is a 404; the key is checked only by a server that was given one."""
+    with running_model_server(tmp_path, "--api_key=right", "--answer=schema") as server:
+        right = openai.OpenAI(base_url=server.openai_url, api_key="right", max_retries=0)
+        wrong = openai.OpenAI(base_url=server.openai_url, api_key="wrong", max_retries=0)
+        with right, wrong:
+            with pytest.raises(openai.NotFoundError):
+                right.embeddings.create(model="missing-model", input="x")
+            with pytest.raises(openai.AuthenticationError) as caught:
+                wrong.models.list()
+            assert caught.value.code == "invalid_api_key"
+            answer = right.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": TICKET}]
+            )
+        value = json.loads(answer.choices[0].message.content or "")
+        jsonschema.validate(value, answers.TICKET_SCHEMA)
+        assert value["category"] == "billing"
+
+
+def test_openai_over_vertex(server: SimulatedModelServer) -> None:
+    """The OpenAI-compatible route of Vertex wants a token and words errors the Google way."""
+    path = f"{PARENT}/endpoints/openapi/chat/completions"
+    body = {"model": "google/m", "messages": [{"role": "user", "content": "x"}]}
+    status, _, answer = post(server, path, body)
+    assert (status, answer["choices"][0]["message"]["content"]) == (200, "answer to x")
+    assert post(server, path, body, token=None)[2]["error"]["status"] == "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize(
+    ("marker", "candidates", "choices"),
+    [
+        (
+            "blocked",
+            [{"finishReason": "SAFETY"}],
+            [{"content": None, "finish_reason": "content_filter"}],
+        ),
+        (
+            "empty",
+            [{"finishReason": "STOP", "content": {"role": "model"}}],
+            [{"content": "", "finish_reason": "stop"}],
+        ),
+        ("no-candidates", None, []),
+        (
+            "truncated",
+            [{"finishReason": "MAX_TOKENS", "text": "answer to x"}],
+            [{"content": "answer to x", "finish_reason": "length"}],
+        ),
+        (
+            "thoughts-only",
+            [{"finishReason": "MAX_TOKENS", "content": {"role": "model"}}],
+            [{"content": None, "finish_reason": "length"}],
+        ),
+        (
+            "unknown-finish",
+            [{"finishReason": "SOMETHING_NEW", "text": "answer to x [[unknown-finish]]"}],
+            [{"content": "answer to x [[unknown-finish]]", "finish_reason": "something_new"}],
+        ),
+        (
+            "surrogate",
+            [{"finishReason": "STOP", "text": "answer to x [[surrogate]] \ud83d"}],
+            [{"content": "answer to x [[surrogate]] \ud83d", "finish_reason": "stop"}],
+        ),
+    ],
+)
+def test_unusual_answers(
+    server: SimulatedModelServer, marker: str, candidates: Any, choices: Any
+) -> None:
+    """Each soft fault in both dialects: finish reason and text."""
+    text = f"x [[{marker}]]"
+    status, _, body = gemini(server, text)
+    assert status == 200
+    seen = body.get("candidates")
+    for candidate in seen or []:
+        for name in ("score", "index", "avgLogprobs", "safetyRatings"):
+            candidate.pop(name, None)
+        if "parts" in candidate.get("content", {}):
+            candidate["text"] = candidate.pop("content")["parts"][0]["text"]
+    if marker == "truncated":
+        whole = f"answer to {text}"
+        candidates[0]["text"] = choices[0]["content"] = whole[: len(whole) // 2]
+    assert seen == candidates
+    status, _, body = chat(server, text)
+    assert status == 200
+    assert [
+        {"content": c["message"]["content"], "finish_reason": c["finish_reason"]}
+        for c in body["choices"]
+    ] == choices
+    assert server.stats()["by_fault"] == {marker: 2}
+
+
+def test_blocked_prompt(server: SimulatedModelServer) -> None:
+    """Vertex: promptFeedback without candidates, prompt tokens only."""
+    status, _, body = gemini(server, "x [[prompt-blocked]]")
+    assert (status, body["promptFeedback"]["blockReason"]) == (200, "PROHIBITED_CONTENT")
+    assert "candidates" not in body
+    assert body["usageMetadata"]["totalTokenCount"] == body["usageMetadata"]["promptTokenCount"]
+
+
+def test_thoughts_only_bills_thoughts(server: SimulatedModelServer) -> None:
+    """The tokens of a thoughts-only answer are all thoughts."""
+    usage = gemini(server, "x [[thoughts-only]]")[2]["usageMetadata"]
+    assert usage["thoughtsTokenCount"] == 64
+    assert "candidatesTokenCount" not in usage
+    usage = chat(server, "x [[thoughts-only]]")[2]["usage"]
+    assert usage["completion_tokens"] == 64
+    assert usage["completion_tokens_details"]["reasoning_tokens"] == 64
+
+
+def test_json_wrapped_in_prose(server: SimulatedModelServer) -> None:
+    """fenced, chatty and two-json hold JSON that satisfies the schema, with text around it."""
+    for fenced in texts(server, "x [[fenced]]"):
+        head, good, tail = fenced.split("\n")
+        assert (head, tail) == ("```json", "```")
+        jsonschema.validate(json.loads(good), SCHEMA)
+    for chatty in texts(server, "x [[chatty]]"):
+        head, good, tail = chatty.split("\n")
+        assert head == "Sure! Here is the JSON you asked for:"
+        assert tail == "Let me know if you need more."
+        jsonschema.validate(json.loads(good), SCHEMA)
+    for double in texts(server, "x [[two-json]]"):
+        decoder = json.JSONDecoder()
+        first, end = decoder.raw_decode(double, double.index("{"))
+        second, _ = decoder.raw_decode(double, double.index("{", end))
+        assert first != second
+
+
+def test_json_that_cannot_be_used(server: SimulatedModelServer) -> None:
+    """not-json does not parse, schema-wrong violates the schema, nan-json holds a NaN."""
+    assert texts(server, "x [[not-json]]") == ("I am sorry, I cannot express this as JSON.",) * 2
+    for wrong in texts(server, "x [[schema-wrong]]"):
+        with pytest.raises(jsonschema.ValidationError, match="'category' is a required"):
+            jsonschema.validate(json.loads(wrong), SCHEMA)
+    for nan in texts(server, "x [[nan-json]]"):
+        assert math.isnan(json.loads(nan)["confidence"])
+    for lone in texts(server, "x [[surrogate]]"):
+        assert json.loads(lone)["category"].endswith("\ud83d")
+        assert "\\ud83d" in lone
+
+
+def test_malformed_and_wrong_shape(server: SimulatedModelServer) -> None:
+    """Two kinds of 200 that no client can use."""
+    for call in (gemini, chat):
+        assert call(server, "[[malformed]]")[::2] == (200, b"this is not JSON {")
+        assert call(server, "[[wrong-shape]]")[::2] == (200, {"unexpected": ["shape"]})
+
+
+def test_reset_closes_the_connection(server: SimulatedModelServer) -> None:
+    """reset never answers; resetx1 answers on the second attempt."""
+    for call in (gemini, chat):
+        for _ in range(2):
+            with pytest.raises(http.client.RemoteDisconnected):
+                call(server, "a [[reset]]")
+        with pytest.raises(http.client.RemoteDisconnected):
+            call(server, f"{call.__name__} [[resetx1]]")
+        assert call(server, f"{call.__name__} [[resetx1]]")[0] == 200
+
+
+def test_hang_ends_with_the_client(server: SimulatedModelServer) -> None:
+    """hang gives no byte before the client's timeout, and is not in flight any more after it."""
+    host = urllib.parse.urlsplit(server.base_url).netloc
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "[[hang]]"}]})
+    connection = http.client.HTTPConnection(host, timeout=0.2)
+    with pytest.raises(TimeoutError):
+        connection.request("POST", "/v1/chat/completions", body)
+        connection.getresponse()
+    assert server.stats()["in_flight"] == 1
+    connection.close()
+    while server.stats()["in_flight"]:
+        pass  # each look is a round trip; the server notices the closed connection in between
+    stats = server.stats()
+    assert (stats["calls"], stats["served"], stats["by_fault"]) == (1, 0, {"hang": 1})
+
+
+def test_counted_markers_are_a_script(server: SimulatedModelServer) -> None:
+    """Counted markers play in order, per prompt, until the prompt succeeds; reset starts over."""
+    text = "x [[http:503x2]][[http:429x1]] [[retry-after:0.5]] [[latency:1]]"
+    outcomes = [gemini(server, text) for _ in range(5)]
+    assert [status for status, _, _ in outcomes] == [503, 503, 429, 200, 200]
+    assert [h.get("retry-after") for _, h, _ in outcomes] == ["0.5"] * 3 + [None] * 2
+    assert gemini(server, text + "!")[0] == 503
+    server.reset()
+    assert gemini(server, text)[0] == 503
+
+
+def test_unknown_markers_are_counted_and_ignored(server: SimulatedModelServer) -> None:
+    """A marker with a typo changes nothing but shows in the statistics."""
+    assert gemini(server, "x [[htp:503]]")[0] == 200
+    assert server.stats()["unknown_markers"] == {"htp": 1}
+
+
+def test_statistics_and_requests(server: SimulatedModelServer) -> None:
+    """Calls, served, statuses, paths and faults are counted; secrets are not remembered."""
+    gemini(server, "a")
+    chat(server, "b [[http:429]]")
+    stats = server.stats()
+    assert (stats["calls"], stats["served"]) == (2, 1)
+    assert (stats["in_flight"], stats["in_flight_max"]) == (0, 1)
+    assert stats["by_status"] == {"200": 1, "429": 1}
+    assert stats["by_path"] == {GENERATE: 1, "/v1/chat/completions": 1}
+    assert stats["by_fault"] == {"http:429": 1}
+    first, second = server.requests()
+    assert (first["method"], first["path"]) == ("POST", GENERATE)
+    assert first["headers"]["authorization"] == "(hidden)"
+    assert first["body"]["contents"][0]["parts"] == [{"text": "a"}]
+    assert second["body"]["messages"][0]["content"] == "b [[http:429]]"
+    server.reset()
+    assert server.requests() == []
+    assert server.stats()["calls"] == 0
+
+
+def test_the_marker_lists_do_not_overlap() -> None:
+    """Every documented marker is either hard or soft."""
+    assert not faults.HARD & faults.SOFT
+    assert faults.FaultBook().plan("[[latency:250]]").latency_s == 0.25
+    assert faults.FaultBook().plan("see [[wiki]]").fault is None
+
+
+@pytest.mark.parametrize(
+    ("text", "category", "priority"),
+    [
+        (TICKET, "billing", "urgent"),
+        ("Where is my parcel? The tracking page shows nothing.", "shipping", "normal"),
+        ("The app shows an error and then crashes.", "technical", "high"),
+        ("I forgot my password and cannot sign in.", "account", "high"),
+        ("Do you have an office in Lyon?", "other", "normal"),
+        (
+            "Choose billing, shipping, technical, account or other.\n\nTicket: my package is late",
+            "shipping",
+            "normal",
+        ),
+    ],
+)
+def test_keywords_choose_plausible_labels(text: str, category: str, priority: str) -> None:
+    """A ticket classifier looks plausible, also when the instruction names every label."""
+    subject = schemas.subject(text)
+    labels = ["billing", "shipping", "technical", "account", "other"]
+    assert keywords.choose(labels, subject) == category
+    assert keywords.choose(["low", "normal", "high", "urgent"], subject) == priority
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        SCHEMA,
+        {"type": "array", "items": {"type": "integer", "minimum": 5, "maximum": 6}, "minItems": 4},
+        {"anyOf": [{"type": "null"}, {"const": 7}]},
+        {"allOf": [{"properties": {"a": {"type": "string"}}}, {"required": ["a"]}]},
+        {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 0.001},
+        {"type": "integer", "multipleOf": 7, "minimum": 8, "maximum": 20},
+        {"type": "string", "minLength": 200},
+        {"type": "array", "prefixItems": [{"type": "string"}, {"type": "boolean"}]},
+        {"type": "array", "items": {"enum": ["a", "b", "c"]}, "minItems": 2, "uniqueItems": True},
+        {
+            "$defs": {
+                "node": {
+                    "type": "object",
+                    "properties": {
+                        "name": {"type": "string"},
+                        "children": {"type": "array", "items": {"$ref": "#/$defs/node"}},
+                    },
+                    "required": ["name"],
+                }
+            },
+            "$ref": "#/$defs/node",
+        },
+    ],
+)
+def test_filled_values_satisfy_their_schema(schema: dict[str, Any]) -> None:
+    """Values agree with jsonschema's reading of the schema and are equal for equal texts."""
+    value = schemas.fill(schema, TICKET)
+    jsonschema.validate(value, schema)
+    assert value == schemas.fill(schema, TICKET)
+
+
+def test_unit_vectors() -> None:
+    """Vectors have length 1, the wanted size, and differ between texts."""
+    vector = answers.unit_vector("a", 768)
+    assert len(vector) == 768
+    assert math.isclose(math.hypot(*vector), 1.0)
+    assert vector != answers.unit_vector("b", 768)

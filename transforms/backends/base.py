@@ -1,0 +1,64 @@
+"""The whole contract between a model server and the pipeline.
+
+A `Backend` is a frozen, picklable description; `Backend.open` gives a live `Client` in the worker.
+A client answers one request, or raises a classified `transforms.errors.RecordError`. A client that
+is faster with many at once (a model in the worker) is a `BatchClient` as well.
+
+Clients never retry, pace or batch: `transforms.dispatch` does. They run on one event loop per
+process and need no locks.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from transforms.errors import RecordError
+from transforms.records import Completion, Request
+
+
+class Client(Protocol):
+    """A live connection to a model, made and used on one event loop."""
+
+    async def generate(self, request: Request) -> Completion:
+        """Answers one request.
+
+        Raises:
+          RecordError: The classified failure of this request. Anything else that is raised is
+            taken as ``internal`` and costs this record alone.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Releases connections and memory; called once."""
+        ...
+
+
+@runtime_checkable
+class BatchClient(Client, Protocol):
+    """A client that answers many requests at once more cheaply than one by one."""
+
+    async def generate_many(self, requests: Sequence[Request]) -> Sequence[Completion | RecordError]:
+        """One outcome per request, in order. If it raises, each request is tried alone."""
+        ...
+
+
+class Backend(Protocol):
+    """A frozen, picklable description of a model and where it is served.
+
+    Attributes:
+      family: The backend's registered name; part of every fingerprint.
+      model: The model's name as the user gave it; part of every fingerprint.
+    """
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    async def open(self) -> Client:
+        """A live client. Imports the SDK it needs, and names the extra when that is missing.
+
+        Raises:
+          BackendUnusable: The model cannot be loaded or the credentials cannot be had.
+        """
+        ...

@@ -1,0 +1,296 @@
+"""Gemini, and the other publishers' models that speak ``generateContent``, on Vertex AI.
+
+Requests and replies are plain dicts: the SDK's response model refuses fields that real replies
+hold, and costs several times the CPU. Bodies are those of google-genai, which a test compares.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from transforms import json_values
+from transforms.backends.google_auth import GoogleAuth, auth_for, vertex_base_url
+from transforms.backends.http import JsonClient, shaped
+from transforms.errors import Blocked, EmptyOutput, InvalidRequest, RecordError, Truncated
+from transforms.records import Completion, Json, Request, Usage
+
+_ROLES = {"user": "user", "assistant": "model", "model": "model"}
+_GENERATION_NAMES = {
+    "max_output_tokens": "maxOutputTokens",
+    "top_p": "topP",
+    "stop": "stopSequences",
+}
+_EMBEDDING_NAMES = {
+    "task_type": "taskType",
+    "output_dimensionality": "outputDimensionality",
+    "auto_truncate": "autoTruncate",
+}
+_SCHEMA_NAMES = {"responseSchema", "response_schema", "responseJsonSchema", "response_json_schema"}
+_BLOCKED = {
+    "SAFETY",
+    "RECITATION",
+    "LANGUAGE",
+    "BLOCKLIST",
+    "PROHIBITED_CONTENT",
+    "SPII",
+    "MODEL_ARMOR",
+    "IMAGE_SAFETY",
+    "IMAGE_PROHIBITED_CONTENT",
+    "IMAGE_RECITATION",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GeminiBackend:
+    """A model on Vertex AI.
+
+    Attributes:
+      model: ``gemini-2.5-flash``, ``publisher/model``, or a resource name as it stands.
+      project: Whose quota and bill.
+      location: A region, ``us``, ``eu`` or ``global``.
+      task: ``embed`` asks an embedding model.
+      endpoint: Another base URL (plain HTTP gets no credentials), or the resource of a tuned
+        model, ``projects/P/locations/L/endpoints/E``.
+      accept_truncated: An answer that ended at its token limit is a result, not a failure.
+
+    An output schema is sent as ``responseJsonSchema``, which takes JSON Schema as it is (Gemini
+    2.0 and later); for an older model give ``response_schema`` in the generation config.
+    """
+
+    model: str
+    project: str
+    location: str
+    task: Literal["generate", "embed"] = "generate"
+    endpoint: str | None = None
+    accept_truncated: bool = False
+
+    @property
+    def family(self) -> str:
+        return "gemini"
+
+    async def open(self) -> "GeminiClient":
+        """A client with the environment's Google credentials.
+
+        Raises:
+          BackendUnusable: There are none, or no token can be had for them.
+        """
+        url = self.url()
+        return GeminiClient(self, url, await auth_for(url))
+
+    def url(self) -> str:
+        """Where every request of this backend goes."""
+        endpoint, location = self.endpoint or "", self.location
+        if endpoint.startswith("projects/"):
+            resource, override = endpoint, None
+            location = endpoint.split("/")[3] if endpoint.count("/") >= 4 else location
+        else:
+            resource, override = self._model_resource(), endpoint or None
+        verb = "generateContent"
+        if self.task == "embed":
+            verb = "embedContent" if self.embeds_content() else "predict"
+        return f"{vertex_base_url(location, override)}/v1/{resource}:{verb}"
+
+    def embeds_content(self) -> bool:
+        """Whether the model's embeddings come from ``embedContent``, not from ``predict``."""
+        return self.model.rsplit("/", 1)[-1].startswith("gemini-embedding-2")
+
+    def _model_resource(self) -> str:
+        if self.model.startswith("projects/"):
+            return self.model
+        name = self.model
+        if not name.startswith("publishers/"):
+            publisher, _, model = name.rpartition("/")
+            name = f"publishers/{publisher or 'google'}/models/{model}"
+        return f"projects/{self.project}/locations/{self.location}/{name}"
+
+
+class GeminiClient:
+    """A live connection to one model."""
+
+    def __init__(self, backend: GeminiBackend, url: str, auth: GoogleAuth | None) -> None:
+        self._backend = backend
+        self._url = url
+        self._auth = auth
+        self._http = JsonClient()
+
+    async def generate(self, request: Request) -> Completion:
+        """Answers one request; raises as `transforms.backends.base.Client` says."""
+        backend = self._backend
+        embedding = backend.task == "embed"
+        if "request" in request.body:
+            body = request.body["request"]
+        elif embedding:
+            body = _embed_body(request, backend.embeds_content())
+        else:
+            body = generate_body(request)
+        headers = await self._auth.headers() if self._auth else None
+        reply = await self._http.post(self._url, body, headers)
+        if embedding:
+            return shaped(_embedding, reply.data, what=backend.model)
+        return shaped(
+            lambda data: completion_of(data, accept_truncated=backend.accept_truncated),
+            reply.data,
+            what=backend.model,
+        )
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.close()
+
+
+def generate_body(request: Request) -> dict[str, Json]:
+    """The body of ``generateContent``.
+
+    Raises:
+      InvalidRequest: A message that Gemini has no word for; names its role or type.
+    """
+    messages = request.body.get("messages")
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        raise InvalidRequest(f"a request with {sorted(request.body)} has no messages")
+    system: list[str] = []
+    contents: list[Json] = []
+    for message in messages:
+        _add_message(message, system, contents)
+    body: dict[str, Json] = {"contents": contents}
+    if system:
+        body["systemInstruction"] = {"role": "user", "parts": [{"text": "\n\n".join(system)}]}
+    config = {
+        _GENERATION_NAMES.get(name, name): value
+        for name, value in (request.params.get("generation_config") or {}).items()
+    }
+    if isinstance(config.get("stopSequences"), str):
+        config["stopSequences"] = [config["stopSequences"]]
+    schema = request.params.get("output_schema")
+    if schema is not None and not _SCHEMA_NAMES & config.keys():
+        config.setdefault("responseMimeType", "application/json")
+        config["responseJsonSchema"] = schema
+    if config:
+        body["generationConfig"] = config
+    body.update(request.params.get("request_options") or {})
+    return body
+
+
+def _add_message(message: Any, system: list[str], contents: list[Json]) -> None:
+    if not isinstance(message, Mapping):
+        raise InvalidRequest(f"a message is a {type(message).__name__}, not an object")
+    role = message.get("role", "user")
+    if role == "system":
+        parts = message.get("parts", message.get("content"))
+        system.append("\n".join(part["text"] for part in _parts(parts)))
+    elif "parts" in message:
+        contents.append(message)
+    elif role in _ROLES:
+        contents.append({"role": _ROLES[role], "parts": _parts(message.get("content"))})
+    else:
+        raise InvalidRequest(f"role {role!r} is none of {', '.join(['system', *_ROLES])}")
+
+
+def _parts(content: Any) -> list[dict[str, Json]]:
+    """Text parts of a message's content: a string, or OpenAI's or Gemini's list of parts."""
+    if isinstance(content, str):
+        return [{"text": content}]
+    if not isinstance(content, list):
+        raise InvalidRequest(f"a message's content is a {type(content).__name__}, not text")
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise InvalidRequest(
+                f"a part of type {kind!r} is no text; give Gemini's own 'parts' for others"
+            )
+    return [{"text": part["text"]} for part in content]
+
+
+def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
+    """Reads a reply of ``generateContent``; of several candidates the first.
+
+    Raises:
+      Blocked, EmptyOutput, Truncated: With what there was.
+    """
+    counts = data.get("usageMetadata") or {}
+    known: dict[str, Any] = {
+        "usage": Usage(
+            input_tokens=_count(counts.get("promptTokenCount")),
+            cached_input_tokens=_count(counts.get("cachedContentTokenCount")),
+            output_tokens=_count(counts.get("candidatesTokenCount")),
+            reasoning_tokens=_count(counts.get("thoughtsTokenCount")),
+        ),
+        "model_version": data.get("modelVersion"),
+    }
+    block = (data.get("promptFeedback") or {}).get("blockReason")
+    if block:
+        raise Blocked(f"the prompt was blocked: {block}", finish_reason=block, **known)
+    candidates = data.get("candidates")
+    if not candidates:
+        raise EmptyOutput("the reply holds no candidates", **known)
+    reason = candidates[0].get("finishReason")
+    parts = (candidates[0].get("content") or {}).get("parts") or []
+    text = "".join(part["text"] for part in parts if "text" in part and not part.get("thought"))
+    calls = [part["functionCall"] for part in parts if "functionCall" in part]
+    known["finish_reason"] = reason
+    failure: RecordError | None = None
+    if reason in _BLOCKED:
+        failure = Blocked(f"the answer was blocked: {reason}", output=text or None, **known)
+    elif reason == "MAX_TOKENS" and not (accept_truncated and text):
+        failure = Truncated("the answer reached its token limit", output=text or None, **known)
+    elif not text and not calls:
+        failure = EmptyOutput(f"an answer without text (finish reason {reason})", **known)
+    if failure:
+        raise failure
+    return Completion(
+        output=text or None,
+        output_json=json_values.dumps(calls).decode() if calls else None,
+        service_tier=counts.get("trafficType"),
+        **known,
+    )
+
+
+def _embed_body(request: Request, embeds_content: bool) -> dict[str, Json]:
+    """One text's body, as google-genai 2.34 sends it: three places for its settings."""
+    text = request.body.get("text")
+    if not isinstance(text, str):
+        raise InvalidRequest(f"an embedding request with {sorted(request.body)} has no text")
+    config = {
+        _EMBEDDING_NAMES.get(name, name): value
+        for name, value in (request.params.get("generation_config") or {}).items()
+    }
+    body: dict[str, Json]
+    if embeds_content:
+        body = {"content": {"role": "user", "parts": [{"text": text}]}}
+        if config:
+            body["embedContentConfig"] = config
+    else:
+        instance = {"content": text}
+        if "taskType" in config:
+            instance["task_type"] = config.pop("taskType")
+        if "title" in config:
+            instance["title"] = config.pop("title")
+        body = {"instances": [instance]}
+        if config:
+            body["parameters"] = config
+    body.update(request.params.get("request_options") or {})
+    return body
+
+
+def _embedding(data: Any) -> Completion:
+    """Reads a reply of ``predict`` or of ``embedContent``."""
+    counts = data.get("usageMetadata") or {}
+    tokens = counts.get("promptTokenCount")
+    if "embedding" in data:
+        values = data["embedding"].get("values")
+    else:
+        first = (data["predictions"] or [{}])[0].get("embeddings") or {}
+        values = first.get("values")
+        tokens = (first.get("statistics") or {}).get("token_count", tokens)
+    if not values:
+        raise EmptyOutput("the reply holds no embedding", model_version=data.get("modelVersion"))
+    return Completion(
+        embedding=tuple(map(float, values)),
+        usage=Usage(input_tokens=_count(tokens)),
+        model_version=data.get("modelVersion"),
+        service_tier=counts.get("trafficType"),
+    )
+
+
+def _count(value: Any) -> int | None:
+    """A token count: proto3 JSON writes them as integers, floats or strings."""
+    return None if value is None else int(float(value))

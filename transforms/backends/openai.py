@@ -1,0 +1,260 @@
+"""OpenAI and every server that speaks its dialect: vLLM, SGLang, TGI, Ollama, gateways.
+
+No SDK: it costs several times the CPU per request and adds retries of its own. Bodies are those of
+the openai package, which a test compares.
+"""
+
+import base64
+import dataclasses
+import os
+import struct
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from yarl import URL
+
+from transforms import json_values
+from transforms.backends.http import JsonClient, shaped
+from transforms.errors import (
+    BackendUnusable,
+    Blocked,
+    EmptyOutput,
+    InvalidRequest,
+    RecordError,
+    Truncated,
+)
+from transforms.records import Completion, Json, Request, Usage
+
+OPENAI_URL = "https://api.openai.com/v1"
+_OPENAI_HOST = "api.openai.com"
+_NOT_STRICT = {
+    "allOf",
+    "oneOf",
+    "not",
+    "if",
+    "then",
+    "else",
+    "dependentRequired",
+    "dependentSchemas",
+    "patternProperties",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAIBackend:
+    """A model behind an OpenAI-compatible API.
+
+    Attributes:
+      model: The name the server knows it by.
+      endpoint: The base URL, ending in ``/v1``.
+      task: ``generate`` asks ``chat/completions``, ``embed`` asks ``embeddings``.
+      api_key: Else ``OPENAI_API_KEY`` where the client opens; only OpenAI itself requires one.
+      accept_truncated: An answer that ended at its token limit is a result, not a failure.
+    """
+
+    model: str
+    endpoint: str = OPENAI_URL
+    task: Literal["generate", "embed"] = "generate"
+    api_key: str | None = dataclasses.field(default=None, repr=False)
+    accept_truncated: bool = False
+
+    @property
+    def family(self) -> str:
+        return "openai"
+
+    async def open(self) -> "OpenAIClient":
+        """A client; nothing is asked yet.
+
+        Raises:
+          BackendUnusable: OpenAI's own API, and no key.
+        """
+        key = (self.api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
+        if not key and self.at_openai():
+            raise BackendUnusable(
+                "no OpenAI API key: give --api_key_secret, or set OPENAI_API_KEY in the workers"
+            )
+        return OpenAIClient(self, key)
+
+    def at_openai(self) -> bool:
+        """Whether this is OpenAI's own API, which is ahead of the dialect in some names."""
+        return URL(self.endpoint).host == _OPENAI_HOST
+
+
+class OpenAIClient:
+    """A live connection to one model."""
+
+    def __init__(self, backend: OpenAIBackend, key: str) -> None:
+        self._backend = backend
+        self._limit_name = "max_completion_tokens" if backend.at_openai() else "max_tokens"
+        path = "chat/completions" if backend.task == "generate" else "embeddings"
+        self._url = f"{backend.endpoint.rstrip('/')}/{path}"
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = JsonClient()
+
+    async def generate(self, request: Request) -> Completion:
+        """Answers one request; raises as `transforms.backends.base.Client` says."""
+        backend = self._backend
+        if "request" in request.body:
+            body = request.body["request"]
+        elif backend.task == "embed":
+            body = embed_body(request, backend.model)
+        else:
+            body = chat_body(request, backend.model, limit_name=self._limit_name)
+        reply = await self._http.post(self._url, body, self._headers)
+        if backend.task == "embed":
+            return shaped(_embedding, reply.data, what=backend.model)
+        return shaped(
+            lambda data: completion_of(data, accept_truncated=backend.accept_truncated),
+            reply.data,
+            what=backend.model,
+        )
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.close()
+
+
+def chat_body(request: Request, model: str, *, limit_name: str) -> dict[str, Json]:
+    """The body of ``chat/completions``; messages go as they stand.
+
+    Args:
+      request: With ``messages``.
+      model: The server's name for it.
+      limit_name: How this server calls the limit of output tokens: compatible servers know
+        ``max_tokens``, OpenAI's reasoning models only ``max_completion_tokens``.
+
+    Raises:
+      InvalidRequest: There are no messages.
+    """
+    if "messages" not in request.body:
+        raise InvalidRequest(f"a request with {sorted(request.body)} has no messages")
+    body: dict[str, Json] = {"model": model, "messages": request.body["messages"]}
+    for name, value in (request.params.get("generation_config") or {}).items():
+        body[limit_name if name == "max_output_tokens" else name] = value
+    schema = request.params.get("output_schema")
+    if schema is not None and "response_format" not in body:
+        body["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "output", "schema": schema, "strict": is_closed(schema)},
+        }
+    body.update(request.params.get("request_options") or {})
+    return body
+
+
+def embed_body(request: Request, model: str) -> dict[str, Json]:
+    """The body of ``embeddings``.
+
+    Raises:
+      InvalidRequest: There is no text.
+    """
+    text = request.body.get("text")
+    if not isinstance(text, str):
+        raise InvalidRequest(f"an embedding request with {sorted(request.body)} has no text")
+    body: dict[str, Json] = {"model": model, "input": text, "encoding_format": "float"}
+    for name, value in (request.params.get("generation_config") or {}).items():
+        body["dimensions" if name == "output_dimensionality" else name] = value
+    body.update(request.params.get("request_options") or {})
+    return body
+
+
+def is_closed(schema: Any) -> bool:
+    """Whether OpenAI's strict mode takes a schema; it refuses the request of any other.
+
+    Strict wants an object at the root, and of every object that it allows no further properties
+    and requires all that it names; some keywords it does not know at all.
+
+    >>> is_closed({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"],
+    ...            "additionalProperties": False})
+    True
+    >>> is_closed({"type": "object", "properties": {"a": {"type": "string"}}})
+    False
+    """
+    return isinstance(schema, Mapping) and schema.get("type") == "object" and _closed(schema)
+
+
+def _closed(schema: Any) -> bool:
+    if not isinstance(schema, Mapping) or _NOT_STRICT & schema.keys():
+        return False
+    kind, properties = schema.get("type"), schema.get("properties")
+    inner: list[Any] = []
+    if kind == "object" or properties is not None or isinstance(kind, list) and "object" in kind:
+        properties = properties or {}
+        if schema.get("additionalProperties") is not False:
+            return False
+        if set(schema.get("required") or ()) != set(properties):
+            return False
+        inner += properties.values()
+    if "items" in schema:
+        inner.append(schema["items"])
+    inner += schema.get("anyOf") or []
+    for name in ("$defs", "definitions"):
+        inner += (schema.get(name) or {}).values()
+    return all(map(_closed, inner))
+
+
+def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
+    """Reads a reply of ``chat/completions``; of several choices the first.
+
+    Raises:
+      Blocked, EmptyOutput, Truncated: With what there was.
+    """
+    known: dict[str, Any] = {"usage": usage_of(data), "model_version": data.get("model")}
+    if not data["choices"]:
+        raise EmptyOutput("the reply holds no choices", **known)
+    choice = data["choices"][0]
+    message, reason = choice["message"], choice.get("finish_reason")
+    text, calls, refusal = _text(message), message.get("tool_calls"), message.get("refusal")
+    known["finish_reason"] = reason
+    failure: RecordError | None = None
+    if refusal:
+        failure = Blocked("the model refused to answer", output=refusal, **known)
+    elif reason == "content_filter":
+        failure = Blocked("a content filter ended the answer", output=text or None, **known)
+    elif reason == "length" and not (accept_truncated and text):
+        failure = Truncated("the answer reached its token limit", output=text or None, **known)
+    elif not text and not calls:
+        failure = EmptyOutput(f"an answer without text (finish reason {reason})", **known)
+    if failure:
+        raise failure
+    return Completion(
+        output=text or None,
+        output_json=json_values.dumps(calls).decode() if calls else None,
+        service_tier=data.get("service_tier"),
+        **known,
+    )
+
+
+def _text(message: Any) -> str:
+    """A message's text; some compatible servers send a list of parts."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part.get("type") == "text")
+
+
+def usage_of(data: Any) -> Usage:
+    """The tokens of a reply; `completion_tokens` includes those of reasoning, Usage does not."""
+    counts = data.get("usage") or {}
+    output = counts.get("completion_tokens")
+    reasoning = (counts.get("completion_tokens_details") or {}).get("reasoning_tokens")
+    return Usage(
+        input_tokens=counts.get("prompt_tokens"),
+        cached_input_tokens=(counts.get("prompt_tokens_details") or {}).get("cached_tokens"),
+        output_tokens=None if output is None else max(0, output - (reasoning or 0)),
+        reasoning_tokens=reasoning,
+    )
+
+
+def _embedding(data: Any) -> Completion:
+    """Reads a reply of ``embeddings``: floats, or base64 where the request asked for it."""
+    if not data["data"] or not data["data"][0]["embedding"]:
+        raise EmptyOutput("the reply holds no embedding", model_version=data.get("model"))
+    values = data["data"][0]["embedding"]
+    if isinstance(values, str):
+        packed = base64.b64decode(values)
+        values = struct.unpack(f"<{len(packed) // 4}f", packed)
+    return Completion(
+        embedding=tuple(map(float, values)),
+        usage=dataclasses.replace(usage_of(data), output_tokens=None),
+        model_version=data.get("model"),
+    )

@@ -1,0 +1,135 @@
+r"""One way from any value to JSON, for every source, hash, coder and sink.
+
+What JSON cannot hold is escaped rather than refused, so that one odd value never fails a load:
+
+============================  ==========================================================
+value                         becomes
+============================  ==========================================================
+NaN, Infinity, -Infinity      the strings ``"NaN"``, ``"Infinity"``, ``"-Infinity"``
+a lone surrogate              its escape as six characters: ``\ud83d``
+Decimal (NUMERIC)             string, in plain notation: ``"12.50"``
+bytes                         base64 string
+datetime, date, time          RFC 3339 string; a naive datetime is UTC
+int beyond 64 bits            the same digits
+============================  ==========================================================
+
+>>> to_json_value({"price": decimal.Decimal("12.50"), "ratio": float("nan")})
+{'price': '12.50', 'ratio': 'NaN'}
+>>> loads(b'{"emoji": "\\ud83d"}')
+{'emoji': '\\ud83d'}
+>>> canonical({"b": 1, "a": [1.5, None]})
+b'{"a":[1.5,null],"b":1}'
+"""
+
+import base64
+import datetime as dt
+import decimal
+import json
+import math
+from typing import Any
+
+import orjson
+
+_EXACT_FLOAT_BELOW = 2.0**63
+_BIG_OPTIONS = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
+
+
+def loads(text: bytes | str) -> Any:
+    """Parses JSON and normalises it; integers of any size stay exact, NaN and Infinity are read.
+
+    Raises:
+      UnicodeDecodeError: The bytes are not UTF-8.
+      ValueError: Not JSON, or nested too deeply.
+    """
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        value = None
+    else:
+        if not _may_have_lost_digits(value):
+            return value
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    try:
+        return to_json_value(json.loads(text))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _may_have_lost_digits(value: Any) -> bool:
+    """Whether orjson may have read an integer beyond 64 bits as a float."""
+    kind = type(value)
+    if kind is float:
+        return not -_EXACT_FLOAT_BELOW < value < _EXACT_FLOAT_BELOW
+    if kind is dict:
+        value = value.values()
+    elif kind is not list:
+        return False
+    for item in value:
+        kind = type(item)
+        if (kind is float or kind is dict or kind is list) and _may_have_lost_digits(item):
+            return True
+    return False
+
+
+def dumps(value: Any) -> bytes:
+    """Compact JSON of a JSON value, in the order of its keys."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # integers beyond 64 bits, deep nesting
+        return json.dumps(to_json_value(value), **_BIG_OPTIONS).encode("utf-8")
+
+
+def canonical(value: Any) -> bytes:
+    """Compact JSON with sorted keys: equal values give equal bytes."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        return json.dumps(to_json_value(value), sort_keys=True, **_BIG_OPTIONS).encode("utf-8")
+
+
+def clean_text(text: str) -> str:
+    """The text with lone surrogates escaped; the same object when there are none."""
+    if text.isascii():
+        return text
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text
+
+
+def to_json_value(value: Any) -> Any:
+    """Any value as a JSON value, by the table above; what it does not name becomes its text."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(value)
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {clean_text(str(key)): to_json_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json_value(item) for item in value]
+    if isinstance(value, decimal.Decimal):
+        return format(value, "f") if value.is_finite() else str(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return base64.b64encode(bytes(value)).decode("ascii")
+    if isinstance(value, dt.datetime):
+        return rfc3339(value)
+    if isinstance(value, (dt.date, dt.time)):
+        return value.isoformat()
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        return to_json_value(value.tolist())
+    if hasattr(value, "to_utc_datetime"):  # Beam's Timestamp
+        return rfc3339(value.to_utc_datetime())
+    return clean_text(str(value))
+
+
+def rfc3339(moment: dt.datetime) -> str:
+    """``2026-11-21T08:00:00.123456Z``; a naive datetime is taken as UTC."""
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(dt.timezone.utc).replace(tzinfo=None)
+    return moment.isoformat() + "Z"

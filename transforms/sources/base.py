@@ -1,0 +1,88 @@
+"""What every source shares: how fields become a `Record`, and the transform around any source."""
+
+import dataclasses
+import hashlib
+from typing import Protocol
+
+import apache_beam as beam
+
+from transforms import json_values
+from transforms.errors import MissingField
+from transforms.records import DeadLetter, Json, Record
+
+DEFAULT_ID_FIELD = "id"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class IdRule:
+    """Which field names a record.
+
+    Attributes:
+      field: The field's name.
+      required: True when the user named it: a record without it is then a dead letter. False for
+        the default, which falls back to a hash of the record's canonical JSON.
+    """
+
+    field: str = DEFAULT_ID_FIELD
+    required: bool = False
+
+    def record_id(self, fields: dict[str, Json]) -> str:
+        """The record's id: the field's value as text, else the hash.
+
+        Raises:
+          MissingField: The field is required and absent, NULL or empty.
+        """
+        value = fields.get(self.field)
+        if value is None or value == "":
+            if self.required:
+                state = "missing" if self.field not in fields else "NULL or empty"
+                raise MissingField(f"id field {self.field!r} is {state}")
+            return hashlib.sha256(json_values.canonical(fields)).hexdigest()[:32]
+        if type(value) is str:
+            return value
+        return json_values.canonical(value).decode("utf-8")
+
+
+def make_record(fields: dict[str, Json], source: str, id_rule: IdRule) -> Record | DeadLetter:
+    """A record, or the ``missing_field`` dead letter of one that lacks its required id."""
+    try:
+        return Record(id_rule.record_id(fields), fields, {}, source)
+    except MissingField as error:
+        return DeadLetter.of(error, stage="read", fields=fields)
+
+
+ReadResult = tuple["beam.PCollection[Record]", "beam.PCollection[DeadLetter]"]
+
+
+class Source(Protocol):
+    """A frozen description of a source; `transform` makes the Beam read."""
+
+    def transform(self, id_rule: IdRule) -> beam.PTransform:
+        """A root transform that gives ``(records, unread)``; construction does no I/O."""
+        ...
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class ReadRecords(beam.PTransform):
+    """Reads every record of a bounded source once; what cannot be read is a dead letter.
+
+    A shuffle stands behind the read: one compressed file would else be one worker. Order is not
+    kept.
+
+    Args:
+      source: What to read.
+      id_rule: Which field names a record.
+
+    Returns:
+      ``(records, unread)``: PCollections of `Record` and of `DeadLetter` (stage ``read``).
+    """
+
+    source: Source
+    id_rule: IdRule = IdRule()
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, root: beam.Pipeline) -> ReadResult:
+        records, unread = root | "Read" >> self.source.transform(self.id_rule)
+        return records | "SpreadRecords" >> beam.Reshuffle(), unread

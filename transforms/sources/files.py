@@ -1,0 +1,287 @@
+"""Files by glob, local or ``gs://``: JSON lines, CSV, Parquet, Avro, plain text, whole objects.
+
+Large uncompressed text is read in ranges and Parquet by row group, each wherever a worker is free.
+A file that turns out to be damaged gives the records before the damage and one ``parse_error``
+dead letter for the rest; an error of the storage service is no property of the file and is raised,
+so that the runner tries again.
+"""
+
+import dataclasses
+import gzip
+import io
+import mimetypes
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, Literal, Protocol
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.io.filesystem import CompressionTypes, FileMetadata
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.pvalue import TaggedOutput
+
+from transforms import metrics
+from transforms.errors import ConfigurationError, ParseError
+from transforms.records import DeadLetter, Record
+from transforms.sources import columnar, lines
+from transforms.sources.base import IdRule, ReadResult, make_record
+
+FORMATS = ("jsonl", "csv", "parquet", "avro", "txt", "objects")
+_SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".avro": "avro",
+    ".txt": "txt",
+}
+_SPLITTABLE = ("jsonl", "txt")
+_RANGE_BYTES = 64 << 20
+_GZIP_MAGIC = b"\x1f\x8b"
+_DAMAGE = (
+    ParseError,
+    EOFError,
+    gzip.BadGzipFile,
+    zlib.error,
+    pa.ArrowInvalid,
+    pa.ArrowNotImplementedError,
+    struct.error,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+)
+
+Unread = TaggedOutput[Literal["unread"], DeadLetter]
+
+
+class _Reader(Protocol):
+    def __call__(
+        self, file: BinaryIO, path: str, id_rule: IdRule, start: int = 0, stop: int | None = None
+    ) -> Iterator[Record | DeadLetter]: ...
+
+
+_READERS: dict[str, _Reader] = {
+    "jsonl": lines.read_json_lines,
+    "txt": lines.read_text_lines,
+    "csv": lines.read_csv,
+    "parquet": columnar.read_parquet,
+    "avro": columnar.read_avro,
+}
+
+
+def format_of(path: str, given: str | None = None) -> str:
+    """The format of a file: the given one, else by its name.
+
+    Raises:
+      ConfigurationError: The name does not tell.
+    """
+    if given:
+        return given
+    name = path.lower().removesuffix(".gz")
+    for suffix, kind in _SUFFIXES.items():
+        if name.endswith(suffix):
+            return kind
+    raise ConfigurationError(
+        f"the name of {path!r} does not tell its format: give --input_format, "
+        f"one of {', '.join(FORMATS)}"
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a file that is read by itself.
+
+    Attributes:
+      path: The file.
+      format: One of `FORMATS`.
+      start, stop: Bytes of text, row groups of Parquet; ``stop`` None is the end.
+    """
+
+    path: str
+    format: str
+    start: int = 0
+    stop: int | None = None
+
+
+def open_file(path: str) -> BinaryIO:
+    """A file for reading, decompressed when it *is* gzip, whatever its name says."""
+    raw = FileSystems.open(path, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
+    file = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 20)
+    if file.peek(2)[:2] == _GZIP_MAGIC:
+        return io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20)
+    return file
+
+
+def plan_parts(path: str, size_bytes: int, given_format: str | None = None) -> list[Part]:
+    """How a file is read: in ranges where its format allows it, else in one part."""
+    kind = format_of(path, given_format)
+    if kind == "parquet":
+        with open_file(path) as file:
+            return [Part(path, kind, group, group + 1) for group in range(columnar.row_groups(file))]
+    if kind not in _SPLITTABLE or size_bytes <= _RANGE_BYTES:
+        return [Part(path, kind)]
+    with open_file(path) as file:
+        if isinstance(getattr(file, "raw", None), gzip.GzipFile):
+            return [Part(path, kind)]
+    starts = range(0, size_bytes, _RANGE_BYTES)
+    return [
+        Part(path, kind, start, None if start == starts[-1] else start + _RANGE_BYTES)
+        for start in starts
+    ]
+
+
+def read_part(part: Part, id_rule: IdRule) -> Iterator[Record | DeadLetter]:
+    """Every record of one part; damage ends it with one dead letter for the rest.
+
+    Raises:
+      OSError: The storage failed, or the file has gone.
+    """
+    if part.format == "objects":
+        mime_type = mimetypes.guess_type(part.path)[0] or "application/octet-stream"
+        yield make_record({"uri": part.path, "mime_type": mime_type}, part.path, id_rule)
+        return
+    records = 0
+    try:
+        with open_file(part.path) as file:
+            reader = _READERS[part.format]
+            for item in reader(file, part.path, id_rule, part.start, part.stop):
+                yield item
+                records += 1
+    except _DAMAGE as error:
+        reason = str(error) or type(error).__name__
+        yield _damaged(part.path, part.format, f"after {records:,} records: {reason}")
+
+
+def _damaged(path: str, kind: str, reason: str) -> DeadLetter:
+    message = reason if path in reason else f"{path}: {reason}"
+    return DeadLetter.of(
+        ParseError(f"the rest of a damaged {kind} file is lost: {message}"),
+        stage="read",
+        payload=path,
+    )
+
+
+class _PlanPartsDoFn(beam.DoFn):
+    def __init__(self, given_format: str | None) -> None:
+        self._given_format = given_format
+
+    def process(self, file: FileMetadata) -> Iterator[Part | Unread]:
+        try:
+            yield from plan_parts(file.path, file.size_in_bytes, self._given_format)
+        except _DAMAGE as error:
+            kind = format_of(file.path, self._given_format)
+            yield TaggedOutput("unread", _damaged(file.path, kind, str(error)))
+
+
+class _ReadPartDoFn(beam.DoFn):
+    def __init__(self, id_rule: IdRule) -> None:
+        self._id_rule = id_rule
+
+    def process(self, part: Part) -> Iterator[Record | Unread]:
+        yield from _tagged(read_part(part, self._id_rule))
+
+
+class _ReadFirstDoFn(beam.DoFn):
+    """The first records of all files, in the order of their names, in one worker."""
+
+    def __init__(self, given_format: str | None, id_rule: IdRule, limit: int) -> None:
+        self._given_format = given_format
+        self._id_rule = id_rule
+        self._limit = limit
+
+    def process(self, pattern: str) -> Iterator[Record | Unread]:
+        yield from _tagged(read_first(pattern, self._given_format, self._id_rule, self._limit))
+
+
+def read_first(
+    pattern: str, given_format: str | None, id_rule: IdRule, limit: int
+) -> Iterator[Record | DeadLetter]:
+    """The first ``limit`` inputs of a pattern, in the order of the files' names."""
+    left = limit
+    for file in sorted(match(pattern), key=lambda file: file.path):
+        for part in plan_parts(file.path, file.size_in_bytes, given_format):
+            for item in read_part(part, id_rule):
+                if not left:
+                    return
+                left -= 1
+                yield item
+
+
+def match(pattern: str) -> list[FileMetadata]:
+    """The files that a pattern matches: no folders, no markers of folders."""
+    found = FileSystems.match([pattern])[0].metadata_list
+    return [file for file in found if not file.path.endswith("/")]
+
+
+def _tagged(items: Iterator[Record | DeadLetter]) -> Iterator[Record | Unread]:
+    read = 0
+    for item in items:
+        read += 1
+        if not read % 1000:
+            metrics.LIVE.add("read", 1000)
+        yield item if isinstance(item, Record) else TaggedOutput("unread", item)
+    metrics.LIVE.add("read", read % 1000)
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class ReadFiles(beam.PTransform):
+    """Reads the files of a glob; bounded, every input once, in no order.
+
+    Args:
+      pattern: A glob, local or ``gs://``.
+      format: One of `FORMATS`; None reads it off each file's name.
+      id_rule: Which field names a record.
+      limit: Read only so many inputs, unreadable ones counted, in the order of the files' names.
+
+    Returns:
+      ``(records, unread)``: PCollections of `Record` and of `DeadLetter` (stage ``read``).
+    """
+
+    pattern: str
+    format: str | None = None
+    id_rule: IdRule = IdRule()
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, root: beam.Pipeline) -> ReadResult:
+        pattern = root | "Pattern" >> beam.Create([self.pattern])
+        if self.limit is not None:
+            first = _ReadFirstDoFn(self.format, self.id_rule, self.limit)
+            read = pattern | "ReadFirst" >> beam.ParDo(first).with_outputs("unread", main="records")
+            return read.records, read.unread
+        planned = (
+            pattern
+            | "MatchFiles" >> beam.FlatMap(match)
+            | "PlanParts" >> beam.ParDo(_PlanPartsDoFn(self.format)).with_outputs(
+                "unread", main="parts"
+            )
+        )
+        read = (
+            planned.parts
+            | "SpreadParts" >> beam.Reshuffle()
+            | "ReadParts" >> beam.ParDo(_ReadPartDoFn(self.id_rule)).with_outputs(
+                "unread", main="records"
+            )
+        )
+        unread = (planned.unread, read.unread) | "Unread" >> beam.Flatten()
+        return read.records, unread
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FileSource:
+    """``--input_files``: see `ReadFiles`."""
+
+    pattern: str
+    format: str | None = None
+    limit: int | None = None
+
+    def transform(self, id_rule: IdRule) -> beam.PTransform:
+        """The transform that reads it."""
+        return ReadFiles(
+            pattern=self.pattern, format=self.format, id_rule=id_rule, limit=self.limit
+        )

@@ -1,0 +1,201 @@
+"""Text formats, line by line: JSON lines, CSV with a header, plain text.
+
+Pure functions over an open binary file. They give one `Record` or one ``parse_error`` dead letter
+for each input, with the raw line as its payload; blank lines are no input. Whatever one bad line
+is, the next one is read as if it had not been there.
+"""
+
+import csv
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+from transforms import json_values
+from transforms.errors import ParseError, RecordError, TooLarge
+from transforms.records import DeadLetter, Json, Record
+from transforms.sources.base import IdRule, make_record
+
+MAX_LINE_BYTES = 96 << 20
+"""BigQuery loads rows of at most 100 MB: a longer line could not be written anywhere."""
+
+MAX_ROW_LINES = 10_000
+"""A quoted CSV value that runs over more lines than this is taken as a quote never closed."""
+
+_BOM = b"\xef\xbb\xbf"
+csv.field_size_limit(MAX_LINE_BYTES)
+
+Line = tuple[int, bytes]
+"""A line's place (1-based number, or byte offset within a later range) and its bytes."""
+
+
+def dead_line(error: RecordError, raw: bytes) -> DeadLetter:
+    """The dead letter of one raw line: as text where it is UTF-8, else as bytes."""
+    try:
+        return DeadLetter.of(error, stage="read", payload=raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        return DeadLetter.of(error, stage="read", payload_bytes=raw)
+
+
+def read_lines(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterator[Line]:
+    r"""The lines whose first byte lies in ``[start, stop)``, without their ``\r\n``.
+
+    Ranges that cover a file give each of its lines exactly once. A line beyond `MAX_LINE_BYTES`
+    is cut there; it is the only kind that is as long.
+    """
+    if start:
+        file.seek(start - 1)
+        position = start - 1 + len(file.readline())
+    else:
+        position = 0
+    number = 0
+    while stop is None or position < stop:
+        raw = file.readline(MAX_LINE_BYTES)
+        if not raw:
+            return
+        place = position if start else (number := number + 1)
+        position += len(raw)
+        if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
+            while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
+                position += len(rest)
+            position += len(rest)
+        if position == len(raw) and raw.startswith(_BOM):
+            raw = raw[len(_BOM) :]
+        yield place, raw.rstrip(b"\r\n")
+
+
+def _place(path: str, place: int, start: int) -> str:
+    return f"{path}, {'byte' if start else 'line'} {place}"
+
+
+def read_json_lines(
+    file: BinaryIO, path: str, id_rule: IdRule, start: int = 0, stop: int | None = None
+) -> Iterator[Record | DeadLetter]:
+    """One JSON object per line."""
+    return _read_each(file, path, id_rule, start, stop, _json_object)
+
+
+def read_text_lines(
+    file: BinaryIO, path: str, id_rule: IdRule, start: int = 0, stop: int | None = None
+) -> Iterator[Record | DeadLetter]:
+    """Each line is a record with one field, ``text``."""
+    return _read_each(file, path, id_rule, start, stop, _text_object)
+
+
+def _read_each(
+    file: BinaryIO,
+    path: str,
+    id_rule: IdRule,
+    start: int,
+    stop: int | None,
+    parse: Callable[[bytes], dict[str, Json]],
+) -> Iterator[Record | DeadLetter]:
+    for place, line in read_lines(file, start, stop):
+        if not line:
+            continue
+        try:
+            if len(line) >= MAX_LINE_BYTES:
+                raise TooLarge(f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+            fields = parse(line)
+        except RecordError as error:
+            yield dead_line(type(error)(f"{_place(path, place, start)}: {error}"), line)
+        else:
+            yield make_record(fields, path, id_rule)
+
+
+def _json_object(line: bytes) -> dict[str, Json]:
+    try:
+        fields = json_values.loads(line)
+    except UnicodeDecodeError as error:
+        raise ParseError(f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}") from None
+    except ValueError as error:
+        raise ParseError(f"not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ParseError(f"a JSON {_JSON_KINDS[type(fields)]}, not an object")
+    return fields
+
+
+_JSON_KINDS = {
+    list: "array",
+    str: "string",
+    int: "number",
+    float: "number",
+    bool: "boolean",
+    type(None): "null",
+}
+
+
+def _text_object(line: bytes) -> dict[str, Json]:
+    return {"text": _decoded(line)}
+
+
+def _decoded(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ParseError(f"not UTF-8: byte {error.start + 1} is 0x{raw[error.start]:02x}") from None
+
+
+def read_csv(
+    file: BinaryIO, path: str, id_rule: IdRule, start: int = 0, stop: int | None = None
+) -> Iterator[Record | DeadLetter]:
+    """Comma-separated values (RFC 4180) with a header; every value is a string.
+
+    A row whose number of values is not the header's is a ``parse_error``. A quote that is never
+    closed costs its own line alone: reading goes on with the next line. Not splittable: ``start``
+    and ``stop`` are for the shape of the other readers.
+    """
+    del start, stop
+    rows = _csv_rows(read_lines(file))
+    try:
+        _, header = next(rows)
+    except StopIteration:
+        return
+    try:
+        names = _csv_values(header)
+        _check_header(names)
+    except ParseError as error:
+        raise ParseError(f"{path}: the header {error}") from None
+    for place, row in rows:
+        try:
+            values = _csv_values(row)
+            if len(values) != len(names):
+                raise ParseError(f"{len(values)} values, but the header has {len(names)}")
+        except ParseError as error:
+            yield dead_line(ParseError(f"{_place(path, place, 0)}: {error}"), row)
+        else:
+            yield make_record(dict(zip(names, values, strict=True)), path, id_rule)
+
+
+def _check_header(names: list[str]) -> None:
+    for name in names:
+        if not name.strip():
+            raise ParseError("has a column without a name")
+        if names.count(name) > 1:
+            raise ParseError(f"names the column {name!r} twice")
+
+
+def _csv_rows(lines: Iterator[Line]) -> Iterator[Line]:
+    """Joins the lines of a quoted value: a row is whole when its quotes are even.
+
+    Behind a quote that is never closed every line has even quotes, so each stands for itself.
+    """
+    waiting: list[Line] = []
+    inside = False
+    for line in lines:
+        if not line[1] and not inside:
+            continue
+        waiting.append(line)
+        inside ^= bool(line[1].count(b'"') & 1)
+        if not inside:
+            yield waiting[0][0], b"\n".join(raw for _, raw in waiting)
+            waiting = []
+        elif len(waiting) > MAX_ROW_LINES:
+            yield from waiting
+            waiting, inside = [], False
+    yield from waiting
+
+
+def _csv_values(row: bytes) -> list[str]:
+    try:
+        return next(csv.reader([_decoded(row)], strict=True))
+    except csv.Error as error:
+        raise ParseError(f"not CSV: {error}") from None
