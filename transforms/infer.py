@@ -68,6 +68,7 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
                 outcomes.append(_dead_letter(request, outcome))
             else:
                 outcomes.append(Answer(request.record, request.fingerprint, outcome))
+        metrics.LIVE.add("asked", len(batch))
         return outcomes
 
     def get_num_bytes(self, batch: Sequence[Request]) -> int:

@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import math
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -321,7 +323,7 @@ def test_destination_table(client: bigquery.Client, bigquery_dataset: str) -> No
 
     def write(sql: str, disposition: str) -> list[tuple[Any, ...]]:
         config = bigquery.QueryJobConfig(destination=destination, write_disposition=disposition)
-        job = client.query(sql, job_config=config)
+        job = client.query(sql, job_config=config, job_retry=None)
         rows = [tuple(row) for row in job.result()]
         assert str(job.destination) == destination
         return rows
@@ -479,18 +481,139 @@ def read_with_beam(**options: Any) -> list[dict[str, Any]]:
     return sorted(_collected, key=lambda row: row["id"])
 
 
-def test_probe(client, bigquery_dataset, bucket):
-    """probe."""
-    load(client, f"{bigquery_dataset}.t", [TYPED_ROW, {"id": "b"}], schema=TYPED_SCHEMA)
-    for o in (dict(table=f"{bigquery_dataset}.t", method="DIRECT_READ"),
-              dict(table=f"{bigquery_dataset}.t", method="DIRECT_READ", use_native_datetime=True),
-              dict(query=f"SELECT * FROM `{bigquery_dataset}.t`", use_standard_sql=True, method="DIRECT_READ"),
-              dict(query=f"SELECT * FROM `{bigquery_dataset}.t`", use_standard_sql=True, method="EXPORT", gcs_location=f"gs://{bucket}/tmp"),
-              dict(query=f"SELECT * FROM `{bigquery_dataset}.t`", use_standard_sql=True, method="EXPORT", use_json_exports=True, gcs_location=f"gs://{bucket}/tmp"),
-              dict(table=f"{bigquery_dataset}.t", method="DIRECT_READ", selected_fields=["id","num"], row_restriction="num > 1"),
-              ):
-        try:
-            for r in read_with_beam(**o):
-                print("ROW", o.get("method"), r)
-        except Exception as e:
-            print("FAIL", o, repr(e)[:1500])
+@pytest.fixture
+def typed_table(client: bigquery.Client, bigquery_dataset: str) -> str:
+    """A table with a row of every type and a row of nothing."""
+    table = f"{bigquery_dataset}.typed"
+    load(client, table, [TYPED_ROW, {"id": "b"}], schema=TYPED_SCHEMA)
+    return table
+
+
+def assert_is_typed_table(rows: list[dict[str, Any]]) -> None:
+    """Checks values and Python types of what Beam gives for each BigQuery type."""
+    first, second = rows
+    assert math.isnan(first.pop("f"))  # FLOAT64: float, NaN stays NaN
+    assert first == {
+        "id": "a",  # STRING: str
+        "b": b"\x00\xff",  # BYTES: bytes
+        "num": Decimal("1.5"),  # NUMERIC: Decimal, with nine places
+        "ts": dt.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=dt.UTC),  # TIMESTAMP: aware datetime
+        "day": dt.date(2026, 1, 2),  # DATE: date
+        "nothing": None,  # NULL: None
+        "tags": ["x", "y"],  # REPEATED: list
+        "rec": {"k": "v", "n": 7},  # RECORD: dict; INT64: int
+    }
+    assert {name: type(value) for name, value in first.items()} == {
+        "id": str,
+        "b": bytes,
+        "num": Decimal,
+        "ts": dt.datetime,
+        "day": dt.date,
+        "nothing": type(None),
+        "tags": list,
+        "rec": dict,
+    }
+    nulls = ("b", "num", "ts", "day", "f", "nothing", "rec")
+    assert second == {"id": "b", "tags": [], **dict.fromkeys(nulls)}
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["avro", "arrow"])
+def test_direct_read_of_a_table(typed_table: str, native: bool) -> None:
+    """Both wire formats give the same Python values."""
+    assert_is_typed_table(
+        read_with_beam(table=typed_table, method="DIRECT_READ", use_native_datetime=native)
+    )
+
+
+def test_direct_read_selects_fields_and_rows(typed_table: str) -> None:
+    """The server sends only the fields and rows that the read asks for."""
+    rows = read_with_beam(
+        table=typed_table,
+        method="DIRECT_READ",
+        selected_fields=["id", "num"],
+        row_restriction="num > 1 AND id = 'a'",
+    )
+
+    assert rows == [{"id": "a", "num": Decimal("1.5")}]
+
+
+@pytest.mark.parametrize("method", ["DIRECT_READ", "EXPORT"])
+def test_read_of_a_query(
+    client: bigquery.Client, typed_table: str, bucket: str, method: str
+) -> None:
+    """A query is read through its temporary table, and only Beam's own dataset is deleted."""
+    before = {dataset.dataset_id for dataset in client.list_datasets()}
+    rows = read_with_beam(
+        query=f"SELECT * FROM `{typed_table}`",
+        use_standard_sql=True,
+        method=method,
+        gcs_location=f"gs://{bucket}/export",
+    )
+
+    assert_is_typed_table(rows)
+    assert {dataset.dataset_id for dataset in client.list_datasets()} == before
+
+
+def test_direct_read_of_many_rows(client: bigquery.Client, bigquery_dataset: str) -> None:
+    """More rows than fit into one message all arrive, once."""
+    rows = [{"id": f"{number:06}", "n": number} for number in range(20_000)]
+    load(client, f"{bigquery_dataset}.t", rows)
+
+    assert read_with_beam(table=f"{bigquery_dataset}.t", method="DIRECT_READ") == rows
+
+
+# Sub-processes and credentials.
+
+READ_IN_A_SUBPROCESS = """
+import sys
+import apache_beam as beam
+import google.auth
+from apache_beam.io.gcp.bigquery import ReadFromBigQuery
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from google.cloud import bigquery
+
+credentials, project = google.auth.default()
+print(type(credentials).__module__, project)
+print([tuple(row) for row in bigquery.Client().query(f"SELECT id, n FROM `{sys.argv[1]}`")])
+with beam.Pipeline(FnApiRunner(), PipelineOptions(["--project", project])) as pipeline:
+    _ = pipeline | ReadFromBigQuery(table=sys.argv[1], method="DIRECT_READ") | beam.Map(print)
+"""
+
+
+def test_subprocess_is_redirected(
+    loopback_cloud: LoopbackCloud, client: bigquery.Client, bigquery_dataset: str
+) -> None:
+    """A process started with the cloud's environment reaches it with all its clients."""
+    table = f"{bigquery_dataset}.t"
+    load(client, table, [{"id": "a", "n": 1}])
+
+    done = subprocess.run(
+        [sys.executable, "-c", READ_IN_A_SUBPROCESS, table],
+        env=loopback_cloud.subprocess_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+    assert done.stdout.splitlines() == [
+        f"google.auth.compute_engine.credentials {PROJECT}",
+        "[('a', 1)]",
+        "{'id': 'a', 'n': 1}",
+    ], done.stderr
+
+
+def test_redirection_ends(loopback_cloud: LoopbackCloud) -> None:
+    """After the block the clients and the variables are what they were."""
+    from apache_beam.io.gcp.internal.clients.bigquery.bigquery_v2_client import BigqueryV2
+    from google.cloud.bigquery_storage_v1 import BigQueryReadClient
+
+    def state() -> tuple[Any, ...]:
+        initialise = BigQueryReadClient.__mro__[2].__init__
+        return BigqueryV2.BASE_URL, initialise, dict(os.environ), socket.getdefaulttimeout()
+
+    before = state()
+    with loopback_cloud.clients_redirected():
+        assert BigqueryV2.BASE_URL.startswith(loopback_cloud.environment["BIGQUERY_EMULATOR_HOST"])
+    assert state() == before

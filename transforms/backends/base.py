@@ -36,7 +36,9 @@ class Client(Protocol):
 class BatchClient(Client, Protocol):
     """A client that answers many requests at once more cheaply than one by one."""
 
-    async def generate_many(self, requests: Sequence[Request]) -> Sequence[Completion | RecordError]:
+    async def generate_many(
+        self, requests: Sequence[Request]
+    ) -> Sequence[Completion | RecordError]:
         """One outcome per request, in order. If it raises, each request is tried alone."""
         ...
 

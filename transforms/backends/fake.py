@@ -10,6 +10,7 @@ A marker in a prompt, such as ``[[fake:blocked]]``, forces a fault for exactly t
 import asyncio
 import bisect
 import dataclasses
+import functools
 import hashlib
 import itertools
 import re
@@ -169,11 +170,10 @@ class FakeClient:
                 return failure
         if self._embeds:
             vector = _vector(fingerprint, self._backend.embedding_dimensions)
-            return Completion(embedding=vector, usage=Usage(request.estimated_tokens))
+            return Completion(None, None, vector, None, _usage(request.estimated_tokens, None))
         output = _output(request) if fault != "schema_violation" else "not what the schema says"
-        return Completion(
-            output, None, None, "STOP", _usage(request, output), self._backend.model
-        )
+        usage = _usage(request.estimated_tokens, len(output.split()))
+        return Completion(output, None, None, "STOP", usage, self._backend.model)
 
     def _failure(self, fault: str, request: Request) -> RecordError | None:
         if fault not in FAULTS:
@@ -192,7 +192,7 @@ class FakeClient:
         if fault in _ANSWERED:
             output = None if fault == "empty_output" else _output(request)
             known = {"finish_reason": fault.upper(), "output": output}
-            known["usage"] = _usage(request, output or "")
+            known["usage"] = _usage(request.estimated_tokens, len((output or "").split()))
             known["model_version"] = self._backend.model
         return _ERRORS[fault](
             f"a fault of the fake backend: {fault}",
@@ -229,14 +229,15 @@ def _output(request: Request) -> str:
     return json_values.dumps(minimal(schema, schema)).decode()
 
 
-def _usage(request: Request, output: str) -> Usage:
-    return Usage(request.estimated_tokens, None, len(output.split()))
+@functools.lru_cache(maxsize=4096)
+def _usage(input_tokens: int, output_tokens: int | None) -> Usage:
+    return Usage(input_tokens, None, output_tokens)
 
 
 def _vector(fingerprint: str, dimensions: int) -> tuple[float, ...]:
     """Numbers from -1 to 1 that depend on nothing but the fingerprint."""
     noise = hashlib.shake_128(fingerprint.encode()).digest(4 * dimensions)
-    return tuple(value / 2**31 for value in struct.unpack(f"<{dimensions}i", noise))
+    return tuple(map((2.0**-31).__mul__, struct.unpack(f"<{dimensions}i", noise)))
 
 
 def minimal(schema: Json, root: Json) -> Json:

@@ -49,7 +49,7 @@ class GeminiBackend:
       project: Whose quota and bill.
       location: A region, ``us``, ``eu`` or ``global``.
       task: ``embed`` asks an embedding model.
-      endpoint: Another base URL (plain HTTP gets no credentials), or the resource of a tuned
+      endpoint: Another base URL (plain HTTP gets a made-up token), or the resource of a tuned
         model, ``projects/P/locations/L/endpoints/E``.
       accept_truncated: An answer that ended at its token limit is a result, not a failure.
 
@@ -107,7 +107,7 @@ class GeminiBackend:
 class GeminiClient:
     """A live connection to one model."""
 
-    def __init__(self, backend: GeminiBackend, url: str, auth: GoogleAuth | None) -> None:
+    def __init__(self, backend: GeminiBackend, url: str, auth: GoogleAuth) -> None:
         self._backend = backend
         self._url = url
         self._auth = auth
@@ -123,8 +123,7 @@ class GeminiClient:
             body = _embed_body(request, backend.embeds_content())
         else:
             body = generate_body(request)
-        headers = await self._auth.headers() if self._auth else None
-        reply = await self._http.post(self._url, body, headers)
+        reply = await self._http.post(self._url, body, await self._auth.headers())
         if embedding:
             return shaped(_embedding, reply.data, what=backend.model)
         return shaped(

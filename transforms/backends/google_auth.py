@@ -42,9 +42,11 @@ class GoogleAuth:
         Raises:
           BackendUnusable: There are none, or no token can be had for them.
         """
-        # Imported here: the library must load where no Google backend is used.
-        import google.auth.exceptions
-
+        try:
+            import google.auth.exceptions
+            import google.auth.transport.requests
+        except ImportError as error:
+            raise BackendUnusable(f"Google backends need apache-beam[gcp]: {error}") from error
         if credentials is None:
             try:
                 credentials, _ = await asyncio.to_thread(google.auth.default, scopes=SCOPES)
@@ -64,19 +66,16 @@ class GoogleAuth:
           Forbidden: The credentials were revoked.
           Unavailable: The token has expired and the token endpoint does not answer.
         """
-        from google.auth.credentials import TokenState
-
-        fresh, invalid = TokenState.FRESH, TokenState.INVALID
-        if self._headers and self._credentials.token_state is fresh:
+        if self._headers and self._credentials.token_state.name == "FRESH":
             return self._headers
         async with self._lock:
-            state = self._credentials.token_state
-            if state is not fresh and time.monotonic() >= self._pause_until:
+            state = self._credentials.token_state.name
+            if state != "FRESH" and time.monotonic() >= self._pause_until:
                 self._failure = await self._refresh()
                 if self._failure:
                     self._pause_until = time.monotonic() + PAUSE_AFTER_FAILURE_S
-                state = self._credentials.token_state
-            if self._failure and state is invalid:
+                state = self._credentials.token_state.name
+            if self._failure and state == "INVALID":
                 raise self._failure.error()
             self._headers = self._bearer()  # a stale token lives for minutes: better than none
             return self._headers
@@ -136,10 +135,14 @@ def vertex_base_url(location: str, override: str | None = None) -> str:
     return f"https://{location}-aiplatform.googleapis.com"
 
 
-async def auth_for(base_url: str) -> GoogleAuth | None:
-    """Credentials for an address; none for plain HTTP, where a token could be read on its way.
+async def auth_for(base_url: str) -> GoogleAuth:
+    """The authorization for an address; a made-up token where plain HTTP would show a real one.
 
     Raises:
       BackendUnusable: The address needs credentials and there are none.
     """
-    return None if base_url.startswith("http://") else await GoogleAuth.open()
+    if base_url.startswith("https://"):
+        return await GoogleAuth.open()
+    from google.oauth2.credentials import Credentials
+
+    return await GoogleAuth.open(Credentials(token="anonymous"))  # type: ignore[no-untyped-call]

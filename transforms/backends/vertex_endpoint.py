@@ -32,7 +32,7 @@ class VertexEndpointBackend:
       method: ``predict`` wraps an instance; ``raw_predict`` sends it as the whole body, and the
         generation config is not used.
       model: The name in results and fingerprints; the endpoint's id when not given.
-      api_base: Another base URL of the API; plain HTTP gets no credentials.
+      api_base: Another base URL of the API; plain HTTP gets a made-up token.
 
     Raises:
       ConfigurationError: The endpoint is neither.
@@ -84,10 +84,10 @@ class VertexEndpointBackend:
         return VertexEndpointClient(self, base, auth, http)
 
 
-async def _serving_base(http: JsonClient, auth: GoogleAuth | None, base: str, resource: str) -> str:
+async def _serving_base(http: JsonClient, auth: GoogleAuth, base: str, resource: str) -> str:
     """Where the endpoint answers: its dedicated host, else, or if it cannot be asked, `base`."""
     try:
-        headers = await auth.headers() if auth else None
+        headers = await auth.headers()
         reply = await asyncio.wait_for(
             http.get(f"{base}/v1/{resource}", headers), timeout=LOOKUP_TIMEOUT_S
         )
@@ -104,7 +104,7 @@ class VertexEndpointClient:
         self,
         backend: VertexEndpointBackend,
         base_url: str,
-        auth: GoogleAuth | None,
+        auth: GoogleAuth,
         http: JsonClient,
     ) -> None:
         verb = "predict" if backend.method == "predict" else "rawPredict"
@@ -117,7 +117,7 @@ class VertexEndpointClient:
         """Answers one request; raises as `transforms.backends.base.Client` says."""
         raw = self._backend.method == "raw_predict"
         body = request_body(request, raw=raw)
-        headers = await self._auth.headers() if self._auth else None
+        headers = await self._auth.headers()
         parse = _json_or_text if raw else json_values.loads
         reply = await self._http.post(self._url, body, headers, parse=parse)
         if raw:

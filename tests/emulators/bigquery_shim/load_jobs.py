@@ -18,7 +18,12 @@ from typing import Any
 from bqemulator.api.routes import tabledata, tables, upload
 from bqemulator.catalog.etag import generate_etag
 from bqemulator.catalog.models import JobMeta
-from bqemulator.domain.errors import DomainError, NotFoundError, ValidationError
+from bqemulator.domain.errors import (
+    AlreadyExistsError,
+    DomainError,
+    NotFoundError,
+    ValidationError,
+)
 from bqemulator.jobs import executor
 from bqemulator.storage.arrow_bridge import bq_rows_to_arrow
 
@@ -90,7 +95,7 @@ def _write_files(job: Any, files: list[Path], *, created: bool, ctx: Any) -> int
     before = executor._refresh_load_row_count(job, ctx)
     if job.write_disposition == "WRITE_EMPTY" and before:
         table = f"{job.project_id}:{job.dataset_id}.{job.table_id}"
-        raise ValidationError(f"Already Exists: Table {table} is not empty")
+        raise AlreadyExistsError(f"Already Exists: Table {table}")
     if job.write_disposition == "WRITE_TRUNCATE":
         if not created:
             _replace_schema(job, ctx)

@@ -56,20 +56,23 @@ def with_destination_tables(stock_handle: HandleQueryJob) -> HandleQueryJob:
             if not destination or not READS_ROWS.match(requested.get("query", "")):
                 return await stock_handle(project_id, job_id, config, dry_run=False, **options)
             name = _table_name(project_id, destination)
-            statement = _write_statement(name, requested, destination, options["ctx"])
-            steps = [statement, f"SELECT * FROM {name}"]
+            try:
+                statement = _write_statement(name, requested, destination, options["ctx"])
+            except AlreadyExistsError as error:
+                result = jobs._domain_error_to_error_result(error)
+                now = options["ctx"].clock.now()
+                return jobs._failed_job_meta(project_id, job_id, "QUERY", config, result, now)
             layout = ("destinationTable", "writeDisposition", "timePartitioning", "clustering")
-            plain = {key: value for key, value in requested.items() if key not in layout}
-            for number, sql in enumerate(steps):
-                step = {**config, "query": {**plain, "query": sql}}
-                if number > 0:
-                    step["query"].pop("queryParameters", None)
-                step_id = job_id if number == len(steps) - 1 else f"{job_id}_{number}"
-                job = await stock_handle(project_id, step_id, step, dry_run=False, **options)
+            write = {key: value for key, value in requested.items() if key not in layout}
+            read = {key: value for key, value in write.items() if key != "queryParameters"}
+            write["query"], read["query"] = statement, f"SELECT * FROM {name}"
+            for step_id, step in ((f"{job_id}_write", write), (job_id, read)):
+                job = await stock_handle(
+                    project_id, step_id, {**config, "query": step}, dry_run=False, **options
+                )
                 if job.error_result:
                     break
-            update = {"job_id": job_id, "configuration": config}
-            return job.model_copy(update=update)
+            return job.model_copy(update={"job_id": job_id, "configuration": config})
 
     return handle
 

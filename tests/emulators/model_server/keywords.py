@@ -22,7 +22,7 @@ RELATED = {
     "spam": "winner prize click viagra lottery free",
     "urgent": "urgent immediate asap emergency outage down production now critical",
     "critical": "urgent immediate emergency outage down production security breach",
-    "high": "cannot can't blocked broken locked fail lost twice wrong crash",
+    "high": "cannot can't blocked broken locked fail lost wrong crash",
     "low": "question wonder suggest curious whenever rush typo minor someday",
     "positive": "thank great love happy excellent perfect good wonderful amazing best",
     "negative": "angry terribl disappoint frustrat unacceptable wrong broken worst awful bad twice"
@@ -32,6 +32,9 @@ RELATED = {
     "escalate": "lawyer manager urgent unacceptable complaint",
 }
 """Word beginnings that speak for a label."""
+
+STRONG = {"urgent": 3, "critical": 3}
+"""Labels whose words outweigh several of a milder one."""
 
 NEUTRAL = ("other", "normal", "medium", "neutral", "unknown", "none", "general", "misc")
 """Labels for a text that speaks for nothing else, in order of preference."""
@@ -54,7 +57,7 @@ def _patterns(label: str) -> tuple[re.Pattern[str] | None, re.Pattern[str]]:
 
 
 def score(label: str, text: str, *, by_name: bool = True) -> int:
-    """How many different related words ``text`` (lower case) holds; the label itself counts 1.
+    """Two points (or more, see STRONG) per different related word; the label itself counts 1.
 
     Args:
         label: A label such as ``billing`` or ``needs_human``.
@@ -62,7 +65,8 @@ def score(label: str, text: str, *, by_name: bool = True) -> int:
         by_name: Whether the label's own words count.
     """
     related, own = _patterns(label)
-    hits = 2 * len(set(related.findall(text))) if related else 0
+    weight = 2 * max(STRONG.get(part, 1) for part in words(label) or [""])
+    hits = weight * len(set(related.findall(text))) if related else 0
     return hits + (1 if by_name and own.search(text) else 0)
 
 

@@ -1,0 +1,3 @@
+"""The application: command line, options, configuration, wiring."""
+
+VERSION = "0.1.0"

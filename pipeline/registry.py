@@ -1,0 +1,177 @@
+"""From names to parts: which flags make which source, backend and sink."""
+
+import os
+from collections.abc import Callable
+
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+
+from pipeline.options import Values
+from transforms.backends.base import Backend
+from transforms.backends.fake import FakeBackend
+from transforms.backends.gemini import GeminiBackend
+from transforms.backends.openai import OpenAIBackend
+from transforms.backends.sentence_transformers import SentenceTransformersBackend
+from transforms.backends.vertex_endpoint import VertexEndpointBackend
+from transforms.errors import ConfigurationError
+from transforms.sinks.bigquery import TableName
+from transforms.sources.base import Source
+from transforms.sources.bigquery import QuerySource, TableSource
+from transforms.sources.files import FileSource
+
+INPUTS = ("input_files", "input_table", "input_query")
+
+
+def project_of(options: PipelineOptions) -> str | None:
+    """The job's project, else the environment's."""
+    project = options.view_as(GoogleCloudOptions).project
+    return project or os.environ.get("GOOGLE_CLOUD_PROJECT") or None
+
+
+def _region_of(options: PipelineOptions) -> str | None:
+    region = options.view_as(GoogleCloudOptions).region
+    return region or os.environ.get("GOOGLE_CLOUD_LOCATION") or None
+
+
+def make_source(values: Values, options: PipelineOptions) -> Source:
+    """The one source that the flags name.
+
+    Raises:
+      ConfigurationError: None or several are named, or a flag does not go with it.
+    """
+    named = [name for name in INPUTS if values.text(name)]
+    if len(named) != 1:
+        given = f"--{' and --'.join(named)} are given" if named else "none is given"
+        raise ConfigurationError(
+            f"exactly one input is needed, but {given}: use one of --{', --'.join(INPUTS)}"
+        )
+    name = named[0]
+    _only_with(values, "input_format", name == "input_files", "--input_files")
+    for flag in ("input_fields", "input_filter"):
+        _only_with(values, flag, name == "input_table", "--input_table")
+    _only_with(values, "temp_dataset", name != "input_files", "--input_query or --input_table")
+    limit = values.integer("limit")
+    if name == "input_files":
+        return FileSource(
+            pattern=values.require(name, ""), format=values.text("input_format"), limit=limit
+        )
+    project = project_of(options)
+    if name == "input_table":
+        table = TableName.parse(values.require(name, ""), project)
+        return TableSource(
+            table=table,
+            fields=values.items("input_fields"),
+            filter=values.text("input_filter"),
+            limit=limit,
+            job_project=project or table.project,
+            temp_dataset=values.text("temp_dataset"),
+            location=values.text("bigquery_location"),
+        )
+    if project is None:
+        raise ConfigurationError("--input_query needs --project: who pays for the query")
+    return QuerySource(
+        query=values.require(name, ""),
+        limit=limit,
+        job_project=project,
+        temp_dataset=values.text("temp_dataset"),
+        location=values.text("bigquery_location"),
+    )
+
+
+def _only_with(values: Values, flag: str, allowed: bool, wanted: str) -> None:
+    if values.text(flag) and not allowed:
+        raise ConfigurationError(
+            f"--{flag} is {values.text(flag)!r}, but goes with {wanted} only: remove it"
+        )
+
+
+def _model_project(values: Values, options: PipelineOptions) -> str:
+    project = values.text("model_project") or project_of(options)
+    if project is None:
+        raise ConfigurationError(
+            "--model_project is missing: give it, or --project, or set GOOGLE_CLOUD_PROJECT"
+        )
+    return project
+
+
+def _gemini(values: Values, options: PipelineOptions) -> Backend:
+    model = values.require("model", "which Gemini model, e.g. --model=gemini-2.5-flash")
+    location = values.text("model_location") or _region_of(options)
+    if location is None:
+        raise ConfigurationError(
+            "--model_location is missing: give it (e.g. us-central1, or global), or --region, "
+            "or set GOOGLE_CLOUD_LOCATION"
+        )
+    return GeminiBackend(
+        model=model,
+        project=_model_project(values, options),
+        location=location,
+        task=values.text("task") or "generate",
+        endpoint=values.text("endpoint"),
+        accept_truncated=values.boolean("accept_truncated"),
+    )
+
+
+def _vertex_endpoint(values: Values, options: PipelineOptions) -> Backend:
+    endpoint = values.require(
+        "endpoint", "which endpoint, e.g. projects/P/locations/L/endpoints/123"
+    )
+    if values.text("task") == "embed":
+        raise ConfigurationError(
+            "--task is 'embed', but backend vertex_endpoint has predictions only: remove it; "
+            "a prediction that is a list is in output_json"
+        )
+    return VertexEndpointBackend(
+        endpoint=endpoint,
+        method=values.text("predict_method") or "predict",
+        model=values.text("model") or "",
+    )
+
+
+def _openai(values: Values, options: PipelineOptions) -> Backend:
+    return OpenAIBackend(
+        model=values.require("model", "the name that the server knows the model by"),
+        endpoint=values.text("endpoint"),
+        task=values.text("task") or "generate",
+        accept_truncated=values.boolean("accept_truncated"),
+    )
+
+
+def _sentence_transformers(values: Values, options: PipelineOptions) -> Backend:
+    if values.text("task") != "embed":
+        raise ConfigurationError("backend sentence_transformers embeds only: give --task=embed")
+    return SentenceTransformersBackend(
+        model=values.require("model", "a model's name or path, e.g. all-MiniLM-L6-v2")
+    )
+
+
+def _fake(values: Values, options: PipelineOptions) -> Backend:
+    return FakeBackend.from_request_options(
+        values.json_object("request_options"),
+        model=values.text("model") or "fake",
+        task=values.text("task") or "generate",
+    )
+
+
+BACKENDS: dict[str, Callable[[Values, PipelineOptions], Backend]] = {
+    "gemini": _gemini,
+    "vertex_endpoint": _vertex_endpoint,
+    "openai": _openai,
+    "sentence_transformers": _sentence_transformers,
+    "fake": _fake,
+}
+
+
+def make_backend(values: Values, options: PipelineOptions) -> Backend:
+    """The backend that the flags name.
+
+    Raises:
+      ConfigurationError: A flag that it needs is missing, or one does not go with it.
+    """
+    name = values.require("backend", f"one of {', '.join(BACKENDS)}")
+    if name in ("sentence_transformers", "fake"):
+        _only_with(values, "endpoint", False, "a backend that is a server")
+    _only_with(values, "instance_fields", name == "vertex_endpoint", "--backend=vertex_endpoint")
+    if name == "sentence_transformers" or values.text("task") == "embed":
+        _only_with(values, "output_schema", False, "--task=generate")
+        _only_with(values, "system_prompt", False, "--task=generate")
+    return BACKENDS[name](values, options)

@@ -1,0 +1,413 @@
+"""Gemini: bodies as google-genai sends them, replies and soft failures read as they are."""
+
+import asyncio
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from google import genai
+from google.genai import types
+from google.oauth2.credentials import Credentials
+
+from tests.emulators.model_fixtures import SimulatedModelServer
+from tests.transforms.backends import opened, prompt, request_of
+from transforms.backends.base import Backend, BatchClient, Client
+from transforms.backends.gemini import GeminiBackend, completion_of, generate_body
+from transforms.errors import (
+    Blocked,
+    EmptyOutput,
+    Forbidden,
+    InvalidRequest,
+    RateLimited,
+    RecordError,
+    RequestTimeout,
+    Truncated,
+    Unavailable,
+)
+from transforms.records import Completion, Request, Usage
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "string"}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+FIELDS: dict[str, Any] = {"model": "gemini-2.5-flash", "project": "p", "location": "us-central1"}
+
+
+def _outcomes(backend: Backend, *requests: Request) -> Sequence[Completion | RecordError]:
+    async def ask() -> Any:
+        async with opened(backend) as client:
+            answers = (client.generate(request) for request in requests)
+            return await asyncio.gather(*answers, return_exceptions=True)
+
+    outcomes: Sequence[Completion | RecordError] = asyncio.run(ask())
+    return outcomes
+
+
+def _sdk(server: SimulatedModelServer) -> genai.Client:
+    options = types.HttpOptions(
+        base_url=server.base_url, api_version="v1", headers={"x-simulated-strict": "1"}
+    )
+    return genai.Client(
+        vertexai=True,
+        project="p",
+        location="us-central1",
+        credentials=Credentials(token="fake"),
+        http_options=options,
+    )
+
+
+def _path_and_body(server: SimulatedModelServer) -> tuple[str, Any]:
+    (seen,) = server.requests()
+    server.reset()
+    return seen["path"], seen["body"]
+
+
+def test_body_is_that_of_the_sdk(model_server: SimulatedModelServer) -> None:
+    """Messages, configuration, schema and options arrive exactly as google-genai sends them."""
+    model_server.reset()
+    _sdk(model_server).models.generate_content(
+        model="gemini-2.5-flash",
+        contents=[
+            types.Content(role="user", parts=[types.Part(text="one"), types.Part(text="two")]),
+            types.Content(role="model", parts=[types.Part(text="yes?")]),
+            types.Content(role="user", parts=[types.Part(text="hello")]),
+        ],
+        config=types.GenerateContentConfig(
+            system_instruction="Be brief.\n\nBe kind.",
+            max_output_tokens=5,
+            temperature=0.5,
+            top_p=0.9,
+            top_k=3,
+            stop_sequences=["x"],
+            seed=3,
+            response_mime_type="application/json",
+            response_json_schema=SCHEMA,
+            safety_settings=[
+                types.SafetySetting(
+                    category=types.HarmCategory.HARM_CATEGORY_HARASSMENT,
+                    threshold=types.HarmBlockThreshold.BLOCK_NONE,
+                )
+            ],
+            labels={"team": "a"},
+            tools=[types.Tool(google_search=types.GoogleSearch())],
+        ),
+    )
+    expected = _path_and_body(model_server)
+    request = request_of(
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}],
+                },
+                {"role": "assistant", "content": "yes?"},
+                {"role": "system", "content": "Be kind."},
+                {"role": "user", "parts": [{"text": "hello"}]},
+            ]
+        },
+        generation_config={
+            "max_output_tokens": 5,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "topK": 3.0,
+            "stop": "x",
+            "seed": 3,
+        },
+        output_schema=SCHEMA,
+        request_options={
+            "safetySettings": [
+                {"category": "HARM_CATEGORY_HARASSMENT", "threshold": "BLOCK_NONE"}
+            ],
+            "labels": {"team": "a"},
+            "tools": [{"googleSearch": {}}],
+        },
+    )
+    (outcome,) = _outcomes(GeminiBackend(**FIELDS, endpoint=model_server.base_url), request)
+    assert isinstance(outcome, Completion)
+    assert _path_and_body(model_server) == expected
+
+
+@pytest.mark.parametrize(
+    "model", ["gemini-embedding-001", "text-embedding-005", "gemini-embedding-2"]
+)
+@pytest.mark.parametrize("config", [{}, {"task_type": "RETRIEVAL_DOCUMENT", "title": "T"}])
+@pytest.mark.parametrize("more", [{}, {"output_dimensionality": 4, "auto_truncate": True}])
+def test_embedding_body_is_that_of_the_sdk(
+    model_server: SimulatedModelServer, model: str, config: Any, more: Any
+) -> None:
+    """Both ways to ask for an embedding, with the settings in their three places."""
+    model_server.reset()
+    reference = _sdk(model_server).models.embed_content(
+        model=model, contents="hello", config=types.EmbedContentConfig(**config, **more)
+    )
+    expected = _path_and_body(model_server)
+    backend = GeminiBackend(
+        **{**FIELDS, "model": model}, task="embed", endpoint=model_server.base_url
+    )
+    (outcome,) = _outcomes(
+        backend, request_of({"text": "hello"}, generation_config={**config, **more})
+    )
+    assert _path_and_body(model_server) == expected
+    assert reference.embeddings is not None
+    assert isinstance(outcome, Completion)
+    assert list(outcome.embedding or ()) == reference.embeddings[0].values
+    assert len(outcome.embedding or ()) == (4 if more else 8)
+    assert outcome.usage == Usage(input_tokens=2)
+
+
+def test_answer(model_server: SimulatedModelServer) -> None:
+    """Text, finish reason, tokens by kind, model and tier, from a reply with unknown fields."""
+    request = request_of(
+        {
+            "messages": [
+                {"role": "system", "content": "brief"},
+                {"role": "user", "content": "hello"},
+            ]
+        }
+    )
+    outcomes = _outcomes(GeminiBackend(**FIELDS, endpoint=model_server.base_url), request)
+    assert outcomes == [
+        Completion(
+            output="answer to hello",
+            finish_reason="STOP",
+            usage=Usage(
+                input_tokens=3, cached_input_tokens=2, output_tokens=4, reasoning_tokens=3
+            ),
+            model_version="gemini-2.5-flash",
+            service_tier="ON_DEMAND",
+        )
+    ]
+
+
+def test_a_whole_request_goes_as_it_stands(model_server: SimulatedModelServer) -> None:
+    """Parameters are not mixed into it, for texts and for embeddings."""
+    model_server.reset()
+    body = {"contents": [{"role": "user", "parts": [{"text": "a"}]}], "labels": {"b": "c"}}
+    request = request_of({"request": body}, generation_config={"seed": 1}, output_schema=SCHEMA)
+    _outcomes(GeminiBackend(**FIELDS, endpoint=model_server.base_url), request)
+    assert _path_and_body(model_server)[1] == body
+    embed = {"instances": [{"content": "a"}], "parameters": {"autoTruncate": False}}
+    fields = {**FIELDS, "model": "text-embedding-005", "task": "embed"}
+    _outcomes(
+        GeminiBackend(**fields, endpoint=model_server.base_url), request_of({"request": embed})
+    )
+    assert _path_and_body(model_server)[1] == embed
+
+
+def test_urls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regions, publishers, tuned models and base URLs."""
+    monkeypatch.delenv("GOOGLE_VERTEX_BASE_URL", raising=False)
+
+    def url(**fields: Any) -> str:
+        return GeminiBackend(**{**FIELDS, **fields}).url()
+
+    google = "https://us-central1-aiplatform.googleapis.com/v1/projects/p/locations/us-central1"
+    assert url() == f"{google}/publishers/google/models/gemini-2.5-flash:generateContent"
+    assert url(model="meta/llama-4") == f"{google}/publishers/meta/models/llama-4:generateContent"
+    assert url(model="publishers/a/models/b") == f"{google}/publishers/a/models/b:generateContent"
+    assert url(location="global") == (
+        "https://aiplatform.googleapis.com/v1/projects/p/locations/global"
+        "/publishers/google/models/gemini-2.5-flash:generateContent"
+    )
+    tuned = "projects/9/locations/europe-west4/endpoints/42"
+    tuned_url = f"https://europe-west4-aiplatform.googleapis.com/v1/{tuned}:generateContent"
+    assert url(endpoint=tuned) == tuned_url
+    assert url(endpoint="http://127.0.0.1:1/", model=tuned) == (
+        f"http://127.0.0.1:1/v1/{tuned}:generateContent"
+    )
+    assert url(task="embed", model="google/gemini-embedding-2-preview").endswith(
+        "/publishers/google/models/gemini-embedding-2-preview:embedContent"
+    )
+    monkeypatch.setenv("GOOGLE_VERTEX_BASE_URL", "http://127.0.0.1:2")
+    assert url(endpoint=tuned) == f"http://127.0.0.1:2/v1/{tuned}:generateContent"
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "retry_after_s"),
+    [
+        ("a [[http:400]]", InvalidRequest, None),
+        ("b [[http:403]]", Forbidden, None),
+        ("c [[http:429]][[retry-after:7]]", RateLimited, 7.0),
+        ("d [[http:503]]", Unavailable, None),
+        ("e [[http:504]]", RequestTimeout, None),
+        ("f [[reset]]", Unavailable, None),
+        ("g [[malformed]]", Unavailable, None),
+        ("h [[wrong-shape]]", EmptyOutput, None),
+        ("i [[blocked]]", Blocked, None),
+        ("j [[prompt-blocked]]", Blocked, None),
+        ("k [[empty]]", EmptyOutput, None),
+        ("l [[no-candidates]]", EmptyOutput, None),
+        ("m [[truncated]]", Truncated, None),
+        ("n [[thoughts-only]]", Truncated, None),
+    ],
+)
+def test_failures(
+    model_server: SimulatedModelServer,
+    text: str,
+    error: type[RecordError],
+    retry_after_s: float | None,
+) -> None:
+    """Each of a server's failures becomes its error, beside an answer that is not touched."""
+    backend = GeminiBackend(**FIELDS, endpoint=model_server.base_url)
+    failed, fine = _outcomes(backend, prompt(text), prompt("fine"))
+    assert type(failed) is error
+    assert failed.retry_after_s == retry_after_s
+    assert isinstance(fine, Completion)
+    assert fine.output == "answer to fine"
+
+
+def test_soft_failures_keep_what_was_paid_for(model_server: SimulatedModelServer) -> None:
+    """Tokens, model, finish reason and the text that there was."""
+    backend = GeminiBackend(**FIELDS, endpoint=model_server.base_url)
+    truncated, blocked, refused = _outcomes(
+        backend, prompt("[[truncated]]"), prompt("[[blocked]]"), prompt("[[prompt-blocked]]")
+    )
+    assert isinstance(truncated, Truncated)
+    assert (truncated.finish_reason, truncated.output) == ("MAX_TOKENS", "answer to [")
+    assert truncated.usage == Usage(input_tokens=4, output_tokens=3, reasoning_tokens=3)
+    assert truncated.model_version == "gemini-2.5-flash"
+    assert isinstance(blocked, Blocked)
+    assert (blocked.finish_reason, blocked.output) == ("SAFETY", None)
+    assert isinstance(refused, Blocked)
+    assert refused.finish_reason == "PROHIBITED_CONTENT"
+    assert refused.usage == Usage(input_tokens=5)
+
+
+def test_accept_truncated(model_server: SimulatedModelServer) -> None:
+    """Then a cut text is a result; thoughts that ate the whole limit still are not."""
+    backend = GeminiBackend(**FIELDS, endpoint=model_server.base_url, accept_truncated=True)
+    cut, nothing = _outcomes(backend, prompt("[[truncated]]"), prompt("[[thoughts-only]]"))
+    assert isinstance(cut, Completion)
+    assert (cut.output, cut.finish_reason) == ("answer to [", "MAX_TOKENS")
+    assert isinstance(nothing, Truncated)
+
+
+def test_unknown_reasons_and_odd_text_pass(model_server: SimulatedModelServer) -> None:
+    """A finish reason of tomorrow with text, and a lone surrogate, are answers."""
+    backend = GeminiBackend(**FIELDS, endpoint=model_server.base_url)
+    new, odd = _outcomes(backend, prompt("[[unknown-finish]]"), prompt("[[surrogate]]"))
+    assert isinstance(new, Completion)
+    assert (new.finish_reason, new.output) == ("SOMETHING_NEW", "answer to [[unknown-finish]]")
+    assert isinstance(odd, Completion)
+    assert odd.output == "answer to [[surrogate]] \\ud83d"
+
+
+def test_embedding_failures(model_server: SimulatedModelServer) -> None:
+    """No vector is no answer."""
+    for model in ("gemini-embedding-001", "gemini-embedding-2"):
+        backend = GeminiBackend(
+            **{**FIELDS, "model": model}, task="embed", endpoint=model_server.base_url
+        )
+        empty, shape, texts = _outcomes(
+            backend,
+            request_of({"text": "[[empty]]"}),
+            request_of({"text": "[[wrong-shape]]"}),
+            request_of({"messages": []}),
+        )
+        assert isinstance(empty, EmptyOutput)
+        assert isinstance(shape, Unavailable)
+        assert isinstance(texts, InvalidRequest)
+
+
+def _reply(parts: Any, reason: str | None = "STOP", **more: Any) -> dict[str, Any]:
+    return {"candidates": [{"content": {"parts": parts}, "finishReason": reason}], **more}
+
+
+def test_parts() -> None:
+    """Text parts are joined, thoughts left out; calls of functions are JSON."""
+    spoken = completion_of(
+        _reply([{"text": "a", "thought": True}, {"text": "b"}, {"inlineData": {}}, {"text": "c"}]),
+        accept_truncated=False,
+    )
+    assert (spoken.output, spoken.output_json) == ("bc", None)
+    called = completion_of(
+        _reply([{"functionCall": {"name": "f", "args": {"x": 1}}}]), accept_truncated=False
+    )
+    assert called.output is None
+    assert called.output_json == '[{"name":"f","args":{"x":1}}]'
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "SAFETY",
+        "RECITATION",
+        "LANGUAGE",
+        "BLOCKLIST",
+        "PROHIBITED_CONTENT",
+        "SPII",
+        "MODEL_ARMOR",
+        "IMAGE_SAFETY",
+        "IMAGE_PROHIBITED_CONTENT",
+        "IMAGE_RECITATION",
+    ],
+)
+def test_blocked_reasons(reason: str) -> None:
+    """A blocked answer is blocked even if some text came before."""
+    with pytest.raises(Blocked) as caught:
+        completion_of(_reply([{"text": "some"}], reason), accept_truncated=False)
+    assert (caught.value.finish_reason, caught.value.output) == (reason, "some")
+
+
+@pytest.mark.parametrize("reason", ["OTHER", "MALFORMED_FUNCTION_CALL", "TOMORROW", None])
+def test_other_reasons(reason: str | None) -> None:
+    """Any other reason passes with text, and is an empty output without."""
+    assert completion_of(_reply([{"text": "x"}], reason), accept_truncated=False).output == "x"
+    with pytest.raises(EmptyOutput):
+        completion_of(_reply([], reason), accept_truncated=False)
+
+
+def test_own_schema_wins() -> None:
+    """A response schema in the generation config is sent instead of the output schema."""
+    config = {"response_schema": {"type": "OBJECT"}}
+    body = generate_body(prompt("a", generation_config=config, output_schema=SCHEMA))
+    assert body["generationConfig"] == config
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"text": "a"}, "a request with ['text'] has no messages"),
+        ({"messages": "a"}, "a request with ['messages'] has no messages"),
+        ({"messages": ["a"]}, "a message is a str, not an object"),
+        (
+            {"messages": [{"role": "tool", "content": "a"}]},
+            "role 'tool' is none of system, user, assistant, model",
+        ),
+        ({"messages": [{"role": "user"}]}, "a message's content is a NoneType, not text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "a part of type 'image_url' is no text; give Gemini's own 'parts' for others",
+        ),
+        (
+            {"messages": [{"role": "user", "content": ["a"]}]},
+            "a part of type 'str' is no text; give Gemini's own 'parts' for others",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
+            "a part of type 'text' is no text; give Gemini's own 'parts' for others",
+        ),
+    ],
+)
+def test_what_gemini_has_no_word_for(body: Any, message: str) -> None:
+    """The record is refused before it is sent, with the role or type that was wrong."""
+    with pytest.raises(InvalidRequest) as caught:
+        generate_body(request_of(body))
+    assert str(caught.value) == message
+
+
+def test_backend_is_a_picklable_description() -> None:
+    """It travels to workers; its client answers one by one."""
+    backend = GeminiBackend(**FIELDS, endpoint="http://127.0.0.1:1")
+    assert pickle.loads(pickle.dumps(backend)) == backend
+    assert (backend.family, backend.model) == ("gemini", "gemini-2.5-flash")
+
+    async def kind() -> tuple[bool, Client]:
+        async with opened(backend) as client:
+            return isinstance(client, BatchClient), client
+
+    assert asyncio.run(kind())[0] is False

@@ -1,0 +1,213 @@
+"""Embeddings by a model in the worker, with the sentence-transformers library.
+
+The model's own modules compute them, so they equal those of `SentenceTransformer.encode`; what
+differs is how texts are put together. All texts of a call are tokenized once, sorted by their real
+length, and cut into batches by a budget of *padded tokens*: on two cores a batch of 32 short texts
+is too small to keep the matrix products busy, and one of 32 long ones falls out of the cache.
+"""
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import importlib
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transforms.errors import BackendUnusable, InvalidRequest, RecordError
+from transforms.records import Completion, Request, Usage
+
+CPU_TOKENS = 1024
+"""Padded tokens per batch on a CPU: the best of 512 to 8,192 with MiniLM on two cores."""
+ACCELERATOR_TOKENS = 32_768
+"""Padded tokens per batch elsewhere: four times what `encode` takes at 256 tokens per text."""
+TEXTS_AT_ONCE = 2048
+"""How many texts are tokenized together; bounds the memory of one call."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SentenceTransformersBackend:
+    """An embedding model that runs in the worker.
+
+    Attributes:
+      model: A name on the Hugging Face hub, or a local directory.
+      batch_size: Texts per forward pass; None chooses by tokens.
+
+    A text beyond the model's ``max_seq_length`` is cut there, without a word: that is the model's
+    own behaviour, and `Usage.input_tokens` counts what was used.
+    """
+
+    model: str
+    batch_size: int | None = None
+
+    @property
+    def family(self) -> str:
+        return "sentence_transformers"
+
+    async def open(self) -> "SentenceTransformersClient":
+        """Loads the model, once per process however often it is opened.
+
+        Raises:
+          BackendUnusable: The library is missing, or the model cannot be loaded.
+        """
+        return SentenceTransformersClient(await asyncio.to_thread(_load, self.model), self)
+
+
+class _Loaded:
+    """A model in memory, and the one thread that uses it."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="embed")
+
+
+_loading = threading.Lock()
+_loaded: "weakref.WeakValueDictionary[str, _Loaded]" = weakref.WeakValueDictionary()
+
+
+def _load(name: str) -> _Loaded:
+    with _loading:
+        present = _loaded.get(name)
+        if present is not None:
+            return present
+        try:
+            library = importlib.import_module("sentence_transformers")
+        except ImportError as error:
+            raise BackendUnusable(
+                f"the sentence_transformers backend needs the extra 'embed': {error}"
+            ) from error
+        try:
+            model = library.SentenceTransformer(name)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise BackendUnusable(
+                f"the model {name!r} cannot be loaded ({type(error).__name__}: {error}); give a "
+                "name on the Hugging Face hub that the workers can reach, or a local directory"
+            ) from error
+        model.eval()
+        _loaded[name] = loaded = _Loaded(model)
+        return loaded
+
+
+class SentenceTransformersClient:
+    """A loaded model; calls of all bundles take turns in its one thread."""
+
+    def __init__(self, loaded: _Loaded, backend: SentenceTransformersBackend) -> None:
+        self._loaded: _Loaded | None = loaded
+        self._batch_size = backend.batch_size
+
+    async def generate(self, request: Request) -> Completion:
+        """Embeds one text; many at once are several times cheaper."""
+        (outcome,) = await self.generate_many([request])
+        if isinstance(outcome, RecordError):
+            raise outcome
+        return outcome
+
+    async def generate_many(
+        self, requests: Sequence[Request]
+    ) -> Sequence[Completion | RecordError]:
+        """Embeds many texts; a request without a text fails alone."""
+        loaded = self._loaded
+        if loaded is None:
+            raise RuntimeError("the client is closed")
+        loop = asyncio.get_running_loop()
+        texts = [request.body.get("text") for request in requests]
+        embedded = iter(
+            await loop.run_in_executor(
+                loaded.thread,
+                embed,
+                loaded.model,
+                [text for text in texts if isinstance(text, str)],
+                self._batch_size,
+            )
+        )
+        return [
+            next(embedded) if isinstance(text, str) else _no_text(request)
+            for text, request in zip(texts, requests, strict=True)
+        ]
+
+    async def close(self) -> None:
+        """Lets go of the model; its memory is free when the last client of it has closed."""
+        self._loaded = None
+
+
+def _no_text(request: Request) -> InvalidRequest:
+    return InvalidRequest(f"an embedding request with {sorted(request.body)} has no text")
+
+
+def embed(model: Any, texts: Sequence[str], batch_size: int | None = None) -> list[Completion]:
+    """One completion per text, in order.
+
+    Args:
+      model: A `SentenceTransformer`.
+      texts: Any number of them.
+      batch_size: Texts per forward pass; None chooses by tokens.
+    """
+    torch = importlib.import_module("torch")
+    completions: list[Completion] = []
+    with torch.inference_mode():
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            some = list(texts[start : start + TEXTS_AT_ONCE])
+            completions += _embed_some(model, some, batch_size)
+    return completions
+
+
+def _embed_some(model: Any, texts: list[str], batch_size: int | None) -> list[Completion]:
+    tokenize = model.preprocess if hasattr(model, "preprocess") else model.tokenize
+    features = tokenize(texts)
+    mask = features.get("attention_mask")
+    if mask is None or mask.ndim != 2 or model.default_prompt_name is not None:
+        # No padding to save, or a prompt that the pooling must know of: the library's own way.
+        rows = model.encode(texts, batch_size=batch_size or 32, show_progress_bar=False).tolist()
+        return [Completion(embedding=tuple(row)) for row in rows]
+    lengths: list[int] = mask.sum(1).tolist()
+    budget = CPU_TOKENS if model.device.type == "cpu" else ACCELERATOR_TOKENS
+    left = getattr(model.tokenizer, "padding_side", "right") == "left"
+    found: list[Any] = [None] * len(texts)
+    for batch in batches(lengths, budget, batch_size):
+        width = lengths[batch[-1]]
+        columns = slice(mask.shape[1] - width, None) if left else slice(0, width)
+        padded = {
+            name: value[batch, columns].to(model.device)
+            if getattr(value, "shape", ())[:2] == mask.shape
+            else value
+            for name, value in features.items()
+        }
+        vectors = model(padded)["sentence_embedding"]
+        if model.truncate_dim is not None:
+            vectors = vectors[:, : model.truncate_dim]
+        for place, vector in zip(batch, vectors.float().tolist(), strict=True):
+            found[place] = Completion(
+                embedding=tuple(vector), usage=Usage(input_tokens=lengths[place])
+            )
+    return found
+
+
+def batches(
+    lengths: Sequence[int], budget: int, batch_size: int | None = None
+) -> Iterator[list[int]]:
+    """Cuts texts into batches of like length; every text is in exactly one.
+
+    Args:
+      lengths: Tokens of each text.
+      budget: Most tokens of a batch, padding included; a longer text goes alone.
+      batch_size: A fixed number of texts per batch instead.
+
+    Yields:
+      The places of a batch's texts, the longest last.
+
+    >>> list(batches([5, 1, 4, 2], budget=8))
+    [[1, 3], [2], [0]]
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batch: list[int] = []
+    for place in order:
+        full = (
+            len(batch) == batch_size if batch_size else lengths[place] * (len(batch) + 1) > budget
+        )
+        if batch and full:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch

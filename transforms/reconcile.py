@@ -1,0 +1,254 @@
+"""The reconciliation: ``records = results + dead letters``, from what the sinks really hold.
+
+`count_records` and `summarise` are the pure parts. `TallyRecords` counts what was read,
+`WriteRunSummary` compares it with the sinks when they have finished, writes the summary and then
+raises if they do not agree: a run that lost a record is a failed run.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.pvalue import AsList, TaggedOutput
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.windowed_value import WindowedValue
+
+from transforms import json_values, metrics
+from transforms.errors import NotReconciled, WriteRejected
+from transforms.records import DeadLetter, Record
+from transforms.rows import SUMMARY_COLUMNS, Row, encode_row, now
+from transforms.sinks.bigquery import TableSpec, load_summary
+from transforms.sinks.staging import SinkReport
+from transforms.tally import Tally, emit_tally
+
+_PARTITIONS = 64
+IdHashes = tuple[int, bytes]
+"""A partition of the hash space, and 8-byte hashes of the ids that fell into it."""
+
+
+class _TallyRecordsDoFn(beam.DoFn):
+    """Counts, and collects a 64-bit hash of each id; one small element per partition and bundle."""
+
+    def start_bundle(self) -> None:
+        self._count = 0
+        self._hashes: list[bytes] = []
+
+    def process(self, record: Record) -> None:
+        self._count += 1
+        self._hashes.append(hashlib.blake2b(record.record_id.encode(), digest_size=8).digest())
+
+    def finish_bundle(
+        self,
+    ) -> Iterator[IdHashes | TaggedOutput[Literal["tally"], Tally]]:
+        metrics.Metrics.counter(metrics.NAMESPACE, "records").inc(self._count)
+        tally = Tally()
+        tally.counts["records"] = self._count
+        yield emit_tally(tally)
+        partitions: dict[int, list[bytes]] = {}
+        for digest in self._hashes:
+            partitions.setdefault(digest[0] % _PARTITIONS, []).append(digest)
+        window = GlobalWindow()
+        for partition, hashes in partitions.items():
+            yield WindowedValue((partition, b"".join(hashes)), window.max_timestamp(), [window])
+
+
+class _TallyUnreadDoFn(beam.DoFn):
+    def start_bundle(self) -> None:
+        self._tally = Tally()
+
+    def process(self, _: DeadLetter) -> None:
+        self._tally.counts["records"] += 1
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        yield emit_tally(self._tally).value
+
+
+def count_duplicates(hashes: Sequence[bytes]) -> int:
+    """How many ids are not the first of their kind, by their packed 8-byte hashes.
+
+    Two different ids share a hash with probability n²/2⁶⁵: 3 in a million for ten million records.
+    """
+    values = np.frombuffer(b"".join(hashes), np.uint64)
+    return int(values.size - np.unique(values).size)
+
+
+def _duplicates_tally(partition: tuple[int, Iterable[bytes]]) -> Tally:
+    tally = Tally()
+    tally.counts["duplicate_ids"] = count_duplicates(list(partition[1]))
+    return tally
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class TallyRecords(beam.PTransform):
+    """Counts what was read, and ids that occur more than once; bounded.
+
+    Takes ``(records, unread)``, gives a PCollection of `Tally`. Only hashes are shuffled, eight
+    bytes a record, in 64 groups: an id that ten million records share does no harm.
+    """
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(
+        self, read: tuple[beam.PCollection[Record], beam.PCollection[DeadLetter]]
+    ) -> beam.PCollection[Tally]:
+        records, unread = read
+        counted = records | "CountRecords" >> beam.ParDo(_TallyRecordsDoFn()).with_outputs(
+            "tally", main="hashes"
+        )
+        duplicates = (
+            counted.hashes
+            | "GroupHashes" >> beam.GroupByKey()
+            | "CountDuplicates" >> beam.Map(_duplicates_tally)
+        )
+        unreadable = unread | "CountUnread" >> beam.ParDo(_TallyUnreadDoFn())
+        return (counted.tally, duplicates, unreadable) | "Tallies" >> beam.Flatten()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SummarySpec:
+    """Where the summary goes and what it says of the run.
+
+    Attributes:
+      run_id: The run.
+      started_at: When it was launched (RFC 3339).
+      pipeline_version: The release.
+      config: The options, without secrets.
+      table: ``<output_table>_runs``.
+      path: ``DIR/run.json``.
+    """
+
+    run_id: str
+    started_at: str
+    pipeline_version: str
+    config: Mapping[str, Any]
+    table: TableSpec | None = None
+    path: str | None = None
+
+
+def summarise(spec: SummarySpec, total: Tally, reports: Sequence[SinkReport]) -> Row:
+    """The summary row; ``reconciled`` only if every sink holds exactly what was counted.
+
+    ``results`` and ``dead_letters`` are the sinks' own counts; where two sinks of a kind disagree
+    it is the smaller one, so that what is missing shows.
+    """
+    counts = total.counts
+    held = {
+        kind: [report.rows for report in reports if report.kind == kind]
+        for kind in ("results", "dead_letters")
+    }
+    results, dead_letters = (min(rows) if rows else 0 for rows in held.values())
+    reconciled = (
+        counts["records"] == results + dead_letters
+        and all(rows == counts["results"] for rows in held["results"])
+        and all(rows == counts["dead_letters"] for rows in held["dead_letters"])
+    )
+    return {
+        "run_id": spec.run_id,
+        "started_at": spec.started_at,
+        "finished_at": now(),
+        "pipeline_version": spec.pipeline_version,
+        "config": json_values.dumps(json_values.to_json_value(dict(spec.config))).decode("utf-8"),
+        "records": counts["records"],
+        "results": results,
+        "dead_letters": dead_letters,
+        "dead_letters_by_error_type": json_values.canonical(dict(total.error_types)).decode(),
+        "duplicate_ids": counts["duplicate_ids"],
+        "requests_sent": counts["requests_sent"],
+        "retries": counts["retries"],
+        "throttled_ms": counts["throttled_ms"],
+        "from_ledger": counts["from_ledger"],
+        "input_tokens": counts["input_tokens"],
+        "cached_input_tokens": counts["cached_input_tokens"],
+        "output_tokens": counts["output_tokens"],
+        "reasoning_tokens": counts["reasoning_tokens"],
+        "cost_usd": None if total.cost_usd is None else format(total.cost_usd, "f"),
+        "reconciled": reconciled,
+    }
+
+
+def check_reconciled(row: Row) -> None:
+    """Raises `NotReconciled`, saying by how many records, unless the summary is whole."""
+    if row["reconciled"]:
+        return
+    records, results, dead_letters = row["records"], row["results"], row["dead_letters"]
+    difference = records - results - dead_letters
+    raise NotReconciled(
+        f"run {row['run_id']} does not reconcile: {records:,} records, but the sinks hold "
+        f"{results:,} results and {dead_letters:,} dead letters: "
+        + (
+            f"{difference:,} missing"
+            if difference > 0
+            else f"{-difference:,} too many"
+            if difference
+            else "the sinks of one kind do not hold the same"
+        )
+    )
+
+
+class _SummariseDoFn(beam.DoFn):
+    def __init__(self, spec: SummarySpec) -> None:
+        self._spec = spec
+
+    def process(
+        self, _: None, tallies: list[Tally], reports: list[SinkReport]
+    ) -> Iterator[dict[str, Any]]:
+        row = summarise(self._spec, Tally.total(tallies), reports)
+        write_summary(self._spec, row)
+        yield row
+
+
+def write_summary(spec: SummarySpec, row: Row) -> None:
+    """Writes the summary; a repeated attempt overwrites its own."""
+    try:
+        line = encode_row(row, SUMMARY_COLUMNS)
+    except WriteRejected:  # a sum beyond its column, from a server that reports nonsense
+        line = encode_row({**row, "cost_usd": None}, SUMMARY_COLUMNS)
+    if spec.table is not None:
+        load_summary(spec.table, line, spec.run_id)
+    if spec.path is not None:
+        with FileSystems.create(spec.path, "application/json") as file:
+            file.write(line + b"\n")
+
+
+def _raise_unless_reconciled(row: Row) -> Row:
+    check_reconciled(row)
+    return row
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class WriteRunSummary(beam.PTransform):
+    """Reconciles the run, writes its summary, and fails the run when it does not reconcile.
+
+    Runs after every load job and every file has been finished, because it waits for their reports.
+    The last step raises in a stage of its own, so that the summary is not written again.
+
+    Takes ``(tallies, reports)``.
+
+    Args:
+      spec: Where the summary goes.
+
+    Returns:
+      A PCollection of the one summary row.
+    """
+
+    spec: SummarySpec
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(
+        self, counted: tuple[beam.PCollection[Tally], beam.PCollection[SinkReport]]
+    ) -> beam.PCollection[dict[str, Any]]:
+        tallies, reports = counted
+        return (
+            tallies.pipeline
+            | "Once" >> beam.Create([None])
+            | "Summarise" >> beam.ParDo(_SummariseDoFn(self.spec), AsList(tallies), AsList(reports))
+            | "KeepSummary" >> beam.Reshuffle()
+            | "RaiseUnlessReconciled" >> beam.Map(_raise_unless_reconciled)
+        )

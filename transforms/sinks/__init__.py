@@ -1,0 +1,1 @@
+"""Where rows go: staged by `staging`, then finished as files or loaded into BigQuery."""

@@ -1,0 +1,175 @@
+"""Answers and dead letters as rows, checked and encoded once for all sinks.
+
+`WriteResults` and `WriteDeadLetters` build the rows and hand the same bytes to each sink; each also
+gives a tally of what it saw, for the reconciliation.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import apache_beam as beam
+from apache_beam.pvalue import TaggedOutput
+
+from transforms import metrics
+from transforms.errors import WriteRejected
+from transforms.prices import TokenPrices
+from transforms.records import Answer, DeadLetter
+from transforms.rows import (
+    DEAD_LETTER_COLUMNS,
+    RESULT_COLUMNS,
+    Price,
+    Row,
+    RunInfo,
+    cut_payload,
+    dead_letter_row,
+    encode_row,
+    result_row,
+)
+from transforms.sinks.staging import SinkReport
+from transforms.tally import Tally, emit_tally
+from transforms.validate import answered_dead_letter
+
+RowSink = beam.PTransform
+"""Takes a PCollection of encoded rows, gives one `SinkReport`."""
+
+
+def encode_result(answer: Answer, run: RunInfo, price: Price) -> tuple[Row, bytes]:
+    """The row of one answer and its JSON line.
+
+    Raises:
+      WriteRejected: The columns cannot hold it.
+    """
+    row = result_row(answer, run, price)
+    return row, encode_row(row, RESULT_COLUMNS)
+
+
+def encode_dead_letter_row(row: Row) -> bytes:
+    """The JSON line of a dead letter; what the columns cannot hold is left out, never the row."""
+    try:
+        return encode_row(row, DEAD_LETTER_COLUMNS)
+    except WriteRejected as rejected:
+        kept = ("timestamp", "record_id", "run_id", "stage", "error_type", "retryable", "payload")
+        short = {name: row[name] if name in kept else None for name in row}
+        short["error_message"] = f"{row['error_message']} (row cut: {rejected})"
+        short["attributes"] = []
+        return encode_row(cut_payload(short), DEAD_LETTER_COLUMNS)
+
+
+class _ResultRowsDoFn(beam.DoFn):
+    def __init__(self, run: RunInfo, price: Price) -> None:
+        self._run, self._price = run, price
+
+    def start_bundle(self) -> None:
+        self._tally = Tally()
+
+    def process(
+        self, answer: Answer
+    ) -> Iterator[
+        bytes
+        | TaggedOutput[Literal["unwritten"], DeadLetter]
+        | TaggedOutput[Literal["tally"], Tally]
+    ]:
+        try:
+            row, line = encode_result(answer, self._run, self._price)
+        except Exception as error:  # what nobody foresaw is this record's `internal`
+            yield TaggedOutput("unwritten", answered_dead_letter(error, "write", answer))
+        else:
+            self._tally.add_result(row, answer.completion.throttled_ms)
+            yield line
+
+    def finish_bundle(self) -> Iterator[Any]:
+        metrics.count("results", self._tally.counts["results"])
+        yield emit_tally(self._tally)
+
+
+class _DeadLetterRowsDoFn(beam.DoFn):
+    def __init__(self, run: RunInfo, price: Price) -> None:
+        self._run, self._price = run, price
+
+    def start_bundle(self) -> None:
+        self._tally = Tally()
+
+    def process(
+        self, letter: DeadLetter
+    ) -> Iterator[
+        bytes | TaggedOutput[Literal["short"], bytes] | TaggedOutput[Literal["tally"], Tally]
+    ]:
+        row = dead_letter_row(letter, self._run, self._price)
+        self._tally.add_dead_letter(row, letter)
+        whole = encode_dead_letter_row(row)
+        short = cut_payload(row)
+        yield whole
+        yield TaggedOutput("short", whole if short == row else encode_dead_letter_row(short))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for error_type, amount in self._tally.error_types.items():
+            metrics.count(f"dead_letters_{error_type}", amount)
+        yield emit_tally(self._tally)
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class WriteResults(beam.PTransform):
+    """Writes each answer as one row into every sink; all sinks hold the same bytes.
+
+    Bounded. A row that the columns cannot hold is a dead letter of stage ``write``.
+
+    Args:
+      run: What every row carries.
+      price: The list price of a usage.
+      sinks: Label and transform of each sink.
+
+    Returns:
+      ``(unwritten, reports, tallies)``: PCollections of `DeadLetter`, `SinkReport` and `Tally`.
+    """
+
+    run: RunInfo
+    price: TokenPrices
+    sinks: Sequence[tuple[str, RowSink]]
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(
+        self, answers: beam.PCollection[Answer]
+    ) -> tuple[
+        beam.PCollection[DeadLetter], beam.PCollection[SinkReport], beam.PCollection[Tally]
+    ]:
+        rows = answers | "MakeRows" >> beam.ParDo(
+            _ResultRowsDoFn(self.run, self.price)
+        ).with_outputs("unwritten", "tally", main="rows")
+        reports = [rows.rows | label >> sink for label, sink in self.sinks]
+        return rows.unwritten, reports | "Reports" >> beam.Flatten(), rows.tally
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class WriteDeadLetters(beam.PTransform):
+    """Writes each dead letter as one row into every sink; never refuses one.
+
+    Args:
+      run: What every row carries.
+      price: The list price of a usage.
+      sinks: Label and transform of each sink that holds payloads whole (files).
+      short_sinks: Likewise, of each sink that holds payloads up to 1 MiB (tables).
+
+    Returns:
+      ``(reports, tallies)``: PCollections of `SinkReport` and `Tally`.
+    """
+
+    run: RunInfo
+    price: TokenPrices
+    sinks: Sequence[tuple[str, RowSink]] = ()
+    short_sinks: Sequence[tuple[str, RowSink]] = ()
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(
+        self, letters: beam.PCollection[DeadLetter]
+    ) -> tuple[beam.PCollection[SinkReport], beam.PCollection[Tally]]:
+        rows = letters | "MakeRows" >> beam.ParDo(
+            _DeadLetterRowsDoFn(self.run, self.price)
+        ).with_outputs("short", "tally", main="rows")
+        reports = [rows.rows | label >> sink for label, sink in self.sinks]
+        reports += [rows.short | label >> sink for label, sink in self.short_sinks]
+        return reports | "Reports" >> beam.Flatten(), rows.tally

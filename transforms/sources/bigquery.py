@@ -1,0 +1,161 @@
+"""BigQuery as a source: a table with fields and filter, or a query, by the Storage Read API.
+
+Values become JSON in the one way of `transforms.json_values`: NUMERIC as a string, BYTES as
+base64, timestamps as RFC 3339, NaN as ``"NaN"``.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import apache_beam as beam
+from apache_beam.io.gcp.bigquery import ReadFromBigQuery
+from apache_beam.io.gcp.internal.clients.bigquery import DatasetReference
+from apache_beam.pvalue import TaggedOutput
+
+from transforms import json_values, metrics
+from transforms.errors import ConfigurationError
+from transforms.records import DeadLetter, Record
+from transforms.sinks.bigquery import TableName
+from transforms.sources.base import IdRule, ReadResult, make_record
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TableSource:
+    """``--input_table``: a table's rows.
+
+    Attributes:
+      table: The table.
+      fields: The columns to read; () for all.
+      filter: SQL, as in WHERE.
+      limit: Read only so many rows; this goes through a query.
+      job_project: Who pays; None for the pipeline's project.
+      temp_dataset: ``project:dataset`` for a query's temporary result.
+      location: Where query jobs run.
+    """
+
+    table: TableName
+    fields: tuple[str, ...] = ()
+    filter: str | None = None
+    limit: int | None = None
+    job_project: str | None = None
+    temp_dataset: str | None = None
+    location: str | None = None
+
+    def sql(self) -> str:
+        """The same read as a query."""
+        columns = ", ".join(f"`{name}`" for name in self.fields) or "*"
+        where = f" WHERE {self.filter}" if self.filter else ""
+        limit = "" if self.limit is None else f" LIMIT {self.limit}"
+        return f"SELECT {columns} FROM `{self.table}`{where}{limit}"
+
+    def transform(self, id_rule: IdRule) -> beam.PTransform:
+        """The transform that reads it."""
+        if self.limit is not None:
+            query = QuerySource(
+                query=self.sql(),
+                job_project=self.job_project,
+                temp_dataset=self.temp_dataset,
+                location=self.location,
+                name=str(self.table),
+            )
+            return query.transform(id_rule)
+        read = ReadFromBigQuery(
+            method=ReadFromBigQuery.Method.DIRECT_READ,
+            table=f"{self.table.project}:{self.table.dataset}.{self.table.table}",
+            selected_fields=list(self.fields) or None,
+            row_restriction=self.filter,
+            project=self.job_project,
+        )
+        return ReadRows(rows=read, name=str(self.table), id_rule=id_rule)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QuerySource:
+    """``--input_query``: the rows of a GoogleSQL query; it runs once, into a temporary table.
+
+    Attributes:
+      query: The query.
+      limit: Read only so many rows of its result.
+      job_project: Who pays; None for the pipeline's project.
+      temp_dataset: ``project:dataset`` for its temporary result.
+      location: Where the query job runs.
+      name: What records call their source.
+    """
+
+    query: str
+    limit: int | None = None
+    job_project: str | None = None
+    temp_dataset: str | None = None
+    location: str | None = None
+    name: str = "query"
+
+    def sql(self) -> str:
+        """The query with its limit."""
+        query = self.query.strip().rstrip(";")
+        if self.limit is None:
+            return query
+        return f"SELECT * FROM (\n{query}\n) LIMIT {self.limit}"
+
+    def transform(self, id_rule: IdRule) -> beam.PTransform:
+        """The transform that reads it."""
+        read = ReadFromBigQuery(
+            method=ReadFromBigQuery.Method.DIRECT_READ,
+            query=self.sql(),
+            use_standard_sql=True,
+            project=self.job_project,
+            temp_dataset=_dataset(self.temp_dataset),
+        )
+        return ReadRows(rows=read, name=self.name, id_rule=id_rule)
+
+
+def _dataset(name: str | None) -> DatasetReference | None:
+    if name is None:
+        return None
+    project, _, dataset = name.replace(".", ":").partition(":")
+    if not dataset:
+        raise ConfigurationError(f"--temp_dataset is {name!r}, but must be project:dataset")
+    return DatasetReference(projectId=project, datasetId=dataset)
+
+
+class _RowRecordsDoFn(beam.DoFn):
+    def __init__(self, name: str, id_rule: IdRule) -> None:
+        self._name, self._id_rule = name, id_rule
+
+    def process(
+        self, row: dict[str, Any]
+    ) -> Iterator[Record | TaggedOutput[Literal["unread"], DeadLetter]]:
+        record = make_record(json_values.to_json_value(row), self._name, self._id_rule)
+        metrics.LIVE.add("read", 1)
+        yield record if isinstance(record, Record) else TaggedOutput("unread", record)
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class ReadRows(beam.PTransform):
+    """Makes records of the rows that a Beam read gives as dictionaries; bounded.
+
+    Args:
+      rows: The read.
+      name: What records call their source.
+      id_rule: Which field names a record.
+
+    Returns:
+      ``(records, unread)``: PCollections of `Record` and of `DeadLetter` (stage ``read``).
+    """
+
+    rows: beam.PTransform
+    name: str
+    id_rule: IdRule = IdRule()
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, root: beam.Pipeline) -> ReadResult:
+        read = (
+            root
+            | "ReadRows" >> self.rows
+            | "MakeRecords" >> beam.ParDo(_RowRecordsDoFn(self.name, self.id_rule)).with_outputs(
+                "unread", main="records"
+            )
+        )
+        return read.records, read.unread

@@ -1,0 +1,188 @@
+r"""Validating: the model's text as JSON, checked against a JSON Schema.
+
+`extract_json` finds the JSON where there is exactly one, in fences or among prose; the rest is a
+``schema_violation``. The schema is checked by the ``jsonschema`` library, in the draft that its
+``$schema`` names (else 2020-12).
+
+>>> extract_json('Sure! ```json\n{"category": "billing"}\n``` Anything else?')
+{'category': 'billing'}
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import apache_beam as beam
+import jsonschema
+from apache_beam.pvalue import TaggedOutput
+
+from transforms import json_values
+from transforms.errors import ConfigurationError, SchemaViolation
+from transforms.records import Answer, DeadLetter, Json
+
+_FENCE = re.compile(r"```[A-Za-z0-9_-]*\s*\n?(.*?)```", re.DOTALL)
+_MAX_CANDIDATES = 64
+
+
+def check_schema(schema: Any, name: str = "--output_schema") -> None:
+    """Raises `ConfigurationError` when a document is no JSON Schema."""
+    if not isinstance(schema, dict):
+        raise ConfigurationError(f"{name} is not a JSON object")
+    try:
+        jsonschema.validators.validator_for(schema).check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise ConfigurationError(
+            f"{name} is not a JSON Schema: at {error.json_path}: {error.message}"
+        ) from None
+
+
+def extract_json(text: str) -> Json:
+    """The one JSON value of an answer: the whole text, one fenced block, or one object or array.
+
+    Raises:
+      SchemaViolation: There is none, or more than one.
+    """
+    try:
+        return _strict(text.strip())
+    except ValueError:
+        pass
+    blocks = _FENCE.findall(text)
+    if len(blocks) == 1:
+        try:
+            return _strict(blocks[0].strip())
+        except ValueError as error:
+            raise SchemaViolation(f"the fenced block is not JSON: {error}") from None
+    values = _embedded(text)
+    if len(values) > 1:
+        raise SchemaViolation(f"the answer holds {len(values)} JSON values, not one")
+    if not values:
+        raise SchemaViolation("the answer holds no JSON")
+    return values[0]
+
+
+def _strict(text: str) -> Json:
+    """JSON as the standard has it: no NaN."""
+    try:
+        return json_values.to_json_value(json.loads(text, parse_constant=_no_constant))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _embedded(text: str) -> list[Json]:
+    """The outermost objects and arrays that stand in a text."""
+    decoder = json.JSONDecoder(parse_constant=_no_constant)
+    values: list[Json] = []
+    position = 0
+    for _ in range(_MAX_CANDIDATES):
+        starts = [at for at in (text.find("{", position), text.find("[", position)) if at >= 0]
+        if not starts:
+            return values
+        try:
+            value, position = decoder.raw_decode(text, min(starts))
+        except (ValueError, RecursionError):
+            position = min(starts) + 1
+        else:
+            values.append(json_values.to_json_value(value))
+    raise SchemaViolation("the answer holds too many brackets to find its JSON")
+
+
+class OutputCheck:
+    """A compiled schema: calls turn an answer into one with ``output_json``. Not picklable."""
+
+    def __init__(self, schema: Mapping[str, Json]) -> None:
+        self._validator = jsonschema.validators.validator_for(schema)(schema)
+
+    def __call__(self, answer: Answer) -> Answer:
+        """The answer with its JSON, compact, in ``output_json``.
+
+        Raises:
+          SchemaViolation: No unambiguous JSON, or not by the schema; the message says where.
+        """
+        completion = answer.completion
+        if completion.output_json is not None:
+            value = json_values.loads(completion.output_json)
+        else:
+            value = extract_json(completion.output or "")
+        error = jsonschema.exceptions.best_match(self._validator.iter_errors(value))
+        if error is not None:
+            raise SchemaViolation(f"at {error.json_path}: {_brief(error)}")
+        text = json_values.dumps(value).decode("utf-8")
+        return dataclasses.replace(
+            answer, completion=dataclasses.replace(completion, output_json=text)
+        )
+
+
+def _brief(error: jsonschema.ValidationError) -> str:
+    message = error.message
+    return message if len(message) <= 300 else f"{message[:300]}… ({error.validator})"
+
+
+class _ValidateDoFn(beam.DoFn):
+    def __init__(self, schema: Mapping[str, Json]) -> None:
+        self._schema = schema
+
+    def setup(self) -> None:
+        self._check = OutputCheck(self._schema)
+
+    def process(
+        self, answer: Answer
+    ) -> Iterator[Answer | TaggedOutput[Literal["invalid"], DeadLetter]]:
+        try:
+            valid = self._check(answer)
+        except Exception as error:  # what nobody foresaw is this record's `internal`
+            yield TaggedOutput("invalid", answered_dead_letter(error, "validate", answer))
+        else:
+            yield valid
+
+
+def answered_dead_letter(
+    error: Exception, stage: Literal["validate", "write"], answer: Answer
+) -> DeadLetter:
+    """The dead letter of a record that was answered: it keeps what was paid for."""
+    completion = answer.completion
+    output = completion.output if completion.output is not None else completion.output_json
+    return DeadLetter.of(
+        error,
+        stage=stage,
+        record=answer.record,
+        fingerprint=answer.fingerprint,
+        attempts=completion.attempts,
+        throttled_ms=completion.throttled_ms,
+        finish_reason=completion.finish_reason,
+        output=output,
+        usage=completion.usage,
+        model_version=completion.model_version,
+    )
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class ValidateOutputs(beam.PTransform):
+    """Checks each answer against a JSON Schema; bounded and unbounded, stateless.
+
+    Args:
+      schema: The JSON Schema; checked when the transform is made.
+
+    Returns:
+      ``(valid, invalid)``: PCollections of `Answer` with ``output_json``, and of `DeadLetter`
+      (stage ``validate``) that keep the text, the tokens and the finish reason.
+    """
+
+    schema: Mapping[str, Json]
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        check_schema(self.schema)
+
+    def expand(
+        self, answers: beam.PCollection[Answer]
+    ) -> tuple[beam.PCollection[Answer], beam.PCollection[DeadLetter]]:
+        checked = answers | "Validate" >> beam.ParDo(_ValidateDoFn(self.schema)).with_outputs(
+            "invalid", main="valid"
+        )
+        return checked.valid, checked.invalid
