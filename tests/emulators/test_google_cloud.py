@@ -192,9 +192,7 @@ def test_load_of_a_missing_object_is_not_found(
     client.create_table(bigquery.Table(f"{bigquery_dataset}.t", SCHEMA))
 
     with pytest.raises(exceptions.NotFound):
-        client.load_table_from_uri(
-            uris, f"{bigquery_dataset}.t", job_config=load_config()
-        ).result()
+        client.load_table_from_uri(uris, f"{bigquery_dataset}.t", job_config=load_config()).result()
 
     assert contents(client, f"{bigquery_dataset}.t") == []
 
@@ -220,9 +218,7 @@ def test_upload_keeps_its_job_id(client: bigquery.Client, bigquery_dataset: str)
     table, job_id = f"{bigquery_dataset}.t", f"up_{bigquery_dataset.rpartition('.')[2]}"
     config = load_config(schema=SCHEMA)
     rows = json_lines([{"id": "a", "n": 1}])
-    client.load_table_from_file(
-        io.BytesIO(rows), table, job_id=job_id, job_config=config
-    ).result()
+    client.load_table_from_file(io.BytesIO(rows), table, job_id=job_id, job_config=config).result()
 
     with pytest.raises(exceptions.Conflict):
         client.load_table_from_file(

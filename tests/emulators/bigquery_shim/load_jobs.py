@@ -164,9 +164,7 @@ def _load_json(job: Any, file: Path, ctx: Any) -> None:
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError("the line is not an object")
-            rows.append(
-                convert_row(fields, row, ignore_unknown=ignore_unknown, json_as_text=False)
-            )
+            rows.append(convert_row(fields, row, ignore_unknown=ignore_unknown, json_as_text=False))
         except (InvalidRowError, ValueError) as error:
             message = f"JSON table encountered too many errors, giving up. Row {number}: {error}"
             raise ValidationError(f"Error while reading data, error message: {message}") from error

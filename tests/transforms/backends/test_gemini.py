@@ -68,33 +68,34 @@ def _path_and_body(server: SimulatedModelServer) -> tuple[str, Any]:
 def test_body_is_that_of_the_sdk(model_server: SimulatedModelServer) -> None:
     """Messages, configuration, schema and options arrive exactly as google-genai sends them."""
     model_server.reset()
-    _sdk(model_server).models.generate_content(
-        model="gemini-2.5-flash",
-        contents=[
-            types.Content(role="user", parts=[types.Part(text="one"), types.Part(text="two")]),
-            types.Content(role="model", parts=[types.Part(text="yes?")]),
-            types.Content(role="user", parts=[types.Part(text="hello")]),
-        ],
-        config=types.GenerateContentConfig(
-            system_instruction="Be brief.\n\nBe kind.",
-            max_output_tokens=5,
-            temperature=0.5,
-            top_p=0.9,
-            top_k=3,
-            stop_sequences=["x"],
-            seed=3,
-            response_mime_type="application/json",
-            response_json_schema=SCHEMA,
-            safety_settings=[
-                types.SafetySetting(
-                    category=types.HarmCategory.HARM_CATEGORY_HARASSMENT,
-                    threshold=types.HarmBlockThreshold.BLOCK_NONE,
-                )
+    with _sdk(model_server) as sdk:
+        sdk.models.generate_content(
+            model="gemini-2.5-flash",
+            contents=[
+                types.Content(role="user", parts=[types.Part(text="one"), types.Part(text="two")]),
+                types.Content(role="model", parts=[types.Part(text="yes?")]),
+                types.Content(role="user", parts=[types.Part(text="hello")]),
             ],
-            labels={"team": "a"},
-            tools=[types.Tool(google_search=types.GoogleSearch())],
-        ),
-    )
+            config=types.GenerateContentConfig(
+                system_instruction="Be brief.\n\nBe kind.",
+                max_output_tokens=5,
+                temperature=0.5,
+                top_p=0.9,
+                top_k=3,
+                stop_sequences=["x"],
+                seed=3,
+                response_mime_type="application/json",
+                response_json_schema=SCHEMA,
+                safety_settings=[
+                    types.SafetySetting(
+                        category=types.HarmCategory.HARM_CATEGORY_HARASSMENT,
+                        threshold=types.HarmBlockThreshold.BLOCK_NONE,
+                    )
+                ],
+                labels={"team": "a"},
+                tools=[types.Tool(google_search=types.GoogleSearch())],
+            ),
+        )
     expected = _path_and_body(model_server)
     request = request_of(
         {
@@ -141,9 +142,10 @@ def test_embedding_body_is_that_of_the_sdk(
 ) -> None:
     """Both ways to ask for an embedding, with the settings in their three places."""
     model_server.reset()
-    reference = _sdk(model_server).models.embed_content(
-        model=model, contents="hello", config=types.EmbedContentConfig(**config, **more)
-    )
+    with _sdk(model_server) as sdk:
+        reference = sdk.models.embed_content(
+            model=model, contents="hello", config=types.EmbedContentConfig(**config, **more)
+        )
     expected = _path_and_body(model_server)
     backend = GeminiBackend(
         **{**FIELDS, "model": model}, task="embed", endpoint=model_server.base_url

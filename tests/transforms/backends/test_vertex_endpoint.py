@@ -42,7 +42,8 @@ def _replies(handler: Handler, *requests: Request, **fields: Any) -> Any:
 
     async def exchange() -> Any:
         async with serving(handler) as url:
-            return await _ask(VertexEndpointBackend(endpoint=f"{url}/v1/{ENDPOINT}", **fields), *requests)
+            backend = VertexEndpointBackend(endpoint=f"{url}/v1/{ENDPOINT}", **fields)
+            return await _ask(backend, *requests)
 
     return asyncio.run(exchange())
 

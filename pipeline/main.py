@@ -1,0 +1,297 @@
+"""The command: parse, check, build, run, report.
+
+Exit codes: 0 when every record has ended (dead letters included), 1 when the run failed or does
+not reconcile, 2 for wrong use (nothing was launched), 130 when it was interrupted.
+"""
+
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    SetupOptions,
+    StandardOptions,
+)
+from rich.console import Console
+
+from pipeline import VERSION
+from pipeline.build import build
+from pipeline.checks import run_checks
+from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
+from pipeline.options import help_text, parse_flags
+from pipeline.preview import print_preview
+from pipeline.progress import Progress
+from pipeline.report import print_places, print_report, read_summary
+from transforms import metrics
+from transforms.dispatch.dispatcher import stop_all
+from transforms.errors import ConfigurationError, PipelineError
+from transforms.sinks.files import temporary_folder
+from transforms.sinks.staging import delete_folder
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+LOCAL_THREADS = 4
+"""RunInference blocks its thread: several, so that batches overlap and the model never waits."""
+
+_log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command line; returns its exit code. Never shows a traceback for wrong use."""
+    console = Console(stderr=True, soft_wrap=True)
+    if not argv or "--help" in argv or "-h" in argv:
+        print(help_text())
+        return EXIT_DONE if argv else EXIT_USAGE
+    if "--version" in argv:
+        print(VERSION)
+        return EXIT_DONE
+    _quiet_libraries()
+    try:
+        return run(argv, console)
+    except ConfigurationError as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        console.print("\ninterrupted", style="yellow")
+        return EXIT_INTERRUPTED
+
+
+def run(argv: Sequence[str], console: Console) -> int:
+    """Parses, checks, builds and runs.
+
+    Raises:
+      ConfigurationError: Wrong use; nothing was launched.
+    """
+    options = parse_flags(argv)
+    config = RunConfig.from_options(options)
+    for warned in run_checks(config):
+        console.print(f"warning: {warned.what}: not checked: {warned.why}", style="yellow")
+    if config.preview is not None:
+        print_preview(Console(soft_wrap=True), config, config.preview)
+        return EXIT_DONE
+    set_defaults(options)
+    set_aside_old_summary(config)
+    pipeline = beam.Pipeline(options=options)
+    build(pipeline, config)
+    if config.local:
+        return _run_here(pipeline, config, console)
+    return _launch(pipeline, options, config, console)
+
+
+def set_defaults(options: PipelineOptions) -> None:
+    """Beam's own options that inference needs, where the user set none."""
+    standard = options.view_as(StandardOptions)
+    if standard.runner is None:
+        standard.runner = LOCAL_RUNNER
+    if is_local(options):
+        direct = options.view_as(DirectOptions)
+        given = options.get_all_options(drop_default=True)
+        if "direct_num_workers" not in given and "direct_running_mode" not in given:
+            direct.direct_num_workers = LOCAL_THREADS
+            direct.direct_running_mode = "multi_threading"
+    options.view_as(SetupOptions).save_main_session = False
+
+
+def set_aside_old_summary(config: RunConfig) -> None:
+    """Renames an earlier run's ``run.json``: if this run fails, nothing says that it reconciled."""
+    path = config.sinks.summary_path
+    if path is None or not FileSystems.exists(path):
+        return
+    import json
+
+    with FileSystems.open(path) as file:
+        try:
+            earlier = str(json.loads(file.read())["run_id"])
+        except (ValueError, KeyError, TypeError):
+            earlier = "unknown"
+    FileSystems.rename([path], [path.removesuffix(".json") + f"-{earlier}.json"])
+
+
+def _run_here(pipeline: beam.Pipeline, config: RunConfig, console: Console) -> int:
+    """Runs on a local runner, in a thread of its own, so that this one can show and be stopped."""
+    metrics.LIVE.reset()
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            pipeline.run().wait_until_finish()
+        except BaseException as error:  # handed to the thread that reports it
+            failure.append(error)
+
+    worker = threading.Thread(target=work, name="pipeline", daemon=True)
+    console.print(f"run {config.run_id}", highlight=False)
+    try:
+        with _terminate_as_interrupt(), Progress(console, metrics.LIVE.snapshot) as progress:
+            worker.start()
+            while worker.is_alive():
+                worker.join(0.2)
+                progress.tick()
+    except KeyboardInterrupt:
+        return _interrupted(config, console)
+    if failure:
+        return _failed(failure[0], config, console)
+    row = read_summary(config)
+    if row is None:
+        return _failed(RuntimeError("the run has left no summary"), config, console)
+    print_report(console, config, row)
+    return EXIT_DONE if row["reconciled"] else EXIT_FAILED
+
+
+class _terminate_as_interrupt:
+    """While entered, SIGTERM stops a run as Ctrl-C does; only in the main thread."""
+
+    def __enter__(self) -> None:
+        self._previous: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+
+def _interrupted(config: RunConfig, console: Console) -> int:
+    """Stops the calls, removes what is half written, and leaves at once."""
+    counts = metrics.LIVE.snapshot()
+    console.print(
+        f"interrupted: {counts.get('asked', 0):,} records were asked; nothing was written, and "
+        "there is no summary",
+        style="yellow",
+        highlight=False,
+    )
+    try:
+        stop_all()
+        _clean_up(config)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)  # the runner's threads cannot be stopped in any other way
+
+
+def _clean_up(config: RunConfig) -> None:
+    for folder in (config.sinks.results_path, config.sinks.dead_letter_path):
+        if folder:
+            delete_folder(temporary_folder(folder, config.run_id))
+    if config.sinks.staging:
+        for kind in ("results", "dead_letters"):
+            delete_folder(f"{config.sinks.staging}/{kind}")
+
+
+def _failed(error: BaseException, config: RunConfig, console: Console) -> int:
+    """One message for a failed run; the traceback only for what nobody foresaw."""
+    message, foreseen = explain(error)
+    console.print(f"run {config.run_id} failed: {message}", style="red", markup=False)
+    if not foreseen:
+        console.print_exception(max_frames=20) if sys.exc_info()[0] else None
+        _log.debug("the run failed", exc_info=error)
+    row = read_summary(config)
+    if row is not None:
+        print_report(console, config, row)
+    else:
+        _clean_up_files(config)
+        console.print("there is no summary: take nothing of this run for whole", highlight=False)
+        print_places(console, config)
+    return EXIT_FAILED
+
+
+def _clean_up_files(config: RunConfig) -> None:
+    for folder in (config.sinks.results_path, config.sinks.dead_letter_path):
+        if folder:
+            delete_folder(temporary_folder(folder, config.run_id))
+
+
+_WHILE_RUNNING = re.compile(r" \[while running '[^']*'\]$")
+
+
+def explain(error: BaseException) -> tuple[str, bool]:
+    """A run's error in one line, and whether it is one that this project raises on purpose.
+
+    Beam re-raises a step's error with the step's name at its end, or as a RuntimeError that holds
+    the traceback as text: the cause is looked for in both.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (PipelineError, OSError)):
+            return _WHILE_RUNNING.sub("", str(seen)), True
+        seen = seen.__cause__ or seen.__context__
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    last = _WHILE_RUNNING.sub("", lines[-1]) if lines else ""
+    if found := re.match(r"transforms\.errors\.\w+: (.*)", last):
+        return found[1], True
+    return f"{type(error).__name__}: {last}", False
+
+
+def _launch(
+    pipeline: beam.Pipeline, options: PipelineOptions, config: RunConfig, console: Console
+) -> int:
+    """Hands the pipeline to a remote runner; waits only when told to, never under a template."""
+    result = pipeline.run()
+    if options.view_as(GoogleCloudOptions).template_location:
+        console.print(f"template staged: run {config.run_id}", highlight=False)
+        return EXIT_DONE
+    job = getattr(result, "job_id", None)
+    console.print(f"launched run {config.run_id}" + (f" as job {job() if callable(job) else job}" if job else ""))
+    print_places(console, config)
+    if not config.wait:
+        return EXIT_DONE
+    state = _wait(result, console)
+    row = read_summary(config)
+    if row is not None:
+        print_report(console, config, row)
+    if state == "DONE" and row is not None and row["reconciled"]:
+        return EXIT_DONE
+    console.print(f"run {config.run_id} ended as {state}", style="red")
+    return EXIT_FAILED
+
+
+def _wait(result: Any, console: Console) -> str:
+    """Waits for a remote job and shows its counters."""
+
+    def counts() -> dict[str, int]:
+        found = result.metrics().query(
+            beam.metrics.MetricsFilter().with_namespace(metrics.NAMESPACE)
+        )["counters"]
+        return {c.key.metric.name: int(c.committed or c.attempted or 0) for c in found}
+
+    state: list[Any] = []
+    waiter = threading.Thread(
+        target=lambda: state.append(_finish(result)), name="wait", daemon=True
+    )
+    with Progress(console, counts) as progress:
+        waiter.start()
+        while waiter.is_alive():
+            waiter.join(1.0)
+            progress.tick()
+    return state[0]
+
+
+def _finish(result: Any) -> str:
+    try:
+        return str(result.wait_until_finish())
+    except Exception as error:  # the runner's own words of how the job failed
+        _log.debug("the job failed", exc_info=error)
+        return f"FAILED ({explain(error)[0]})"
+
+
+def _quiet_libraries() -> None:
+    """A run's own messages are enough; Beam's log each retried bundle with its traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if os.environ.get("BATCH_INFERENCE_DEBUG"):
+        logging.getLogger().setLevel(logging.DEBUG)
+        return
+    for name in ("apache_beam", "google", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+
+
