@@ -6,6 +6,7 @@ forbidden or a timeout only warns, because the workers may be another identity w
 
 import concurrent.futures
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import os
@@ -21,7 +22,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from pipeline.config import RunConfig
 from pipeline.options import reason
-from transforms.backends.openai import OpenAIBackend
+from transforms.backends.openai import OPENAI_URL, OpenAIBackend
 from transforms.backends.sentence_transformers import SentenceTransformersBackend
 from transforms.errors import BackendUnusable, ConfigurationError
 from transforms.sinks.bigquery import TableSpec, make_client
@@ -134,10 +135,7 @@ def all_checks(config: RunConfig) -> Iterator[tuple[str, Check]]:
         ("--output_table", sinks.runs_table),
     ):
         if table is not None:
-            yield (
-                f"{flag} {table.name}",
-                lambda table=table, flag=flag: check_output_table(config, table, flag),
-            )
+            yield f"{flag} {table.name}", functools.partial(check_output_table, config, table, flag)
 
 
 def check_files(source: FileSource) -> None:
@@ -269,7 +267,7 @@ def check_backend(config: RunConfig) -> None:
         except DefaultCredentialsError:
             raise ConfigurationError(f"--backend {backend.family}: {NO_CREDENTIALS}") from None
     elif isinstance(backend, OpenAIBackend):
-        if backend.endpoint is None and not os.environ.get("OPENAI_API_KEY"):
+        if backend.endpoint == OPENAI_URL and not os.environ.get("OPENAI_API_KEY"):
             raise ConfigurationError(
                 "--backend openai: OPENAI_API_KEY is not set: set it, or give --endpoint for a "
                 "server that needs no key"

@@ -25,7 +25,14 @@ from transforms.prices import TokenPrices
 from transforms.reconcile import SummarySpec
 from transforms.records import Json
 from transforms.render import RequestSpec
-from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, SUMMARY_COLUMNS, RunInfo, now
+from transforms.rows import (
+    DEAD_LETTER_COLUMNS,
+    RESULT_COLUMNS,
+    SUMMARY_COLUMNS,
+    Column,
+    RunInfo,
+    now,
+)
 from transforms.sinks.bigquery import TableName, TableSpec
 from transforms.sources.base import DEFAULT_ID_FIELD, IdRule, Source
 from transforms.validate import check_schema
@@ -282,7 +289,11 @@ def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) 
     if needed and not table_name and not output_path:
         raise ConfigurationError("no output is given: use --output_path, --output_table or both")
 
-    def table(name: TableName, columns: Any, partition: str, cluster: tuple[str, ...]) -> TableSpec:
+    def table(
+        name: TableName | None, columns: tuple[Column, ...], partition: str, *cluster: str
+    ) -> TableSpec | None:
+        if name is None:
+            return None
         return TableSpec(
             name=name,
             columns=columns,
@@ -309,15 +320,19 @@ def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) 
         FileSystems.join(output_path, "dead_letters") if output_path else None
     )
     return Sinks(
-        output_table=results
-        and table(results, RESULT_COLUMNS, "created_at", ("run_id", "record_id")),
+        output_table=table(results, RESULT_COLUMNS, "created_at", "run_id", "record_id"),
         output_path=output_path,
         output_format=values.text("output_format") or "jsonl",
-        dead_letter_table=letters
-        and table(letters, DEAD_LETTER_COLUMNS, "timestamp", ("run_id", "error_type")),
+        dead_letter_table=table(
+            letters, DEAD_LETTER_COLUMNS, "timestamp", "run_id", "error_type"
+        ),
         dead_letter_path=letters_path,
-        runs_table=results
-        and table(results.sibling("_runs"), SUMMARY_COLUMNS, "started_at", ("run_id",)),
+        runs_table=table(
+            results.sibling("_runs") if results else None,
+            SUMMARY_COLUMNS,
+            "started_at",
+            "run_id",
+        ),
         write_mode=values.text("write_mode"),
         staging=_staging(options, run_id) if letters else None,
     )
@@ -336,7 +351,7 @@ def _staging(options: PipelineOptions, run_id: str) -> str:
     """Where rows wait for BigQuery: the job's temp location, else a local folder."""
     temp = options.view_as(GoogleCloudOptions).temp_location
     if temp:
-        return FileSystems.join(temp.rstrip("/"), "bigquery_load", run_id)
+        return str(FileSystems.join(temp.rstrip("/"), "bigquery_load", run_id))
     if not is_local(options):
         raise ConfigurationError("--temp_location is missing: rows wait there for BigQuery's load")
-    return FileSystems.join(tempfile.gettempdir(), "batch-inference", run_id)
+    return str(FileSystems.join(tempfile.gettempdir(), "batch-inference", run_id))

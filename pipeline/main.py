@@ -272,7 +272,7 @@ def _wait(result: Any, console: Console) -> str:
         while waiter.is_alive():
             waiter.join(1.0)
             progress.tick()
-    return state[0]
+    return str(state[0])
 
 
 def _finish(result: Any) -> str:

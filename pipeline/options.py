@@ -224,7 +224,7 @@ class Values:
     @classmethod
     def of(cls, options: InferenceOptions) -> "Values":
         """The values of parsed options; a choice that does not exist is refused here."""
-        values = cls({o.name: (getattr(options, o.name) or "").strip() for o in OPTIONS})
+        values = cls({o.name: (getattr(options, o.name) or "").strip() or o.default for o in OPTIONS})
         for option in OPTIONS:
             value = values.given[option.name]
             if value and option.choices and value not in option.choices:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Literal
 
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
@@ -9,7 +10,7 @@ from pipeline.options import Values
 from transforms.backends.base import Backend
 from transforms.backends.fake import FakeBackend
 from transforms.backends.gemini import GeminiBackend
-from transforms.backends.openai import OpenAIBackend
+from transforms.backends.openai import OPENAI_URL, OpenAIBackend
 from transforms.backends.sentence_transformers import SentenceTransformersBackend
 from transforms.backends.vertex_endpoint import VertexEndpointBackend
 from transforms.errors import ConfigurationError
@@ -93,6 +94,10 @@ def _model_project(values: Values, options: PipelineOptions) -> str:
     return project
 
 
+def _task(values: Values) -> Literal["generate", "embed"]:
+    return "embed" if values.text("task") == "embed" else "generate"
+
+
 def _gemini(values: Values, options: PipelineOptions) -> Backend:
     model = values.require("model", "which Gemini model, e.g. --model=gemini-2.5-flash")
     location = values.text("model_location") or _region_of(options)
@@ -105,7 +110,7 @@ def _gemini(values: Values, options: PipelineOptions) -> Backend:
         model=model,
         project=_model_project(values, options),
         location=location,
-        task=values.text("task") or "generate",
+        task=_task(values),
         endpoint=values.text("endpoint"),
         accept_truncated=values.boolean("accept_truncated"),
     )
@@ -122,7 +127,7 @@ def _vertex_endpoint(values: Values, options: PipelineOptions) -> Backend:
         )
     return VertexEndpointBackend(
         endpoint=endpoint,
-        method=values.text("predict_method") or "predict",
+        method="raw_predict" if values.text("predict_method") == "raw_predict" else "predict",
         model=values.text("model") or "",
     )
 
@@ -130,8 +135,8 @@ def _vertex_endpoint(values: Values, options: PipelineOptions) -> Backend:
 def _openai(values: Values, options: PipelineOptions) -> Backend:
     return OpenAIBackend(
         model=values.require("model", "the name that the server knows the model by"),
-        endpoint=values.text("endpoint"),
-        task=values.text("task") or "generate",
+        endpoint=values.text("endpoint") or OPENAI_URL,
+        task=_task(values),
         accept_truncated=values.boolean("accept_truncated"),
     )
 
@@ -148,7 +153,7 @@ def _fake(values: Values, options: PipelineOptions) -> Backend:
     return FakeBackend.from_request_options(
         values.json_object("request_options"),
         model=values.text("model") or "fake",
-        task=values.text("task") or "generate",
+        task=_task(values),
     )
 
 
@@ -174,4 +179,6 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
     if name == "sentence_transformers" or values.text("task") == "embed":
         _only_with(values, "output_schema", False, "--task=generate")
         _only_with(values, "system_prompt", False, "--task=generate")
+        _only_with(values, "system_prompt_file", False, "--task=generate")
+        _only_with(values, "messages_field", False, "--task=generate")
     return BACKENDS[name](values, options)

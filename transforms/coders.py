@@ -29,6 +29,7 @@ from transforms.records import Answer, Completion, DeadLetter, Record, Request, 
 
 VERSION = 1
 _HEADER = struct.Struct("<BI")
+_ANY_DEPTH = 1_000
 
 
 class UnreadableBytes(ValueError):
@@ -48,7 +49,7 @@ def _unpack(encoded: bytes) -> tuple[list[Any], bytes]:
             "drain the job instead of updating it"
         )
     end = _HEADER.size + length
-    return json_values.loads(encoded[_HEADER.size : end]), encoded[end:]
+    return json_values.loads(encoded[_HEADER.size : end], _ANY_DEPTH), encoded[end:]
 
 
 def _record_values(record: Record) -> list[Any]:
@@ -184,14 +185,9 @@ def encode_dead_letter(letter: DeadLetter) -> bytes:
 def decode_dead_letter(encoded: bytes) -> DeadLetter:
     """The inverse of `encode_dead_letter`."""
     values, tail = _unpack(encoded)
-    before, usage, middle, binary, after = (
-        values[:10],
-        values[10],
-        values[11:13],
-        values[13],
-        values[14:18],
-    )
-    return DeadLetter(*before, Usage(*usage[:4]), *middle, tail if binary else None, *after)
+    values[10] = Usage(*values[10][:4])
+    values[13] = tail if values[13] else None
+    return DeadLetter(*values[:18])
 
 
 class _RecordsCoder(Coder):

@@ -62,7 +62,7 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
     ) -> Iterable[Answer | DeadLetter]:
         """Exactly ``len(batch)`` outcomes, in order."""
         batch = list(batch)
-        outcomes = []
+        outcomes: list[Answer | DeadLetter] = []
         for request, outcome in zip(batch, model.answer(batch), strict=True):
             if isinstance(outcome, Failure):
                 outcomes.append(_dead_letter(request, outcome))
@@ -117,7 +117,7 @@ class _SplitOutcomesDoFn(beam.DoFn):
 
     def finish_bundle(self) -> None:
         for name, amount in self._counts.items():
-            metrics.Metrics.counter(metrics.NAMESPACE, name).inc(amount)
+            metrics.beam_counter(name).inc(amount)
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)

@@ -30,12 +30,23 @@ from typing import Any
 
 import orjson
 
+MAX_DEPTH = 200
+"""Deepest nesting that is read: the parsers and writers behind it stop at about 250 levels."""
+
 _EXACT_FLOAT_BELOW = 2.0**63
-_BIG_OPTIONS = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
+_BIG_OPTIONS: dict[str, Any] = {
+    "ensure_ascii": False,
+    "allow_nan": False,
+    "separators": (",", ":"),
+}
 
 
-def loads(text: bytes | str) -> Any:
+def loads(text: bytes | str, max_depth: int = MAX_DEPTH) -> Any:
     """Parses JSON and normalises it; integers of any size stay exact, NaN and Infinity are read.
+
+    Args:
+      text: The JSON.
+      max_depth: How many lists and objects may stand in each other.
 
     Raises:
       UnicodeDecodeError: The bytes are not UTF-8.
@@ -46,18 +57,35 @@ def loads(text: bytes | str) -> Any:
     except orjson.JSONDecodeError:
         value = None
     else:
-        if not _may_have_lost_digits(value):
+        if not _needs_care(value, max_depth):
             return value
     if isinstance(text, bytes):
         text = text.decode("utf-8")
     try:
-        return to_json_value(json.loads(text))
+        value = json.loads(text)
+        check_depth(value, max_depth)
+        return to_json_value(value)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _may_have_lost_digits(value: Any) -> bool:
-    """Whether orjson may have read an integer beyond 64 bits as a float."""
+def check_depth(value: Any, max_depth: int = MAX_DEPTH) -> None:
+    """Raises `ValueError` when more lists and objects than `max_depth` stand in each other."""
+    kind = type(value)
+    if kind is dict:
+        value = value.values()
+    elif kind is not list:
+        return
+    if max_depth < 1:
+        raise ValueError("nested too deeply")
+    for item in value:
+        kind = type(item)
+        if kind is dict or kind is list:
+            check_depth(item, max_depth - 1)
+
+
+def _needs_care(value: Any, max_depth: int) -> bool:
+    """Whether orjson may have read an integer beyond 64 bits as a float, or it is too deep."""
     kind = type(value)
     if kind is float:
         return not -_EXACT_FLOAT_BELOW < value < _EXACT_FLOAT_BELOW
@@ -65,9 +93,12 @@ def _may_have_lost_digits(value: Any) -> bool:
         value = value.values()
     elif kind is not list:
         return False
+    if max_depth < 1:
+        return True
+    max_depth -= 1
     for item in value:
         kind = type(item)
-        if (kind is float or kind is dict or kind is list) and _may_have_lost_digits(item):
+        if (kind is float or kind is dict or kind is list) and _needs_care(item, max_depth):
             return True
     return False
 
@@ -76,8 +107,8 @@ def dumps(value: Any) -> bytes:
     """Compact JSON of a JSON value, in the order of its keys."""
     try:
         return orjson.dumps(value)
-    except TypeError:  # integers beyond 64 bits, deep nesting
-        return json.dumps(to_json_value(value), **_BIG_OPTIONS).encode("utf-8")
+    except TypeError:  # integers beyond 64 bits, lone surrogates, deep nesting
+        return _dumps_with_care(to_json_value(value), None)
 
 
 def canonical(value: Any) -> bytes:
@@ -85,7 +116,26 @@ def canonical(value: Any) -> bytes:
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except TypeError:
-        return json.dumps(to_json_value(value), sort_keys=True, **_BIG_OPTIONS).encode("utf-8")
+        return _dumps_with_care(to_json_value(value), orjson.OPT_SORT_KEYS)
+
+
+def _dumps_with_care(value: Any, option: int | None) -> bytes:
+    """The bytes that orjson would write if it knew integers beyond 64 bits."""
+    try:
+        return orjson.dumps(_with_fragments(value), option=option)
+    except TypeError:  # deep nesting
+        text = json.dumps(value, sort_keys=option is not None, **_BIG_OPTIONS)
+        return text.encode("utf-8")
+
+
+def _with_fragments(value: Any) -> Any:
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return orjson.Fragment(str(value))
+    if isinstance(value, dict):
+        return {key: _with_fragments(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_fragments(item) for item in value]
+    return value
 
 
 def clean_text(text: str) -> str:
@@ -131,5 +181,8 @@ def to_json_value(value: Any) -> Any:
 def rfc3339(moment: dt.datetime) -> str:
     """``2026-11-21T08:00:00.123456Z``; a naive datetime is taken as UTC."""
     if moment.tzinfo is not None:
-        moment = moment.astimezone(dt.timezone.utc).replace(tzinfo=None)
+        try:
+            moment = moment.astimezone(dt.timezone.utc).replace(tzinfo=None)
+        except OverflowError:  # UTC has left the years 1 to 9999
+            return moment.isoformat()
     return moment.isoformat() + "Z"

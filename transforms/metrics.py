@@ -9,6 +9,7 @@ Update them from Beam's own threads only; from the event loop's thread they vani
 
 import collections
 import threading
+from typing import Any
 
 from apache_beam.metrics import Metrics
 
@@ -41,7 +42,12 @@ class LiveCounts:
 LIVE = LiveCounts()
 
 
+def beam_counter(name: str) -> Any:
+    """A Beam counter in our namespace."""
+    return Metrics.counter(NAMESPACE, name)
+
+
 def count(name: str, amount: int) -> None:
     """Adds to a Beam counter and to `LIVE`; call it from Beam's threads, once a batch."""
-    Metrics.counter(NAMESPACE, name).inc(amount)
+    beam_counter(name).inc(amount)
     LIVE.add(name, amount)

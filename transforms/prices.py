@@ -29,9 +29,22 @@ class TokenPrices:
 
     def __call__(self, usage: Usage) -> str | None:
         """US dollars as a decimal string; None when the price is not known."""
-        if self.provider is None or usage == NO_USAGE or not _known(self.provider, self.model):
+        if self.provider is None or usage == NO_USAGE or not _is_countable(usage):
+            return None
+        if not _known(self.provider, self.model):
             return None
         return _price(self.provider, self.model, usage)
+
+
+def _is_countable(usage: Usage) -> bool:
+    """Whether the figures can be tokens at all: a server may report anything."""
+    counts = (
+        usage.input_tokens,
+        usage.cached_input_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+    )
+    return all(count is None or (type(count) is int and 0 <= count < 2**63) for count in counts)
 
 
 @functools.cache

@@ -44,7 +44,7 @@ class _TallyRecordsDoFn(beam.DoFn):
     def finish_bundle(
         self,
     ) -> Iterator[IdHashes | TaggedOutput[Literal["tally"], Tally]]:
-        metrics.Metrics.counter(metrics.NAMESPACE, "records").inc(self._count)
+        metrics.beam_counter("records").inc(self._count)
         tally = Tally()
         tally.counts["records"] = self._count
         yield emit_tally(tally)
@@ -185,7 +185,7 @@ def check_reconciled(row: Row) -> None:
             if difference > 0
             else f"{-difference:,} too many"
             if difference
-            else "the sinks of one kind do not hold the same"
+            else "in all none is missing, but a sink does not hold what was counted for it"
         )
     )
 
@@ -207,12 +207,20 @@ def write_summary(spec: SummarySpec, row: Row) -> None:
     try:
         line = encode_row(row, SUMMARY_COLUMNS)
     except WriteRejected:  # a sum beyond its column, from a server that reports nonsense
-        line = encode_row({**row, "cost_usd": None}, SUMMARY_COLUMNS)
+        line = encode_row({name: _fitting(name, row) for name in row}, SUMMARY_COLUMNS)
     if spec.table is not None:
         load_summary(spec.table, line, spec.run_id)
     if spec.path is not None:
         with FileSystems.create(spec.path, "application/json") as file:
             file.write(line + b"\n")
+
+
+def _fitting(name: str, row: Row) -> Any:
+    try:
+        encode_row(row, tuple(column for column in SUMMARY_COLUMNS if column.name == name))
+    except WriteRejected:
+        return None
+    return row[name]
 
 
 def _raise_unless_reconciled(row: Row) -> Row:

@@ -74,7 +74,7 @@ class Renderer:
             PromptTemplate(spec.system_prompt, "--system_prompt") if spec.system_prompt else None
         )
         self._body: Callable[[Record], dict[str, Json]]
-        if spec.prompt is not None:
+        if spec.prompt:
             self._template = PromptTemplate(spec.prompt, spec.prompt_name)
             self._body = self._from_prompt
         elif spec.messages_field:

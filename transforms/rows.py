@@ -8,6 +8,7 @@ that all sinks write: they agree because they hold the same bytes.
 import dataclasses
 import datetime as dt
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ MAX_PAYLOAD_BYTES = 1 << 20
 """A table's dead letter holds so much of the payload; a file's holds all of it."""
 
 _INT64 = 2**63
-_NUMERIC_DIGITS = 29
+_NUMERIC = re.compile(r"-?[0-9]{1,29}(\.[0-9]{1,9})?")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -204,7 +205,7 @@ def dead_letter_row(letter: DeadLetter, run: RunInfo, price: Price) -> Row:
     if payload is None and letter.fields is not None:
         payload = json_values.dumps(letter.fields).decode("utf-8")
     asked = letter.stage not in ("read", "render")
-    billed = [n for n in (usage.output_tokens, usage.reasoning_tokens) if n is not None]
+    billed = [n for n in (usage.output_tokens, usage.reasoning_tokens) if type(n) is int]
     return {
         "timestamp": now(),
         "record_id": letter.record_id,
@@ -278,9 +279,16 @@ def encode_row(row: Row, columns: tuple[Column, ...]) -> bytes:
 
 
 def _check_floats(column: Column, values: list[Any]) -> None:
-    if not all(type(value) in (float, int) and math.isfinite(value) for value in values):
-        bad = next(v for v in values if type(v) not in (float, int) or not math.isfinite(v))
+    if not all(map(_is_float, values)):
+        bad = next(value for value in values if not _is_float(value))
         raise WriteRejected(f"column {column.name!r} (FLOAT64) cannot hold {_short(bad)}")
+
+
+def _is_float(value: Any) -> bool:
+    try:
+        return type(value) in (float, int) and math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        return False
 
 
 def _short(value: Any) -> str:
@@ -289,8 +297,7 @@ def _short(value: Any) -> str:
 
 
 def _is_numeric(value: Any) -> bool:
-    digits = str(value).lstrip("-").partition(".")[0]
-    return digits.isdigit() and len(digits) <= _NUMERIC_DIGITS
+    return _NUMERIC.fullmatch(str(value)) is not None
 
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {

@@ -67,7 +67,7 @@ class Tally:
 
     def _add_tokens(self, values: dict[str, Any]) -> None:
         for name in _SUMS:
-            if values[name]:
+            if type(values[name]) is int:  # a server may report anything
                 self.counts[name] += values[name]
 
     @classmethod

@@ -22,7 +22,8 @@ from transforms import json_values
 from transforms.errors import ConfigurationError, SchemaViolation
 from transforms.records import Answer, DeadLetter, Json
 
-_FENCE = re.compile(r"```[A-Za-z0-9_-]*\s*\n?(.*?)```", re.DOTALL)
+_FENCE = "```"
+_LANGUAGE = re.compile(r"[A-Za-z0-9_-]*")
 _MAX_CANDIDATES = 64
 
 
@@ -48,10 +49,10 @@ def extract_json(text: str) -> Json:
         return _strict(text.strip())
     except ValueError:
         pass
-    blocks = _FENCE.findall(text)
+    blocks = text.split(_FENCE)[1:-1:2]
     if len(blocks) == 1:
         try:
-            return _strict(blocks[0].strip())
+            return _strict(_LANGUAGE.sub("", blocks[0], count=1).strip())
         except ValueError as error:
             raise SchemaViolation(f"the fenced block is not JSON: {error}") from None
     values = _embedded(text)
@@ -65,7 +66,9 @@ def extract_json(text: str) -> Json:
 def _strict(text: str) -> Json:
     """JSON as the standard has it: no NaN."""
     try:
-        return json_values.to_json_value(json.loads(text, parse_constant=_no_constant))
+        value = json.loads(text, parse_constant=_no_constant)
+        json_values.check_depth(value)
+        return json_values.to_json_value(value)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -75,7 +78,11 @@ def _no_constant(name: str) -> None:
 
 
 def _embedded(text: str) -> list[Json]:
-    """The outermost objects and arrays that stand in a text."""
+    """The outermost objects and arrays that stand in a text.
+
+    A bracket with no JSON behind it is prose; JSON that breaks off is an error, because a part of
+    it is not the answer.
+    """
     decoder = json.JSONDecoder(parse_constant=_no_constant)
     values: list[Json] = []
     position = 0
@@ -83,10 +90,18 @@ def _embedded(text: str) -> list[Json]:
         starts = [at for at in (text.find("{", position), text.find("[", position)) if at >= 0]
         if not starts:
             return values
+        start = min(starts)
         try:
-            value, position = decoder.raw_decode(text, min(starts))
-        except (ValueError, RecursionError):
-            position = min(starts) + 1
+            value, position = decoder.raw_decode(text, start)
+            json_values.check_depth(value)
+        except json.JSONDecodeError as error:
+            position = error.pos
+            if any(mark in text[start:position] for mark in '"]}') or text[position:][:1] == '"':
+                raise SchemaViolation(
+                    f"the JSON at character {start} breaks off: {error.msg}"
+                ) from None
+        except (ValueError, RecursionError) as error:
+            raise SchemaViolation(f"the JSON at character {start} cannot be read: {error}") from None
         else:
             values.append(json_values.to_json_value(value))
     raise SchemaViolation("the answer holds too many brackets to find its JSON")
@@ -109,7 +124,10 @@ class OutputCheck:
             value = json_values.loads(completion.output_json)
         else:
             value = extract_json(completion.output or "")
-        error = jsonschema.exceptions.best_match(self._validator.iter_errors(value))
+        try:
+            error = jsonschema.exceptions.best_match(self._validator.iter_errors(value))
+        except RecursionError:
+            raise SchemaViolation("the answer is nested too deeply for the schema") from None
         if error is not None:
             raise SchemaViolation(f"at {error.json_path}: {_brief(error)}")
         text = json_values.dumps(value).decode("utf-8")

@@ -69,10 +69,10 @@ def _create(folder: Path) -> None:
     """Builds the environment from nothing; the stamp is written last."""
     shutil.rmtree(folder, ignore_errors=True)
     python = folder / "bin" / "python"
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
     for command in (
         [sys.executable, "-m", "venv", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        + ["--retries", "1", "--requirement", str(REQUIREMENTS)],
+        [*pip, "install", "--quiet", "--retries", "1", "--requirement", str(REQUIREMENTS)],
     ):
         subprocess.run(command, check=True, capture_output=True, text=True)
     _stamp(folder).write_text(_requirements_hash())
@@ -106,7 +106,7 @@ def _reason(error: Exception) -> str:
     """Returns one line that says what went wrong."""
     if isinstance(error, subprocess.CalledProcessError):
         lines = (error.stderr or error.stdout or "").strip().splitlines()
-        return f"'{' '.join(error.cmd[1:4])} …' failed: {lines[-1] if lines else error}"
+        return f"'{' '.join(error.cmd[1:3])} …' failed: {lines[-1] if lines else error}"
     return str(error)
 
 

@@ -17,12 +17,15 @@ from tests.emulators.google_cloud import LoopbackCloud
 @pytest.fixture(scope="session")
 def loopback_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackCloud]:
     """A loopback Google Cloud for the whole run; this process's clients stay as they are."""
+    missing = ""
     try:
         python = emulator_python()
     except EnvironmentUnavailableError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+        missing = str(error)
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(missing, pytrace=False)
+    if missing:
+        pytest.skip(missing)
     with LoopbackCloud.running(python, tmp_path_factory.mktemp("loopback-cloud")) as cloud:
         yield cloud
 

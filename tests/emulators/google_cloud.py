@@ -48,7 +48,7 @@ class LoopbackCloud:
     @classmethod
     @contextlib.contextmanager
     def running(cls, python: Path, folder: Path) -> Iterator["LoopbackCloud"]:
-        """Starts the servers, about three seconds, and kills them when the block ends.
+        """Starts the servers, one to two seconds, and kills them when the block ends.
 
         Args:
             python: the interpreter of the servers' environment.
@@ -63,16 +63,13 @@ class LoopbackCloud:
                 _server("storage", python, folder, [str(_made(folder / "storage"))])
             )
             storage_url = f"http://{storage.addresses['rest']}"
-            objects = folder / "storage" / "objects"
-            bigquery = stack.enter_context(
-                _server(
-                    "bigquery",
-                    python,
-                    folder,
-                    [str(_made(folder / "bigquery")), "--project", PROJECT]
-                    + ["--objects", str(objects), "--storage-url", storage_url],
-                )
-            )
+            arguments = [
+                str(_made(folder / "bigquery")),
+                f"--project={PROJECT}",
+                f"--objects={folder / 'storage' / 'objects'}",
+                f"--storage-url={storage_url}",
+            ]
+            bigquery = stack.enter_context(_server("bigquery", python, folder, arguments))
             yield cls(
                 {
                     "BIGQUERY_EMULATOR_HOST": f"http://{bigquery.addresses['rest']}",
@@ -145,15 +142,16 @@ class LoopbackCloud:
     def new_bucket(self) -> str:
         """Creates an empty bucket and returns its unique name, without ``gs://``."""
         from google.auth.credentials import AnonymousCredentials
-        from google.cloud import storage
+        from google.cloud.storage import Client
 
         name = f"test-{uuid.uuid4().hex[:12]}"
-        client = storage.Client(
+        client = Client(
             self.project,
             AnonymousCredentials(),  # type: ignore[no-untyped-call]
             client_options={"api_endpoint": self.environment["STORAGE_EMULATOR_HOST"]},
         )
         client.create_bucket(name)
+        client.close()
         return name
 
 

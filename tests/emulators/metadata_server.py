@@ -53,7 +53,7 @@ def serve_metadata(project: str) -> Iterator[str]:
     """Serves until the block ends; gives the address as ``host:port``."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 (the base class names it)
+        def do_GET(self) -> None:
             status, content_type, text = answer(self.path, project)
             body = text.encode()
             self.send_response(status)
@@ -63,7 +63,7 @@ def serve_metadata(project: str) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (as above)
+        def log_message(self, format: str, *args: object) -> None:
             """Prints nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

@@ -20,7 +20,7 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.io.gcp.bigquery import ReadFromBigQuery
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from google.api_core import exceptions
 from google.cloud import bigquery
 
@@ -173,7 +173,7 @@ def test_several_objects_load_in_one_job(
     write_object(f"gs://{bucket}/more/x/d.gz", gzip.compress(json_lines([{"id": "d", "n": 4}])))
     table = f"{bigquery_dataset}.t"
 
-    job = client.load_table_from_uri(
+    job: Any = client.load_table_from_uri(
         [f"gs://{bucket}/a.jsonl", f"gs://{bucket}/more/*"],
         table,
         job_config=load_config(schema=SCHEMA),
@@ -208,7 +208,7 @@ def test_job_id_works_once(client: bigquery.Client, bigquery_dataset: str, bucke
     with pytest.raises(exceptions.Conflict):
         client.load_table_from_uri(url, table, job_id=job_id, job_config=config)
 
-    job = client.get_job(job_id)
+    job: Any = client.get_job(job_id)
     assert (job.state, job.error_result, job.output_rows) == ("DONE", None, 1)
     assert contents(client, table) == [("a", 1)]
 
@@ -225,7 +225,8 @@ def test_upload_keeps_its_job_id(client: bigquery.Client, bigquery_dataset: str)
             io.BytesIO(rows), table, job_id=job_id, job_config=config, num_retries=0
         )
 
-    assert client.get_job(job_id).output_rows == 1
+    job: Any = client.get_job(job_id)
+    assert job.output_rows == 1
     assert contents(client, table) == [("a", 1)]
 
 
@@ -252,7 +253,7 @@ def test_streaming_insert_is_strict(client: bigquery.Client, bigquery_dataset: s
     """One bad row stops the others; with skip_invalid_rows the good ones arrive, once."""
     table = f"{bigquery_dataset}.t"
     client.create_table(bigquery.Table(table, SCHEMA))
-    rows = [{"id": "a", "n": 1}, {"id": "b", "x": 1}, {"n": 2}]
+    rows: list[dict[str, Any]] = [{"id": "a", "n": 1}, {"id": "b", "x": 1}, {"n": 2}]
 
     errors = client.insert_rows_json(table, rows, row_ids=["1", "2", "3"])
     reasons = {error["index"]: error["errors"][0]["reason"] for error in errors}
@@ -294,7 +295,7 @@ def test_dry_run(client: bigquery.Client, bigquery_dataset: str) -> None:
     dry = bigquery.QueryJobConfig(dry_run=True)
 
     job = client.query(f"SELECT id FROM `{bigquery_dataset}.t`", job_config=dry)
-    assert [field.name for field in job.schema] == ["id"]
+    assert [field.name for field in job.schema or ()] == ["id"]
     with pytest.raises(exceptions.BadRequest):
         client.query("SELEC 1", job_config=dry)
     with pytest.raises(exceptions.BadRequest):
@@ -305,12 +306,14 @@ def test_dry_run(client: bigquery.Client, bigquery_dataset: str) -> None:
 
 def test_failing_query_raises_both_ways(client: bigquery.Client, bigquery_dataset: str) -> None:
     """A failing query raises from a job's result and from jobs.query alike."""
-    missing = f"SELECT * FROM `{bigquery_dataset}.missing`"
-    for run in (lambda sql: client.query(sql).result(), client.query_and_wait):
-        with pytest.raises(exceptions.NotFound):
-            run(missing)
-        with pytest.raises(exceptions.BadRequest):
-            run("SELECT nope FROM (SELECT 1 AS one)")
+    for error, sql in (
+        (exceptions.NotFound, f"SELECT * FROM `{bigquery_dataset}.missing`"),
+        (exceptions.BadRequest, "SELECT nope FROM (SELECT 1 AS one)"),
+    ):
+        with pytest.raises(error):
+            client.query(sql).result()
+        with pytest.raises(error):
+            client.query_and_wait(sql)
 
 
 def test_destination_table(client: bigquery.Client, bigquery_dataset: str) -> None:
@@ -606,7 +609,7 @@ def test_redirection_ends(loopback_cloud: LoopbackCloud) -> None:
     from google.cloud.bigquery_storage_v1 import BigQueryReadClient
 
     def state() -> tuple[Any, ...]:
-        initialise = BigQueryReadClient.__mro__[2].__init__
+        initialise = vars(BigQueryReadClient.__mro__[2])["__init__"]
         return BigqueryV2.BASE_URL, initialise, dict(os.environ), socket.getdefaulttimeout()
 
     before = state()

@@ -94,6 +94,7 @@ class FakeBackend:
 
     @property
     def family(self) -> str:
+        """The registered name; part of every fingerprint."""
         return "fake"
 
     @classmethod
@@ -162,8 +163,7 @@ class FakeClient:
         content = _content(request.body)
         if _MARKER_START in content:
             marked = _MARKER.search(content)
-            if marked:
-                fault = marked[1]
+            fault = marked[1] if marked else fault
         if fault is not None:
             failure = self._failure(fault, request)
             if failure is not None:
@@ -215,10 +215,9 @@ class FakeBatchClient(FakeClient):
 def _content(body: Mapping[str, Json]) -> str:
     """What may hold a marker: the prompt, else the whole body as JSON."""
     messages = body.get("messages")
-    if messages and len(messages) == 1:
-        content = messages[0].get("content")
-    else:
-        content = body.get("text")
+    # Several messages have no one text, and are searched as JSON.
+    only = messages[0] if messages and len(messages) == 1 else {}
+    content = only.get("content", body.get("text"))
     return content if isinstance(content, str) else json_values.dumps(body).decode()
 
 

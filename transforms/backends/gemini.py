@@ -66,6 +66,7 @@ class GeminiBackend:
 
     @property
     def family(self) -> str:
+        """The registered name; part of every fingerprint."""
         return "gemini"
 
     async def open(self) -> "GeminiClient":

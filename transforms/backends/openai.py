@@ -60,6 +60,7 @@ class OpenAIBackend:
 
     @property
     def family(self) -> str:
+        """The registered name; part of every fingerprint."""
         return "openai"
 
     async def open(self) -> "OpenAIClient":
@@ -177,7 +178,8 @@ def _closed(schema: Any) -> bool:
         return False
     kind, properties = schema.get("type"), schema.get("properties")
     inner: list[Any] = []
-    if kind == "object" or properties is not None or isinstance(kind, list) and "object" in kind:
+    kinds = kind if isinstance(kind, list) else [kind]
+    if "object" in kinds or properties is not None:
         properties = properties or {}
         if schema.get("additionalProperties") is not False:
             return False

@@ -55,6 +55,7 @@ class VertexEndpointBackend:
 
     @property
     def family(self) -> str:
+        """The registered name; part of every fingerprint."""
         return "vertex_endpoint"
 
     def resource(self) -> str:

@@ -97,6 +97,7 @@ class Dispatcher:
             raise Interrupted("the run was asked to stop") from None
 
     async def _answer(self, requests: Sequence[Request]) -> list[Outcome]:
+        _raise_if_stopping()
         if isinstance(self._client, BatchClient):
             return await self._answer_at_once(self._client, requests)
         return await _all([self._answer_one(request) for request in requests])
@@ -115,55 +116,40 @@ class Dispatcher:
                 f"{type(client).__name__}.generate_many returned {len(replies)} outcomes "
                 f"for {len(requests)} requests"
             )
-        self._succeeded = True
-        outcomes: list[Outcome] = []
-        again: list[int] = []
-        for place, reply in enumerate(replies):
-            if isinstance(reply, Completion):
-                outcomes.append(reply)
-            else:
-                outcomes.append(Failure(reply, 1))
-                if reply.retryable:
-                    again.append(place)
-        if again:
-            retried = await _all([self._answer_one(requests[place], 1) for place in again])
-            for place, outcome in zip(again, retried, strict=True):
-                outcomes[place] = outcome
+        completed = [reply for reply in replies if isinstance(reply, Completion)]
+        self._succeeded = self._succeeded or bool(completed)
+        if len(completed) == len(requests):
+            return list(completed)
+        outcomes: list[Any] = list(replies)
+        failed = [n for n, reply in enumerate(replies) if not isinstance(reply, Completion)]
+        alone = [self._answer_one(requests[n], _as_error(replies[n])) for n in failed]
+        for n, outcome in zip(failed, await _all(alone), strict=True):
+            outcomes[n] = outcome
         return outcomes
 
-    async def _answer_one(self, request: Request, attempts: int = 0) -> Outcome:
+    async def _answer_one(self, request: Request, error: Exception | None = None) -> Outcome:
+        """Calls until there is an outcome; ``error`` is how a first call, by the batch, failed."""
         limits = self._limits
+        attempts = 0 if error is None else 1
         deadline = time.monotonic() + limits.record_deadline_s
-        failed = attempts
-        congested = 0
+        failed = congested = 0
         throttled_s = 0.0
         while True:
-            throttled_s += await self._wait_until_open()
-            async with self._slots:
-                if _stopping.is_set():
-                    raise Interrupted("the run was asked to stop")
-                attempts += 1
-                started = time.monotonic()
-                try:
-                    completion = await asyncio.wait_for(
-                        self._client.generate(request), limits.request_timeout_s
-                    )
-                except BackendUnusable:
-                    raise
-                except asyncio.TimeoutError:
-                    error: Exception = RequestTimeout(
-                        f"no answer within {limits.request_timeout_s:g} s (--request_timeout_s)"
-                    )
-                except Exception as unforeseen:
-                    error = unforeseen
-                else:
-                    self._succeeded = True
+            if error is None:
+                throttled_s += await self._wait_until_open()
+                async with self._slots:
+                    _raise_if_stopping()
+                    if time.monotonic() < self._closed_until:  # closed while it waited for a slot
+                        continue
+                    attempts += 1
+                    if attempts == 1:
+                        deadline = time.monotonic() + limits.record_deadline_s
+                    reply = await self._call(request)
+                if isinstance(reply, Completion):
                     return dataclasses.replace(
-                        completion,
-                        latency_ms=round((time.monotonic() - started) * 1000),
-                        attempts=attempts,
-                        throttled_ms=round(throttled_s * 1000),
+                        reply, attempts=attempts, throttled_ms=round(throttled_s * 1000)
                     )
+                error = reply
 
             failure = Failure(error, attempts, round(throttled_s * 1000))
             if not isinstance(error, RecordError):
@@ -185,6 +171,24 @@ class Dispatcher:
             if time.monotonic() + wait_s > deadline:
                 return failure
             await asyncio.sleep(wait_s)
+            error = None
+
+    async def _call(self, request: Request) -> Completion | Exception:
+        """One call; what it raises is its reply, unless it stops the run."""
+        timeout_s = self._limits.request_timeout_s
+        started = time.monotonic()
+        try:
+            completion = await asyncio.wait_for(self._client.generate(request), timeout_s)
+            latency_ms = round((time.monotonic() - started) * 1000)
+            completion = dataclasses.replace(completion, latency_ms=latency_ms)
+        except BackendUnusable:
+            raise
+        except asyncio.TimeoutError:
+            return RequestTimeout(f"no answer within {timeout_s:g} s (--request_timeout_s)")
+        except Exception as unforeseen:
+            return unforeseen
+        self._succeeded = True
+        return completion
 
     async def _wait_until_open(self) -> float:
         """Waits out another record's ``Retry-After``; returns the seconds waited."""
@@ -203,11 +207,18 @@ class Dispatcher:
         """Stops the run when two records fail alike before any success."""
         if self._succeeded or not error.fatal_at_start:
             return
-        if error.retryable and attempts < 2:  # a lost connection gets its second chance first
+        chances = min(2, self._limits.max_attempts) if error.retryable else 1
+        if attempts < chances:  # a lost connection gets its second chance first
             return
         first = self._suspects.setdefault(error.error_type, id(request))
         if first != id(request):
             raise BackendUnusable(str(error))
+
+
+def _as_error(reply: Any) -> Exception:
+    if isinstance(reply, Exception):
+        return reply
+    return TypeError(f"generate_many gave a {type(reply).__name__} for a request")
 
 
 async def _all(coroutines: Sequence[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
@@ -220,6 +231,11 @@ async def _all(coroutines: Sequence[Coroutine[Any, Any, Outcome]]) -> list[Outco
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+def _raise_if_stopping() -> None:
+    if _stopping.is_set():
+        raise Interrupted("the run was asked to stop")
 
 
 def _close(client: Client) -> None:

@@ -278,12 +278,15 @@ def latest_view_sql(name: TableName, output_schema: Mapping[str, Any] | None = N
     )
 
 
+_SQL_ESCAPES = (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r"))
 _SQL_TYPES = {"integer": "INT64", "number": "FLOAT64", "boolean": "BOOL"}
 
 
 def _typed_property(name: str, schema: Any) -> str:
-    escaped = name.replace("\\", "\\\\").replace('"', '\\"').replace("'", "\\'")
-    path = f"'$.\"{escaped}\"'"
+    quoted = name.replace('"', '\\"')  # as a JSONPath has it, then as a SQL literal has that
+    for text, escape in _SQL_ESCAPES:
+        quoted = quoted.replace(text, escape)
+    path = f"'$.\"{quoted}\"'"
     kind = schema.get("type") if isinstance(schema, dict) else None
     if isinstance(kind, list):  # ["string", "null"]
         kinds = [item for item in kind if item != "null"]

@@ -1,6 +1,7 @@
 """Files as a sink: ``<folder>/<run_id>-00000-of-00007.jsonl``, visible only when all are there."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
@@ -16,10 +17,13 @@ from transforms.sinks.staging import (
     make_folder,
 )
 
+_OURS = re.compile(r"[^/]+-\d{5,}-of-\d{5,}\.(jsonl|parquet)")
+"""The names that `finish_files` gives: ``replace`` deletes nothing else."""
+
 
 def temporary_folder(folder: str, run_id: str) -> str:
     """Where a run stages its files: beside the final ones, so that a rename is enough."""
-    return FileSystems.join(folder, f".{run_id}.tmp")
+    return str(FileSystems.join(folder, f".{run_id}.tmp"))
 
 
 def finish_files(
@@ -48,7 +52,7 @@ def finish_files(
     pending = [
         (file, path)
         for file, path in zip(files, final, strict=True)
-        if _size(path) != file.size_bytes or _size(file.path) is not None
+        if _size(file.path) is not None
     ]
     if pending:
         FileSystems.rename([file.path for file, _ in pending], [path for _, path in pending])
@@ -56,12 +60,13 @@ def finish_files(
         size = _size(path)
         if size != file.size_bytes:
             raise RunError(
-                f"{path} holds {size} bytes, but {file.size_bytes} were written: "
+                f"{path} holds {size or 0} bytes, but {file.size_bytes} were written: "
                 "something else writes into this folder"
             )
     if replace:
-        others = {file.path for file in FileSystems.match([f"{folder}/*"])[0].metadata_list}
-        if stale := sorted(others - set(final)):
+        found = {file.path for file in FileSystems.match([f"{folder}/*"])[0].metadata_list}
+        stale = [path for path in found - set(final) if _OURS.fullmatch(path.rpartition("/")[2])]
+        if stale:
             FileSystems.delete(stale)
     delete_folder(temporary_folder(folder, run_id))
     return sum(file.rows for file in files)

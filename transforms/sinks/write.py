@@ -6,7 +6,7 @@ gives a tally of what it saw, for the reconciliation.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
@@ -30,7 +30,7 @@ from transforms.sinks.staging import SinkReport
 from transforms.tally import Tally, emit_tally
 from transforms.validate import answered_dead_letter
 
-RowSink = beam.PTransform
+RowSink: TypeAlias = beam.PTransform
 """Takes a PCollection of encoded rows, gives one `SinkReport`."""
 
 

@@ -9,13 +9,15 @@ so that the runner tries again.
 import dataclasses
 import gzip
 import io
+import itertools
 import mimetypes
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 
 import apache_beam as beam
+import fastavro
 import pyarrow as pa
 from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
@@ -48,13 +50,15 @@ _DAMAGE = (
     pa.ArrowInvalid,
     pa.ArrowNotImplementedError,
     struct.error,
+    fastavro.schema.SchemaParseException,
+    OverflowError,
     ValueError,
     KeyError,
     IndexError,
     TypeError,
 )
 
-Unread = TaggedOutput[Literal["unread"], DeadLetter]
+Unread: TypeAlias = TaggedOutput[Literal["unread"], DeadLetter]
 
 
 class _Reader(Protocol):
@@ -106,12 +110,25 @@ class Part:
     stop: int | None = None
 
 
+class _Unzipped(gzip.GzipFile):
+    """Gives all that stands before a damage; closes the file below."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        super().__init__(fileobj=file)
+        self.myfileobj = file  # type: ignore[assignment] # what `close` closes
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read1(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 def open_file(path: str) -> BinaryIO:
     """A file for reading, decompressed when it *is* gzip, whatever its name says."""
     raw = FileSystems.open(path, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
     file = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 20)
     if file.peek(2)[:2] == _GZIP_MAGIC:
-        return io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20)
+        return io.BufferedReader(_Unzipped(file), 1 << 20)
     return file
 
 
@@ -120,7 +137,9 @@ def plan_parts(path: str, size_bytes: int, given_format: str | None = None) -> l
     kind = format_of(path, given_format)
     if kind == "parquet":
         with open_file(path) as file:
-            return [Part(path, kind, group, group + 1) for group in range(columnar.row_groups(file))]
+            return [
+                Part(path, kind, group, group + 1) for group in range(columnar.row_groups(file))
+            ]
     if kind not in _SPLITTABLE or size_bytes <= _RANGE_BYTES:
         return [Part(path, kind)]
     with open_file(path) as file:
@@ -169,11 +188,15 @@ class _PlanPartsDoFn(beam.DoFn):
         self._given_format = given_format
 
     def process(self, file: FileMetadata) -> Iterator[Part | Unread]:
-        try:
-            yield from plan_parts(file.path, file.size_in_bytes, self._given_format)
-        except _DAMAGE as error:
-            kind = format_of(file.path, self._given_format)
-            yield TaggedOutput("unread", _damaged(file.path, kind, str(error)))
+        for part in _parts_or_damage(file, self._given_format):
+            yield part if isinstance(part, Part) else TaggedOutput("unread", part)
+
+
+def _parts_or_damage(file: FileMetadata, given_format: str | None) -> list[Part | DeadLetter]:
+    try:
+        return list(plan_parts(file.path, file.size_in_bytes, given_format))
+    except _DAMAGE as error:
+        return [_damaged(file.path, format_of(file.path, given_format), str(error))]
 
 
 class _ReadPartDoFn(beam.DoFn):
@@ -200,14 +223,18 @@ def read_first(
     pattern: str, given_format: str | None, id_rule: IdRule, limit: int
 ) -> Iterator[Record | DeadLetter]:
     """The first ``limit`` inputs of a pattern, in the order of the files' names."""
-    left = limit
+    return itertools.islice(_read_in_order(pattern, given_format, id_rule), limit)
+
+
+def _read_in_order(
+    pattern: str, given_format: str | None, id_rule: IdRule
+) -> Iterator[Record | DeadLetter]:
     for file in sorted(match(pattern), key=lambda file: file.path):
-        for part in plan_parts(file.path, file.size_in_bytes, given_format):
-            for item in read_part(part, id_rule):
-                if not left:
-                    return
-                left -= 1
-                yield item
+        for part in _parts_or_damage(file, given_format):
+            if isinstance(part, Part):
+                yield from read_part(part, id_rule)
+            else:
+                yield part
 
 
 def match(pattern: str) -> list[FileMetadata]:
@@ -257,16 +284,14 @@ class ReadFiles(beam.PTransform):
         planned = (
             pattern
             | "MatchFiles" >> beam.FlatMap(match)
-            | "PlanParts" >> beam.ParDo(_PlanPartsDoFn(self.format)).with_outputs(
-                "unread", main="parts"
-            )
+            | "PlanParts"
+            >> beam.ParDo(_PlanPartsDoFn(self.format)).with_outputs("unread", main="parts")
         )
         read = (
             planned.parts
             | "SpreadParts" >> beam.Reshuffle()
-            | "ReadParts" >> beam.ParDo(_ReadPartDoFn(self.id_rule)).with_outputs(
-                "unread", main="records"
-            )
+            | "ReadParts"
+            >> beam.ParDo(_ReadPartDoFn(self.id_rule)).with_outputs("unread", main="records")
         )
         unread = (planned.unread, read.unread) | "Unread" >> beam.Flatten()
         return read.records, unread

@@ -5,6 +5,7 @@ for each input, with the raw line as its payload; blank lines are no input. What
 is, the next one is read as if it had not been there.
 """
 
+import collections
 import csv
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
@@ -43,7 +44,7 @@ def read_lines(file: BinaryIO, start: int = 0, stop: int | None = None) -> Itera
     """
     if start:
         file.seek(start - 1)
-        position = start - 1 + len(file.readline())
+        position = start - 1 + _skip_line(file)
     else:
         position = 0
     number = 0
@@ -54,12 +55,22 @@ def read_lines(file: BinaryIO, start: int = 0, stop: int | None = None) -> Itera
         place = position if start else (number := number + 1)
         position += len(raw)
         if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
-            while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
-                position += len(rest)
-            position += len(rest)
+            position += _skip_line(file)
+            yield place, raw
+            continue
         if position == len(raw) and raw.startswith(_BOM):
             raw = raw[len(_BOM) :]
         yield place, raw.rstrip(b"\r\n")
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Reads on to the next line, in bounded memory; returns how many bytes that were."""
+    skipped = 0
+    while rest := file.readline(1 << 20):
+        skipped += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return skipped
 
 
 def _place(path: str, place: int, start: int) -> str:
@@ -92,8 +103,7 @@ def _read_each(
         if not line:
             continue
         try:
-            if len(line) >= MAX_LINE_BYTES:
-                raise TooLarge(f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+            _check_length(line)
             fields = parse(line)
         except RecordError as error:
             yield dead_line(type(error)(f"{_place(path, place, start)}: {error}"), line)
@@ -101,11 +111,18 @@ def _read_each(
             yield make_record(fields, path, id_rule)
 
 
+def _check_length(line: bytes) -> None:
+    if len(line) >= MAX_LINE_BYTES:
+        raise TooLarge(f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+
+
 def _json_object(line: bytes) -> dict[str, Json]:
     try:
         fields = json_values.loads(line)
     except UnicodeDecodeError as error:
-        raise ParseError(f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}") from None
+        raise ParseError(
+            f"not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}"
+        ) from None
     except ValueError as error:
         raise ParseError(f"not JSON: {error}") from None
     if not isinstance(fields, dict):
@@ -156,11 +173,12 @@ def read_csv(
         raise ParseError(f"{path}: the header {error}") from None
     for place, row in rows:
         try:
+            _check_length(row)
             values = _csv_values(row)
             if len(values) != len(names):
                 raise ParseError(f"{len(values)} values, but the header has {len(names)}")
-        except ParseError as error:
-            yield dead_line(ParseError(f"{_place(path, place, 0)}: {error}"), row)
+        except RecordError as error:
+            yield dead_line(type(error)(f"{_place(path, place, 0)}: {error}"), row)
         else:
             yield make_record(dict(zip(names, values, strict=True)), path, id_rule)
 
@@ -174,24 +192,39 @@ def _check_header(names: list[str]) -> None:
 
 
 def _csv_rows(lines: Iterator[Line]) -> Iterator[Line]:
-    """Joins the lines of a quoted value: a row is whole when its quotes are even.
+    r"""Joins the lines of a quoted value, with ``\n``: a row is whole when its quotes are even.
 
-    Behind a quote that is never closed every line has even quotes, so each stands for itself.
+    Lines that make no row together had a quote that is never closed, or that is none: the first
+    of them stands for itself, and the others are read again.
     """
+    again: collections.deque[Line] = collections.deque()
     waiting: list[Line] = []
     inside = False
-    for line in lines:
-        if not line[1] and not inside:
-            continue
-        waiting.append(line)
-        inside ^= bool(line[1].count(b'"') & 1)
-        if not inside:
-            yield waiting[0][0], b"\n".join(raw for _, raw in waiting)
-            waiting = []
-        elif len(waiting) > MAX_ROW_LINES:
-            yield from waiting
-            waiting, inside = [], False
-    yield from waiting
+    while True:
+        line = again.popleft() if again else next(lines, None)
+        if line is not None:
+            if not line[1] and not inside:
+                continue
+            waiting.append(line)
+            inside ^= bool(line[1].count(b'"') & 1)
+            if inside and len(waiting) <= MAX_ROW_LINES:
+                continue
+        elif not waiting:
+            return
+        row = b"\n".join(raw for _, raw in waiting)
+        if len(waiting) > 1 and (inside or not _is_csv(row)):
+            again.extendleft(reversed(waiting[1:]))
+            row = waiting[0][1]
+        yield waiting[0][0], row
+        waiting, inside = [], False
+
+
+def _is_csv(row: bytes) -> bool:
+    try:
+        _csv_values(row)
+    except ParseError:
+        return False
+    return True
 
 
 def _csv_values(row: bytes) -> list[str]:

@@ -92,7 +92,7 @@ async def _load_all_or_nothing(job: Any, files: list[Path], started: Any, ctx: A
 
 
 def _write_files(job: Any, files: list[Path], *, created: bool, ctx: Any) -> int:
-    before = executor._refresh_load_row_count(job, ctx)
+    before: int = executor._refresh_load_row_count(job, ctx)
     if job.write_disposition == "WRITE_EMPTY" and before:
         table = f"{job.project_id}:{job.dataset_id}.{job.table_id}"
         raise AlreadyExistsError(f"Already Exists: Table {table}")
@@ -106,7 +106,8 @@ def _write_files(job: Any, files: list[Path], *, created: bool, ctx: Any) -> int
         else:
             executor._validate_local_path(str(file))
             executor._load_path_into_target(str(file), job, ctx)
-    return executor._refresh_load_row_count(job, ctx) - before
+    after: int = executor._refresh_load_row_count(job, ctx)
+    return after - before
 
 
 @contextlib.contextmanager

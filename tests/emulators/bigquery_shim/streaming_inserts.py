@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from bqemulator.api.routes import tabledata
+from bqemulator.domain.errors import NotFoundError
 
 from tests.emulators.bigquery_shim.rows import InvalidRowError, convert_row
 
@@ -33,7 +34,7 @@ async def insert_all(
     """Answers one ``insertAll`` request."""
     meta = context.catalog.get_table(project, dataset, table)
     if meta is None:
-        return await tabledata.insert_all(project, dataset, table, _JsonRequest(body), context)
+        raise NotFoundError(f"Not found: Table {project}:{dataset}.{table}")
     good: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     for index, row in enumerate(body.get("rows", [])):

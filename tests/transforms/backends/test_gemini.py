@@ -120,9 +120,7 @@ def test_body_is_that_of_the_sdk(model_server: SimulatedModelServer) -> None:
         },
         output_schema=SCHEMA,
         request_options={
-            "safetySettings": [
-                {"category": "HARM_CATEGORY_HARASSMENT", "threshold": "BLOCK_NONE"}
-            ],
+            "safetySettings": [{"category": "HARM_CATEGORY_HARASSMENT", "threshold": "BLOCK_NONE"}],
             "labels": {"team": "a"},
             "tools": [{"googleSearch": {}}],
         },
@@ -176,9 +174,7 @@ def test_answer(model_server: SimulatedModelServer) -> None:
         Completion(
             output="answer to hello",
             finish_reason="STOP",
-            usage=Usage(
-                input_tokens=3, cached_input_tokens=2, output_tokens=4, reasoning_tokens=3
-            ),
+            usage=Usage(input_tokens=3, cached_input_tokens=2, output_tokens=4, reasoning_tokens=3),
             model_version="gemini-2.5-flash",
             service_tier="ON_DEMAND",
         )

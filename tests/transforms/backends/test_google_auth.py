@@ -15,7 +15,7 @@ from transforms.backends.google_auth import GoogleAuth, auth_for, vertex_base_ur
 from transforms.errors import BackendUnusable, Forbidden, Unavailable
 
 
-class _Credentials(google.auth.credentials.Credentials):  # type: ignore[misc]
+class _Credentials(google.auth.credentials.Credentials):
     """Credentials whose refreshes are scripted: an exception, or the life of a token."""
 
     def __init__(self, *script: Exception | dt.timedelta) -> None:
@@ -106,7 +106,7 @@ def test_revoked() -> None:
         auth = await GoogleAuth.open(credentials)
         await auth.headers()
 
-    with pytest.raises(Forbidden, match="^no Google token: invalid_grant$") as caught:
+    with pytest.raises(Forbidden, match=r"^no Google token: invalid_grant$") as caught:
         asyncio.run(ask())
     assert caught.value.fatal_at_start
 
@@ -133,7 +133,7 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
         raise google.auth.exceptions.DefaultCredentialsError("not found")
 
     monkeypatch.setattr(google.auth, "default", default)
-    with pytest.raises(BackendUnusable, match="^no Google credentials: not found; run `gcloud"):
+    with pytest.raises(BackendUnusable, match=r"^no Google credentials: not found; run `gcloud"):
         asyncio.run(auth_for("https://aiplatform.googleapis.com"))
     assert asked == [{"scopes": ("https://www.googleapis.com/auth/cloud-platform",)}]
 

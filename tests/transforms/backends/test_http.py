@@ -210,7 +210,7 @@ def test_redirects_are_not_followed() -> None:
             finally:
                 await client.close()
 
-    with pytest.raises(InvalidRequest, match="^HTTP 302 from"):
+    with pytest.raises(InvalidRequest, match=r"^HTTP 302 from"):
         asyncio.run(exchange())
 
 
@@ -233,7 +233,7 @@ def test_no_connection() -> None:
 
 def test_no_url() -> None:
     """What is no URL is wrong for every record."""
-    with pytest.raises(InvalidRequest, match="is no URL$") as caught:
+    with pytest.raises(InvalidRequest, match=r"is no URL$") as caught:
         _post("127.0.0.1", {})
     assert caught.value.fatal_at_start
 
@@ -277,7 +277,7 @@ def test_disconnected(reply: bytes, fatal_at_start: bool) -> None:
 
 
 def test_keepalive_is_below_vllm() -> None:
-    """vLLM closes an idle connection after 5 s; ours must be gone before that."""
+    """An idle connection must be gone before vLLM closes it, after 5 s."""
 
     async def keepalive() -> Any:
         client = JsonClient()

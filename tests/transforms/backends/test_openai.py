@@ -129,9 +129,7 @@ def test_answer(model_server: SimulatedModelServer) -> None:
         Completion(
             output="answer to hello",
             finish_reason="stop",
-            usage=Usage(
-                input_tokens=3, cached_input_tokens=2, output_tokens=4, reasoning_tokens=3
-            ),
+            usage=Usage(input_tokens=3, cached_input_tokens=2, output_tokens=4, reasoning_tokens=3),
             model_version="m",
             service_tier="default",
         )
@@ -159,9 +157,7 @@ def test_answer(model_server: SimulatedModelServer) -> None:
         ("p [[thoughts-only]]", Truncated),
     ],
 )
-def test_failures(
-    model_server: SimulatedModelServer, text: str, error: type[RecordError]
-) -> None:
+def test_failures(model_server: SimulatedModelServer, text: str, error: type[RecordError]) -> None:
     """Each of a server's failures becomes its error, beside an answer that is not touched."""
     backend = OpenAIBackend(model="m", endpoint=model_server.openai_url)
     failed, fine = _outcomes(backend, prompt(text), prompt("fine"))
@@ -219,7 +215,7 @@ def test_usage() -> None:
     assert usage_of({}) == Usage()
     assert usage_of({"usage": None}) == Usage()
     counts = {"prompt_tokens": 1, "completion_tokens": 2}
-    details = {"prompt_tokens_details": None, "completion_tokens_details": None}
+    details: dict[str, Any] = {"prompt_tokens_details": None, "completion_tokens_details": None}
     assert usage_of({"usage": {**counts, **details}}) == Usage(1, None, 2, None)
     details = {"completion_tokens_details": {"reasoning_tokens": 5}}
     assert usage_of({"usage": {**counts, **details}}) == Usage(1, None, 0, 5)
@@ -313,7 +309,7 @@ def test_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asyncio.run(headers(api_key="given")) == {"Authorization": "Bearer given"}
     monkeypatch.delenv("OPENAI_API_KEY")
     assert asyncio.run(headers(endpoint="http://127.0.0.1:8000/v1")) == {}
-    with pytest.raises(BackendUnusable, match="^no OpenAI API key: give --api_key_secret"):
+    with pytest.raises(BackendUnusable, match=r"^no OpenAI API key: give --api_key_secret"):
         asyncio.run(headers())
 
 

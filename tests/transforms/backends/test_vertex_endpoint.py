@@ -85,9 +85,7 @@ def test_raw_predict(model_server: SimulatedModelServer) -> None:
 
 
 @pytest.mark.parametrize("method", ["predict", "raw_predict"])
-def test_a_whole_request_goes_as_it_stands(
-    model_server: SimulatedModelServer, method: Any
-) -> None:
+def test_a_whole_request_goes_as_it_stands(model_server: SimulatedModelServer, method: Any) -> None:
     """For both methods."""
     model_server.reset()
     backend = VertexEndpointBackend(
@@ -148,11 +146,12 @@ def test_model_version_of_a_prediction() -> None:
 def test_dedicated_host(status: int) -> None:
     """An endpoint with a host of its own is called there; one that cannot be asked, where it is."""
     calls: list[tuple[str, str, str]] = []
+    hosts: list[str] = []
 
     async def shared(request: web.Request) -> web.Response:
         calls.append(("shared", request.method, request.path))
         if request.method == "GET":
-            body = {"dedicatedEndpointDns": dedicated_host}
+            body = {"dedicatedEndpointDns": hosts[0]}
             return web.json_response(body, status=status)
         return web.json_response({"predictions": ["from shared"]})
 
@@ -161,13 +160,11 @@ def test_dedicated_host(status: int) -> None:
         return web.json_response({"predictions": ["from dedicated"]})
 
     async def exchange() -> Any:
-        nonlocal dedicated_host
         async with serving(shared) as shared_url, serving(dedicated) as dedicated_url:
-            dedicated_host = dedicated_url.removeprefix("http://")
+            hosts.append(dedicated_url.removeprefix("http://"))
             backend = VertexEndpointBackend(endpoint=ENDPOINT, api_base=shared_url)
             return await _ask(backend, request_of({"instance": 1}))
 
-    dedicated_host = ""
     (outcome,) = asyncio.run(exchange())
     where = "dedicated" if status == 200 else "shared"
     assert outcome.output == f"from {where}"

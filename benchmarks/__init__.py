@@ -1,0 +1,1 @@
+"""Every figure that the documentation quotes, each reproducible by one command."""

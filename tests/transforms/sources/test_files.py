@@ -1,0 +1,491 @@
+"""Files by glob: formats, gzip, damage, splitting, limits, and what is raised rather than dead."""
+
+import bz2
+import collections
+import gzip
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import apache_beam as beam
+import fastavro
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.io.filesystem import FileMetadata
+from apache_beam.testing.util import assert_that, equal_to
+
+from transforms.errors import ConfigurationError
+from transforms.records import DeadLetter, Record
+from transforms.sources import files
+from transforms.sources.base import IdRule, ReadRecords
+from transforms.sources.files import (
+    FORMATS,
+    FileSource,
+    Part,
+    ReadFiles,
+    format_of,
+    match,
+    open_file,
+    plan_parts,
+    read_first,
+    read_part,
+)
+
+RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+Item = Record | DeadLetter
+AVRO = {"type": "record", "name": "r", "fields": [{"name": "id", "type": "long"}]}
+
+
+def _write(path: pathlib.Path, data: bytes | str) -> str:
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return str(path)
+
+
+def _json_lines(ids: Any) -> str:
+    return "".join(f'{{"id":{n}}}\n' for n in ids)
+
+
+def _parquet(path: pathlib.Path, ids: Any, group: int = 1000) -> str:
+    values = list(ids)
+    pq.write_table(pa.table({"id": pa.array(values, pa.int64())}), path, row_group_size=group)
+    return str(path)
+
+
+def _avro(path: pathlib.Path, ids: Any) -> str:
+    with path.open("wb") as file:
+        fastavro.writer(file, AVRO, [{"id": n} for n in ids], sync_interval=50)
+    return str(path)
+
+
+def _read(path: str, given: str | None = None, rule: IdRule = IdRule()) -> list[Item]:
+    """Every item of a file, part by part."""
+    parts = plan_parts(path, os.path.getsize(path), given)
+    return [item for part in parts for item in read_part(part, rule)]
+
+
+def _ids(items: list[Item]) -> list[str | None]:
+    return [item.record_id for item in items]
+
+
+def _check_read(
+    transform: beam.PTransform, ids: list[str], unread: list[DeadLetter] | None = None
+) -> None:
+    """Runs a root transform; compares the ids that it read, in any order, and the dead letters."""
+    with beam.Pipeline(RUNNER) as root:
+        records, dead = root | transform
+        assert_that(records | beam.Map(lambda record: record.record_id), equal_to(ids), "Records")
+        assert_that(dead, equal_to(unread or []), "Dead")
+
+
+# Formats
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.jsonl", "jsonl"),
+        ("a.ndjson", "jsonl"),
+        ("a.json", "jsonl"),
+        ("A.CSV", "csv"),
+        ("a.csv.gz", "csv"),
+        ("gs://b/x.y/a.Parquet", "parquet"),
+        ("a.avro", "avro"),
+        ("a.txt.GZ", "txt"),
+    ],
+)
+def test_format_by_name(name: str, kind: str) -> None:
+    """By its suffix, whatever its case, a ``.gz`` behind it set aside."""
+    assert format_of(name) == kind
+    assert format_of(name, "objects") == "objects"
+
+
+@pytest.mark.parametrize("name", ["a", "a.xml", "a.gz", "jsonl", "a.jsonl.bak"])
+def test_format_that_the_name_does_not_tell(name: str) -> None:
+    """The message holds the name and the remedy."""
+    with pytest.raises(ConfigurationError) as raised:
+        format_of(name)
+    assert str(raised.value) == (
+        f"the name of {name!r} does not tell its format: give --input_format, one of "
+        "jsonl, csv, parquet, avro, txt, objects"
+    )
+    assert {format_of(name, kind) for kind in FORMATS} == set(FORMATS)
+
+
+def test_unknown_suffix_stops_the_run(tmp_path: pathlib.Path) -> None:
+    """A file of no known format is wrong use, not a dead letter."""
+    path = _write(tmp_path / "a.xml", "<a/>")
+    with pytest.raises(ConfigurationError, match="give --input_format, one of jsonl"):
+        list(read_first(path, None, IdRule(), 5))
+    with pytest.raises(Exception, match="give --input_format, one of jsonl"):
+        _check_read(ReadFiles(pattern=path), [])
+
+
+def test_each_format(tmp_path: pathlib.Path) -> None:
+    """The same two records in every format, and the given format before the name's."""
+    paths = [
+        _write(tmp_path / "a.jsonl", '{"id":1}\n{"id":2}\n'),
+        _write(tmp_path / "a.csv", "id\r\n1\r\n2\r\n"),
+        _parquet(tmp_path / "a.parquet", [1, 2]),
+        _avro(tmp_path / "a.avro", [1, 2]),
+    ]
+    for path in paths:
+        assert _ids(_read(path)) == ["1", "2"]
+        assert {item.source for item in _read(path) if isinstance(item, Record)} == {path}
+    text = _write(tmp_path / "a.txt", "x\ny\n")
+    assert [item.fields for item in _read(text)] == [{"text": "x"}, {"text": "y"}]
+    odd = _write(tmp_path / "a.csv", '{"id":1}\n')
+    assert _ids(_read(odd, "jsonl")) == ["1"]
+
+
+def test_objects(tmp_path: pathlib.Path) -> None:
+    """One record per file, unopened, with its address and type; the address may be the id."""
+    for name in ("a.png", "b.pdf", "c.unknown", "d"):
+        _write(tmp_path / name, "\0")
+    types = ["image/png", "application/pdf", "application/octet-stream", "application/octet-stream"]
+    fields = [
+        {"uri": f"{tmp_path}/{name}", "mime_type": mime_type}
+        for name, mime_type in zip(("a.png", "b.pdf", "c.unknown", "d"), types, strict=True)
+    ]
+    items = list(read_first(f"{tmp_path}/*", "objects", IdRule("uri", required=True), 100))
+    assert [item.fields for item in items] == fields
+    assert _ids(items) == [field["uri"] for field in fields]
+
+
+# gzip
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl", "a.JSON.GZ"])
+def test_gzip_by_content(tmp_path: pathlib.Path, name: str) -> None:
+    """What is gzip is decompressed and what is none is not, whatever the name says."""
+    data = _json_lines(range(5)).encode()
+    expected = [str(n) for n in range(5)]
+    assert _ids(_read(_write(tmp_path / name, gzip.compress(data)))) == expected
+    assert _ids(_read(_write(tmp_path / name, data))) == expected
+    halves = gzip.compress(data[:10]) + gzip.compress(data[10:])
+    assert _ids(_read(_write(tmp_path / name, halves))) == expected
+    assert _read(_write(tmp_path / name, b"")) == []
+    assert _read(_write(tmp_path / name, gzip.compress(b""))) == []
+
+
+@pytest.mark.parametrize("make", [_parquet, _avro])
+def test_gzipped_containers(
+    tmp_path: pathlib.Path, make: Callable[[pathlib.Path, Any], str]
+) -> None:
+    """They are read through the decompression, too."""
+    path = tmp_path / make.__name__.replace("_", "a.")
+    make(path, range(5))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert _ids(_read(str(path))) == [str(n) for n in range(5)]
+
+
+def test_truncated_gzip(tmp_path: pathlib.Path) -> None:
+    """The lines before the damage are read; one dead letter stands for the rest."""
+    whole = gzip.compress(_json_lines(range(50_000)).encode())
+    path = _write(tmp_path / "a.jsonl.gz", whole[: len(whole) // 2])
+    *records, dead = _read(path)
+    assert _ids(records) == [str(n) for n in range(len(records))]
+    assert 20_000 < len(records) < 30_000
+    assert dead == DeadLetter(
+        "read",
+        "parse_error",
+        f"the rest of a damaged jsonl file is lost: {path}: after {len(records):,} records: "
+        "Compressed file ended before the end-of-stream marker was reached",
+        payload=path,
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x1f\x8b" + b"\xff" * 30, "Unknown compression method"),
+        (gzip.compress(b'{"id":0}\n')[:-8] + b"\0" * 8, "CRC check failed 0x0 != 0x"),
+        (gzip.compress(b'{"id":0}\n') + b"trailing", "Not a gzipped file (b'tr')"),
+    ],
+)
+def test_damaged_gzip(tmp_path: pathlib.Path, data: bytes, reason: str) -> None:
+    """A dead letter in the words of what noticed it, never an exception."""
+    path = _write(tmp_path / "a.jsonl", data)
+    dead = _read(path)[-1]
+    assert isinstance(dead, DeadLetter)
+    assert (dead.error_type, dead.payload) == ("parse_error", path)
+    assert dead.error_message.startswith(
+        f"the rest of a damaged jsonl file is lost: {path}: after "
+    )  # fmt: skip
+    assert reason in dead.error_message
+
+
+def test_other_compression_is_no_text(tmp_path: pathlib.Path) -> None:
+    """bzip2 is not decompressed: its lines are dead letters with their bytes, not a crash."""
+    path = _write(tmp_path / "a.jsonl", bz2.compress(b'{"id":1}\n'))
+    assert {item.error_type for item in _read(path)} == {"parse_error"}  # type: ignore[union-attr]
+
+
+# Damage
+
+
+@pytest.mark.parametrize("make", [_parquet, _avro])
+@pytest.mark.parametrize("limit", [None, 100])
+def test_corrupt_container(
+    tmp_path: pathlib.Path, make: Callable[[pathlib.Path, Any], str], limit: int | None
+) -> None:
+    """One dead letter for the file, by both ways of reading; the other files are read."""
+    suffix = make.__name__.replace("_", ".")
+    make(tmp_path / f"a{suffix}", range(3))
+    path = _write(tmp_path / f"b{suffix}", b"none of these formats" * 10)
+    with beam.Pipeline(RUNNER) as root:
+        records, unread = root | ReadFiles(pattern=f"{tmp_path}/*{suffix}", limit=limit)
+        ids = records | beam.Map(lambda record: record.record_id)
+        assert_that(ids, equal_to(["0", "1", "2"]), "Records")
+        dead = unread | beam.Map(
+            lambda dead: (dead.stage, dead.error_type, dead.payload, path in dead.error_message)
+        )
+        assert_that(dead, equal_to([("read", "parse_error", path, True)]), "Dead")
+
+
+def test_truncated_avro(tmp_path: pathlib.Path) -> None:
+    """The blocks before the damage are read."""
+    path = _avro(tmp_path / "a.avro", range(1000))
+    data = pathlib.Path(path).read_bytes()
+    _write(tmp_path / "a.avro", data[: len(data) * 2 // 3])
+    *records, dead = _read(path)
+    assert _ids(records) == [str(n) for n in range(len(records))]
+    assert 500 < len(records) < 800
+    assert isinstance(dead, DeadLetter)
+    assert dead.error_message.startswith(
+        f"the rest of a damaged avro file is lost: {path}: after {len(records)} records: "
+    )
+
+
+def test_any_wrong_byte_of_avro(tmp_path: pathlib.Path) -> None:
+    """Whatever byte is wrong, reading ends with records or with one dead letter."""
+    path = _avro(tmp_path / "a.avro", range(30))
+    data = pathlib.Path(path).read_bytes()
+    kinds: collections.Counter[str] = collections.Counter()
+    for place in range(len(data)):
+        _write(tmp_path / "a.avro", data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        items = _read(path)
+        dead = [item for item in items if isinstance(item, DeadLetter)]
+        assert dead in ([], items[-1:])
+        kinds["dead" if dead else "fine"] += 1
+    assert kinds["dead"] > len(data) // 3
+
+
+def test_corrupt_row_group_costs_itself(tmp_path: pathlib.Path) -> None:
+    """The other row groups are read, as each is read by itself."""
+    path = tmp_path / "a.parquet"
+    table = pa.table({"id": [str(n) * 30 for n in range(300)]})
+    pq.write_table(table, path, row_group_size=100, compression="snappy")
+    second = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    start = second.dictionary_page_offset or second.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start + 40 : start + 80] = b"\xff" * 40
+    path.write_bytes(data)
+    items = _read(str(path))
+    (dead,) = [item for item in items if isinstance(item, DeadLetter)]
+    assert dead.error_message.startswith(
+        f"the rest of a damaged parquet file is lost: {path}: after 0 records: "
+    )
+    assert _ids([item for item in items if isinstance(item, Record)]) == [
+        str(n) * 30 for n in [*range(100), *range(200, 300)]
+    ]
+
+
+def test_bad_csv_header_costs_the_file(tmp_path: pathlib.Path) -> None:
+    """One dead letter that names the header."""
+    path = _write(tmp_path / "a.csv", "id,id\n1,2\n")
+    assert _read(path) == [
+        DeadLetter(
+            "read",
+            "parse_error",
+            f"the rest of a damaged csv file is lost: after 0 records: {path}: the header names "
+            "the column 'id' twice",
+            payload=path,
+        )
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_empty_text(tmp_path: pathlib.Path, name: str) -> None:
+    """Nothing in it, nothing wrong with it."""
+    assert _read(_write(tmp_path / name, b"")) == []
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.avro"])
+def test_empty_container(tmp_path: pathlib.Path, name: str) -> None:
+    """A container has a header at least: an empty file is a damaged one."""
+    path = _write(tmp_path / name, b"")
+    for items in (
+        list(read_first(path, None, IdRule(), 5)),
+        [
+            item
+            for part in files._parts_or_damage(FileMetadata(path, 0), None)
+            for item in (read_part(part, IdRule()) if isinstance(part, Part) else [part])
+        ],
+    ):
+        assert [(i.stage, i.error_type, i.payload) for i in items] == [  # type: ignore[union-attr]
+            ("read", "parse_error", path)
+        ]
+
+
+# What is raised
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "txt", "avro", "parquet"])
+def test_vanished_file(tmp_path: pathlib.Path, kind: str) -> None:
+    """A file that was there when the glob was read and is not any more: the runner tries again."""
+    with pytest.raises(OSError, match="No such file"):
+        list(read_part(Part(f"{tmp_path}/a.{kind}", kind), IdRule()))
+
+
+def test_vanished_parquet_when_planning(tmp_path: pathlib.Path) -> None:
+    """Likewise while it is planned."""
+    with pytest.raises(OSError, match="No such file"):
+        files._parts_or_damage(FileMetadata(f"{tmp_path}/a.parquet", 10), None)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "avro"])
+def test_failing_storage(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """An error of the storage is no property of the file: it is raised as it is."""
+
+    class StorageError(OSError):
+        pass
+
+    def failing(*_: object) -> Any:
+        raise StorageError("503")
+
+    path = _write(tmp_path / f"a.{kind}", "x")
+    monkeypatch.setattr(files.FileSystems, "open", failing)
+    with pytest.raises(StorageError, match="^503$"):
+        list(read_part(Part(path, kind), IdRule()))
+
+
+# Globs
+
+
+def test_match(tmp_path: pathlib.Path) -> None:
+    """Files only: a folder, also one that is called like a file, is none."""
+    (tmp_path / "d.jsonl").mkdir()
+    (tmp_path / "sub").mkdir()
+    _write(tmp_path / "a.jsonl", "")
+    _write(tmp_path / "b.jsonl", "")
+    _write(tmp_path / "sub" / "c.jsonl", "")
+    assert sorted(file.path for file in match(f"{tmp_path}/*.jsonl")) == [
+        f"{tmp_path}/a.jsonl",
+        f"{tmp_path}/b.jsonl",
+    ]
+    assert [file.path for file in match(f"{tmp_path}/a.jsonl")] == [f"{tmp_path}/a.jsonl"]
+    assert match(f"{tmp_path}/*.csv") == []
+
+
+def test_no_match_is_empty(tmp_path: pathlib.Path) -> None:
+    """The transform reads nothing; that it is wrong use is a check of the command line."""
+    _check_read(ReadFiles(pattern=f"{tmp_path}/*.jsonl"), [])
+
+
+# Parts
+
+
+def test_plan(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long text is read in ranges and Parquet by row group; what cannot be split in one part."""
+    monkeypatch.setattr(files, "_RANGE_BYTES", 10)
+    lines = _write(tmp_path / "a.jsonl", b"x" * 25)
+    assert plan_parts(lines, 25) == [
+        Part(lines, "jsonl", 0, 10),
+        Part(lines, "jsonl", 10, 20),
+        Part(lines, "jsonl", 20, None),
+    ]
+    assert plan_parts(lines, 25, "txt")[1:2] == [Part(lines, "txt", 10, 20)]
+    assert plan_parts(lines, 10) == [Part(lines, "jsonl")]
+    assert plan_parts(lines, 25, "csv") == [Part(lines, "csv")]
+    assert plan_parts(lines, 25, "objects") == [Part(lines, "objects")]
+    packed = _write(tmp_path / "b.jsonl", gzip.compress(bytes(range(256))))
+    assert plan_parts(packed, 100) == [Part(packed, "jsonl")]
+    groups = _parquet(tmp_path / "a.parquet", range(25), group=10)
+    assert plan_parts(groups, 100) == [Part(groups, "parquet", n, n + 1) for n in range(3)]
+    assert _read(_parquet(tmp_path / "b.parquet", [])) == []
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+def test_ranges_read_each_line_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Through the transform, whatever the ranges are."""
+    monkeypatch.setattr(files, "_RANGE_BYTES", size)
+    lines = [json.dumps({"id": n, "text": "é" * (n % 9)}, ensure_ascii=False) for n in range(40)]
+    path = _write(tmp_path / "a.jsonl", "\ufeff" + "\r\n".join(lines))
+    assert len(plan_parts(path, os.path.getsize(path))) == -(-os.path.getsize(path) // size)
+    _check_read(ReadFiles(pattern=path), [str(n) for n in range(40)])
+
+
+def test_read_records(tmp_path: pathlib.Path) -> None:
+    """Files of several formats by one glob; what cannot be read is dead, exactly once."""
+    _write(tmp_path / "a.jsonl", '{"k":1}\n{"k":2')
+    _write(tmp_path / "b.csv", "k\n3\n\n4\n")
+    _write(tmp_path / "c.jsonl.gz", gzip.compress(b'{"k":5}\n{"id":6}\n'))
+    _parquet(tmp_path / "d.parquet", [7])
+    source = FileSource(pattern=f"{tmp_path}/*")
+    _check_read(
+        ReadRecords(source=source, id_rule=IdRule("k", required=True)),
+        ["1", "3", "4", "5"],
+        [
+            DeadLetter(
+                "read",
+                "parse_error",
+                f"{tmp_path}/a.jsonl, line 2: not JSON: Expecting ',' delimiter: "
+                "line 1 column 7 (char 6)",
+                payload='{"k":2',
+            ),
+            *(
+                DeadLetter("read", "missing_field", "id field 'k' is missing", fields={"id": n})
+                for n in (6, 7)
+            ),
+        ],
+    )
+
+
+# Limits
+
+
+@pytest.mark.parametrize(("limit", "read"), [(1, 1), (4, 4), (5, 5), (6, 6), (9, 9), (100, 9)])
+def test_limit_is_exact(tmp_path: pathlib.Path, limit: int, read: int) -> None:
+    """So many inputs in the order of the names, unreadable ones counted, blank lines not."""
+    _write(tmp_path / "b.jsonl", _json_lines([4, 5]))
+    _write(tmp_path / "a.jsonl", '{"id":0}\n\nbad\n{"id":2}\n{"id":3}\n')
+    _parquet(tmp_path / "c.parquet", [6, 7, 8], group=2)
+    items = list(read_first(f"{tmp_path}/*", None, IdRule(), limit))
+    assert _ids(items) == ["0", None, *map(str, range(2, 9))][:read]
+
+
+def test_limit_reads_no_further(tmp_path: pathlib.Path) -> None:
+    """Files behind the limit are not even opened."""
+    _write(tmp_path / "a.jsonl", _json_lines([0, 1]))
+    _write(tmp_path / "b.xml", "")
+    assert _ids(list(read_first(f"{tmp_path}/*", None, IdRule(), 2))) == ["0", "1"]
+
+
+def test_limit_through_the_transform(tmp_path: pathlib.Path) -> None:
+    """Records and dead letters together are the limit."""
+    _write(tmp_path / "a.txt", b"a\n\xff\nb\nc\n")
+    dead = DeadLetter(
+        "read",
+        "parse_error",
+        f"{tmp_path}/a.txt, line 2: not UTF-8: byte 1 is 0xff",
+        payload_bytes=b"\xff",
+    )
+    with beam.Pipeline(RUNNER) as root:
+        records, unread = root | ReadFiles(pattern=f"{tmp_path}/*", limit=3)
+        texts = records | beam.Map(lambda record: record.fields["text"])
+        assert_that(texts, equal_to(["a", "b"]), "Records")
+        assert_that(unread, equal_to([dead]), "Dead")
+
+
+def test_open_file_of_one_byte(tmp_path: pathlib.Path) -> None:
+    """Shorter than the mark of gzip."""
+    for data in (b"", b"\x1f", b"x"):
+        with open_file(_write(tmp_path / "a", data)) as file:
+            assert file.read() == data

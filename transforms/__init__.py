@@ -1,0 +1,96 @@
+"""The library: each transform is usable alone in anybody's pipeline.
+
+Importing it registers the coders of its types. Everything below is public; the rest may change.
+
+Example::
+
+    records, unread = pipeline | ReadRecords(source=FileSource(pattern="tickets.jsonl"))
+    requests, unrendered = records | RenderRequests(spec=RequestSpec(prompt="Classify: {{ body }}"))
+    batches = requests | BatchRequests()
+    answered, unserved = batches | Infer(backend=FakeBackend())
+"""
+
+from transforms import coders as _coders  # noqa: F401 - registers the coders
+from transforms.backends.base import Backend, BatchClient, Client
+from transforms.backends.fake import FakeBackend
+from transforms.backends.gemini import GeminiBackend
+from transforms.backends.openai import OpenAIBackend
+from transforms.backends.sentence_transformers import SentenceTransformersBackend
+from transforms.backends.vertex_endpoint import VertexEndpointBackend
+from transforms.batch import BatchLimits, BatchRequests
+from transforms.dispatch.dispatcher import DispatchLimits
+from transforms.errors import (
+    BackendUnusable,
+    ConfigurationError,
+    NotReconciled,
+    PipelineError,
+    RecordError,
+    RunError,
+)
+from transforms.infer import Infer, InferenceHandler
+from transforms.prices import TokenPrices
+from transforms.reconcile import SummarySpec, TallyRecords, WriteRunSummary
+from transforms.records import Answer, Completion, DeadLetter, Record, Request, Usage
+from transforms.render import RenderRequests, RequestSpec
+from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, SUMMARY_COLUMNS, RunInfo
+from transforms.sinks.bigquery import LoadRows, TableName, TableSpec
+from transforms.sinks.files import WriteFiles
+from transforms.sinks.staging import SinkReport
+from transforms.sinks.write import WriteDeadLetters, WriteResults
+from transforms.sources.base import IdRule, ReadRecords
+from transforms.sources.bigquery import QuerySource, ReadRows, TableSource
+from transforms.sources.files import FileSource, ReadFiles
+from transforms.validate import ValidateOutputs
+
+__all__ = [
+    "DEAD_LETTER_COLUMNS",
+    "RESULT_COLUMNS",
+    "SUMMARY_COLUMNS",
+    "Answer",
+    "Backend",
+    "BackendUnusable",
+    "BatchClient",
+    "BatchLimits",
+    "BatchRequests",
+    "Client",
+    "Completion",
+    "ConfigurationError",
+    "DeadLetter",
+    "DispatchLimits",
+    "FakeBackend",
+    "FileSource",
+    "GeminiBackend",
+    "IdRule",
+    "Infer",
+    "InferenceHandler",
+    "LoadRows",
+    "NotReconciled",
+    "OpenAIBackend",
+    "PipelineError",
+    "QuerySource",
+    "ReadFiles",
+    "ReadRecords",
+    "ReadRows",
+    "Record",
+    "RecordError",
+    "RenderRequests",
+    "Request",
+    "RequestSpec",
+    "RunError",
+    "RunInfo",
+    "SentenceTransformersBackend",
+    "SinkReport",
+    "SummarySpec",
+    "TableName",
+    "TableSource",
+    "TableSpec",
+    "TallyRecords",
+    "TokenPrices",
+    "Usage",
+    "ValidateOutputs",
+    "VertexEndpointBackend",
+    "WriteDeadLetters",
+    "WriteFiles",
+    "WriteResults",
+    "WriteRunSummary",
+]
