@@ -35,7 +35,7 @@ from benchmarks.results import machine, write_section
 
 PROMPT = "Classify this ticket.\nSubject: {{ subject }}\n\n{{ body }}\n\nPlan: {{ customer.plan }}"
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
-LOCAL = sys.argv[-1].split() if sys.argv[-1].startswith("--direct") else []
+LOCAL = ["--direct_num_workers=4"]
 WORDS = pathlib.Path(__file__).read_text(encoding="utf-8").split()
 
 

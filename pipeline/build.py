@@ -5,7 +5,7 @@ import apache_beam as beam
 from pipeline.config import RunConfig, Sinks
 from transforms.batch import BatchRequests
 from transforms.infer import Infer
-from transforms.reconcile import TallyRecords, WriteRunSummary
+from transforms.reconcile import WriteRunSummary
 from transforms.render import RenderRequests
 from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS
 from transforms.sinks.bigquery import LoadRows, TableSpec, latest_view_sql
@@ -17,7 +17,7 @@ from transforms.validate import ValidateOutputs
 
 def build(root: beam.Pipeline, config: RunConfig) -> None:
     """Adds every step to a pipeline. Labels are stable: updates of streaming jobs need them."""
-    records, unread = root | "ReadRecords" >> ReadRecords(
+    records, unread, read_tally = root | "ReadRecords" >> ReadRecords(
         source=config.source, id_rule=config.id_rule
     )
     requests, unrendered = records | "RenderRequests" >> RenderRequests(spec=config.request)
@@ -40,7 +40,6 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
             run=config.run, price=config.prices, sinks=files, short_sinks=tables
         )
     )
-    read_tally = (records, unread) | "TallyRecords" >> TallyRecords()
     tallies = (read_tally, result_tally, letter_tally) | "Tallies" >> beam.Flatten()
     reports = (results, letters) | "Reports" >> beam.Flatten()
     _ = (tallies, reports) | "WriteRunSummary" >> WriteRunSummary(spec=config.summary)

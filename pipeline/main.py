@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -41,7 +41,12 @@ from transforms.sinks.staging import delete_folder
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 LOCAL_THREADS = 4
-"""RunInference blocks its thread: several, so that batches overlap and the model never waits."""
+"""RunInference blocks its thread: several, so that batches overlap and the model never waits.
+
+They run in the runner's ``in_memory`` mode, which does use several threads, whatever its warning
+says. Its ``multi_threading`` mode loses records in Beam 2.77: a timer flushes the buffer of encoded
+elements, also in the middle of an element (`docs/beam.md` has the experiment).
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +84,7 @@ def run(argv: Sequence[str], console: Console) -> int:
     if config.preview is not None:
         print_preview(Console(soft_wrap=True), config, config.preview)
         return EXIT_DONE
-    set_defaults(options)
+    set_defaults(options, {word.lstrip("-").partition("=")[0] for word in argv})
     set_aside_old_summary(config)
     pipeline = beam.Pipeline(options=options)
     build(pipeline, config)
@@ -88,17 +93,22 @@ def run(argv: Sequence[str], console: Console) -> int:
     return _launch(pipeline, options, config, console)
 
 
-def set_defaults(options: PipelineOptions) -> None:
-    """Beam's own options that inference needs, where the user set none."""
+def set_defaults(options: PipelineOptions, given: Container[str] = ()) -> None:
+    """Beam's own options that inference needs, where the user set none.
+
+    Args:
+      options: What to complete.
+      given: The names of the flags that the user has set.
+    """
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
         standard.runner = LOCAL_RUNNER
     if is_local(options):
         direct = options.view_as(DirectOptions)
-        given = options.get_all_options(drop_default=True)
-        if "direct_num_workers" not in given and "direct_running_mode" not in given:
+        if "direct_num_workers" not in given:
             direct.direct_num_workers = LOCAL_THREADS
-            direct.direct_running_mode = "multi_threading"
+        if direct.direct_running_mode == "multi_threading":
+            direct.direct_running_mode = "in_memory"  # see LOCAL_THREADS
     options.view_as(SetupOptions).save_main_session = False
 
 

@@ -4,7 +4,7 @@ Importing it registers the coders of its types. Everything below is public; the 
 
 Example::
 
-    records, unread = pipeline | ReadRecords(source=FileSource(pattern="tickets.jsonl"))
+    records, unread, tallies = pipeline | ReadRecords(source=FileSource(pattern="tickets.jsonl"))
     requests, unrendered = records | RenderRequests(spec=RequestSpec(prompt="Classify: {{ body }}"))
     batches = requests | BatchRequests()
     answered, unserved = batches | Infer(backend=FakeBackend())
@@ -29,7 +29,7 @@ from transforms.errors import (
 )
 from transforms.infer import Infer, InferenceHandler
 from transforms.prices import TokenPrices
-from transforms.reconcile import SummarySpec, TallyRecords, WriteRunSummary
+from transforms.reconcile import SummarySpec, WriteRunSummary
 from transforms.records import Answer, Completion, DeadLetter, Record, Request, Usage
 from transforms.render import RenderRequests, RequestSpec
 from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, SUMMARY_COLUMNS, RunInfo
@@ -40,6 +40,7 @@ from transforms.sinks.write import WriteDeadLetters, WriteResults
 from transforms.sources.base import IdRule, ReadRecords
 from transforms.sources.bigquery import QuerySource, ReadRows, TableSource
 from transforms.sources.files import FileSource, ReadFiles
+from transforms.tally import Tally, TallyRecords
 from transforms.validate import ValidateOutputs
 
 __all__ = [
@@ -84,6 +85,7 @@ __all__ = [
     "TableName",
     "TableSource",
     "TableSpec",
+    "Tally",
     "TallyRecords",
     "TokenPrices",
     "Usage",

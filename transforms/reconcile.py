@@ -1,112 +1,24 @@
 """The reconciliation: ``records = results + dead letters``, from what the sinks really hold.
 
-`count_records` and `summarise` are the pure parts. `TallyRecords` counts what was read,
-`WriteRunSummary` compares it with the sinks when they have finished, writes the summary and then
+`summarise` and `check_reconciled` are the pure parts. `WriteRunSummary` compares what was counted as
+it was read (`transforms.tally`) with the sinks when they have finished, writes the summary and then
 raises if they do not agree: a run that lost a record is a failed run.
 """
 
 import dataclasses
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import apache_beam as beam
-import numpy as np
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.pvalue import AsList, TaggedOutput
-from apache_beam.transforms.window import GlobalWindow
-from apache_beam.utils.windowed_value import WindowedValue
+from apache_beam.pvalue import AsList
 
-from transforms import json_values, metrics
+from transforms import json_values
 from transforms.errors import NotReconciled, WriteRejected
-from transforms.records import DeadLetter, Record
 from transforms.rows import SUMMARY_COLUMNS, Row, encode_row, now
 from transforms.sinks.bigquery import TableSpec, load_summary
 from transforms.sinks.staging import SinkReport
-from transforms.tally import Tally, emit_tally
-
-_PARTITIONS = 64
-IdHashes = tuple[int, bytes]
-"""A partition of the hash space, and 8-byte hashes of the ids that fell into it."""
-
-
-class _TallyRecordsDoFn(beam.DoFn):
-    """Counts, and collects a 64-bit hash of each id; one small element per partition and bundle."""
-
-    def start_bundle(self) -> None:
-        self._count = 0
-        self._hashes: list[bytes] = []
-
-    def process(self, record: Record) -> None:
-        self._count += 1
-        self._hashes.append(hashlib.blake2b(record.record_id.encode(), digest_size=8).digest())
-
-    def finish_bundle(
-        self,
-    ) -> Iterator[IdHashes | TaggedOutput[Literal["tally"], Tally]]:
-        metrics.beam_counter("records").inc(self._count)
-        tally = Tally()
-        tally.counts["records"] = self._count
-        yield emit_tally(tally)
-        partitions: dict[int, list[bytes]] = {}
-        for digest in self._hashes:
-            partitions.setdefault(digest[0] % _PARTITIONS, []).append(digest)
-        window = GlobalWindow()
-        for partition, hashes in partitions.items():
-            yield WindowedValue((partition, b"".join(hashes)), window.max_timestamp(), [window])
-
-
-class _TallyUnreadDoFn(beam.DoFn):
-    def start_bundle(self) -> None:
-        self._tally = Tally()
-
-    def process(self, _: DeadLetter) -> None:
-        self._tally.counts["records"] += 1
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        yield emit_tally(self._tally).value
-
-
-def count_duplicates(hashes: Sequence[bytes]) -> int:
-    """How many ids are not the first of their kind, by their packed 8-byte hashes.
-
-    Two different ids share a hash with probability n²/2⁶⁵: 3 in a million for ten million records.
-    """
-    values = np.frombuffer(b"".join(hashes), np.uint64)
-    return int(values.size - np.unique(values).size)
-
-
-def _duplicates_tally(partition: tuple[int, Iterable[bytes]]) -> Tally:
-    tally = Tally()
-    tally.counts["duplicate_ids"] = count_duplicates(list(partition[1]))
-    return tally
-
-
-@dataclasses.dataclass(kw_only=True, eq=False)
-class TallyRecords(beam.PTransform):
-    """Counts what was read, and ids that occur more than once; bounded.
-
-    Takes ``(records, unread)``, gives a PCollection of `Tally`. Only hashes are shuffled, eight
-    bytes a record, in 64 groups: an id that ten million records share does no harm.
-    """
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def expand(
-        self, read: tuple[beam.PCollection[Record], beam.PCollection[DeadLetter]]
-    ) -> beam.PCollection[Tally]:
-        records, unread = read
-        counted = records | "CountRecords" >> beam.ParDo(_TallyRecordsDoFn()).with_outputs(
-            "tally", main="hashes"
-        )
-        duplicates = (
-            counted.hashes
-            | "GroupHashes" >> beam.GroupByKey()
-            | "CountDuplicates" >> beam.Map(_duplicates_tally)
-        )
-        unreadable = unread | "CountUnread" >> beam.ParDo(_TallyUnreadDoFn())
-        return (counted.tally, duplicates, unreadable) | "Tallies" >> beam.Flatten()
+from transforms.tally import Tally
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

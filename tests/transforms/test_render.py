@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.transforms import JSON_OBJECTS, pipeline, record_of
-from transforms import render
+from transforms import json_values
 from transforms.errors import ConfigurationError, InvalidRequest, MissingField, RenderError
 from transforms.records import DeadLetter, Record, Request
 from transforms.render import Renderer, RenderRequests, RequestSpec, render_request
@@ -145,7 +145,7 @@ def test_fingerprint(body: Any, params: Any, backend: str, model: str) -> None:
     """It is the SHA-256 of the canonical JSON of the four together, whatever they are."""
     spec = {"request_field": "r", "params": params, "backend": backend, "model": model}
     whole = {"backend": backend, "body": {"request": body}, "model": model, "params": params}
-    expected = hashlib.sha256(render.json_values.canonical(whole)).hexdigest()
+    expected = hashlib.sha256(json_values.canonical(whole)).hexdigest()
     record = record_of(r=body)
     assert _fingerprint(record, **spec) == expected
     assert (

@@ -9,6 +9,7 @@ import apache_beam as beam
 from transforms import json_values
 from transforms.errors import MissingField
 from transforms.records import DeadLetter, Json, Record
+from transforms.tally import Tally, TallyRecords
 
 DEFAULT_ID_FIELD = "id"
 
@@ -52,6 +53,7 @@ def make_record(fields: dict[str, Json], source: str, id_rule: IdRule) -> Record
 
 
 ReadResult = tuple["beam.PCollection[Record]", "beam.PCollection[DeadLetter]"]
+"""What a source's transform gives: ``(records, unread)``."""
 
 
 class Source(Protocol):
@@ -66,15 +68,17 @@ class Source(Protocol):
 class ReadRecords(beam.PTransform):
     """Reads every record of a bounded source once; what cannot be read is a dead letter.
 
-    A shuffle stands behind the read: one compressed file would else be one worker. Order is not
-    kept.
+    A shuffle stands behind the read: one compressed file would else be one worker. What was read is
+    counted in front of it, so that the reconciliation sees a record that a shuffle loses. Order is
+    not kept.
 
     Args:
       source: What to read.
       id_rule: Which field names a record.
 
     Returns:
-      ``(records, unread)``: PCollections of `Record` and of `DeadLetter` (stage ``read``).
+      ``(records, unread, tallies)``: PCollections of `Record`, of `DeadLetter` (stage ``read``) and
+      of `Tally`: how many were read, and how many ids occur again.
     """
 
     source: Source
@@ -83,6 +87,11 @@ class ReadRecords(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, root: beam.Pipeline) -> ReadResult:
+    def expand(
+        self, root: beam.Pipeline
+    ) -> tuple[
+        beam.PCollection[Record], beam.PCollection[DeadLetter], beam.PCollection[Tally]
+    ]:
         records, unread = root | "Read" >> self.source.transform(self.id_rule)
-        return records | "SpreadRecords" >> beam.Reshuffle(), unread
+        tallies = (records, unread) | "TallyRecords" >> TallyRecords()
+        return records | "SpreadRecords" >> beam.Reshuffle(), unread, tallies

@@ -188,7 +188,7 @@ class _FailingDisk(io.RawIOBase):
 
     def __init__(self, data: bytes, error: OSError, reads: int) -> None:
         super().__init__()
-        self._data, self._error, self._reads = io.BytesIO(data), error, reads
+        self._data, self._error, self.reads = io.BytesIO(data), error, reads
 
     def readable(self) -> bool:
         return True
@@ -200,8 +200,8 @@ class _FailingDisk(io.RawIOBase):
         return self._data.seek(offset, whence)
 
     def readinto(self, buffer: Any, /) -> int:
-        self._reads -= 1
-        if self._reads < 0:
+        self.reads -= 1
+        if self.reads < 0:
             raise self._error
         return self._data.readinto(buffer)
 
@@ -215,7 +215,9 @@ def test_failing_storage_is_no_damage(error: OSError) -> None:
     """It is raised as it is, so that the runner tries again."""
     table = pa.table({"id": range(1000), "s": [f"text {n}" for n in range(1000)]})
     data = _parquet(table, row_group_size=100).getvalue()
-    for reads in (0, 1, 5):
+    healthy = _FailingDisk(data, error, 10_000)
+    assert len(list(read_parquet(io.BufferedReader(healthy, 16), PATH, IdRule()))) == 1000
+    for reads in range(10_000 - healthy.reads):
         with pytest.raises(type(error)) as raised:
             disk = io.BufferedReader(_FailingDisk(data, error, reads), 16)
             list(read_parquet(disk, PATH, IdRule()))

@@ -36,6 +36,7 @@ from transforms.sources.files import (
 
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 Item = Record | DeadLetter
+DEFAULT = IdRule()
 AVRO = {"type": "record", "name": "r", "fields": [{"name": "id", "type": "long"}]}
 
 
@@ -60,7 +61,7 @@ def _avro(path: pathlib.Path, ids: Any) -> str:
     return str(path)
 
 
-def _read(path: str, given: str | None = None, rule: IdRule = IdRule()) -> list[Item]:
+def _read(path: str, given: str | None = None, rule: IdRule = DEFAULT) -> list[Item]:
     """Every item of a file, part by part."""
     parts = plan_parts(path, os.path.getsize(path), given)
     return [item for part in parts for item in read_part(part, rule)]
@@ -360,7 +361,7 @@ def test_failing_storage(
 
     path = _write(tmp_path / f"a.{kind}", "x")
     monkeypatch.setattr(files.FileSystems, "open", failing)
-    with pytest.raises(StorageError, match="^503$"):
+    with pytest.raises(StorageError, match=r"^503$"):
         list(read_part(Part(path, kind), IdRule()))
 
 

@@ -1,0 +1,52 @@
+"""The event loop of a process: one, in a thread of its own, for all callers."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from transforms.dispatch import loop
+
+
+async def _where() -> tuple[str, asyncio.AbstractEventLoop]:
+    return threading.current_thread().name, asyncio.get_running_loop()
+
+
+def test_one_loop_for_all_threads() -> None:
+    """Whoever asks, work runs on the same loop, in its daemon thread."""
+    with ThreadPoolExecutor(4) as threads:
+        places = list(threads.map(lambda _: loop.run(_where()), range(20)))
+    assert set(places) == {("dispatch", loop.event_loop())}
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "dispatch"]
+    assert thread.daemon
+
+
+def test_errors_reach_the_caller() -> None:
+    """What a coroutine raises is raised by `run`."""
+
+    async def fail() -> None:
+        raise ValueError("as it is")
+
+    with pytest.raises(ValueError, match=r"^as it is$"):
+        loop.run(fail())
+
+
+def test_submit_does_not_wait() -> None:
+    """Two coroutines that need each other both run."""
+
+    async def make() -> asyncio.Event:
+        return asyncio.Event()
+
+    async def wait(event: asyncio.Event) -> str:
+        await event.wait()
+        return "woken"
+
+    async def wake(event: asyncio.Event) -> None:
+        event.set()
+
+    event = loop.run(make())
+    waiting = loop.submit(wait(event))
+    assert not waiting.done()
+    loop.run(wake(event))
+    assert waiting.result() == "woken"
