@@ -95,6 +95,7 @@ SUMMARY_CONTRACT = [
     ("cost_usd", "NUMERIC", "NULLABLE"),
     ("reconciled", "BOOL", "REQUIRED"),
 ]
+_now = rows.now
 RUN = RunInfo(run_id="run-1", backend="gemini", model="m-1")
 NOW = "2026-11-21T08:00:00Z"
 ANSWER = Answer(
@@ -157,9 +158,7 @@ def test_attributes_column() -> None:
 
 def test_now() -> None:
     """An RFC 3339 string in UTC."""
-    import importlib
-
-    moment = importlib.reload(rows).now() if rows.now() == NOW else rows.now()
+    moment = _now()
     assert moment.endswith("Z")
     dt.datetime.fromisoformat(moment.replace("Z", "+00:00"))
 

@@ -1,5 +1,6 @@
 """Tallies: what each stage counts, summed exactly, whatever a server reports."""
 
+import collections
 import decimal
 from typing import Any
 
@@ -102,11 +103,9 @@ def test_tokens_that_are_no_count(reported: Any) -> None:
 
 TALLIES = st.builds(
     Tally,
-    st.builds(dict, results=st.integers(0, 9), records=st.integers(0, 9)).map(
-        lambda counts: __import__("collections").Counter(counts)
-    ),
+    st.builds(dict, results=st.integers(0, 9), records=st.integers(0, 9)).map(collections.Counter),
     st.dictionaries(st.sampled_from(["internal", "timeout"]), st.integers(1, 9)).map(
-        lambda counts: __import__("collections").Counter(counts)
+        collections.Counter
     ),
     st.none() | st.decimals(0, 1000, places=9),
 )

@@ -99,19 +99,18 @@ class QuerySource:
 
     def transform(self, id_rule: IdRule) -> beam.PTransform:
         """The transform that reads it."""
+        temporary = {"temp_dataset": _dataset(self.temp_dataset)} if self.temp_dataset else {}
         read = ReadFromBigQuery(
             method=ReadFromBigQuery.Method.DIRECT_READ,
             query=self.sql(),
             use_standard_sql=True,
             project=self.job_project,
-            temp_dataset=_dataset(self.temp_dataset),
+            **temporary,
         )
         return ReadRows(rows=read, name=self.name, id_rule=id_rule)
 
 
-def _dataset(name: str | None) -> DatasetReference | None:
-    if name is None:
-        return None
+def _dataset(name: str) -> DatasetReference:
     project, _, dataset = name.replace(".", ":").partition(":")
     if not dataset:
         raise ConfigurationError(f"--temp_dataset is {name!r}, but must be project:dataset")

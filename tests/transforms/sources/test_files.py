@@ -76,7 +76,7 @@ def _check_read(
 ) -> None:
     """Runs a root transform; compares the ids that it read, in any order, and the dead letters."""
     with beam.Pipeline(RUNNER) as root:
-        records, dead = root | transform
+        records, dead, *_ = root | transform
         assert_that(records | beam.Map(lambda record: record.record_id), equal_to(ids), "Records")
         assert_that(dead, equal_to(unread or []), "Dead")
 
