@@ -263,8 +263,10 @@ def main() -> None:
         return
     medians = compare(args.records, args.repeats, list(PROGRAMS))
     lines = [
-        f"{args.records:,} records of about 600 bytes, medians of {args.repeats} interleaved runs "
-        f"in processes of their own ({machine()}).",
+        (
+            f"{args.records:,} records of about 600 bytes, medians of {args.repeats} interleaved "
+            f"runs in processes of their own ({machine()})."
+        ),
         "",
         "| | wall s | CPU s | CPU µs/record | wall / hand-written | wall / barest | peak MiB |",
         "|---|---|---|---|---|---|---|",

@@ -272,12 +272,14 @@ def check_backend(config: RunConfig) -> None:
                 "--backend openai: OPENAI_API_KEY is not set: set it, or give --endpoint for a "
                 "server that needs no key"
             )
-    elif isinstance(backend, SentenceTransformersBackend) and config.local:
-        if importlib.util.find_spec("sentence_transformers") is None:
-            raise ConfigurationError(
-                "--backend sentence_transformers: the package is not installed: "
-                "pip install '.[embed]'"
-            )
+    elif (
+        isinstance(backend, SentenceTransformersBackend)
+        and config.local
+        and importlib.util.find_spec("sentence_transformers") is None
+    ):
+        raise ConfigurationError(
+            "--backend sentence_transformers: the package is not installed: pip install '.[embed]'"
+        )
 
 
 def check_output_path(config: RunConfig) -> None:

@@ -13,7 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+)
 
 from pipeline import VERSION, registry
 from pipeline.options import InferenceOptions, Values, read_text
@@ -220,14 +224,12 @@ def _request(values: Values, backend: Backend, schema: dict[str, Any] | None) ->
                 )
             generation[name] = value
     options = {} if backend.family == "fake" else values.json_object("request_options")
-    params: dict[str, Json] = {}
-    for name, part in (
-        ("generation_config", generation),
-        ("request_options", options),
-        ("output_schema", schema),
-    ):
-        if part:
-            params[name] = part
+    params: dict[str, Json] = {
+        "generation_config": generation,
+        "request_options": options,
+        "output_schema": schema,
+    }
+    params = {name: part for name, part in params.items() if part}
     if values.text("request_field"):
         for name in ("system_prompt", "generation_config", "request_options"):
             if (name == "system_prompt" and system) or params.get(name):

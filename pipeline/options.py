@@ -323,11 +323,9 @@ def parse_flags(argv: Sequence[str]) -> PipelineOptions:
       ConfigurationError: An unknown flag, a flag without its value, or a word that is no flag.
     """
     parser = _Parser(allow_abbrev=False, add_help=False)
-    seen: set[type] = set()
-    for kind in [InferenceOptions, *_beam_options(PipelineOptions)]:
-        if kind not in seen:
-            seen.add(kind)
-            kind._add_argparse_args(parser)
+    InferenceOptions._add_argparse_args(parser)
+    for kind in dict.fromkeys(_beam_options(PipelineOptions)):
+        kind._add_argparse_args(parser)
     _, unknown = parser.parse_known_args(list(argv))
     if unknown:
         flag = unknown[0].partition("=")[0]
@@ -344,8 +342,8 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigurationError(message)
 
 
-def _beam_options(kind: type[PipelineOptions]) -> list[type[PipelineOptions]]:
-    found = []
+def _beam_options(kind: Any) -> list[Any]:
+    found: list[Any] = []
     for child in kind.__subclasses__():
         if child.__module__.startswith("apache_beam.options."):
             found += [child, *_beam_options(child)]

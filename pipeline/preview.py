@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from pipeline.config import RunConfig
+from transforms import json_values
 from transforms.errors import ConfigurationError
 from transforms.records import DeadLetter, Record
 from transforms.render import Renderer
@@ -14,7 +15,6 @@ from transforms.sinks.bigquery import make_client
 from transforms.sources.base import make_record
 from transforms.sources.bigquery import QuerySource, TableSource
 from transforms.sources.files import FileSource, read_first
-from transforms import json_values
 
 
 def first_records(config: RunConfig, count: int) -> Iterator[Record | DeadLetter]:

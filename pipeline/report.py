@@ -69,7 +69,7 @@ def summary_panel(config: RunConfig, row: Row) -> Panel:
     if row["reasoning_tokens"]:
         tokens.append(f"{row['reasoning_tokens']:,} reasoning")
     if row["cached_input_tokens"]:
-        tokens.append(f"{row['cached_input_tokens']:,} of the input cached")
+        tokens.append(f"{row['cached_input_tokens']:,} cached")
     if row["input_tokens"]:
         line("tokens", f"{row['input_tokens']:,} in", ", ".join(tokens))
     cost = row["cost_usd"]

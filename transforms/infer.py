@@ -61,6 +61,7 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
         inference_args: dict[str, Any] | None = None,
     ) -> Iterable[Answer | DeadLetter]:
         """Exactly ``len(batch)`` outcomes, in order."""
+        del inference_args
         batch = list(batch)
         outcomes: list[Answer | DeadLetter] = []
         for request, outcome in zip(batch, model.answer(batch), strict=True):

@@ -50,14 +50,12 @@ def summarise(spec: SummarySpec, total: Tally, reports: Sequence[SinkReport]) ->
     """
     counts = total.counts
     held = {
-        kind: [report.rows for report in reports if report.kind == kind]
+        kind: [report.rows for report in reports if report.kind == kind] or [0]
         for kind in ("results", "dead_letters")
     }
-    results, dead_letters = (min(rows) if rows else 0 for rows in held.values())
-    reconciled = (
-        counts["records"] == results + dead_letters
-        and all(rows == counts["results"] for rows in held["results"])
-        and all(rows == counts["dead_letters"] for rows in held["dead_letters"])
+    results, dead_letters = (min(rows) for rows in held.values())
+    reconciled = counts["records"] == results + dead_letters and all(
+        rows == counts[kind] for kind in held for rows in held[kind]
     )
     return {
         "run_id": spec.run_id,

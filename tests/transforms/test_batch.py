@@ -1,5 +1,6 @@
 """Batching: every request in exactly one batch, in order, within the limits."""
 
+import itertools
 import re
 
 import apache_beam as beam
@@ -61,7 +62,7 @@ def test_batches_are_full(limits: BatchLimits, sizes: list[int]) -> None:
     """A batch ends only where the next request would not have fitted."""
     batches = _batches(limits, _requests(sizes))
     most = min(limits.max_batch_tokens or 10**9, limits.max_batch_bytes // 4)
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         tokens = sum(r.estimated_tokens for r in [*batch, following[0]])
         assert len(batch) == limits.max_batch_size or tokens > most
 

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+from collections.abc import Callable
 
 import pytest
 
@@ -102,7 +103,9 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
-def test_travels_between_processes(duplicate) -> None:
+def test_travels_between_processes(
+    duplicate: Callable[[RecordError], RecordError],
+) -> None:
     """A copy keeps everything that the dispatcher and the dead letter need."""
     error = RateLimited(
         "slow down",

@@ -38,7 +38,7 @@ SCALARS = st.one_of(
     SURROGATES,
     st.binary(),
     st.binary().map(bytearray),
-    st.binary().map(memoryview),
+    st.binary().map(lambda data: memoryview(data)),  # noqa: PLW0108 (it is generic)
     st.decimals(allow_nan=True),
     st.datetimes(timezones=st.none() | OFFSETS),
     st.dates(),
@@ -175,7 +175,7 @@ class _Colour(enum.Enum):
         (np.int64(7), 7),
         (np.float32(0.5), 0.5),
         (np.float64("nan"), "NaN"),
-        (np.bool_(True), True),  # noqa: FBT003
+        (np.bool_(True), True),
         (np.str_("x"), "x"),
         (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
         (np.array([np.nan]), ["NaN"]),

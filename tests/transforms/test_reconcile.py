@@ -3,7 +3,7 @@
 import decimal
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,10 @@ from hypothesis import strategies as st
 from tests.transforms import pipeline
 from transforms import reconcile
 from transforms.errors import NotReconciled
-from transforms.records import DeadLetter, Record
 from transforms.reconcile import (
     SummarySpec,
-    TallyRecords,
     WriteRunSummary,
-    _TallyRecordsDoFn,
     check_reconciled,
-    count_duplicates,
     summarise,
     write_summary,
 )
@@ -217,71 +213,6 @@ def test_sums_beyond_their_columns(tmp_path: Path) -> None:
     assert written["reconciled"] is True
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 40).map(lambda n: n.to_bytes(8, "big")), max_size=60), st.data())
-def test_count_duplicates(hashes: list[bytes], data: st.DataObject) -> None:
-    """As many as the naive count says, however they were packed."""
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(hashes)), max_size=4)))
-    edges = zip([0, *cuts], [*cuts, len(hashes)], strict=True)
-    packed = [b"".join(hashes[start:end]) for start, end in edges]
-    assert count_duplicates(packed) == len(hashes) - len(set(hashes))
-
-
-def test_bundles_are_tallied_apart() -> None:
-    """A bundle's count and hashes leave with it: the next one starts at nothing."""
-    dofn = _TallyRecordsDoFn()
-    hashes: list[tuple[int, bytes]] = []
-    for ids, expected in ((["a", "b", "a"], 3), (["a"], 1), ([], 0)):
-        dofn.start_bundle()
-        for record_id in ids:
-            dofn.process(Record(record_id, {}))
-        (tally, *rest) = dofn.finish_bundle()
-        assert tally.tag == "tally"
-        assert tally.value.value.counts["records"] == expected
-        assert sum(len(element.value[1]) for element in rest) == 8 * expected
-        hashes += [element.value for element in rest]
-    partitions = {partition for partition, _ in hashes}
-    assert partitions <= set(range(64))
-    assert count_duplicates([packed for _, packed in hashes]) == 2
-    by_hash = {packed[at : at + 8]: n for n, packed in hashes for at in range(0, len(packed), 8)}
-    assert len(by_hash) == 2
-
-
-def _counts(tallies: list[Tally]) -> dict[str, int]:
-    return {name: count for name, count in Tally.total(tallies).counts.items() if count}
-
-
-def _is(expected: dict[str, int]) -> Callable[[list[Tally]], None]:
-    def check(tallies: list[Tally]) -> None:
-        assert _counts(tallies) == expected
-
-    return check
-
-
-@pytest.mark.parametrize(
-    "arguments", [(), ("--direct_num_workers=4", "--direct_running_mode=multi_threading")]
-)
-def test_tally_records(arguments: tuple[str, ...]) -> None:
-    """Read and unread together are the records; ids are compared across bundles."""
-    ids = [str(n) for n in range(200)] + ["7"] * 3 + ["8", "é", "é", ""]
-    letter = DeadLetter("read", "parse_error", "no JSON")
-    with pipeline(*arguments) as root:
-        records = root | "R" >> beam.Create([Record(n, {}) for n in ids]) | beam.Reshuffle()
-        more = root | "M" >> beam.Create([Record("7", {}), Record("new", {})])
-        unread = root | "U" >> beam.Create([letter] * 5)
-        everything = (records, more) | beam.Flatten()
-        tallies = (everything, unread) | TallyRecords()
-        assert_that(tallies, _is({"records": 214, "duplicate_ids": 6}))
-
-
-def test_tally_records_without_input() -> None:
-    """Nothing read counts nothing."""
-    with pipeline() as root:
-        records = root | "R" >> beam.Create([]).with_output_types(Record)
-        unread = root | "U" >> beam.Create([]).with_output_types(DeadLetter)
-        assert_that((records, unread) | TallyRecords(), _is({}))
-
-
 def _run(path: Path, tallies: list[Tally], reports: list[SinkReport]) -> None:
     spec = SummarySpec(
         run_id="r",
@@ -330,7 +261,9 @@ def test_a_report_that_lies_fails_the_run(
     monkeypatch.setattr(reconcile, "write_summary", spy)
     with (
         caplog.at_level(logging.CRITICAL),
-        pytest.raises(NotReconciled, match="7 records, .* 4 results and 2 dead letters: 1 missing"),
+        pytest.raises(
+            NotReconciled, match=r"7 records, .* 4 results and 2 dead letters: 1 missing"
+        ),
     ):
         _run(path, [_tally(7, 5, 2)], _reports([4], [2]))
     assert written == [False]

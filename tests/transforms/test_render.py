@@ -62,7 +62,7 @@ def test_messages_field() -> None:
 def test_messages_field_that_is_no_chat(chat: Any) -> None:
     """It is that record's invalid request."""
     with pytest.raises(
-        InvalidRequest, match="^field 'chat' is not a list of messages with a role$"
+        InvalidRequest, match=r"^field 'chat' is not a list of messages with a role$"
     ):
         _body(record_of(chat=chat), messages_field="chat")
 
@@ -76,7 +76,7 @@ def test_request_field() -> None:
 @pytest.mark.parametrize("whole", ["{}", [], 5, True])
 def test_request_field_that_is_no_object(whole: Any) -> None:
     """It is that record's invalid request."""
-    with pytest.raises(InvalidRequest, match="^field 'request' is not a JSON object$"):
+    with pytest.raises(InvalidRequest, match=r"^field 'request' is not a JSON object$"):
         _body(record_of(request=whole), request_field="request")
 
 
@@ -94,9 +94,9 @@ def test_instance_fields() -> None:
 )
 def test_a_missing_or_null_field(spec: dict[str, Any]) -> None:
     """The message tells one from the other."""
-    with pytest.raises(MissingField, match="^field 'f' is missing$"):
+    with pytest.raises(MissingField, match=r"^field 'f' is missing$"):
         _body(record_of(), **spec)
-    with pytest.raises(MissingField, match="^field 'f' is NULL$"):
+    with pytest.raises(MissingField, match=r"^field 'f' is NULL$"):
         _body(record_of(f=None), **spec)
 
 
@@ -214,10 +214,10 @@ def test_an_empty_prompt_is_no_source() -> None:
 
 def test_syntax_errors_come_before_launch() -> None:
     """Of the prompt and of the system prompt, under their options' names."""
-    with pytest.raises(ConfigurationError, match="^p.jinja is not a valid template: line 1"):
+    with pytest.raises(ConfigurationError, match=r"^p.jinja is not a valid template: line 1"):
         RenderRequests(spec=RequestSpec(prompt="{{", prompt_name="p.jinja"))
     with pytest.raises(
-        ConfigurationError, match="^--system_prompt is not a valid template: line 2"
+        ConfigurationError, match=r"^--system_prompt is not a valid template: line 2"
     ):
         RenderRequests(spec=RequestSpec(prompt="x", system_prompt="\n{{"))
 

@@ -2,16 +2,26 @@
 
 import collections
 import decimal
+from collections.abc import Callable
 from typing import Any
 
+import apache_beam as beam
 import pytest
 from apache_beam.pvalue import TaggedOutput
+from apache_beam.testing.util import assert_that
 from apache_beam.transforms.window import GlobalWindow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.records import DeadLetter, Usage
-from transforms.tally import Tally, emit_tally
+from tests.transforms import pipeline
+from transforms.records import DeadLetter, Record, Usage
+from transforms.tally import (
+    Tally,
+    TallyRecords,
+    _TallyRecordsDoFn,
+    count_duplicates,
+    emit_tally,
+)
 
 
 def _result(**known: Any) -> dict[str, Any]:
@@ -143,3 +153,69 @@ def test_emit_tally() -> None:
     assert tagged.value.value is tally
     assert tagged.value.timestamp == GlobalWindow().max_timestamp()
     assert list(tagged.value.windows) == [GlobalWindow()]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 40).map(lambda n: n.to_bytes(8, "big")), max_size=60), st.data())
+def test_count_duplicates(hashes: list[bytes], data: st.DataObject) -> None:
+    """As many as the naive count says, however they were packed."""
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(hashes)), max_size=4)))
+    edges = zip([0, *cuts], [*cuts, len(hashes)], strict=True)
+    packed = [b"".join(hashes[start:end]) for start, end in edges]
+    assert count_duplicates(packed) == len(hashes) - len(set(hashes))
+
+
+def test_bundles_are_tallied_apart() -> None:
+    """A bundle's count and hashes leave with it: the next one starts at nothing."""
+    dofn = _TallyRecordsDoFn()
+    hashes: list[tuple[int, bytes]] = []
+    for ids, expected in ((["a", "b", "a"], 3), (["a"], 1), ([], 0)):
+        dofn.start_bundle()
+        for record_id in ids:
+            dofn.process(Record(record_id, {}))
+        finished: list[Any] = list(dofn.finish_bundle())
+        tally, *rest = finished
+        assert tally.tag == "tally"
+        assert tally.value.value.counts["records"] == expected
+        assert sum(len(element.value[1]) for element in rest) == 8 * expected
+        hashes += [element.value for element in rest]
+    partitions = {partition for partition, _ in hashes}
+    assert partitions <= set(range(64))
+    assert count_duplicates([packed for _, packed in hashes]) == 2
+    by_hash = {packed[at : at + 8]: n for n, packed in hashes for at in range(0, len(packed), 8)}
+    assert len(by_hash) == 2
+
+
+def _counts(tallies: list[Tally]) -> dict[str, int]:
+    return {name: count for name, count in Tally.total(tallies).counts.items() if count}
+
+
+def _is(expected: dict[str, int]) -> Callable[[list[Tally]], None]:
+    def check(tallies: list[Tally]) -> None:
+        assert _counts(tallies) == expected
+
+    return check
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--direct_num_workers=4", "--direct_running_mode=multi_threading")]
+)
+def test_tally_records(arguments: tuple[str, ...]) -> None:
+    """Read and unread together are the records; ids are compared across bundles."""
+    ids = [str(n) for n in range(200)] + ["7"] * 3 + ["8", "é", "é", ""]
+    letter = DeadLetter("read", "parse_error", "no JSON")
+    with pipeline(*arguments) as root:
+        records = root | "R" >> beam.Create([Record(n, {}) for n in ids]) | beam.Reshuffle()
+        more = root | "M" >> beam.Create([Record("7", {}), Record("new", {})])
+        unread = root | "U" >> beam.Create([letter] * 5)
+        everything = (records, more) | beam.Flatten()
+        tallies = (everything, unread) | TallyRecords()
+        assert_that(tallies, _is({"records": 214, "duplicate_ids": 6}))
+
+
+def test_tally_records_without_input() -> None:
+    """Nothing read counts nothing."""
+    with pipeline() as root:
+        records = root | "R" >> beam.Create([]).with_output_types(Record)
+        unread = root | "U" >> beam.Create([]).with_output_types(DeadLetter)
+        assert_that((records, unread) | TallyRecords(), _is({}))

@@ -1,5 +1,6 @@
 """Templates: a missing or NULL field is an error wherever it is used, and the sandbox holds."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.transforms import JSON_OBJECTS, JSON_VALUES
 from transforms import json_values, templating
-from transforms.errors import ConfigurationError, MissingField, RecordError, RenderError, TooLarge
+from transforms.errors import ConfigurationError, MissingField, RenderError, TooLarge
 from transforms.templating import PromptTemplate
 
 FIELDS: dict[str, Any] = {
@@ -263,15 +264,15 @@ def test_names_that_are_no_identifiers(name: str) -> None:
 )
 def test_a_function_is_no_field(source: str) -> None:
     """What would print an address in memory, and so another fingerprint each time, is refused."""
-    with pytest.raises(MissingField, match="^the template prints the function '.*', which is no"):
+    with pytest.raises(MissingField, match=r"^the template prints the function '.*', which is no"):
         _render(source)
 
 
 def test_printing_none() -> None:
     """A NULL that comes from no field is not printed either."""
-    with pytest.raises(MissingField, match="^the template prints a value that is NULL$"):
+    with pytest.raises(MissingField, match=r"^the template prints a value that is NULL$"):
         _render("{{ none }}")
-    with pytest.raises(MissingField, match="^what a function gives is NULL$"):
+    with pytest.raises(MissingField, match=r"^what a function gives is NULL$"):
         _render("{{ record.get('nothing') ~ 'x' }}")
 
 
@@ -321,7 +322,7 @@ def test_the_sandbox(source: str) -> None:
 
 def test_messages_of_failures() -> None:
     """They say what went wrong, in the words of the exception."""
-    with pytest.raises(RenderError, match="^the template failed: ZeroDivisionError: division by"):
+    with pytest.raises(RenderError, match=r"^the template failed: ZeroDivisionError: division by"):
         _render("{{ 1 / 0 }}")
     with pytest.raises(
         RenderError, match="SecurityError: access to attribute '__class__' of 'str'"
@@ -329,7 +330,7 @@ def test_messages_of_failures() -> None:
         _render("{{ title.__class__ }}")
     with pytest.raises(RenderError, match="OverflowError: Range too big"):
         _render("{% for x in range(10**9) %}x{% endfor %}")
-    with pytest.raises(RenderError, match="^the template failed: RecursionError$"):
+    with pytest.raises(RenderError, match=r"^the template failed: RecursionError$"):
         _render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}")
 
 
@@ -365,7 +366,7 @@ def test_syntax_errors_name_the_line(source: str, line: int, text: str) -> None:
 
 def test_the_default_name() -> None:
     """Without a name it is the option that is meant."""
-    with pytest.raises(ConfigurationError, match="^--prompt is not a valid template: line 1: "):
+    with pytest.raises(ConfigurationError, match=r"^--prompt is not a valid template: line 1: "):
         PromptTemplate("{%")
 
 
@@ -373,7 +374,7 @@ def test_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """A template that multiplies its input stops at the limit, which itself is allowed."""
     monkeypatch.setattr(templating, "MAX_PROMPT_BYTES", 10)
     assert _render("{{ 'x' * 10 }}") == "x" * 10
-    with pytest.raises(TooLarge, match="^the rendered prompt has 11 characters"):
+    with pytest.raises(TooLarge, match=r"^the rendered prompt has 11 characters"):
         _render("{{ 'x' * 11 }}")
 
 
@@ -385,7 +386,7 @@ def test_lone_surrogates_in_a_template() -> None:
 def test_a_template_serves_many_records() -> None:
     """Nothing of one record is seen by the next, and no record is changed."""
     template = PromptTemplate("{{ a | default('-') }}{% set b = 1 %}{{ c | default('-') }}")
-    records = [{"a": 1}, {"a": None}, {"c": 2}, {}]
+    records: list[dict[str, Any]] = [{"a": 1}, {"a": None}, {"c": 2}, {}]
     assert [template.render(fields) for fields in records] == ["1-", "--", "-2", "--"]
     assert records == [{"a": 1}, {"a": None}, {"c": 2}, {}]
 
@@ -409,7 +410,7 @@ def _holds_null(value: Any) -> bool:
 def test_a_printed_null_is_an_error_at_any_depth(value: Any) -> None:
     """Printing a value fails exactly when there is a NULL in it."""
     if _holds_null(value):
-        with pytest.raises(MissingField, match="is NULL$"):
+        with pytest.raises(MissingField, match=r"is NULL$"):
             _render("{{ x }}", {"x": value})
     else:
         assert _render("{{ x }}", {"x": value}) == str(value)
@@ -424,7 +425,5 @@ def test_a_printed_null_is_an_error_at_any_depth(value: Any) -> None:
 )
 def test_a_failure_is_always_the_records(source: str, value: Any) -> None:
     """No other exception than the two of rendering."""
-    try:
+    with contextlib.suppress(MissingField, RenderError):
         _render(source, {"x": value})
-    except RecordError as error:
-        assert error.error_type in {"missing_field", "render_error"}

@@ -79,6 +79,7 @@ def _load(name: str) -> _Loaded:
             raise BackendUnusable(
                 f"the sentence_transformers backend needs the extra 'embed': {error}"
             ) from error
+        _hide_loading_bar()
         try:
             model = library.SentenceTransformer(name)
         except (OSError, ValueError, RuntimeError) as error:
@@ -89,6 +90,11 @@ def _load(name: str) -> _Loaded:
         model.eval()
         _loaded[name] = loaded = _Loaded(model)
         return loaded
+
+
+def _hide_loading_bar() -> None:
+    """Keeps the library's own progress bar out of ours."""
+    importlib.import_module("transformers.utils.logging").disable_progress_bar()
 
 
 class SentenceTransformersClient:

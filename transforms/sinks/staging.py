@@ -169,9 +169,10 @@ class _StageDoFn(beam.DoFn):
         self._folder = folder
         self._format = format
         self._columns = columns
+        self._writer: RowWriter | None = None
 
     def start_bundle(self) -> None:
-        self._writer: RowWriter | None = None
+        self._writer = None
         self._staged: list[StagedFile] = []
 
     def process(self, row: bytes) -> None:
@@ -188,6 +189,12 @@ class _StageDoFn(beam.DoFn):
         window = GlobalWindow()
         for staged in self._staged:
             yield WindowedValue(staged, window.max_timestamp(), [window])
+
+    def teardown(self) -> None:
+        """Lets go of the file of a bundle that failed; nobody lists it."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def _open(self) -> None:
         make_folder(self._folder)

@@ -23,6 +23,7 @@ _LABEL = re.compile(
     r"|description|comment|feedback)[* ]*:[* ]*",
     re.IGNORECASE | re.MULTILINE,
 )
+_TAG = re.compile(r"<(ticket|message|text|review|email|document)>(.*?)</\1>", re.DOTALL)
 _FORMATS = {
     "date": "2026-11-21",
     "date-time": "2026-11-21T00:00:00Z",
@@ -36,8 +37,10 @@ _MAX_DEPTH = 8
 
 
 def subject(text: str) -> str:
-    """What a prompt is about: without markers, and after a ``Ticket:``-like label if it has one."""
+    """What a prompt is about: without markers, and inside ``<ticket>``-like tags or after a label."""
     clean = _MARKERS.sub("", text)
+    if tagged := _TAG.search(clean):
+        return tagged[2].strip().removeprefix("Subject:").strip()
     label = _LABEL.search(clean)
     return (clean[label.end() :] if label else clean).strip() or clean.strip()
 

@@ -1,0 +1,217 @@
+"""Files as a sink: all of a run's rows under their final names, or none."""
+
+import pathlib
+from typing import Any
+
+import apache_beam as beam
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+
+from transforms.errors import RunError
+from transforms.rows import Column
+from transforms.sinks.files import WriteFiles, finish_files, temporary_folder
+from transforms.sinks.staging import SinkReport, StagedFile
+
+RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+COLUMNS = (Column("n", "INT64"),)
+
+
+def _row(n: int) -> bytes:
+    return b'{"n":%d}' % n
+
+
+def _names(folder: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _staged(folder: pathlib.Path, run_id: str = "r", sizes: tuple[int, ...] = (1, 2, 3)) -> Any:
+    """Staged files of so many bytes, one row each."""
+    temporary = pathlib.Path(temporary_folder(str(folder), run_id))
+    temporary.mkdir(parents=True)
+    staged = []
+    for n, size in enumerate(sizes):
+        path = temporary / f"{n}.jsonl"
+        path.write_bytes(b"x" * size)
+        staged.append(StagedFile(str(path), 1, size))
+    return staged
+
+
+# The function
+
+
+def test_finish_files(tmp_path: pathlib.Path) -> None:
+    """Numbered names, the rows that they hold, no temporary folder; again changes nothing."""
+    staged = _staged(tmp_path)
+    names = [f"r-0000{n}-of-00003.jsonl" for n in range(3)]
+    for _ in range(2):
+        assert finish_files(staged, str(tmp_path), "r", "jsonl", replace=False) == 3
+        assert _names(tmp_path) == names
+        assert [(tmp_path / name).stat().st_size for name in names] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_finish_files_after_a_partial_rename(tmp_path: pathlib.Path, done: int) -> None:
+    """An attempt that died between renames is taken up where it stopped."""
+    staged = _staged(tmp_path)
+    for n, file in enumerate(staged[:done]):
+        pathlib.Path(file.path).rename(tmp_path / f"r-0000{n}-of-00003.jsonl")
+    assert finish_files(staged, str(tmp_path), "r", "jsonl", replace=False) == 3
+    names = [f"r-0000{n}-of-00003.jsonl" for n in range(3)]
+    assert _names(tmp_path) == names
+    assert [(tmp_path / name).stat().st_size for name in names] == [1, 2, 3]
+
+
+def test_finish_files_after_a_copy(tmp_path: pathlib.Path) -> None:
+    """An object store renames by copy and delete: both may be there, the copy may be short."""
+    staged = _staged(tmp_path)
+    (tmp_path / "r-00000-of-00003.jsonl").write_bytes(b"x")
+    (tmp_path / "r-00002-of-00003.jsonl").write_bytes(b"x")
+    assert finish_files(staged, str(tmp_path), "r", "jsonl", replace=False) == 3
+    assert [(tmp_path / f"r-0000{n}-of-00003.jsonl").stat().st_size for n in range(3)] == [1, 2, 3]
+
+
+def test_finish_files_without_any(tmp_path: pathlib.Path) -> None:
+    """No rows: the folder is there, and empty."""
+    assert finish_files([], str(tmp_path / "a" / "b"), "r", "jsonl", replace=False) == 0
+    assert _names(tmp_path / "a" / "b") == []
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_finish_files_of_a_wrong_size(tmp_path: pathlib.Path, gone: bool) -> None:
+    """A final file that is not what was written stops the run, also when its source has gone."""
+    staged = _staged(tmp_path)
+    wrong = pathlib.Path(staged[1].path)
+    if gone:
+        wrong.unlink()
+        (tmp_path / "r-00001-of-00003.jsonl").write_bytes(b"x" * 7)
+    else:
+        wrong.write_bytes(b"x" * 7)
+    with pytest.raises(RunError) as raised:
+        finish_files(staged, str(tmp_path), "r", "jsonl", replace=True)
+    assert str(raised.value) == (
+        f"{tmp_path}/r-00001-of-00003.jsonl holds 7 bytes, but 2 were written: "
+        "something else writes into this folder"
+    )
+
+
+def test_finish_files_that_are_lost(tmp_path: pathlib.Path) -> None:
+    """Neither here nor there: the run stops, and says which file it was."""
+    staged = _staged(tmp_path)
+    pathlib.Path(staged[2].path).unlink()
+    with pytest.raises(RunError) as raised:
+        finish_files(staged, str(tmp_path), "r", "jsonl", replace=False)
+    assert str(raised.value) == (
+        f"{tmp_path}/r-00002-of-00003.jsonl holds 0 bytes, but 3 were written: "
+        "something else writes into this folder"
+    )
+
+
+def test_replace_deletes_other_runs(tmp_path: pathlib.Path) -> None:
+    """Files of other runs go when the new ones are there; what no run wrote stays."""
+    (tmp_path / "sub").mkdir()
+    others = ["old-00000-of-00001.jsonl", "old-00000-of-00001.parquet", "r-00000-of-00009.jsonl"]
+    kept = ["notes.txt", "data.jsonl", ".hidden", "sub/old-00000-of-00001.jsonl"]
+    for name in (*others, *kept):
+        (tmp_path / name).write_bytes(b"x")
+    staged = _staged(tmp_path)
+    names = [f"r-0000{n}-of-00003.jsonl" for n in range(3)]
+    for _ in range(2):
+        assert finish_files(staged, str(tmp_path), "r", "jsonl", replace=True) == 3
+        assert _names(tmp_path) == sorted(["sub", *kept[:3], *names])
+    assert _names(tmp_path / "sub") == ["old-00000-of-00001.jsonl"]
+
+
+def test_append_keeps_other_runs(tmp_path: pathlib.Path) -> None:
+    """Nothing else is touched, nor another run's temporary folder."""
+    (tmp_path / "old-00000-of-00001.jsonl").write_bytes(b"x")
+    _staged(tmp_path, "other")
+    finish_files(_staged(tmp_path, sizes=(1,)), str(tmp_path), "r", "jsonl", replace=False)
+    assert _names(tmp_path) == [".other.tmp", "old-00000-of-00001.jsonl", "r-00000-of-00001.jsonl"]
+
+
+def test_replace_without_rows(tmp_path: pathlib.Path) -> None:
+    """Nothing is what the run made, and all that is left."""
+    (tmp_path / "old-00000-of-00001.jsonl").write_bytes(b"x")
+    assert finish_files([], str(tmp_path), "r", "jsonl", replace=True) == 0
+    assert _names(tmp_path) == []
+
+
+# The transform
+
+
+def _write(folder: pathlib.Path, rows: list[bytes], report: SinkReport, **given: Any) -> None:
+    with beam.Pipeline(RUNNER) as root:
+        made = (
+            root
+            | beam.Create(rows)
+            | beam.Reshuffle()
+            | WriteFiles(folder=str(folder), run_id="r", columns=COLUMNS, **given)
+        )
+        assert_that(made, equal_to([report]))
+
+
+def test_write_json_lines(tmp_path: pathlib.Path) -> None:
+    """Every row once; the report counts the rows; nothing else is left."""
+    folder = tmp_path / "new" / "results"
+    _write(folder, [_row(n) for n in range(20)], SinkReport("results", "files", str(folder), 20))
+    files = sorted(folder.iterdir())
+    assert [path.name for path in files] == [
+        f"r-{n:05d}-of-{len(files):05d}.jsonl" for n in range(len(files))
+    ]
+    lines = b"".join(path.read_bytes() for path in files).splitlines()
+    assert sorted(lines) == sorted(_row(n) for n in range(20))
+
+
+def test_write_parquet(tmp_path: pathlib.Path) -> None:
+    """Likewise, as dead letters."""
+    report = SinkReport("dead_letters", "files", str(tmp_path), 5)
+    rows = [_row(n) for n in range(5)]
+    _write(tmp_path, rows, report, kind="dead_letters", format="parquet")
+    assert {path.suffix for path in tmp_path.iterdir()} == {".parquet"}
+    read = [row["n"] for path in tmp_path.iterdir() for row in pq.read_table(path).to_pylist()]
+    assert sorted(read) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_write_no_rows(tmp_path: pathlib.Path, format: str) -> None:
+    """Zero rows are reported, too: the reconciliation counts on it."""
+    _write(tmp_path, [], SinkReport("results", "files", str(tmp_path), 0), format=format)
+    assert _names(tmp_path) == []
+
+
+def test_write_replace(tmp_path: pathlib.Path) -> None:
+    """Through the transform."""
+    (tmp_path / "old-00000-of-00001.jsonl").write_bytes(b"x")
+    report = SinkReport("results", "files", str(tmp_path), 1)
+    _write(tmp_path, [_row(1)], report, replace=True)
+    assert _names(tmp_path) == ["r-00000-of-00001.jsonl"]
+
+
+def _fail_on_seven(row: bytes) -> bytes:
+    if row == _row(7):
+        raise ValueError("a step upstream fails")
+    return row
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_failed_run_shows_nothing(tmp_path: pathlib.Path, shuffled: bool) -> None:
+    """Not one file under a final name; other runs' files stay, also with ``replace``."""
+    (tmp_path / "old-00000-of-00001.jsonl").write_bytes(b"x")
+    root = beam.Pipeline(RUNNER)
+    rows = root | beam.Create([_row(n) for n in range(20)])
+    if shuffled:
+        rows |= beam.Reshuffle()
+    failing = rows | beam.Map(_fail_on_seven)
+    _ = failing | WriteFiles(folder=str(tmp_path), run_id="r", columns=COLUMNS, replace=True)
+    with pytest.raises(Exception, match="a step upstream fails"):
+        root.run().wait_until_finish()
+    assert [name for name in _names(tmp_path) if not name.startswith(".")] == [
+        "old-00000-of-00001.jsonl"
+    ]
+
+
+def test_temporary_folder() -> None:
+    """Hidden, beside the final files: a rename is enough."""
+    assert temporary_folder("/a/b", "r") == "/a/b/.r.tmp"
+    assert temporary_folder("gs://b/c", "r") == "gs://b/c/.r.tmp"

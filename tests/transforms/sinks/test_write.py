@@ -1,0 +1,345 @@
+"""Rows: answers and dead letters to the same bytes for every sink, and nothing is refused twice."""
+
+import decimal
+import json
+import pathlib
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transforms.errors import ERROR_TYPES
+from transforms.prices import TokenPrices
+from transforms.records import STAGES, Answer, Completion, DeadLetter, Record, Usage
+from transforms.rows import (
+    DEAD_LETTER_COLUMNS,
+    RESULT_COLUMNS,
+    RunInfo,
+    cut_payload,
+    dead_letter_row,
+    encode_row,
+)
+from transforms.sinks.files import WriteFiles
+from transforms.sinks.staging import SinkReport
+from transforms.sinks.write import (
+    _ResultRowsDoFn,
+    WriteDeadLetters,
+    WriteResults,
+    encode_dead_letter_row,
+    encode_result,
+)
+from transforms.tally import Tally
+
+RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+RUN = RunInfo(run_id="r", backend="openai", model="gpt-4o-mini")
+FREE = TokenPrices(None, "m")
+MIB = 1 << 20
+
+
+def _no_price(_: Usage) -> None:
+    return None
+
+
+def _answer(n: int, **given: Any) -> Answer:
+    known = {"output": f"answer {n}", "usage": Usage(10, 2, 5, 1), "attempts": 3, **given}
+    return Answer(Record(f"{n}", {"n": n}), f"f{n}", Completion(**known))
+
+
+def _rows(folder: pathlib.Path) -> list[dict[str, Any]]:
+    lines = b"".join(path.read_bytes() for path in folder.glob("*.jsonl")).splitlines()
+    return sorted((json.loads(line) for line in lines), key=lambda row: str(row["record_id"]))
+
+
+def _totals(tallies: list[Tally]) -> tuple[dict[str, int], dict[str, int], Any]:
+    total = Tally.total(tallies)
+    counts = {name: count for name, count in total.counts.items() if count}
+    return counts, dict(total.error_types), total.cost_usd
+
+
+# Results
+
+
+def test_encode_result() -> None:
+    """The row and its line hold the same."""
+    row, line = encode_result(_answer(1), RUN, lambda usage: f"0.{usage.output_tokens}")
+    assert json.loads(line) == row
+    assert row == {
+        "record_id": "1",
+        "run_id": "r",
+        "fingerprint": "f1",
+        "backend": "openai",
+        "model": "gpt-4o-mini",
+        "model_version": None,
+        "service_tier": None,
+        "output": "answer 1",
+        "output_json": None,
+        "embedding": [],
+        "finish_reason": None,
+        "input_tokens": 10,
+        "cached_input_tokens": 2,
+        "output_tokens": 5,
+        "reasoning_tokens": 1,
+        "cost_usd": "0.5",
+        "latency_ms": None,
+        "attempts": 3,
+        "from_ledger": False,
+        "created_at": row["created_at"],
+        "record": '{"n":1}',
+    }
+
+
+def test_write_results(tmp_path: pathlib.Path) -> None:
+    """One row each in every sink, the same bytes; the tally has what they cost."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    with beam.Pipeline(RUNNER) as root:
+        unwritten, reports, tallies = (
+            root
+            | beam.Create([_answer(n, throttled_ms=100) for n in range(5)])
+            | WriteResults(
+                run=RUN,
+                price=FREE,
+                sinks=[(f.name, WriteFiles(folder=str(f), run_id="r", columns=RESULT_COLUMNS))
+                       for f in folders],
+            )
+        )  # fmt: skip
+        assert_that(unwritten, equal_to([]), "Unwritten")
+        expected = [SinkReport("results", "files", str(folder), 5) for folder in folders]
+        assert_that(reports, equal_to(expected), "Reports")
+        totals = (
+            {
+                "results": 5,
+                "requests_sent": 15,
+                "retries": 10,
+                "throttled_ms": 500,
+                "input_tokens": 50,
+                "cached_input_tokens": 10,
+                "output_tokens": 25,
+                "reasoning_tokens": 5,
+            },
+            {},
+            None,
+        )
+        summed = tallies | beam.combiners.ToList() | beam.Map(_totals)
+        assert_that(summed, equal_to([totals]), "Tallies")
+    first, second = (_rows(folder) for folder in folders)
+    assert first == second
+    assert [(row["record_id"], row["output"]) for row in first] == [
+        (f"{n}", f"answer {n}") for n in range(5)
+    ]
+
+
+_REJECTED: list[tuple[dict[str, Any], str]] = [
+    ({"embedding": (0.5, float("nan"))}, "column 'embedding' (FLOAT64) cannot hold nan"),
+    ({"embedding": (float("inf"),)}, "column 'embedding' (FLOAT64) cannot hold inf"),
+    ({"attempts": 2**63}, "column 'attempts' (INT64) cannot hold 9223372036854775808"),
+    ({"latency_ms": 1.5}, "column 'latency_ms' (INT64) cannot hold 1.5"),
+    ({"output": 5}, "column 'output' (STRING) cannot hold 5"),
+    ({"output": "x" * 100_000_001}, "the row has 100,000,"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), _REJECTED)
+def test_rejected_result_keeps_what_was_paid_for(given: dict[str, Any], message: str) -> None:
+    """A dead letter of stage ``write`` with answer, tokens and attempts; its neighbours are rows."""
+    paid = {"finish_reason": "STOP", "model_version": "v", "throttled_ms": 7, **given}
+    bad = _answer(1, **paid)
+    written: list[bytes] = []
+    unwritten = []
+    dofn = _results_dofn()
+    for answer in (_answer(0), bad, _answer(2)):
+        for item in dofn.process(answer):
+            (unwritten if isinstance(item, beam.pvalue.TaggedOutput) else written).append(item)
+    assert [json.loads(line)["record_id"] for line in written] == ["0", "2"]
+    (tagged,) = unwritten
+    dead = tagged.value
+    assert tagged.tag == "unwritten"
+    assert dead.error_message.startswith(message)
+    assert dead == DeadLetter(
+        stage="write",
+        error_type="write_rejected",
+        error_message=dead.error_message,
+        record_id="1",
+        attempts=bad.completion.attempts,
+        throttled_ms=7,
+        fingerprint="f1",
+        finish_reason="STOP",
+        output=bad.completion.output,
+        usage=Usage(10, 2, 5, 1),
+        model_version="v",
+        fields={"n": 1},
+    )
+    assert dofn._tally.counts["results"] == 2
+    line = encode_dead_letter_row(dead_letter_row(dead, RUN, _no_price))
+    assert json.loads(line)["input_tokens"] == 10
+
+
+def _results_dofn() -> Any:
+    dofn = _ResultRowsDoFn(RUN, _no_price)
+    dofn.start_bundle()
+    return dofn
+
+
+def test_rejected_through_the_transform(tmp_path: pathlib.Path) -> None:
+    """The reconciliation's sum holds: rows plus unwritten are all."""
+    answers = [_answer(n, embedding=(float("nan"),) if n % 3 == 1 else None) for n in range(7)]
+    with beam.Pipeline(RUNNER) as root:
+        sink = WriteFiles(folder=str(tmp_path), run_id="r", columns=RESULT_COLUMNS)
+        unwritten, reports, _ = (
+            root | beam.Create(answers) | WriteResults(run=RUN, price=FREE, sinks=[("Files", sink)])
+        )
+        dead = unwritten | beam.Map(lambda d: (d.record_id, d.stage, d.error_type, d.usage))
+        expected = [(n, "write", "write_rejected", Usage(10, 2, 5, 1)) for n in ("1", "4")]
+        assert_that(dead, equal_to(expected), "Dead")
+        assert_that(
+            reports, equal_to([SinkReport("results", "files", str(tmp_path), 5)]), "Reports"
+        )
+    assert [row["record_id"] for row in _rows(tmp_path)] == ["0", "2", "3", "5", "6"]
+
+
+# Dead letters
+
+_text = st.text(st.characters() | st.sampled_from("\ud83d\0"), max_size=20)
+_nonsense = st.none() | _text | st.integers() | st.floats() | st.lists(st.integers(), max_size=2)
+_count = st.none() | st.integers()
+
+
+@given(
+    st.builds(
+        DeadLetter,
+        stage=st.sampled_from(STAGES),
+        error_type=st.sampled_from(ERROR_TYPES),
+        error_message=_text,
+        retryable=st.booleans(),
+        record_id=st.none() | _text,
+        attempts=_count,
+        fingerprint=st.none() | _text,
+        finish_reason=_nonsense,
+        output=_nonsense,
+        usage=st.builds(Usage, _nonsense, _nonsense, _nonsense, _nonsense),
+        model_version=_nonsense,
+        payload=st.none() | _text,
+        payload_bytes=st.none() | st.binary(),
+        attributes=st.dictionaries(_text, _text, max_size=2),
+        stacktrace=st.none() | _text,
+        fields=st.none() | st.dictionaries(_text, _nonsense, max_size=2),
+    )
+)
+def test_dead_letter_is_never_refused(letter: DeadLetter) -> None:
+    """Whatever a failure holds, its row fits the columns and says which record it was."""
+    row = dead_letter_row(letter, RUN, TokenPrices("openai", "gpt-4o-mini"))
+    line = encode_dead_letter_row(row)
+    held = json.loads(line)
+    assert encode_row(held, DEAD_LETTER_COLUMNS) == line
+    assert list(held) == [column.name for column in DEAD_LETTER_COLUMNS]
+    for name in ("stage", "error_type", "retryable", "run_id"):
+        assert held[name] == row[name]
+    assert (held["record_id"] is None) == (letter.record_id is None)
+    assert Tally().add_dead_letter(row, letter) is None
+
+
+def test_dead_letter_that_does_not_fit() -> None:
+    """What the columns cannot hold is left out, and the message says what it was."""
+    letter = DeadLetter("infer", "blocked", "no", attempts=2**70, record_id="1", fields={"n": 1})
+    row = dead_letter_row(letter, RUN, _no_price)
+    held = json.loads(encode_dead_letter_row(row))
+    assert held == {
+        **dict.fromkeys(held),
+        "timestamp": row["timestamp"],
+        "record_id": "1",
+        "run_id": "r",
+        "stage": "infer",
+        "error_type": "blocked",
+        "error_message": "no (row cut: column 'attempts' (INT64) cannot hold "
+        "1180591620717411303424)",
+        "retryable": False,
+        "payload": '{"n":1}',
+        "attributes": [],
+    }
+
+
+@pytest.mark.parametrize("name", ["payload", "output", "stacktrace", "error_message", "record_id"])
+def test_dead_letter_beyond_the_longest_row(name: str) -> None:
+    """A row of more than 100 MB is cut, wherever it is long."""
+    given = {"error_message": "no", name: "\x01" * 40_000_000}
+    letter = DeadLetter("infer", "blocked", **given)
+    line = encode_dead_letter_row(dead_letter_row(letter, RUN, _no_price))
+    assert len(line) < 100_000_000
+    held = json.loads(line)
+    assert (held["stage"], held["error_type"], held["run_id"]) == ("infer", "blocked", "r")
+
+
+def test_write_dead_letters(tmp_path: pathlib.Path) -> None:
+    """Files hold payloads whole, tables up to 1 MiB; each letter is one row in each."""
+    whole, short = tmp_path / "whole", tmp_path / "short"
+    letters = [
+        DeadLetter("read", "parse_error", "m", payload="é" * MIB, record_id="1"),
+        DeadLetter(
+            "infer",
+            "truncated",
+            "m",
+            record_id="2",
+            attempts=2,
+            throttled_ms=9,
+            usage=Usage(4, None, 6, 1),
+            fields={"a": 1},
+        ),
+        DeadLetter("infer", "truncated", "m", record_id="3", payload_bytes=b"\xff" * MIB),
+    ]
+
+    def sink(folder: pathlib.Path) -> WriteFiles:
+        return WriteFiles(
+            folder=str(folder), run_id="r", columns=DEAD_LETTER_COLUMNS, kind="dead_letters"
+        )
+
+    with beam.Pipeline(RUNNER) as root:
+        reports, tallies = (
+            root
+            | beam.Create(letters)
+            | WriteDeadLetters(
+                run=RUN,
+                price=TokenPrices("openai", "gpt-4o-mini"),
+                sinks=[("Whole", sink(whole))],
+                short_sinks=[("Short", sink(short))],
+            )
+        )
+        expected = [SinkReport("dead_letters", "files", str(path), 3) for path in (whole, short)]
+        assert_that(reports, equal_to(expected), "Reports")
+        totals = (
+            {
+                "dead_letters": 3,
+                "requests_sent": 2,
+                "retries": 1,
+                "throttled_ms": 9,
+                "input_tokens": 4,
+                "output_tokens": 6,
+                "reasoning_tokens": 1,
+            },
+            {"parse_error": 1, "truncated": 2},
+            decimal.Decimal("0.000004800"),
+        )
+        summed = tallies | beam.combiners.ToList() | beam.Map(_totals)
+        assert_that(summed, equal_to([totals]), "Tallies")
+    first, second, third = _rows(whole)
+    assert (first["payload"], first["payload_truncated"]) == ("é" * MIB, False)
+    assert (first["backend"], first["model"]) == (None, None)
+    assert (second["backend"], second["model"], second["payload"]) == (
+        "openai",
+        "gpt-4o-mini",
+        '{"a":1}',
+    )
+    assert (second["output_tokens"], second["cost_usd"]) == (7, "0.000004800")
+    assert len(third["payload_bytes"]) == -(-MIB // 3) * 4
+    cut_first, same, cut_third = _rows(short)
+    assert (cut_first["payload"], cut_first["payload_truncated"]) == ("é" * (MIB // 2), True)
+    assert same == {**second, "timestamp": same["timestamp"]}
+    assert (len(cut_third["payload_bytes"]), cut_third["payload_truncated"]) == (MIB, True)
+
+
+def test_long_text_with_a_lone_surrogate() -> None:
+    """Cutting does not stumble over it."""
+    letter = DeadLetter("infer", "internal", "m", output="a\ud83d" * MIB, stacktrace="\ud83d" * MIB)
+    held = json.loads(encode_dead_letter_row(cut_payload(dead_letter_row(letter, RUN, _no_price))))
+    assert len(held["output"]) == len(held["stacktrace"]) == MIB
