@@ -29,6 +29,7 @@ from transforms.sinks.bigquery import TableSpec, make_client
 from transforms.sinks.staging import make_folder
 from transforms.sources import files as file_source
 from transforms.sources.bigquery import QuerySource, TableSource
+from transforms.sources.dead_letters import DeadLetterSource
 from transforms.sources.files import FileSource
 
 if TYPE_CHECKING:
@@ -113,11 +114,14 @@ def _sorted_out(
 
 def all_checks(config: RunConfig) -> Iterator[tuple[str, Check]]:
     """Every check that this configuration needs, with what it is about."""
-    source = config.source
+    source, flag = config.source, "--input_files"
+    if isinstance(source, DeadLetterSource):
+        source, flag = source.rows, "--input_dead_letters"
     if isinstance(source, FileSource):
-        yield f"--input_files {source.pattern}", lambda: check_files(source)
+        yield f"{flag} {source.pattern}", functools.partial(check_files, source, flag)
     elif isinstance(source, TableSource):
-        yield f"--input_table {source.table}", lambda: check_table(source)
+        flag = flag.replace("files", "table")
+        yield f"{flag} {source.table}", functools.partial(check_table, source, flag)
     elif isinstance(source, QuerySource):
         yield "--input_query", lambda: check_query(source)
     yield "--backend", lambda: check_backend(config)
@@ -138,9 +142,8 @@ def all_checks(config: RunConfig) -> Iterator[tuple[str, Check]]:
             yield f"{flag} {table.name}", functools.partial(check_output_table, config, table, flag)
 
 
-def check_files(source: FileSource) -> None:
+def check_files(source: FileSource, flag: str = "--input_files") -> None:
     """The pattern matches files of a known format, and the first one can be opened."""
-    flag = "--input_files"
     try:
         found = sorted(file_source.match(source.pattern), key=lambda file: file.path)
     except Exception as error:  # each file system has errors of its own
@@ -224,9 +227,9 @@ def _dry_run(client: "bigquery.Client", sql: str) -> None:
     )
 
 
-def check_table(source: TableSource) -> None:
+def check_table(source: TableSource, flag: str = "--input_table") -> None:
     """The table exists, has the fields, and the filter is valid SQL."""
-    flag = f"--input_table {source.table}"
+    flag = f"{flag} {source.table}"
 
     def ask() -> None:
         client = make_client(source.job_project or source.table.project, source.location)

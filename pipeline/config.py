@@ -303,6 +303,7 @@ def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) 
             cluster_by=cluster,
             job_project=project,
             location=location,
+            labels=values.pairs("resource_labels"),
         )
 
     results = TableName.parse(table_name, project) if table_name else None

@@ -22,6 +22,7 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     SetupOptions,
     StandardOptions,
+    WorkerOptions,
 )
 from rich.console import Console
 
@@ -29,7 +30,7 @@ from pipeline import VERSION
 from pipeline.build import build
 from pipeline.checks import run_checks
 from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
-from pipeline.options import help_text, parse_flags
+from pipeline.options import InferenceOptions, Values, help_text, parse_flags
 from pipeline.preview import print_preview
 from pipeline.progress import Progress
 from pipeline.report import print_places, print_report, read_summary
@@ -109,6 +110,13 @@ def set_defaults(options: PipelineOptions, given: Container[str] = ()) -> None:
             direct.direct_num_workers = LOCAL_THREADS
         if direct.direct_running_mode == "multi_threading":
             direct.direct_running_mode = "in_memory"  # see LOCAL_THREADS
+    else:
+        worker = options.view_as(WorkerOptions)
+        if worker.number_of_worker_harness_threads is None:
+            worker.number_of_worker_harness_threads = LOCAL_THREADS
+        cloud = options.view_as(GoogleCloudOptions)
+        ours = Values.of(options.view_as(InferenceOptions)).pairs("resource_labels")
+        cloud.labels = [*(cloud.labels or []), *(f"{key}={value}" for key, value in ours.items())]
     options.view_as(SetupOptions).save_main_session = False
 
 

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ class Option:
 _SOURCE, _REQUEST, _MODEL = "Source", "Request", "Model"
 _PACE, _SINKS, _RUN = "Pace", "Sinks", "Run"
 _BOOLEAN = ("true", "false")
+_LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
 
 OPTIONS: tuple[Option, ...] = (
     Option("input_files", _SOURCE, "Files to read: a local or gs:// glob.", metavar="GLOB"),
@@ -59,6 +62,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("input_fields", _SOURCE, "The table's columns to read; all by default.", metavar="A,B"),
     Option("input_filter", _SOURCE, "Which of the table's rows to read: SQL, as in WHERE."),
     Option("input_query", _SOURCE, "A BigQuery query (GoogleSQL) to read.", metavar="SQL"),
+    Option(
+        "input_dead_letters",
+        _SOURCE,
+        "Dead letters of earlier runs, to try again: a BigQuery table (with --input_filter) or "
+        "files.",
+        metavar="TABLE_OR_GLOB",
+    ),
     Option("limit", _SOURCE, "Read only so many inputs.", metavar="N"),
     Option(
         "prompt",
@@ -256,6 +266,19 @@ class Values:
     def items(self, name: str) -> tuple[str, ...]:
         """A list, separated by commas."""
         return tuple(item.strip() for item in self.given[name].split(",") if item.strip())
+
+    def pairs(self, name: str) -> dict[str, str]:
+        """A list of ``key=value``, separated by commas."""
+        found = {}
+        for item in self.items(name):
+            key, equals, value = item.partition("=")
+            if not equals or not _LABEL.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
+                raise ConfigurationError(
+                    f"--{name}: {item!r} is no label: write key=value, in lower-case letters, "
+                    "digits, - and _ (63 at most)"
+                )
+            found[key] = value
+        return found
 
     def integer(self, name: str, minimum: int = 1) -> int | None:
         """A whole number; None when it was not given."""

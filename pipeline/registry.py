@@ -17,9 +17,10 @@ from transforms.errors import ConfigurationError
 from transforms.sinks.bigquery import TableName
 from transforms.sources.base import Source
 from transforms.sources.bigquery import QuerySource, TableSource
+from transforms.sources.dead_letters import DeadLetterSource, is_table
 from transforms.sources.files import FileSource
 
-INPUTS = ("input_files", "input_table", "input_query")
+INPUTS = ("input_files", "input_table", "input_query", "input_dead_letters")
 
 
 def project_of(options: PipelineOptions) -> str | None:
@@ -47,18 +48,21 @@ def make_source(values: Values, options: PipelineOptions) -> Source:
         )
     name = named[0]
     _only_with(values, "input_format", name == "input_files", "--input_files")
-    for flag in ("input_fields", "input_filter"):
-        _only_with(values, flag, name == "input_table", "--input_table")
+    _only_with(values, "input_fields", name == "input_table", "--input_table")
+    letters_in_table = name == "input_dead_letters" and is_table(values.require(name, ""))
+    filtered = name == "input_table" or letters_in_table
+    _only_with(values, "input_filter", filtered, "--input_table or a table of dead letters")
     _only_with(values, "temp_dataset", name != "input_files", "--input_query or --input_table")
     limit = values.integer("limit")
-    if name == "input_files":
-        return FileSource(
+    if name == "input_files" or (name == "input_dead_letters" and not letters_in_table):
+        files = FileSource(
             pattern=values.require(name, ""), format=values.text("input_format"), limit=limit
         )
+        return files if name == "input_files" else DeadLetterSource(rows=files)
     project = project_of(options)
-    if name == "input_table":
+    if name != "input_query":
         table = TableName.parse(values.require(name, ""), project)
-        return TableSource(
+        rows = TableSource(
             table=table,
             fields=values.items("input_fields"),
             filter=values.text("input_filter"),
@@ -66,7 +70,9 @@ def make_source(values: Values, options: PipelineOptions) -> Source:
             job_project=project or table.project,
             temp_dataset=values.text("temp_dataset"),
             location=values.text("bigquery_location"),
+            labels=values.pairs("resource_labels"),
         )
+        return rows if name == "input_table" else DeadLetterSource(rows=rows)
     if project is None:
         raise ConfigurationError("--input_query needs --project: who pays for the query")
     return QuerySource(
@@ -75,6 +81,7 @@ def make_source(values: Values, options: PipelineOptions) -> Source:
         job_project=project,
         temp_dataset=values.text("temp_dataset"),
         location=values.text("bigquery_location"),
+        labels=values.pairs("resource_labels"),
     )
 
 

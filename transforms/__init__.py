@@ -39,6 +39,7 @@ from transforms.sinks.staging import SinkReport
 from transforms.sinks.write import WriteDeadLetters, WriteResults
 from transforms.sources.base import IdRule, ReadRecords
 from transforms.sources.bigquery import QuerySource, ReadRows, TableSource
+from transforms.sources.dead_letters import DeadLetterSource, ReadDeadLetters
 from transforms.sources.files import FileSource, ReadFiles
 from transforms.tally import Tally, TallyRecords
 from transforms.validate import ValidateOutputs
@@ -57,6 +58,7 @@ __all__ = [
     "Completion",
     "ConfigurationError",
     "DeadLetter",
+    "DeadLetterSource",
     "DispatchLimits",
     "FakeBackend",
     "FileSource",
@@ -69,6 +71,7 @@ __all__ = [
     "OpenAIBackend",
     "PipelineError",
     "QuerySource",
+    "ReadDeadLetters",
     "ReadFiles",
     "ReadRecords",
     "ReadRows",

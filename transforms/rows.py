@@ -238,7 +238,7 @@ def cut_payload(row: Row) -> Row:
     short = dict(row)
     for name in ("payload", "payload_bytes", "output", "stacktrace", "error_message"):
         text = row[name]
-        if text is not None and len(text) > MAX_PAYLOAD_BYTES // 4:
+        if type(text) is str and len(text) > MAX_PAYLOAD_BYTES // 4:
             short[name] = _cut(text, MAX_PAYLOAD_BYTES)
             if short[name] != text and name.startswith("payload"):
                 short["payload_truncated"] = True
@@ -246,7 +246,7 @@ def cut_payload(row: Row) -> Row:
 
 
 def _cut(text: str, limit: int) -> str:
-    encoded = text.encode("utf-8")
+    encoded = text.encode("utf-8", "backslashreplace")
     if len(encoded) <= limit:
         return text
     return encoded[: limit // 4 * 4].decode("utf-8", "ignore")

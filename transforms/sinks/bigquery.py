@@ -61,11 +61,18 @@ class TableName:
         return f"{self.project}.{self.dataset}.{self.table}"
 
 
-def make_client(project: str, location: str | None = None) -> "bigquery.Client":
-    """A BigQuery client; ``BIGQUERY_EMULATOR_HOST`` points it elsewhere."""
+def make_client(
+    project: str, location: str | None = None, labels: Mapping[str, str] | None = None
+) -> "bigquery.Client":
+    """A BigQuery client whose jobs carry labels; ``BIGQUERY_EMULATOR_HOST`` points it elsewhere."""
     from google.cloud import bigquery
 
-    return bigquery.Client(project=project, location=location)
+    return bigquery.Client(
+        project=project,
+        location=location,
+        default_load_job_config=bigquery.LoadJobConfig(labels=dict(labels or {})),
+        default_query_job_config=bigquery.QueryJobConfig(labels=dict(labels or {})),
+    )
 
 
 def bigquery_schema(columns: Sequence[Column]) -> "list[bigquery.SchemaField]":
@@ -95,6 +102,7 @@ class TableSpec:
       cluster_by: The columns that order it within a day.
       job_project: Who pays for jobs; None for the table's own project.
       location: The dataset's location; None lets BigQuery find it.
+      labels: Labels of jobs and of a table that is made.
     """
 
     name: TableName
@@ -103,10 +111,11 @@ class TableSpec:
     cluster_by: tuple[str, ...]
     job_project: str | None = None
     location: str | None = None
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def client(self) -> "bigquery.Client":
         """A client for jobs on this table."""
-        return make_client(self.job_project or self.name.project, self.location)
+        return make_client(self.job_project or self.name.project, self.location, self.labels)
 
     def create(self, client: "bigquery.Client") -> None:
         """Makes the table; no error when it is there."""
@@ -115,6 +124,7 @@ class TableSpec:
         table = bigquery.Table(str(self.name), schema=bigquery_schema(self.columns))
         table.time_partitioning = bigquery.TimePartitioning(field=self.partition_by)
         table.clustering_fields = list(self.cluster_by)
+        table.labels = dict(self.labels)
         client.create_table(table, exists_ok=True)
 
     def count(self, client: "bigquery.Client", run_id: str, started_at: str) -> int:

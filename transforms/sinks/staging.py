@@ -8,9 +8,10 @@ load them: either way nothing is visible before everything is there.
 import base64
 import dataclasses
 import decimal
+import io
 import uuid
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import apache_beam as beam
 import orjson
@@ -26,6 +27,7 @@ from transforms.rows import Column
 MAX_FILE_BYTES = 256 << 20
 """A bundle starts another file behind so many bytes of rows, so that readers can share them."""
 
+_BUFFER_BYTES = 1 << 20
 _PARQUET_ROWS = 10_000
 
 
@@ -202,7 +204,8 @@ class _StageDoFn(beam.DoFn):
         file = FileSystems.create(
             self._path, "application/octet-stream", CompressionTypes.UNCOMPRESSED
         )
-        self._writer = _WRITERS[self._format](file, self._columns)
+        buffered = cast(BinaryIO, io.BufferedWriter(file, _BUFFER_BYTES))
+        self._writer = _WRITERS[self._format](buffered, self._columns)
         self._rows = self._bytes = 0
 
     def _close(self) -> None:

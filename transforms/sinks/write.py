@@ -14,10 +14,12 @@ from apache_beam.pvalue import TaggedOutput
 from transforms import metrics
 from transforms.errors import WriteRejected
 from transforms.prices import TokenPrices
-from transforms.records import Answer, DeadLetter
+from transforms.records import Answer, DeadLetter, Json
 from transforms.rows import (
     DEAD_LETTER_COLUMNS,
+    MAX_ROW_BYTES,
     RESULT_COLUMNS,
+    Column,
     Price,
     Row,
     RunInfo,
@@ -49,11 +51,20 @@ def encode_dead_letter_row(row: Row) -> bytes:
     try:
         return encode_row(row, DEAD_LETTER_COLUMNS)
     except WriteRejected as rejected:
-        kept = ("timestamp", "record_id", "run_id", "stage", "error_type", "retryable", "payload")
-        short = {name: row[name] if name in kept else None for name in row}
-        short["error_message"] = f"{row['error_message']} (row cut: {rejected})"
-        short["attributes"] = []
-        return encode_row(cut_payload(short), DEAD_LETTER_COLUMNS)
+        message = f"{row['error_message']} (row cut: {rejected})"
+    short = cut_payload({**row, "error_message": message})
+    fitting = {column.name: _fitting(column, short[column.name]) for column in DEAD_LETTER_COLUMNS}
+    return encode_row(fitting, DEAD_LETTER_COLUMNS)
+
+
+def _fitting(column: Column, value: Json) -> Json:
+    """The value where its column can hold it, in a tenth of a row, else nothing."""
+    try:
+        if len(encode_row({column.name: value}, (column,))) <= MAX_ROW_BYTES // 10:
+            return value
+    except WriteRejected:
+        pass
+    return [] if column.mode == "REPEATED" else None
 
 
 class _ResultRowsDoFn(beam.DoFn):
@@ -132,9 +143,7 @@ class WriteResults(beam.PTransform):
 
     def expand(
         self, answers: beam.PCollection[Answer]
-    ) -> tuple[
-        beam.PCollection[DeadLetter], beam.PCollection[SinkReport], beam.PCollection[Tally]
-    ]:
+    ) -> tuple[beam.PCollection[DeadLetter], beam.PCollection[SinkReport], beam.PCollection[Tally]]:
         rows = answers | "MakeRows" >> beam.ParDo(
             _ResultRowsDoFn(self.run, self.price)
         ).with_outputs("unwritten", "tally", main="rows")

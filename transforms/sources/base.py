@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from typing import Protocol
 
 import apache_beam as beam
@@ -61,6 +62,10 @@ class Source(Protocol):
 
     def transform(self, id_rule: IdRule) -> beam.PTransform:
         """A root transform that gives ``(records, unread)``; construction does no I/O."""
+        ...
+
+    def first(self, id_rule: IdRule, count: int) -> Iterator[Record | DeadLetter]:
+        """The first inputs, read in this process: for a preview."""
         ...
 
 

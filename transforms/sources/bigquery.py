@@ -5,7 +5,7 @@ base64, timestamps as RFC 3339, NaN as ``"NaN"``.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import apache_beam as beam
@@ -16,7 +16,7 @@ from apache_beam.pvalue import TaggedOutput
 from transforms import json_values, metrics
 from transforms.errors import ConfigurationError
 from transforms.records import DeadLetter, Record
-from transforms.sinks.bigquery import TableName
+from transforms.sinks.bigquery import TableName, make_client
 from transforms.sources.base import IdRule, ReadResult, make_record
 
 
@@ -32,6 +32,7 @@ class TableSource:
       job_project: Who pays; None for the pipeline's project.
       temp_dataset: ``project:dataset`` for a query's temporary result.
       location: Where query jobs run.
+      labels: Labels of query jobs.
     """
 
     table: TableName
@@ -41,6 +42,7 @@ class TableSource:
     job_project: str | None = None
     temp_dataset: str | None = None
     location: str | None = None
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def sql(self) -> str:
         """The same read as a query."""
@@ -57,6 +59,7 @@ class TableSource:
                 job_project=self.job_project,
                 temp_dataset=self.temp_dataset,
                 location=self.location,
+                labels=self.labels,
                 name=str(self.table),
             )
             return query.transform(id_rule)
@@ -69,6 +72,10 @@ class TableSource:
         )
         return ReadRows(rows=read, name=str(self.table), id_rule=id_rule)
 
+    def first(self, id_rule: IdRule, count: int) -> Iterator[Record | DeadLetter]:
+        """The first rows, by a query from this process."""
+        return _first_rows(self, id_rule, count)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class QuerySource:
@@ -80,6 +87,7 @@ class QuerySource:
       job_project: Who pays; None for the pipeline's project.
       temp_dataset: ``project:dataset`` for its temporary result.
       location: Where the query job runs.
+      labels: Labels of the query job.
       name: What records call their source.
     """
 
@@ -88,6 +96,7 @@ class QuerySource:
     job_project: str | None = None
     temp_dataset: str | None = None
     location: str | None = None
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     name: str = "query"
 
     def sql(self) -> str:
@@ -105,9 +114,22 @@ class QuerySource:
             query=self.sql(),
             use_standard_sql=True,
             project=self.job_project,
+            bigquery_job_labels=dict(self.labels),
             **temporary,
         )
         return ReadRows(rows=read, name=self.name, id_rule=id_rule)
+
+    def first(self, id_rule: IdRule, count: int) -> Iterator[Record | DeadLetter]:
+        """The first rows, by the query from this process."""
+        return _first_rows(self, id_rule, count)
+
+
+def _first_rows(
+    source: TableSource | QuerySource, id_rule: IdRule, count: int
+) -> Iterator[Record | DeadLetter]:
+    client = make_client(source.job_project or "", source.location)
+    for row in client.query(f"SELECT * FROM (\n{source.sql()}\n) LIMIT {count}").result():
+        yield make_record(json_values.to_json_value(dict(row)), "preview", id_rule)
 
 
 def _dataset(name: str) -> DatasetReference:

@@ -310,3 +310,8 @@ class FileSource:
         return ReadFiles(
             pattern=self.pattern, format=self.format, id_rule=id_rule, limit=self.limit
         )
+
+    def first(self, id_rule: IdRule, count: int) -> Iterator[Record | DeadLetter]:
+        """The first inputs, read in this process."""
+        limit = count if self.limit is None else min(count, self.limit)
+        return read_first(self.pattern, self.format, id_rule, limit)

@@ -152,13 +152,14 @@ def test_view_of_odd_names(name: str, path: str, column: str) -> None:
 
 def test_view_of_names_that_clash() -> None:
     """Our columns stay; names that become one keep the first, then one with a prefix."""
-    properties = ["output", "MODEL", "record", "a b", "a-b", "a_b", "A.B", "output_output"]
-    assert _typed({"properties": dict.fromkeys(properties, {"type": "string"})}) == [
+    names = ["output", "MODEL", "record", "a b", "a-b", "a_b", "A.B", "output_output"]
+    assert _typed({"properties": {name: {"type": "string"} for name in names}}) == [
         "JSON_VALUE(output_json, '$.\"output\"') AS `output_output`",
         "JSON_VALUE(output_json, '$.\"MODEL\"') AS `output_MODEL`",
         "JSON_VALUE(output_json, '$.\"record\"') AS `output_record`",
         "JSON_VALUE(output_json, '$.\"a b\"') AS `a_b`",
         "JSON_VALUE(output_json, '$.\"a-b\"') AS `output_a_b`",
+        "JSON_VALUE(output_json, '$.\"output_output\"') AS `output_output_output`",
     ]
 
 

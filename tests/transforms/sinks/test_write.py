@@ -25,9 +25,9 @@ from transforms.rows import (
 from transforms.sinks.files import WriteFiles
 from transforms.sinks.staging import SinkReport
 from transforms.sinks.write import (
-    _ResultRowsDoFn,
     WriteDeadLetters,
     WriteResults,
+    _ResultRowsDoFn,
     encode_dead_letter_row,
     encode_result,
 )
@@ -231,6 +231,7 @@ def test_dead_letter_is_never_refused(letter: DeadLetter) -> None:
     """Whatever a failure holds, its row fits the columns and says which record it was."""
     row = dead_letter_row(letter, RUN, TokenPrices("openai", "gpt-4o-mini"))
     line = encode_dead_letter_row(row)
+    assert encode_dead_letter_row(cut_payload(row)) == line
     held = json.loads(line)
     assert encode_row(held, DEAD_LETTER_COLUMNS) == line
     assert list(held) == [column.name for column in DEAD_LETTER_COLUMNS]
@@ -255,7 +256,10 @@ def test_dead_letter_that_does_not_fit() -> None:
         "error_message": "no (row cut: column 'attempts' (INT64) cannot hold "
         "1180591620717411303424)",
         "retryable": False,
+        "backend": "openai",
+        "model": "gpt-4o-mini",
         "payload": '{"n":1}',
+        "payload_truncated": False,
         "attributes": [],
     }
 

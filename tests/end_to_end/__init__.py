@@ -1,0 +1,1 @@
+"""Whole runs, from a command line to what the sinks hold."""

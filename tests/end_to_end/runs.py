@@ -1,0 +1,109 @@
+"""Runs a command line in this process and reads what every sink holds of it."""
+
+import collections
+import dataclasses
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow.parquet as pq
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from pipeline.main import main
+from tests.end_to_end.hostile import Outcome, outcome_of_row
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Held:
+    """What one pair of sinks holds.
+
+    Attributes:
+      results: The result rows.
+      letters: The dead-letter rows.
+      summary: The run's summary row.
+    """
+
+    results: list[Row]
+    letters: list[Row]
+    summary: Row
+
+    def outcomes(self) -> collections.Counter[Outcome]:
+        """How each input ended, as the rows tell it."""
+        return collections.Counter(map(outcome_of_row, [*self.results, *self.letters]))
+
+
+def run(*arguments: str) -> int:
+    """The exit code of a command line; leaves this process's loggers and warnings as they are."""
+    levels = {name: logging.getLogger(name).level for name in ("", "apache_beam", "google", "urllib3")}
+    try:
+        with warnings.catch_warnings():
+            return main(arguments)
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def in_files(folder: str | Path) -> Held:
+    """What ``--output_path`` holds, local or ``gs://``, in either format."""
+    summary = orjson.loads(read_object(f"{folder}/run.json"))
+    rows = {name: list(_rows(f"{folder}/{name}/*")) for name in ("results", "dead_letters")}
+    return Held(rows["results"], rows["dead_letters"], summary)
+
+
+def _rows(pattern: str) -> Iterator[Row]:
+    for path in paths(pattern):
+        if path.endswith(".parquet"):
+            with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+                yield from pq.read_table(file).to_pylist()
+        else:
+            for line in read_object(path).splitlines():
+                yield orjson.loads(line)
+
+
+def paths(pattern: str) -> list[str]:
+    """The files that a glob matches, by name."""
+    return sorted(found.path for found in FileSystems.match([pattern])[0].metadata_list)
+
+
+def read_object(path: str) -> bytes:
+    """The content of a local file or a ``gs://`` object."""
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        return bytes(file.read())
+
+
+def write_object(path: str, content: bytes) -> None:
+    """Writes a local file or a ``gs://`` object."""
+    with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        file.write(content)
+
+
+def in_tables(table: str) -> Held:
+    """What ``--output_table`` and the tables beside it hold."""
+    from google.cloud import bigquery
+
+    with bigquery.Client() as client:
+
+        def rows(suffix: str) -> list[Row]:
+            found = client.query(f"SELECT * FROM `{table}{suffix}`").result()
+            return [dict(row) for row in found]
+
+        (summary,) = rows("_runs")
+        return Held(rows(""), rows("_dead_letters"), summary)
+
+
+def check_summary(held: Held) -> None:
+    """The summary says what the rows say, and that the run reconciles."""
+    summary = held.summary
+    assert summary["reconciled"] is True
+    assert summary["results"] == len(held.results)
+    assert summary["dead_letters"] == len(held.letters)
+    assert summary["records"] == len(held.results) + len(held.letters)
+    by_type = collections.Counter(row["error_type"] for row in held.letters)
+    assert json.loads(summary["dead_letters_by_error_type"]) == by_type
