@@ -22,8 +22,10 @@ from apache_beam.io.filesystems import FileSystems
 
 from pipeline.config import RunConfig
 from pipeline.options import reason
-from transforms.backends.openai import OPENAI_URL, OpenAIBackend
+from transforms.backends.gemini import GeminiBackend
+from transforms.backends.openai import OpenAIBackend
 from transforms.backends.sentence_transformers import SentenceTransformersBackend
+from transforms.backends.vertex_endpoint import VertexEndpointBackend
 from transforms.errors import BackendUnusable, ConfigurationError
 from transforms.sinks.bigquery import TableSpec, make_client
 from transforms.sinks.staging import make_folder
@@ -261,7 +263,9 @@ def check_backend(config: RunConfig) -> None:
     backend = config.backend
     if config.preview is not None:
         return
-    if backend.family in ("gemini", "vertex_endpoint"):
+    if isinstance(backend, (GeminiBackend, VertexEndpointBackend)):
+        if not backend.base_url().startswith("https://"):
+            return  # plain HTTP gets a made-up token
         import google.auth
         from google.auth.exceptions import DefaultCredentialsError
 
@@ -270,7 +274,7 @@ def check_backend(config: RunConfig) -> None:
         except DefaultCredentialsError:
             raise ConfigurationError(f"--backend {backend.family}: {NO_CREDENTIALS}") from None
     elif isinstance(backend, OpenAIBackend):
-        if backend.endpoint == OPENAI_URL and not os.environ.get("OPENAI_API_KEY"):
+        if backend.at_openai() and not os.environ.get("OPENAI_API_KEY"):
             raise ConfigurationError(
                 "--backend openai: OPENAI_API_KEY is not set: set it, or give --endpoint for a "
                 "server that needs no key"

@@ -22,7 +22,7 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     SetupOptions,
     StandardOptions,
-    WorkerOptions,
+    DebugOptions,
 )
 from rich.console import Console
 
@@ -111,7 +111,7 @@ def set_defaults(options: PipelineOptions, given: Container[str] = ()) -> None:
         if direct.direct_running_mode == "multi_threading":
             direct.direct_running_mode = "in_memory"  # see LOCAL_THREADS
     else:
-        worker = options.view_as(WorkerOptions)
+        worker = options.view_as(DebugOptions)
         if worker.number_of_worker_harness_threads is None:
             worker.number_of_worker_harness_threads = LOCAL_THREADS
         cloud = options.view_as(GoogleCloudOptions)

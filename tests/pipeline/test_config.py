@@ -210,8 +210,10 @@ def _nothing_asked(given: str) -> str:
         ),
         (
             ["--prompt=Hello {{ name"],
-            "--prompt is not a valid template: line 1: unexpected end of template, expected 'end "
-            "of print statement'.: 'Hello {{ name'",
+            (
+                "--prompt is not a valid template: line 1: unexpected end of template, expected 'end "
+                "of print statement'.: 'Hello {{ name'"
+            ),
         ),
     ],
 )
@@ -331,8 +333,10 @@ def test_embeddings_take_no_schema() -> None:
     [
         (
             '{"type": "strin"}',
-            "--output_schema is not a JSON Schema: at $.type: 'strin' is not valid under any of "
-            "the given schemas",
+            (
+                "--output_schema is not a JSON Schema: at $.type: 'strin' is not valid under any of "
+                "the given schemas"
+            ),
         ),
         ("nowhere.json", "--output_schema: cannot read 'nowhere.json': No such file or directory"),
     ],
@@ -474,9 +478,7 @@ def test_write_mode(mode: str, disposition: str, replace: bool) -> None:
 def test_staging() -> None:
     """Rows wait below the temp location; only a local run has a place of its own."""
     argv = [IN, ASK, FAKE, "--output_table=p:d.t", "--run_id=r"]
-    assert _config(*argv, "--temp_location=gs://b/t/").sinks.staging == (
-        "gs://b/t/bigquery_load/r"
-    )
+    assert _config(*argv, "--temp_location=gs://b/t/").sinks.staging == ("gs://b/t/bigquery_load/r")
     assert _config(*argv).sinks.staging == f"{tempfile.gettempdir()}/batch-inference/r"
     dataflow = ["--runner=DataflowRunner", "--project=p", "--region=us-central1"]
     assert _refused(*argv, *dataflow) == (

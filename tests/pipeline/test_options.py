@@ -163,13 +163,17 @@ def test_beams_flags_pass() -> None:
     [
         (
             "--backend=gemeni",
-            ("--backend is 'gemeni', but must be one of: gemini, vertex_endpoint, openai, "
-            "sentence_transformers, fake; did you mean gemini?"),
+            (
+                "--backend is 'gemeni', but must be one of: gemini, vertex_endpoint, openai, "
+                "sentence_transformers, fake; did you mean gemini?"
+            ),
         ),
         (
             "--input_format=json",
-            ("--input_format is 'json', but must be one of: jsonl, csv, parquet, avro, txt, "
-            "objects; did you mean jsonl?"),
+            (
+                "--input_format is 'json', but must be one of: jsonl, csv, parquet, avro, txt, "
+                "objects; did you mean jsonl?"
+            ),
         ),
         ("--task=x", "--task is 'x', but must be one of: generate, embed"),
         ("--output_format=csv", "--output_format is 'csv', but must be one of: jsonl, parquet"),
@@ -256,6 +260,20 @@ def test_lists() -> None:
     assert _values("--input_fields=,").items("input_fields") == ()
 
 
+def test_labels() -> None:
+    """Pairs, as Google Cloud takes them; another is refused with the rule."""
+    values = _values("--resource_labels=team=search, stage=, cost-centre=a_1")
+    assert values.pairs("resource_labels") == {"team": "search", "stage": "", "cost-centre": "a_1"}
+    assert _values().pairs("resource_labels") == {}
+    for item in ("team", "=x", "Team=x", "team=X", "1=x", "team=" + "x" * 64):
+        with pytest.raises(ConfigurationError) as raised:
+            _values(f"--resource_labels=a=b,{item}").pairs("resource_labels")
+        assert str(raised.value) == (
+            f"--resource_labels: {item!r} is no label: write key=value, in lower-case letters, "
+            "digits, - and _ (63 at most)"
+        )
+
+
 def test_require() -> None:
     """A missing value says what needs it."""
     assert _values("--model=m").require("model", "why") == "m"
@@ -283,13 +301,17 @@ def test_json_inline_and_by_file(tmp_path: pathlib.Path) -> None:
     [
         (
             "{'a': 1}",
-            ("--generation_config is not JSON: Expecting property name enclosed in double quotes: "
-            "line 1 column 2 (char 1): \"{'a': 1}\""),
+            (
+                "--generation_config is not JSON: Expecting property name enclosed in double quotes: "
+                "line 1 column 2 (char 1): \"{'a': 1}\""
+            ),
         ),
         (
             '{"a": 1',
-            ("--generation_config is not JSON: Expecting ',' delimiter: line 1 column 8 (char 7): "
-            "'{\"a\": 1'"),
+            (
+                "--generation_config is not JSON: Expecting ',' delimiter: line 1 column 8 (char 7): "
+                "'{\"a\": 1'"
+            ),
         ),
         (
             "[1]",

@@ -14,6 +14,7 @@ from transforms.backends.vertex_endpoint import VertexEndpointBackend
 from transforms.errors import ConfigurationError
 from transforms.sinks.bigquery import TableName
 from transforms.sources.bigquery import QuerySource, TableSource
+from transforms.sources.dead_letters import DeadLetterSource
 from transforms.sources.files import FileSource
 
 ENDPOINT = "projects/p/locations/europe-west4/endpoints/123"
@@ -79,6 +80,20 @@ def test_table() -> None:
     assert _source("--input_table=d.t", "--project=q").table == TableName("q", "d", "t")
 
 
+def test_dead_letters() -> None:
+    """A table or files, read as any other; each row gives its record back."""
+    assert _source("--input_dead_letters=out/dead_letters/*.jsonl", "--limit=2") == (
+        DeadLetterSource(rows=FileSource(pattern="out/dead_letters/*.jsonl", limit=2))
+    )
+    assert _source("--input_dead_letters=p:d.t_dead_letters", "--input_filter=retryable") == (
+        DeadLetterSource(
+            rows=TableSource(
+                table=TableName("p", "d", "t_dead_letters"), filter="retryable", job_project="p"
+            )
+        )
+    )
+
+
 def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
     """The project, by flag or environment, pays for it."""
     query = "--input_query=SELECT 1"
@@ -94,18 +109,24 @@ def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             [],
-            ("exactly one input is needed, but none is given: use one of --input_files, "
-            "--input_table, --input_query"),
+            (
+                "exactly one input is needed, but none is given: use one of --input_files, "
+                "--input_table, --input_query, --input_dead_letters"
+            ),
         ),
         (
             ["--input_files=a", "--input_query=b"],
-            ("exactly one input is needed, but --input_files and --input_query are given: use one "
-            "of --input_files, --input_table, --input_query"),
+            (
+                "exactly one input is needed, but --input_files and --input_query are given: use one "
+                "of --input_files, --input_table, --input_query, --input_dead_letters"
+            ),
         ),
         (
             ["--input_files=a", "--input_table=p:d.t", "--input_query=b"],
-            ("exactly one input is needed, but --input_files and --input_table and --input_query "
-            "are given: use one of --input_files, --input_table, --input_query"),
+            (
+                "exactly one input is needed, but --input_files and --input_table and --input_query "
+                "are given: use one of --input_files, --input_table, --input_query, --input_dead_letters"
+            ),
         ),
         (
             ["--input_table=p:d.t", "--input_format=csv"],
@@ -117,7 +138,10 @@ def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             ["--input_query=a", "--project=p", "--input_filter=x"],
-            "--input_filter is 'x', but goes with --input_table only: remove it",
+            (
+                "--input_filter is 'x', but goes with --input_table or a table of dead letters only: "
+                "remove it"
+            ),
         ),
         (
             ["--input_files=a", "--temp_dataset=p:d"],

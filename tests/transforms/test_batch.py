@@ -22,6 +22,7 @@ LIMITS = st.builds(
     max_batch_tokens=st.none() | st.integers(1, 60),
     max_batch_bytes=st.integers(1, 200),
 )
+SIZES = st.lists(st.integers(0, 6)) | st.lists(st.integers(0, 80))
 
 
 def _requests(sizes: list[int]) -> list[Request]:
@@ -44,7 +45,7 @@ def _sizes(limits: BatchLimits, sizes: list[int]) -> list[list[int]]:
 
 
 @settings(deadline=None)
-@given(LIMITS, st.lists(st.integers(0, 80)))
+@given(LIMITS, SIZES)
 def test_batcher(limits: BatchLimits, sizes: list[int]) -> None:
     """Nothing lost, doubled, reordered or empty; no limit passed but by a request that is alone."""
     requests = _requests(sizes)
@@ -57,7 +58,7 @@ def test_batcher(limits: BatchLimits, sizes: list[int]) -> None:
 
 
 @settings(deadline=None)
-@given(LIMITS, st.lists(st.integers(0, 80)))
+@given(LIMITS, SIZES)
 def test_batches_are_full(limits: BatchLimits, sizes: list[int]) -> None:
     """A batch ends only where the next request would not have fitted."""
     batches = _batches(limits, _requests(sizes))
@@ -93,13 +94,14 @@ def test_limits(limits: BatchLimits, sizes: list[int], expected: list[list[int]]
 def test_flush_starts_anew() -> None:
     """After a flush nothing is left of what was, neither requests nor their tokens."""
     batcher = Batcher(BatchLimits(max_batch_tokens=10))
-    first, second = _requests([9, 9])
+    first, second, third = _requests([9, 5, 5])
     assert batcher.flush() is None
     assert batcher.add(first) is None
     assert batcher.flush() == [first]
     assert batcher.flush() is None
     assert batcher.add(second) is None
-    assert batcher.flush() == [second]
+    assert batcher.add(third) is None
+    assert batcher.flush() == [second, third]
 
 
 @pytest.mark.parametrize("name", ["max_batch_size", "max_batch_tokens", "max_batch_bytes"])

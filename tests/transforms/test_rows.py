@@ -365,6 +365,7 @@ def test_cut_anywhere(text: str, limit: int) -> None:
     assert text.startswith(kept)
     assert len(kept.encode()) <= limit
     assert kept == text or len(kept.encode()) > limit - 8
+    assert len(rows._cut("x" * 100, limit)) == limit // 4 * 4  # whole groups of base64
 
 
 @pytest.mark.parametrize("columns", [RESULT_COLUMNS, DEAD_LETTER_COLUMNS, SUMMARY_COLUMNS])

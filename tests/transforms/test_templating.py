@@ -157,6 +157,7 @@ def test_a_null_field(source: str, field: str) -> None:
         ("{{ maker.sites | map(attribute='id', default='d') | join }}", "d"),
         ("{{ record.get('gone') | default('d') }}", "d"),
         ("{{ record.get('nothing') | default('d') }}", "d"),
+        ("{% set x = {'a': none} %}{{ x.a | default('d') }}{{ x['a'] | default('d') }}", "dd"),
         ("{{ empty | default('d') }}", ""),
         ("{{ empty | default('d', true) }}", "d"),
         ("{{ gone | default('d', true) }}", "d"),

@@ -78,18 +78,22 @@ class GeminiBackend:
         url = self.url()
         return GeminiClient(self, url, await auth_for(url))
 
-    def url(self) -> str:
-        """Where every request of this backend goes."""
+    def base_url(self) -> str:
+        """Where every request goes: scheme and host."""
         endpoint, location = self.endpoint or "", self.location
         if endpoint.startswith("projects/"):
-            resource, override = endpoint, None
             location = endpoint.split("/")[3] if endpoint.count("/") >= 4 else location
-        else:
-            resource, override = self._model_resource(), endpoint or None
+            return vertex_base_url(location)
+        return vertex_base_url(location, endpoint)
+
+    def url(self) -> str:
+        """Where every request of this backend goes."""
+        endpoint = self.endpoint or ""
+        resource = endpoint if endpoint.startswith("projects/") else self._model_resource()
         verb = "generateContent"
         if self.task == "embed":
             verb = "embedContent" if self.embeds_content() else "predict"
-        return f"{vertex_base_url(location, override)}/v1/{resource}:{verb}"
+        return f"{self.base_url()}/v1/{resource}:{verb}"
 
     def embeds_content(self) -> bool:
         """Whether the model's embeddings come from ``embedContent``, not from ``predict``."""

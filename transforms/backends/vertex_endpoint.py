@@ -65,19 +65,20 @@ class VertexEndpointBackend:
         path = URL(self.endpoint).path.partition(":")[0].strip("/")
         return path[path.find("projects/") :] if "projects/" in path else path
 
+    def base_url(self) -> str:
+        """Where the first call goes: scheme and host."""
+        if "://" in self.endpoint:
+            return str(URL(self.endpoint).origin())
+        return vertex_base_url(self.resource().split("/")[3], self.api_base)
+
     async def open(self) -> "VertexEndpointClient":
         """A client that knows where the endpoint answers.
 
         Raises:
           BackendUnusable: There are no credentials, or no token can be had for them.
         """
-        exact = False
-        if "://" in self.endpoint:
-            origin = URL(self.endpoint).origin()
-            base = str(origin)
-            exact = not (origin.host or "").endswith(_GOOGLE_API)
-        else:
-            base = vertex_base_url(self.resource().split("/")[3], self.api_base)
+        base = self.base_url()
+        exact = "://" in self.endpoint and not (URL(base).host or "").endswith(_GOOGLE_API)
         auth = await auth_for(base)
         http = JsonClient()
         if not exact:
