@@ -71,6 +71,17 @@ class Sinks:
     staging: str | None = None
 
     @property
+    def count(self) -> int:
+        """How many sinks report what they hold."""
+        sinks = (
+            self.output_table,
+            self.output_path,
+            self.dead_letter_table,
+            self.dead_letter_path,
+        )
+        return sum(sink is not None for sink in sinks)
+
+    @property
     def replace(self) -> bool:
         """Whether rows and files of other runs go."""
         return self.write_mode == "replace"
@@ -166,6 +177,7 @@ class RunConfig:
                 config={name: value for name, value in values.given.items() if value},
                 table=sinks.runs_table,
                 path=sinks.summary_path,
+                sinks=sinks.count,
             ),
             preview=preview,
             wait=values.boolean("wait"),

@@ -17,12 +17,12 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import (
+    DebugOptions,
     DirectOptions,
     GoogleCloudOptions,
     PipelineOptions,
     SetupOptions,
     StandardOptions,
-    DebugOptions,
 )
 from rich.console import Console
 

@@ -32,6 +32,7 @@ class SummarySpec:
       config: The options, without secrets.
       table: ``<output_table>_runs``.
       path: ``DIR/run.json``.
+      sinks: How many sinks must report what they hold; None for any number.
     """
 
     run_id: str
@@ -40,6 +41,7 @@ class SummarySpec:
     config: Mapping[str, Any]
     table: TableSpec | None = None
     path: str | None = None
+    sinks: int | None = None
 
 
 def summarise(spec: SummarySpec, total: Tally, reports: Sequence[SinkReport]) -> Row:
@@ -54,8 +56,10 @@ def summarise(spec: SummarySpec, total: Tally, reports: Sequence[SinkReport]) ->
         for kind in ("results", "dead_letters")
     }
     results, dead_letters = (min(rows) for rows in held.values())
-    reconciled = counts["records"] == results + dead_letters and all(
-        rows == counts[kind] for kind in held for rows in held[kind]
+    reconciled = (
+        counts["records"] == results + dead_letters
+        and all(rows == counts[kind] for kind in held for rows in held[kind])
+        and spec.sinks in (None, len(reports))
     )
     return {
         "run_id": spec.run_id,

@@ -25,7 +25,7 @@ from jinja2.runtime import TemplateReference
 from transforms import json_values
 from transforms.errors import ConfigurationError, MissingField, RenderError, TooLarge
 
-MAX_PROMPT_BYTES = 64 << 20
+MAX_PROMPT_CHARACTERS = 64 << 20
 """No model takes more; a template that multiplies its input stops here."""
 
 
@@ -125,7 +125,7 @@ def _environment() -> _Environment:
     environment = _Environment(
         undefined=_Missing, finalize=_finalize, keep_trailing_newline=False, autoescape=False
     )
-    del environment.globals["lipsum"]  # a retried bundle shall render the same request
+    del environment.filters["random"], environment.globals["lipsum"]  # a retried bundle shall render the same request
     environment.tests["none"] = lambda value: value is None or isinstance(value, _Null)
     environment.policies["json.dumps_function"] = _tojson
     environment.filters["tojson"] = _tojson
@@ -186,7 +186,7 @@ class PromptTemplate:
         Raises:
           MissingField: It uses a field that is absent or NULL.
           RenderError: It fails in any other way.
-          TooLarge: The text is beyond 64 MiB.
+          TooLarge: The text is beyond 64 Mi characters.
         """
         try:
             record = {name: _with_nulls(value, name) for name, value in fields.items()}
@@ -199,6 +199,6 @@ class PromptTemplate:
             raise RenderError(f"the template failed: {type(error).__name__}") from None
         except Exception as error:  # a template may raise anything: it is the user's program
             raise RenderError(f"the template failed: {type(error).__name__}: {error}") from error
-        if len(text) > MAX_PROMPT_BYTES:
-            raise TooLarge(f"the rendered prompt has {len(text):,} characters (limit 64 MiB)")
+        if len(text) > MAX_PROMPT_CHARACTERS:
+            raise TooLarge(f"the rendered prompt has {len(text):,} characters (limit {MAX_PROMPT_CHARACTERS:,})")
         return json_values.clean_text(text)

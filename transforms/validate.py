@@ -16,7 +16,10 @@ from typing import Any, Literal
 
 import apache_beam as beam
 import jsonschema
+import referencing
+import referencing.exceptions
 from apache_beam.pvalue import TaggedOutput
+from referencing.jsonschema import DRAFT202012
 
 from transforms import json_values
 from transforms.errors import ConfigurationError, SchemaViolation
@@ -37,6 +40,32 @@ def check_schema(schema: Any, name: str = "--output_schema") -> None:
         raise ConfigurationError(
             f"{name} is not a JSON Schema: at {error.json_path}: {error.message}"
         ) from None
+    root = _NOTHING_REMOTE.resolver_with_root(
+        referencing.Resource.from_contents(schema, default_specification=DRAFT202012)
+    )
+    for reference in _references(schema):
+        try:
+            root.lookup(reference)
+        except referencing.exceptions.Unresolvable:
+            raise ConfigurationError(
+                f"{name} refers to {reference!r}, which is not in it: put what it refers to under "
+                "$defs; nothing is fetched while a run works"
+            ) from None
+
+
+_NOTHING_REMOTE: "referencing.Registry[Any]" = referencing.Registry()
+
+
+def _references(schema: Json) -> Iterator[str]:
+    """Every ``$ref`` of a schema."""
+    if isinstance(schema, dict):
+        if isinstance(schema.get("$ref"), str):
+            yield schema["$ref"]
+        for value in schema.values():
+            yield from _references(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _references(value)
 
 
 def extract_json(text: str) -> Json:
@@ -111,7 +140,8 @@ class OutputCheck:
     """A compiled schema: calls turn an answer into one with ``output_json``. Not picklable."""
 
     def __init__(self, schema: Mapping[str, Json]) -> None:
-        self._validator = jsonschema.validators.validator_for(schema)(schema)
+        kind = jsonschema.validators.validator_for(schema)
+        self._validator = kind(schema, registry=_NOTHING_REMOTE)
 
     def __call__(self, answer: Answer) -> Answer:
         """The answer with its JSON, compact, in ``output_json``.

@@ -160,10 +160,13 @@ def raw(text: str, fields: Mapping[str, Any], record_id: str | None = None) -> C
     return Case(text.encode(), fields, known)
 
 
+_ENGLISH = "the parcel never came and my invoice is wrong please refund me at once thank you"
 WORDS = (
-    "the parcel never came and my invoice is wrong please refund café naïve 日本語 Ωμέγα "
-    "🙂 {{ 7*7 }} {% raw %} <b>bold</b> '; DROP TABLE x; -- \\n %s $1 ${HOME} \u2028 \u0085 \t end"
-).split(" ")
+    *_ENGLISH.split(),
+    *("café", "naïve", "日本語", "Ωμέγα", "🙂", "e\u0301", "\u2028", "\u0085", "\t", "\x7f", "\\n"),
+    *("{{ 7*7 }}", "{% raw %}", "<b>bold</b>", "'; DROP TABLE x; --", "%s $1 ${HOME}"),
+)
+"""Words, some of which mean something to a template, a table or a shell."""
 
 Maker = Callable[[int, random.Random], Case]
 
@@ -252,7 +255,7 @@ def _odd_value_makers() -> list[Maker]:
         made("Infinity", "Infinity"),
         made("-Infinity", "-Infinity"),
         made("1e999", "Infinity"),
-        made("[NaN, {\"a\": -1e999}]", ["NaN", {"a": "-Infinity"}]),
+        made('[NaN, {"a": -1e999}]', ["NaN", {"a": "-Infinity"}]),
         made("123456789012345678901234567890", 123456789012345678901234567890),
         made("-9223372036854775809", -9223372036854775809),
         made("18446744073709551616", 18446744073709551616),
@@ -360,10 +363,16 @@ def _long_cases() -> list[Case]:
         readable({"id": "long", "kind": "plain", "text": long}),
         readable({"id": "long-escapes", "kind": "plain", "text": quotes}),
         readable({"id": "long-blocked", "kind": "plain", "text": marked}, "infer", "blocked"),
-        readable({"id": "long-unused", "kind": "plain", "text": None, "note": long},
-                 "render", "missing_field"),
-        readable({"id": "too-long", "kind": "multiply", "text": long, "factor": 14},
-                 "render", "too_large"),
+        readable(
+            {"id": "long-unused", "kind": "plain", "text": None, "note": long},
+            "render",
+            "missing_field",
+        ),
+        readable(
+            {"id": "too-long", "kind": "multiply", "text": long, "factor": 14},
+            "render",
+            "too_large",
+        ),
         unreadable(b'{"id": "long-cut", "text": "' + long.encode()),
         unreadable(b'{"id": "long-latin", "text": "\xe9' + long.encode() + b'"}'),
     ]
@@ -372,7 +381,7 @@ def _long_cases() -> list[Case]:
 def volume_cases(count: int, *, seed: int = 0, long: bool = True) -> list[Case]:
     """So many cases of every kind for the fake backend, in an order that the seed decides.
 
-    About a third of them fail; ids occur twice on purpose, and whole lines as well.
+    About a fifth of them fail; ids occur twice on purpose, and whole lines as well.
     """
     chance = random.Random(seed)
     rare = [*_retried_makers()]
@@ -399,11 +408,11 @@ SERVED_PROMPT = "Classify: {{ text }}"
 SERVED_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
+        "reason": {"type": "string"},
         "category": {"enum": ["billing", "shipping", "other"]},
         "score": {"type": "number", "minimum": 0, "maximum": 1},
-        "reason": {"type": "string"},
     },
-    "required": ["category", "score", "reason"],
+    "required": ["reason", "category", "score"],
     "additionalProperties": False,
 }
 
@@ -488,3 +497,58 @@ def served_cases(count: int, *, schema: bool, seed: int = 0) -> list[Case]:
         add(word, *RESULT)
     chance.shuffle(cases)
     return cases
+
+
+TABLE_PROMPT = "{{ text }} {{ ratio }} {{ price }} {{ raw }} {{ at }} {{ tags | join(' ') }}"
+TABLE_COLUMNS = (
+    ("id", "STRING", "NULLABLE"),
+    ("text", "STRING", "NULLABLE"),
+    ("ratio", "FLOAT64", "NULLABLE"),
+    ("price", "NUMERIC", "NULLABLE"),
+    ("raw", "BYTES", "NULLABLE"),
+    ("at", "TIMESTAMP", "NULLABLE"),
+    ("tags", "STRING", "REPEATED"),
+)
+"""Name, type and mode of the columns that `table_cases` fills."""
+
+
+def table_cases(count: int, *, seed: int = 0) -> list[tuple[dict[str, Any], Case]]:
+    """Rows that a table can hold, in Python's types, each with its case as a JSON line."""
+    chance = random.Random(seed)
+    made = []
+    for number in range(count):
+        row: dict[str, Any] = {
+            "id": f"t-{number}",
+            "text": " ".join(chance.choices(WORDS, k=8)),
+            "ratio": chance.choice((0.1, -0.0, 1e300, *map(float, ("nan", "inf", "-inf")))),
+            "price": decimal.Decimal(chance.choice(("12.5", "-0.000000001", "9" * 29, "0"))),
+            "raw": chance.randbytes(chance.randrange(1, 9)),
+            "at": dt.datetime(1, 1, 1, tzinfo=dt.timezone.utc)
+            + dt.timedelta(microseconds=chance.randrange(315_537_897_599_999_999)),
+            "tags": chance.choices(WORDS, k=chance.randrange(3)),
+        }
+        ends = RESULT
+        if number % 4 == 0:
+            row[chance.choice(("text", "ratio", "price", "raw", "at"))] = None
+            ends = ("render", "missing_field")
+        elif number % 10 == 1:
+            row["text"], ends = "[[fake:internal]]", ("infer", "internal")
+        elif number % 10 == 3:
+            row["id"] = None
+        elif number % 10 == 5:
+            row["id"] = "the twin"
+        made.append((row, readable({name: _from_table(row[name]) for name in row}, *ends)))
+    return made
+
+
+def _from_table(value: Any) -> Any:
+    """A column's value as JSON, by the table in `transforms.json_values`, written once more."""
+    if isinstance(value, float) and not -1e308 < value < 1e308:
+        return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
+    if isinstance(value, decimal.Decimal):
+        return f"{value:.9f}"
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dt.datetime):
+        return value.replace(tzinfo=None).isoformat() + "Z"
+    return value

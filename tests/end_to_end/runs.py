@@ -41,7 +41,9 @@ class Held:
 
 def run(*arguments: str) -> int:
     """The exit code of a command line; leaves this process's loggers and warnings as they are."""
-    levels = {name: logging.getLogger(name).level for name in ("", "apache_beam", "google", "urllib3")}
+    levels = {
+        name: logging.getLogger(name).level for name in ("", "apache_beam", "google", "urllib3")
+    }
     try:
         with warnings.catch_warnings():
             return main(arguments)

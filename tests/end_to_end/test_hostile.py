@@ -1,17 +1,24 @@
 """Ten thousand hostile records: each ends once, as it must, in every sink and batch size."""
 
+import base64
 import collections
+import dataclasses
+import datetime as dt
+import decimal
 import functools
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.cloud import bigquery
 
-from tests.emulators.google_cloud import LoopbackCloud
+from tests.emulators.model_fixtures import SimulatedModelServer
 from tests.end_to_end import hostile, runs
 from tests.end_to_end.hostile import Case, expected
+from transforms import rows
 
 COUNT = 10_000
 CUT_AT = 1 << 20
@@ -64,9 +71,7 @@ def check_rows(held: runs.Held) -> None:
         assert (row["fingerprint"] is not None) == asked
         assert (row["attempts"] is not None) == asked
         assert (row["stacktrace"] is not None) == (row["error_type"] == "internal")
-        assert row["retryable"] == (
-            row["error_type"] in ("rate_limited", "unavailable", "timeout")
-        )
+        assert row["retryable"] == (row["error_type"] in ("rate_limited", "unavailable", "timeout"))
         assert row["error_message"]
 
 
@@ -109,7 +114,7 @@ def test_files_and_tables_hold_the_same(tmp_path: Path, bigquery_dataset: str) -
 
 def test_parquet_holds_the_same(tmp_path: Path) -> None:
     """Parquet files hold every record as JSON lines do."""
-    source = write_input(tmp_path, hostile.write_lines(cases()))
+    source = write_input(tmp_path, hostile.write_lines(fewer_cases()))
 
     code = runs.run(
         f"--input_files={source}",
@@ -120,7 +125,7 @@ def test_parquet_holds_the_same(tmp_path: Path) -> None:
 
     assert code == 0
     held = runs.in_files(tmp_path / "out")
-    check(held, cases())
+    check(held, fewer_cases())
     check_rows(held)
 
 
@@ -138,3 +143,151 @@ def test_cloud_storage_holds_the_same(bucket: str) -> None:
     held = runs.in_files(f"gs://{bucket}/out")
     check(held, fewer_cases())
     check_rows(held)
+
+
+def test_a_required_id_is_a_field_like_any_other(tmp_path: Path) -> None:
+    """With --id_field given, a record without an id is a dead letter of the read."""
+    named = [
+        dataclasses.replace(case, record_id=None, stage="read", error_type="missing_field")
+        if case.fields is not None and case.fields.get("id") in (None, "")
+        else case
+        for case in fewer_cases()
+    ]
+    assert named != fewer_cases()
+    source = write_input(tmp_path, hostile.write_lines(named))
+
+    code = runs.run(
+        f"--input_files={source}", f"--output_path={tmp_path}/out", "--id_field=id", *FAKE
+    )
+
+    assert code == 0
+    check(runs.in_files(tmp_path / "out"), named)
+
+
+def test_a_result_that_no_sink_can_hold_is_a_dead_letter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row beyond the limit is `write_rejected`; the records beside it are results."""
+    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 8_000_000)  # BigQuery's 100 MB take ten seconds
+    quotes = '"' * 2_100_000  # four bytes each in a row: JSON within JSON
+    named = [
+        hostile.readable({"id": "small", "text": "t"}),
+        hostile.readable({"id": "large", "text": "t", "n": quotes}, "write", "write_rejected"),
+        hostile.readable({"id": "other", "text": "t"}),
+    ]
+    source = write_input(tmp_path, hostile.write_lines(named))
+
+    code = runs.run(
+        f"--input_files={source}",
+        f"--output_path={tmp_path}/out",
+        "--prompt={{ text }}",
+        "--backend=fake",
+    )
+
+    assert code == 0
+    held = runs.in_files(tmp_path / "out")
+    assert held.outcomes() == expected(named, cut_at=CUT_AT)
+    runs.check_summary(held)
+
+
+def make_table(name: str, held: list[dict[str, Any]]) -> None:
+    """A table of `hostile.TABLE_COLUMNS` that holds these rows."""
+    spelled = [{column: _spelled(value) for column, value in row.items()} for row in held]
+    with bigquery.Client() as client:
+        client.load_table_from_json(
+            spelled,
+            name,
+            job_config=bigquery.LoadJobConfig(
+                schema=[
+                    bigquery.SchemaField(column, kind, mode)
+                    for column, kind, mode in hostile.TABLE_COLUMNS
+                ]
+            ),
+        ).result()
+
+
+def _spelled(value: Any) -> Any:
+    """A value as BigQuery's JSON has it."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dt.datetime):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
+    return value
+
+
+def test_a_table_and_a_file_give_the_same(tmp_path: Path, bigquery_dataset: str) -> None:
+    """NULL, NaN, NUMERIC, BYTES and TIMESTAMP of a table end as the same lines of a file do."""
+    made = hostile.table_cases(400)
+    named = [case for _, case in made]
+    make_table(f"{bigquery_dataset}.input", [row for row, _ in made])
+    source = write_input(tmp_path, hostile.write_lines(named))
+    flags = [f"--prompt={hostile.TABLE_PROMPT}", "--backend=fake"]
+
+    from_table = runs.run(
+        f"--input_table={bigquery_dataset}.input",
+        f"--output_path={tmp_path}/from_table",
+        f"--output_table={bigquery_dataset}.results",
+        *flags,
+    )
+    from_file = runs.run(f"--input_files={source}", f"--output_path={tmp_path}/from_file", *flags)
+
+    assert (from_table, from_file) == (0, 0)
+    check(runs.in_files(tmp_path / "from_table"), named)
+    check(runs.in_tables(f"{bigquery_dataset}.results"), named)
+    check(runs.in_files(tmp_path / "from_file"), named)
+
+
+SERVED = [
+    f"--prompt={hostile.SERVED_PROMPT}",
+    "--max_attempts=3",
+    "--request_timeout_s=2",
+    "--record_deadline_s=6",
+]
+
+
+@pytest.mark.parametrize("dialect", ["openai", "gemini"])
+def test_every_fault_of_a_server_ends_as_it_must(
+    tmp_path: Path, bigquery_dataset: str, model_server: SimulatedModelServer, dialect: str
+) -> None:
+    """Soft failures and refusals are dead letters of their type; what passes is a result."""
+    schema = dialect == "openai"
+    named = hostile.served_cases(400, schema=schema)
+    source = write_input(tmp_path, hostile.write_lines(named))
+    flags = {
+        "openai": [
+            "--backend=openai",
+            f"--endpoint={model_server.openai_url}",
+            f"--output_schema={json.dumps(hostile.SERVED_SCHEMA)}",
+        ],
+        "gemini": [
+            "--backend=gemini",
+            f"--endpoint={model_server.base_url}",
+            "--model_location=us-central1",
+        ],
+    }
+    model_server.reset()
+
+    code = runs.run(
+        f"--input_files={source}",
+        f"--output_path={tmp_path}/out",
+        f"--output_table={bigquery_dataset}.results",
+        "--model=simulated-model",
+        *flags[dialect],
+        *SERVED,
+    )
+
+    assert code == 0
+    files, tables = (
+        runs.in_files(tmp_path / "out"),
+        runs.in_tables(f"{bigquery_dataset}.results"),
+    )
+    check(files, named)
+    check(tables, named)
+    stats = model_server.stats()
+    assert stats["unknown_markers"] == {}
+    assert files.summary["requests_sent"] == stats["calls"]
+    assert all((row["output_json"] is not None) == schema for row in files.results)

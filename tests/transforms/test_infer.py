@@ -141,6 +141,7 @@ def test_backend_that_cannot_be_opened() -> None:
         _ = [_requests(2)] | Infer(backend=ClosedBackend())
 
 
+@pytest.mark.filterwarnings("ignore:Polyfit may be poorly conditioned")  # Beam's estimator
 @pytest.mark.parametrize("max_batch_size", [1, 3, 256])
 def test_handler_in_plain_run_inference(max_batch_size: int) -> None:
     """Anybody's RunInference may use it, with Beam's own batching: no record is lost or added."""

@@ -373,7 +373,7 @@ def test_the_default_name() -> None:
 
 def test_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """A template that multiplies its input stops at the limit, which itself is allowed."""
-    monkeypatch.setattr(templating, "MAX_PROMPT_BYTES", 10)
+    monkeypatch.setattr(templating, "MAX_PROMPT_CHARACTERS", 10)
     assert _render("{{ 'x' * 10 }}") == "x" * 10
     with pytest.raises(TooLarge, match=r"^the rendered prompt has 11 characters"):
         _render("{{ 'x' * 11 }}")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from transforms import json_values
 from transforms.backends.google_auth import GoogleAuth, auth_for, vertex_base_url
-from transforms.backends.http import JsonClient, shaped
+from transforms.backends.http import JsonClient, shaped, token_count
 from transforms.errors import Blocked, EmptyOutput, InvalidRequest, RecordError, Truncated
 from transforms.records import Completion, Json, Request, Usage
 
@@ -25,6 +25,7 @@ _EMBEDDING_NAMES = {
     "output_dimensionality": "outputDimensionality",
     "auto_truncate": "autoTruncate",
 }
+_ANSWER_NAMES = {"candidates", "usageMetadata", "modelVersion", "responseId"}
 _SCHEMA_NAMES = {"responseSchema", "response_schema", "responseJsonSchema", "response_json_schema"}
 _BLOCKED = {
     "SAFETY",
@@ -213,10 +214,10 @@ def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
     counts = data.get("usageMetadata") or {}
     known: dict[str, Any] = {
         "usage": Usage(
-            input_tokens=_count(counts.get("promptTokenCount")),
-            cached_input_tokens=_count(counts.get("cachedContentTokenCount")),
-            output_tokens=_count(counts.get("candidatesTokenCount")),
-            reasoning_tokens=_count(counts.get("thoughtsTokenCount")),
+            input_tokens=token_count(counts.get("promptTokenCount")),
+            cached_input_tokens=token_count(counts.get("cachedContentTokenCount")),
+            output_tokens=token_count(counts.get("candidatesTokenCount")),
+            reasoning_tokens=token_count(counts.get("thoughtsTokenCount")),
         ),
         "model_version": data.get("modelVersion"),
     }
@@ -225,6 +226,8 @@ def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
         raise Blocked(f"the prompt was blocked: {block}", finish_reason=block, **known)
     candidates = data.get("candidates")
     if not candidates:
+        if not data.keys() & _ANSWER_NAMES:
+            raise KeyError("candidates")  # a proxy's page, not an answer without candidates
         raise EmptyOutput("the reply holds no candidates", **known)
     reason = candidates[0].get("finishReason")
     parts = (candidates[0].get("content") or {}).get("parts") or []
@@ -289,12 +292,8 @@ def _embedding(data: Any) -> Completion:
         raise EmptyOutput("the reply holds no embedding", model_version=data.get("modelVersion"))
     return Completion(
         embedding=tuple(map(float, values)),
-        usage=Usage(input_tokens=_count(tokens)),
+        usage=Usage(input_tokens=token_count(tokens)),
         model_version=data.get("modelVersion"),
         service_tier=counts.get("trafficType"),
     )
 
-
-def _count(value: Any) -> int | None:
-    """A token count: proto3 JSON writes them as integers, floats or strings."""
-    return None if value is None else int(float(value))

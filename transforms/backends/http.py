@@ -281,3 +281,12 @@ def _phrase(status: int) -> str:
         return http.HTTPStatus(status).phrase
     except ValueError:
         return "no explanation"
+
+
+def token_count(value: Any) -> int | None:
+    """A token count; proto3 JSON writes them as integers, floats or strings. Nonsense is None."""
+    try:
+        count = int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return count if 0 <= count < 2**63 else None

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from yarl import URL
 
 from transforms import json_values
-from transforms.backends.http import JsonClient, shaped
+from transforms.backends.http import JsonClient, shaped, token_count
 from transforms.errors import (
     BackendUnusable,
     Blocked,
@@ -237,11 +237,12 @@ def _text(message: Any) -> str:
 def usage_of(data: Any) -> Usage:
     """The tokens of a reply; `completion_tokens` includes those of reasoning, Usage does not."""
     counts = data.get("usage") or {}
-    output = counts.get("completion_tokens")
-    reasoning = (counts.get("completion_tokens_details") or {}).get("reasoning_tokens")
+    output = token_count(counts.get("completion_tokens"))
+    reasoning = token_count((counts.get("completion_tokens_details") or {}).get("reasoning_tokens"))
+    cached = (counts.get("prompt_tokens_details") or {}).get("cached_tokens")
     return Usage(
-        input_tokens=counts.get("prompt_tokens"),
-        cached_input_tokens=(counts.get("prompt_tokens_details") or {}).get("cached_tokens"),
+        input_tokens=token_count(counts.get("prompt_tokens")),
+        cached_input_tokens=token_count(cached),
         output_tokens=None if output is None else max(0, output - (reasoning or 0)),
         reasoning_tokens=reasoning,
     )

@@ -234,7 +234,7 @@ def test_urls(monkeypatch: pytest.MonkeyPatch) -> None:
         ("e [[http:504]]", RequestTimeout, None),
         ("f [[reset]]", Unavailable, None),
         ("g [[malformed]]", Unavailable, None),
-        ("h [[wrong-shape]]", EmptyOutput, None),
+        ("h [[wrong-shape]]", Unavailable, None),
         ("i [[blocked]]", Blocked, None),
         ("j [[prompt-blocked]]", Blocked, None),
         ("k [[empty]]", EmptyOutput, None),

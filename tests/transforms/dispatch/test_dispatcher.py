@@ -326,6 +326,19 @@ def test_congestion_costs_no_attempt(clock: Clock) -> None:
     assert outcome.throttled_ms == sum(clock.slept) * 1000
 
 
+def test_congestion_between_attempts(clock: Clock) -> None:
+    """Refusals use up none of the attempts that failures may."""
+    refused, failed = RateLimited("429", congestion=True), Unavailable("500")
+    replies = [refused, failed, refused, refused, "late"]
+    client = Client(lambda n, before: replies[before])
+    limits = DispatchLimits(max_attempts=2, first_backoff_s=1, max_backoff_s=64)
+    (outcome,) = Dispatcher(client, limits).answer(_requests(1))
+    assert isinstance(outcome, Completion)
+    assert (outcome.output, outcome.attempts) == ("late", 5)
+    assert clock.slept == [1, 1, 2, 4]
+    assert outcome.throttled_ms == 7000
+
+
 def test_congestion_ends_at_the_deadline(clock: Clock) -> None:
     """Then it is a retryable dead letter with all that was tried."""
     client = Client(lambda n, _: RateLimited("429", congestion=True, retry_after_s=30))

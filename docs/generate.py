@@ -1,0 +1,115 @@
+"""Writes the parts of the documentation that the code decides, so that they cannot drift.
+
+``python docs/generate.py`` rewrites the marked sections of ``docs/results.md`` and all of
+``docs/parameters.md``; with ``--check`` it changes nothing and fails when something would change.
+"""
+
+import argparse
+import pathlib
+import re
+import sys
+
+DOCS = pathlib.Path(__file__).resolve().parent
+if __name__ == "__main__":  # run by path: this folder is on the path, the project's is not
+    sys.path.insert(0, str(DOCS.parent))
+
+from pipeline.options import OPTIONS, Option
+from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, SUMMARY_COLUMNS, Column
+
+TABLES = {
+    "results": RESULT_COLUMNS,
+    "dead letters": DEAD_LETTER_COLUMNS,
+    "run summary": SUMMARY_COLUMNS,
+}
+_SECTION = r"(<!-- generated: {name} -->\n).*?(<!-- end of generated -->)"
+
+PARAMETERS = """\
+# Parameters
+
+This page is made from `pipeline/options.py` by `python docs/generate.py`.
+
+Write `--name=value`. Every value is one string: booleans are `true` or `false`, lists are separated
+by commas, JSON stands inline or in a file that the value names, and `''` means not given. Paths may
+be local or `gs://`. Apache Beam's own flags (`--runner`, `--project`, `--region`,
+`--temp_location`, `--direct_num_workers`, …) are taken as well. An unknown flag is an error.
+"""
+
+
+def column_table(columns: tuple[Column, ...]) -> str:
+    """A Markdown table of columns, nested ones by their path."""
+    lines = ["| Column | Type | What it holds |", "|---|---|---|"]
+    for column in columns:
+        lines.append(_column_line(column, column.name))
+        lines += [_column_line(child, f"{column.name}.{child.name}") for child in column.fields]
+    return "\n".join(lines) + "\n"
+
+
+def _column_line(column: Column, name: str) -> str:
+    mode = "" if column.mode == "NULLABLE" else f" {column.mode.lower()}"
+    return f"| `{name}` | {column.type}{mode} | {_cell(column.help)} |"
+
+
+def parameters_page() -> str:
+    """All of ``docs/parameters.md``."""
+    pages = [PARAMETERS]
+    for group in dict.fromkeys(option.group for option in OPTIONS):
+        lines = [f"\n## {group}\n", "| Flag | Default | What it does |", "|---|---|---|"]
+        lines += [_option_line(option) for option in OPTIONS if option.group == group]
+        pages.append("\n".join(lines) + "\n")
+    return "".join(pages)
+
+
+def _option_line(option: Option) -> str:
+    value = "\\|".join(option.choices) or _cell(option.metavar)
+    default = f"`{option.default}`" if option.default else ""
+    return f"| `--{option.name}` {value} | {default} | {_cell(option.help)} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def results_page(text: str) -> str:
+    """``docs/results.md`` with its marked sections made anew.
+
+    Raises:
+      ValueError: A section's marks are missing.
+    """
+    for name, columns in TABLES.items():
+        table = column_table(columns).replace("\\", "\\\\")
+        pattern = _SECTION.format(name=re.escape(name))
+        text, found = re.subn(pattern, rf"\g<1>{table}\g<2>", text, flags=re.DOTALL)
+        if found != 1:
+            raise ValueError(f"docs/results.md has {found} sections marked {name!r}, not one")
+    return text
+
+
+def pages() -> dict[pathlib.Path, str]:
+    """Every page that is made, as it should be."""
+    results = DOCS / "results.md"
+    return {
+        results: results_page(results.read_text(encoding="utf-8")),
+        DOCS / "parameters.md": parameters_page(),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes the pages, or checks them; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail on drift")
+    check = parser.parse_args(argv).check
+    stale = [
+        path
+        for path, text in pages().items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+    for path in stale:
+        if check:
+            sys.stderr.write(f"docs/{path.name} is out of date: run python docs/generate.py\n")
+        else:
+            path.write_text(pages()[path], encoding="utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
