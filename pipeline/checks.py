@@ -322,7 +322,7 @@ def check_writable(folder: str, flag: str) -> None:
         if _is_unclear(error):
             raise
         raise ConfigurationError(
-            f"{flag} {folder!r} cannot be written: {reason(error)}"
+            f"{flag} {folder!r} cannot be written: {reason(error)}; give a folder that can"
         ) from None
 
 

@@ -359,6 +359,10 @@ def _folder(path: str | None) -> str | None:
     stripped = path.rstrip("/")
     if not stripped or stripped == "gs:" or path.startswith("gs:///"):
         raise ConfigurationError(f"{path!r} is no folder to write into: give one below a bucket")
+    if any(mark in path for mark in "*?["):
+        raise ConfigurationError(
+            f"{path!r} is no folder to write into: *, ? and [ are read as a pattern; give another"
+        )
     return stripped
 
 

@@ -4,6 +4,7 @@ Exit codes: 0 when every record has ended (dead letters included), 1 when the ru
 not reconcile, 2 for wrong use (nothing was launched), 130 when it was interrupted.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -41,6 +42,9 @@ from transforms.sinks.files import temporary_folder
 from transforms.sinks.staging import delete_folder
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+STOP_TIMEOUT_S = 5.0
+"""How long an interrupted run may take until its threads have noticed."""
+
 LOCAL_THREADS = 4
 """RunInference blocks its thread: several, so that batches overlap and the model never waits.
 
@@ -81,7 +85,8 @@ def run(argv: Sequence[str], console: Console) -> int:
     options = parse_flags(argv)
     config = RunConfig.from_options(options)
     for warned in run_checks(config):
-        console.print(f"warning: {warned.what}: not checked: {warned.why}", style="yellow")
+        text = f"warning: {warned.what}: not checked: {warned.why}"
+        console.print(text, style="yellow", markup=False, highlight=False)
     if config.preview is not None:
         print_preview(Console(soft_wrap=True), config, config.preview)
         return EXIT_DONE
@@ -155,7 +160,8 @@ def _run_here(pipeline: beam.Pipeline, config: RunConfig, console: Console) -> i
                 worker.join(0.2)
                 progress.tick()
     except KeyboardInterrupt:
-        return _interrupted(config, console)
+        return _interrupted(worker, config, console)
+    _remove_staging(config)
     if failure:
         return _failed(failure[0], config, console)
     row = read_summary(config)
@@ -178,31 +184,27 @@ class _terminate_as_interrupt:
             signal.signal(signal.SIGTERM, self._previous)
 
 
-def _interrupted(config: RunConfig, console: Console) -> int:
-    """Stops the calls, removes what is half written, and leaves at once."""
+def _interrupted(worker: threading.Thread, config: RunConfig, console: Console) -> int:
+    """Stops the calls, removes what is half written, and leaves within seconds."""
     counts = metrics.LIVE.snapshot()
     console.print(
-        f"interrupted: {counts.get('asked', 0):,} records were asked; nothing was written, and "
-        "there is no summary",
+        f"interrupted: {counts.get('asked', 0):,} records were asked; there is no summary: take "
+        "nothing of this run for whole",
         style="yellow",
         highlight=False,
     )
     try:
         stop_all()
-        _clean_up(config)
+        worker.join(STOP_TIMEOUT_S)  # a step that still writes would leave its file behind
+        _clean_up_files(config)
+        if config.sinks.staging:
+            for kind in ("results", "dead_letters"):
+                _delete_folder(f"{config.sinks.staging}/{kind}")
+        _remove_staging(config)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_INTERRUPTED)  # the runner's threads cannot be stopped in any other way
-
-
-def _clean_up(config: RunConfig) -> None:
-    for folder in (config.sinks.results_path, config.sinks.dead_letter_path):
-        if folder:
-            delete_folder(temporary_folder(folder, config.run_id))
-    if config.sinks.staging:
-        for kind in ("results", "dead_letters"):
-            delete_folder(f"{config.sinks.staging}/{kind}")
 
 
 def _failed(error: BaseException, config: RunConfig, console: Console) -> int:
@@ -225,7 +227,23 @@ def _failed(error: BaseException, config: RunConfig, console: Console) -> int:
 def _clean_up_files(config: RunConfig) -> None:
     for folder in (config.sinks.results_path, config.sinks.dead_letter_path):
         if folder:
-            delete_folder(temporary_folder(folder, config.run_id))
+            _delete_folder(temporary_folder(folder, config.run_id))
+
+
+def _delete_folder(folder: str) -> None:
+    """Deletes a temporary folder; what cannot be deleted is no reason to hide why the run failed."""
+    try:
+        delete_folder(folder)
+    except OSError as error:
+        _log.debug("%s was not deleted", folder, exc_info=error)
+
+
+def _remove_staging(config: RunConfig) -> None:
+    """Removes the local folder in which rows waited for BigQuery, unless some still do."""
+    staging = config.sinks.staging
+    if staging and "://" not in staging:
+        with contextlib.suppress(OSError):
+            os.rmdir(staging)
 
 
 _WHILE_RUNNING = re.compile(r" \[while running '[^']*'\]$")

@@ -306,7 +306,7 @@ class Values:
         value = self.given[name]
         if not value:
             return {}
-        text = value if value.startswith("{") else read_text(value, f"--{name}")
+        text = value if value.startswith(("{", "[")) else read_text(value, f"--{name}")
         try:
             parsed = json.loads(text)
         except ValueError as error:

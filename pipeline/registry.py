@@ -101,6 +101,13 @@ def _model_project(values: Values, options: PipelineOptions) -> str:
     return project
 
 
+def _require_url(endpoint: str) -> None:
+    if not endpoint.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"--endpoint is {endpoint!r}, but must be a URL that begins with http:// or https://"
+        )
+
+
 def _task(values: Values) -> Literal["generate", "embed"]:
     return "embed" if values.text("task") == "embed" else "generate"
 
@@ -113,12 +120,15 @@ def _gemini(values: Values, options: PipelineOptions) -> Backend:
             "--model_location is missing: give it (e.g. us-central1, or global), or --region, "
             "or set GOOGLE_CLOUD_LOCATION"
         )
+    endpoint = values.text("endpoint")
+    if endpoint is not None and not endpoint.startswith("projects/"):
+        _require_url(endpoint)
     return GeminiBackend(
         model=model,
         project=_model_project(values, options),
         location=location,
         task=_task(values),
-        endpoint=values.text("endpoint"),
+        endpoint=endpoint,
         accept_truncated=values.boolean("accept_truncated"),
     )
 
@@ -140,9 +150,11 @@ def _vertex_endpoint(values: Values, options: PipelineOptions) -> Backend:
 
 
 def _openai(values: Values, options: PipelineOptions) -> Backend:
+    endpoint = values.text("endpoint") or OPENAI_URL
+    _require_url(endpoint)
     return OpenAIBackend(
         model=values.require("model", "the name that the server knows the model by"),
-        endpoint=values.text("endpoint") or OPENAI_URL,
+        endpoint=endpoint,
         task=_task(values),
         accept_truncated=values.boolean("accept_truncated"),
     )

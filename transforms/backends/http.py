@@ -170,6 +170,8 @@ class JsonClient:
             raise Unavailable(
                 f"no connection to {place(url)}: {type(error).__name__}: {error}"[:MESSAGE_CHARS],
                 fatal_at_start=True,
+                # Refused or not found is an outage; a lost connection may be this record's doing.
+                congestion=isinstance(error, aiohttp.ClientConnectorError),
             ) from error
         except aiohttp.ClientError as error:  # the answer broke off, or is no HTTP
             raise Unavailable(f"{place(url)} broke off: {type(error).__name__}") from error

@@ -8,6 +8,7 @@ What costs a record, and what stops the run:
   record is given up only at its deadline.
 * What would fail every record alike (401, 403, 404, no connection) stops the run, while no call
   has ever succeeded, as soon as a second record fails in the same way.
+* Without any success for ``give_up_after_s`` the run stops.
 * An exception that nobody foresaw costs its record, with the stack trace.
 
 Backoff is exponential with full jitter (Brooker, "Exponential Backoff And Jitter", AWS
@@ -33,6 +34,9 @@ from transforms.errors import (
 )
 from transforms.records import Completion, Request
 
+_LONGEST_WAIT_S = 120.0
+"""A ``Retry-After`` beyond this is not believed: the process asks again."""
+
 _stopping = asyncio.Event()
 
 
@@ -45,6 +49,7 @@ class DispatchLimits:
       max_attempts: Calls per record that may fail retryably.
       request_timeout_s: Of one call, in seconds.
       record_deadline_s: Of one record from its first call, waiting included, in seconds.
+      give_up_after_s: The run stops when so long nothing has succeeded, in seconds.
       first_backoff_s: The longest wait before the second attempt; it doubles with each.
       max_backoff_s: The longest wait of all.
     """
@@ -53,6 +58,7 @@ class DispatchLimits:
     max_attempts: int = 5
     request_timeout_s: float = 120.0
     record_deadline_s: float = 3600.0
+    give_up_after_s: float = 900.0
     first_backoff_s: float = 1.0
     max_backoff_s: float = 60.0
 
@@ -82,6 +88,7 @@ class Dispatcher:
         self._succeeded = False
         self._suspects: dict[str, int] = {}
         self._closed_until = 0.0
+        self._failing_since: float | None = None
         weakref.finalize(self, _close, client)
 
     def answer(self, requests: Sequence[Request]) -> list[Outcome]:
@@ -157,9 +164,10 @@ class Dispatcher:
             self._suspect(request, error, attempts)
             if not error.retryable:
                 return failure
+            self._give_up_in_time(error)
             if error.congestion:
                 congested += 1
-                wait_s = error.retry_after_s or self._backoff_s(congested)
+                wait_s = min(error.retry_after_s or self._backoff_s(congested), _LONGEST_WAIT_S)
                 if error.retry_after_s:
                     self._closed_until = max(self._closed_until, time.monotonic() + wait_s)
                 throttled_s += wait_s
@@ -188,6 +196,7 @@ class Dispatcher:
         except Exception as unforeseen:
             return unforeseen
         self._succeeded = True
+        self._failing_since = None
         return completion
 
     async def _wait_until_open(self) -> float:
@@ -213,6 +222,16 @@ class Dispatcher:
         first = self._suspects.setdefault(error.error_type, id(request))
         if first != id(request):
             raise BackendUnusable(str(error))
+
+    def _give_up_in_time(self, error: RecordError) -> None:
+        """Stops the run when nothing has succeeded for too long."""
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+        elif time.monotonic() - self._failing_since > self._limits.give_up_after_s:
+            raise BackendUnusable(
+                f"nothing has succeeded for {self._limits.give_up_after_s:g} s; "
+                f"the last error: {error}"
+            )
 
 
 def _as_error(reply: Any) -> Exception:

@@ -260,6 +260,21 @@ def test_truncated_avro(tmp_path: pathlib.Path) -> None:
     )
 
 
+def test_avro_moment_that_python_cannot_hold(tmp_path: pathlib.Path) -> None:
+    """It ends the file as damage does: Avro cannot be read on behind it."""
+    kind = {"type": "long", "logicalType": "timestamp-micros"}
+    schema = {"type": "record", "name": "r", "fields": [{"name": "id", "type": kind}]}
+    with (tmp_path / "a.avro").open("wb") as file:
+        fastavro.writer(file, schema, [{"id": 0}, {"id": 2**62}, {"id": 0}])
+    first, dead = _read(f"{tmp_path}/a.avro")
+    assert first.record_id == "1970-01-01T00:00:00Z"
+    assert isinstance(dead, DeadLetter)
+    assert dead.error_message == (
+        f"the rest of a damaged avro file is lost: {tmp_path}/a.avro: after 1 records: "
+        "date value out of range"
+    )
+
+
 def test_any_wrong_byte_of_avro(tmp_path: pathlib.Path) -> None:
     """Whatever byte is wrong, reading ends with records or with one dead letter."""
     path = _avro(tmp_path / "a.avro", range(30))

@@ -1,0 +1,194 @@
+"""The documentation says what is so: its commands and Python blocks run, its links lead somewhere.
+
+A fence that is marked by a comment on the line before it:
+
+* ``<!-- needs: … -->``: a command that cannot run everywhere. Its flags are parsed and checked.
+* ``<!-- file: NAME -->``: not a command, but a file that the page's commands read.
+
+What this does not prove: that commands marked ``needs`` do what the page says of them.
+"""
+
+import dataclasses
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs import generate
+from pipeline.config import RunConfig
+from pipeline.options import parse_flags
+from tests.emulators.model_fixtures import SimulatedModelServer
+from tests.end_to_end.runs import run
+from transforms.errors import RECORD_ERRORS, ConfigurationError
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+COMMANDS = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*COMMANDS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "examples/README.md"]
+SERVER = "http://127.0.0.1:8000/v1"
+"""The address that the pages use; the simulated model server takes its place."""
+
+_FENCE = re.compile(
+    r"(?:^<!-- (?P<mark>\w+): (?P<value>[^\n]*?) -->\n)?"
+    r"^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_]*\b(?!-)")
+_NOT_OURS = {"--check", "--port"}
+"""Flags of ``docs/generate.py`` and of the simulated model server."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fence:
+    """One fenced block of a page."""
+
+    language: str
+    text: str
+    mark: str | None
+    value: str | None
+
+
+def fences(page: Path) -> list[Fence]:
+    """The fenced blocks of a page, in order."""
+    return [
+        Fence(found["language"], found["text"], found["mark"], found["value"])
+        for found in _FENCE.finditer(page.read_text(encoding="utf-8"))
+    ]
+
+
+def commands(fence: Fence) -> list[list[str]]:
+    """The arguments of each ``python -m pipeline`` in a block."""
+    lines = fence.text.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [
+        line[3:]
+        for line in words
+        if line[:1] in (["python"], [".venv/bin/python"]) and line[1:3] == ["-m", "pipeline"]
+    ]
+
+
+def named(page: Path) -> str:
+    """A page's path, as a test's name."""
+    return str(page.relative_to(ROOT))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with the examples in it, and a made-up project."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "made-up-project")
+    monkeypatch.setenv("GOOGLE_CLOUD_LOCATION", "us-central1")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", COMMANDS, ids=named)
+def test_every_command_of_a_page_runs(
+    page: Path, folder: Path, model_server: SimulatedModelServer
+) -> None:
+    """In order, in one folder; a command that needs a cloud has its configuration checked."""
+    for fence in fences(page):
+        if fence.mark == "file":
+            (folder / str(fence.value)).write_text(fence.text, encoding="utf-8")
+        elif fence.language == "bash":
+            found = commands(fence)
+            assert found, f"a bash block without a command, write sh: {fence.text}"
+            for arguments in found:
+                local = [word.replace(SERVER, model_server.openai_url) for word in arguments]
+                if fence.mark == "needs":
+                    RunConfig.from_options(parse_flags(local))
+                else:
+                    assert run(*local) == 0, arguments
+
+
+@pytest.mark.parametrize("page", COMMANDS, ids=named)
+def test_every_python_block_of_a_page_runs(
+    page: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And prints, in any order, what the unmarked block right behind it says."""
+    monkeypatch.setattr(sys, "argv", ["example.py"])
+    blocks = fences(page)
+    for block, behind in zip(blocks, [*blocks[1:], None], strict=True):
+        if block.language != "python":
+            continue
+        path = folder / "example.py"
+        path.write_text(block.text, encoding="utf-8")
+        runpy.run_path(str(path), run_name="__main__")
+        printed = capsys.readouterr().out
+        if behind is not None and not behind.language:
+            assert sorted(printed.splitlines()) == sorted(behind.text.splitlines())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    """Links within the repository; others are not followed."""
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    for link in _LINK.findall(text):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.is_file(), f"{link}: no such file"
+        assert not anchor or anchor in anchors(target), f"{link}: no such heading"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_flag_that_a_page_names_exists(page: Path) -> None:
+    """Our flags and Beam's, wherever they stand; not those of other programs' commands."""
+    text = page.read_text(encoding="utf-8")
+    for flag in sorted(set(_FLAG.findall(text)) - _NOT_OURS):
+        try:
+            parse_flags([f"{flag}=1"])
+        except ConfigurationError as error:
+            assert "unknown flag" not in str(error)
+
+
+def test_generated_sections_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    """The tables of columns and flags are those of the code."""
+    assert generate.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_a_column_that_changed_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--check`` names the page and changes nothing."""
+    before = (ROOT / "docs/results.md").read_bytes()
+    fewer = {**generate.TABLES, "results": generate.TABLES["results"][1:]}
+    monkeypatch.setattr(generate, "TABLES", fewer)
+    assert generate.main(["--check"]) == 1
+    assert capsys.readouterr().err == (
+        "docs/results.md is out of date: run python docs/generate.py\n"
+    )
+    assert (ROOT / "docs/results.md").read_bytes() == before
+
+
+def test_error_types_are_all_in_the_table() -> None:
+    """In the order of the contract, each with whether it may be tried again."""
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    table = text.partition("## Error types")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (yes|no) \| \S.*? \| \S.*? \|$", table, re.MULTILINE)
+    assert rows == [
+        (error.error_type, "yes" if error.retryable else "no") for error in RECORD_ERRORS
+    ]
+
+
+def test_the_readme_is_short_and_links_every_page() -> None:
+    """A reader gets through it, and from there everywhere."""
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    for page in COMMANDS[1:]:
+        assert f"({named(page)})" in text
