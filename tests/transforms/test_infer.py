@@ -259,7 +259,7 @@ def test_internal_costs_its_record_alone() -> None:
 
 
 @given(st.lists(st.sampled_from(["fine", "blocked", "timeout", "internal"]), max_size=12))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_any_mixture_has_one_outcome_each(kinds: list[str]) -> None:
     """However faults and batches fall, the handler gives one outcome per request, in order."""
     requests = []

@@ -4,7 +4,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transforms.errors import ConfigurationError
@@ -163,6 +163,7 @@ def test_view_of_names_that_clash() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=12), unique=True, max_size=8))
 def test_view_of_any_names(names: list[str]) -> None:
     """No name breaks out of its literal, and no column is there twice."""

@@ -8,7 +8,7 @@ from typing import Any
 import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transforms.errors import ERROR_TYPES
@@ -206,6 +206,7 @@ _nonsense = st.none() | _text | st.integers() | st.floats() | st.lists(st.intege
 _count = st.none() | st.integers()
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         DeadLetter,

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transforms.errors import ParseError
@@ -265,6 +265,7 @@ def _expected_lines(data: bytes) -> list[bytes]:
     return [line.rstrip(b"\r") for line in expected]
 
 
+@settings(deadline=None)
 @given(_content, st.lists(st.integers(1, 200), max_size=6))
 @example(b"a\nb\nc", [2, 4])
 @example(b"a\nb\nc", [1, 3])
@@ -280,6 +281,7 @@ def test_each_line_is_in_one_range(data: bytes, cuts: list[int]) -> None:
     assert found == _expected_lines(data)
 
 
+@settings(deadline=None)
 @given(_content, st.lists(st.integers(1, 200), max_size=6))
 def test_long_lines_are_in_one_range(data: bytes, cuts: list[int]) -> None:
     """Likewise when lines are longer than may be."""
@@ -437,6 +439,7 @@ _value = st.text(
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(_value, _value), max_size=8),
     st.sampled_from(["\n", "\r\n"]),
