@@ -26,9 +26,9 @@ def table(title: str, names: list[str], lines: list[list[str]]) -> Table:
     for place, name in enumerate(names[:-1]):
         width = max(len(line[place]) for line in [names, *lines])
         made.add_column(name, no_wrap=True, min_width=width)
-    made.add_column(names[-1], no_wrap=True, overflow="ellipsis")
+    made.add_column(names[-1], no_wrap=True)
     for line in lines:
-        made.add_row(*line)
+        made.add_row(*line[:-1], line[-1][:72])
     return made
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     """Shows the folder that the command line names."""
     folder = pathlib.Path(sys.argv[1])
     console = Console()
-    if not console.is_terminal:
+    if not console.is_terminal:  # a file or a pipe has no width
         console = Console(width=120)
     asked = ["category", "priority", "sentiment", "summary"]
     results = sorted(rows(folder / "results"), key=lambda row: row["record_id"])[:ROWS]

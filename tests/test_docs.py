@@ -9,6 +9,7 @@ What this does not prove: that commands marked ``needs`` do what the page says o
 """
 
 import dataclasses
+import itertools
 import re
 import runpy
 import shlex
@@ -38,8 +39,8 @@ _FENCE = re.compile(
 )
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_]*\b(?!-)")
-_NOT_OURS = {"--check", "--port"}
-"""Flags of ``docs/generate.py`` and of the simulated model server."""
+_NOT_OURS = {"--name", "--check", "--port"}
+"""A placeholder, and flags of ``docs/generate.py`` and of the simulated model server."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,7 @@ def test_every_python_block_of_a_page_runs(
     """And prints, in any order, what the unmarked block right behind it says."""
     monkeypatch.setattr(sys, "argv", ["example.py"])
     blocks = fences(page)
-    for block, behind in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, behind in itertools.zip_longest(blocks, blocks[1:]):
         if block.language != "python":
             continue
         path = folder / "example.py"

@@ -313,9 +313,10 @@ def test_json_inline_and_by_file(tmp_path: pathlib.Path) -> None:
                 "'{\"a\": 1'"
             ),
         ),
+        ("[1]", "--generation_config must be a JSON object, not '[1]'"),
         (
-            "[1]",
-            "--generation_config: cannot read '[1]': No such file or directory",
+            "nowhere.json",
+            "--generation_config: cannot read 'nowhere.json': No such file or directory",
         ),
     ],
 )

@@ -124,7 +124,9 @@ class Dispatcher:
                 f"for {len(requests)} requests"
             )
         completed = [reply for reply in replies if isinstance(reply, Completion)]
-        self._succeeded = self._succeeded or bool(completed)
+        if completed:
+            self._succeeded = True
+            self._failing_since = None
         if len(completed) == len(requests):
             return list(completed)
         outcomes: list[Any] = list(replies)
@@ -175,7 +177,7 @@ class Dispatcher:
                 failed += 1
                 if failed >= limits.max_attempts:
                     return failure
-                wait_s = error.retry_after_s or self._backoff_s(failed)
+                wait_s = min(error.retry_after_s or self._backoff_s(failed), _LONGEST_WAIT_S)
             if time.monotonic() + wait_s > deadline:
                 return failure
             await asyncio.sleep(wait_s)

@@ -399,6 +399,51 @@ def test_retry_after_holds_the_process(clock: Clock, most: int) -> None:
     assert client.times[-1] == (30, 0)
 
 
+@pytest.mark.parametrize("congestion", [True, False])
+def test_retry_after_that_is_not_believed(clock: Clock, congestion: bool) -> None:
+    """Beyond two minutes the process asks again, rather than waiting for a day."""
+    refused = Unavailable("503", congestion=congestion, retry_after_s=86_400)
+    client = Client(lambda n, before: "late" if before == 2 else refused)
+    assert _outputs(Dispatcher(client, DispatchLimits()).answer(_requests(1))) == ["late"]
+    assert clock.slept == [120, 120]
+
+
+def test_nothing_succeeds_for_too_long(clock: Clock) -> None:
+    """An outage that does not end stops the run with its last error, before any record's deadline."""
+    client = Client(lambda n, before: Unavailable(f"503 number {before}", congestion=True))
+    limits = DispatchLimits(give_up_after_s=200, first_backoff_s=64, max_backoff_s=64)
+    with pytest.raises(BackendUnusable) as raised:
+        Dispatcher(client, limits).answer(_requests(1))
+    assert str(raised.value) == "nothing has succeeded for 200 s; the last error: 503 number 4"
+    assert clock.slept == [64, 64, 64, 64]
+
+
+def test_a_success_ends_the_outage(clock: Clock) -> None:
+    """The time begins anew with the next failure."""
+    refused = Unavailable("503", congestion=True, retry_after_s=100)
+    limits = DispatchLimits(give_up_after_s=150)
+    client = Client(lambda n, before: "late" if before % 2 else refused)
+    shared = Dispatcher(client, limits)
+    for _ in range(5):
+        assert _outputs(shared.answer(_requests(1))) == ["late"]
+    assert clock.slept == [100] * 5
+
+
+def test_a_success_by_the_batch_ends_the_outage(clock: Clock) -> None:
+    """Records that fail for good now and then are no outage while others are answered."""
+    client = ManyClient(
+        lambda requests: [Completion("many"), Unavailable("503")],
+        lambda n, before: Unavailable("503", retry_after_s=100),
+    )
+    limits = DispatchLimits(
+        give_up_after_s=150, max_attempts=2, first_backoff_s=100, max_backoff_s=100
+    )
+    shared = Dispatcher(client, limits)
+    for _ in range(5):
+        assert _failures(shared.answer(_requests(2))) == [None, ("Unavailable", "503", 2)]
+    assert clock.slept == [100] * 5
+
+
 # Many at once
 
 

@@ -1,0 +1,20 @@
+"""The names that other people's pipelines may import."""
+
+import inspect
+
+import transforms
+
+PUBLIC = ["DEAD_LETTER_COLUMNS", "RESULT_COLUMNS", "SUMMARY_COLUMNS", "Answer", "Backend", "BackendUnusable", "BatchClient", "BatchLimits", "BatchRequests", "Client", "Completion", "ConfigurationError", "DeadLetter", "DeadLetterSource", "DispatchLimits", "FakeBackend", "FileSource", "GeminiBackend", "IdRule", "Infer", "InferenceHandler", "LoadRows", "NotReconciled", "OpenAIBackend", "PipelineError", "QuerySource", "ReadDeadLetters", "ReadFiles", "ReadRecords", "ReadRows", "Record", "RecordError", "RenderRequests", "Request", "RequestSpec", "RunError", "RunInfo", "SentenceTransformersBackend", "SinkReport", "SummarySpec", "TableName", "TableSource", "TableSpec", "Tally", "TallyRecords", "TokenPrices", "Usage", "ValidateOutputs", "VertexEndpointBackend", "WriteDeadLetters", "WriteFiles", "WriteResults", "WriteRunSummary"]
+
+
+def test_public_names() -> None:
+    """Exactly these, in this order; taking one away breaks somebody's pipeline."""
+    assert transforms.__all__ == PUBLIC
+
+
+def test_each_is_there_and_explains_itself() -> None:
+    """Every public name exists, and every class and function has a docstring."""
+    for name in PUBLIC:
+        thing = getattr(transforms, name)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            assert inspect.getdoc(thing), name
