@@ -80,7 +80,9 @@ def main() -> None:
         actual = embed_with_pipeline(path, texts)
         ours_s.append(time.perf_counter() - started)
         furthest = max(
-            abs(a - b) for x, y in zip(actual, expected, strict=True) for a, b in zip(x, y, strict=True)
+            abs(a - b)
+            for x, y in zip(actual, expected, strict=True)
+            for a, b in zip(x, y, strict=True)
         )
     ratios = [plain / ours for plain, ours in zip(plain_s, ours_s, strict=True)]
     lines = [

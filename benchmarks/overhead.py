@@ -170,7 +170,8 @@ def run_hand(source: str, target: str) -> None:
         _ = (
             pipeline
             | "Once" >> beam.Create([None])
-            | "Summary" >> beam.Map(
+            | "Summary"
+            >> beam.Map(
                 lambda _, r, n, d, w: pathlib.Path(f"{target}/run.json").write_text(
                     json.dumps({"records": r, "results": n, "duplicates": d, "files": len(w)})
                 ),

@@ -13,8 +13,13 @@ DOCS = pathlib.Path(__file__).resolve().parent
 if __name__ == "__main__":  # run by path: this folder is on the path, the project's is not
     sys.path.insert(0, str(DOCS.parent))
 
-from pipeline.options import OPTIONS, Option
-from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, SUMMARY_COLUMNS, Column
+from pipeline.options import OPTIONS, Option  # noqa: E402 - behind the path
+from transforms.rows import (  # noqa: E402
+    DEAD_LETTER_COLUMNS,
+    RESULT_COLUMNS,
+    SUMMARY_COLUMNS,
+    Column,
+)
 
 TABLES = {
     "results": RESULT_COLUMNS,

@@ -36,9 +36,8 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
     letters, letter_tally = (
         (*failures, unwritten)
         | "AllDeadLetters" >> beam.Flatten()
-        | "WriteDeadLetters" >> WriteDeadLetters(
-            run=config.run, price=config.prices, sinks=files, short_sinks=tables
-        )
+        | "WriteDeadLetters"
+        >> WriteDeadLetters(run=config.run, price=config.prices, sinks=files, short_sinks=tables)
     )
     tallies = (read_tally, result_tally, letter_tally) | "Tallies" >> beam.Flatten()
     reports = (results, letters) | "Reports" >> beam.Flatten()

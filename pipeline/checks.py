@@ -231,11 +231,18 @@ def _dry_run(client: "bigquery.Client", sql: str) -> None:
 
 def check_table(source: TableSource, flag: str = "--input_table") -> None:
     """The table exists, has the fields, and the filter is valid SQL."""
+    from google.api_core.exceptions import NotFound
+
     flag = f"{flag} {source.table}"
 
     def ask() -> None:
         client = make_client(source.job_project or source.table.project, source.location)
-        table = client.get_table(str(source.table), retry=None, timeout=CHECK_TIMEOUT_S)
+        try:
+            table = client.get_table(str(source.table), retry=None, timeout=CHECK_TIMEOUT_S)
+        except NotFound:
+            raise ConfigurationError(
+                f"{flag} does not exist: check project, dataset and name"
+            ) from None
         columns = [field.name for field in table.schema]
         for name in source.fields:
             if name not in columns:
@@ -294,12 +301,13 @@ def check_output_path(config: RunConfig) -> None:
     folder = config.sinks.output_path or ""
     mode = config.sinks.write_mode
     try:
-        found = FileSystems.match([f"{folder}/*", f"{folder}/results/*"], [1, 1])
+        ours = [f"{folder}/{name}" for name in ("results/*", "dead_letters/*", "run*.json")]
+        found = FileSystems.match(ours, [1] * len(ours))
     except Exception as error:  # each file system has errors of its own
         raise ConfigurationError(f"--output_path {folder!r}: {reason(error)}") from None
     if any(result.metadata_list for result in found) and mode in (None, "fail"):
         raise ConfigurationError(
-            f"--output_path {folder!r} is not empty: give another folder, or "
+            f"--output_path {folder!r} holds another run: give another folder, or "
             "--write_mode=append to add to it, or --write_mode=replace to replace what earlier "
             "runs wrote there"
         )

@@ -140,6 +140,7 @@ class RunConfig:
         source = registry.make_source(values, options)
         request = _request(values, backend, schema)
         request.check()
+        _check_reachable(values, options)
         started_at = now()
         preview = values.integer("preview")
         sinks = _sinks(values, options, run_id, needed=preview is None)
@@ -174,7 +175,9 @@ class RunConfig:
                 run_id=run_id,
                 started_at=started_at,
                 pipeline_version=VERSION,
-                config={name: value for name, value in values.given.items() if value},
+                config={
+                    name: _without_secrets(value) for name, value in values.given.items() if value
+                },
                 table=sinks.runs_table,
                 path=sinks.summary_path,
                 sinks=sinks.count,
@@ -183,6 +186,27 @@ class RunConfig:
             wait=values.boolean("wait"),
             local=is_local(options),
         )
+
+
+def _check_reachable(values: Values, options: PipelineOptions) -> None:
+    """Dataflow's workers see neither this machine's files nor each other's."""
+    runner = str(options.view_as(StandardOptions).runner)
+    if "Dataflow" not in runner:
+        return
+    for name in ("input_files", "output_path", "dead_letter_path"):
+        path = values.text(name)
+        if path and "://" not in path:
+            raise ConfigurationError(
+                f"--{name} is {path!r}, a local path, but --runner is {runner!r}: give a gs:// one"
+            )
+
+
+_URL_SECRETS = re.compile(r"(?<=://)[^/@\s]+@|[?&][^\s]*")
+
+
+def _without_secrets(value: str) -> str:
+    """The value of a flag, without what a URL may hold of secrets: its user and its query."""
+    return _URL_SECRETS.sub("", value) if "://" in value else value
 
 
 def is_local(options: PipelineOptions) -> bool:
@@ -327,9 +351,10 @@ def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) 
         if results
         else None
     )
-    if results is not None and results == letters:
+    if results is not None and letters in (results, results.sibling("_runs")):
         raise ConfigurationError(
-            f"--dead_letter_table is {letters_name!r}, which is the output table: give another"
+            f"--dead_letter_table is {letters_name!r}, which this run writes for another purpose: "
+            "give another"
         )
     letters_path = _folder(values.text("dead_letter_path")) or (
         FileSystems.join(output_path, "dead_letters") if output_path else None
@@ -338,9 +363,7 @@ def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) 
         output_table=table(results, RESULT_COLUMNS, "created_at", "run_id", "record_id"),
         output_path=output_path,
         output_format=values.text("output_format") or "jsonl",
-        dead_letter_table=table(
-            letters, DEAD_LETTER_COLUMNS, "timestamp", "run_id", "error_type"
-        ),
+        dead_letter_table=table(letters, DEAD_LETTER_COLUMNS, "timestamp", "run_id", "error_type"),
         dead_letter_path=letters_path,
         runs_table=table(
             results.sibling("_runs") if results else None,

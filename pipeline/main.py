@@ -74,6 +74,11 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         console.print("\ninterrupted", style="yellow")
         return EXIT_INTERRUPTED
+    except Exception as error:  # the last resort: one line, and the traceback for who asks for it
+        _log.debug("the command failed", exc_info=error)
+        console.print(f"failed: {explain(error)[0]}", style="red", markup=False, highlight=False)
+        console.print("BATCH_INFERENCE_DEBUG=1 shows more", highlight=False)
+        return EXIT_FAILED
 
 
 def run(argv: Sequence[str], console: Console) -> int:
@@ -144,23 +149,25 @@ def _run_here(pipeline: beam.Pipeline, config: RunConfig, console: Console) -> i
     """Runs on a local runner, in a thread of its own, so that this one can show and be stopped."""
     metrics.LIVE.reset()
     failure: list[BaseException] = []
+    ended = threading.Event()  # a join that is interrupted takes its thread for ended
 
     def work() -> None:
         try:
             pipeline.run().wait_until_finish()
         except BaseException as error:  # handed to the thread that reports it
             failure.append(error)
+        finally:
+            ended.set()
 
     worker = threading.Thread(target=work, name="pipeline", daemon=True)
     console.print(f"run {config.run_id}", highlight=False)
     try:
         with _terminate_as_interrupt(), Progress(console, metrics.LIVE.snapshot) as progress:
             worker.start()
-            while worker.is_alive():
-                worker.join(0.2)
+            while not ended.wait(0.2):
                 progress.tick()
     except KeyboardInterrupt:
-        return _interrupted(worker, config, console)
+        return _interrupted(ended, config, console)
     _remove_staging(config)
     if failure:
         return _failed(failure[0], config, console)
@@ -184,18 +191,18 @@ class _terminate_as_interrupt:
             signal.signal(signal.SIGTERM, self._previous)
 
 
-def _interrupted(worker: threading.Thread, config: RunConfig, console: Console) -> int:
+def _interrupted(ended: threading.Event, config: RunConfig, console: Console) -> int:
     """Stops the calls, removes what is half written, and leaves within seconds."""
     counts = metrics.LIVE.snapshot()
     console.print(
-        f"interrupted: {counts.get('asked', 0):,} records were asked; there is no summary: take "
+        f"interrupted: {counts.get('sent', 0):,} calls had been sent; there is no summary: take "
         "nothing of this run for whole",
         style="yellow",
         highlight=False,
     )
     try:
         stop_all()
-        worker.join(STOP_TIMEOUT_S)  # a step that still writes would leave its file behind
+        ended.wait(STOP_TIMEOUT_S)  # a step that still writes would leave its file behind
         _clean_up_files(config)
         if config.sinks.staging:
             for kind in ("results", "dead_letters"):
@@ -211,16 +218,15 @@ def _failed(error: BaseException, config: RunConfig, console: Console) -> int:
     """One message for a failed run; the traceback only for what nobody foresaw."""
     message, foreseen = explain(error)
     console.print(f"run {config.run_id} failed: {message}", style="red", markup=False)
+    _log.debug("the run failed", exc_info=error)
     if not foreseen:
-        console.print_exception(max_frames=20) if sys.exc_info()[0] else None
-        _log.debug("the run failed", exc_info=error)
+        console.print("BATCH_INFERENCE_DEBUG=1 shows the traceback", highlight=False)
     row = read_summary(config)
     if row is not None:
         print_report(console, config, row)
     else:
         _clean_up_files(config)
         console.print("there is no summary: take nothing of this run for whole", highlight=False)
-        print_places(console, config)
     return EXIT_FAILED
 
 
@@ -276,7 +282,10 @@ def _launch(
         console.print(f"template staged: run {config.run_id}", highlight=False)
         return EXIT_DONE
     job = getattr(result, "job_id", None)
-    console.print(f"launched run {config.run_id}" + (f" as job {job() if callable(job) else job}" if job else ""))
+    console.print(
+        f"launched run {config.run_id}"
+        + (f" as job {job() if callable(job) else job}" if job else "")
+    )
     print_places(console, config)
     if not config.wait:
         return EXIT_DONE
@@ -328,6 +337,6 @@ def _quiet_libraries() -> None:
     for name in ("apache_beam", "google", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger().setLevel(logging.ERROR)
+    for name in ("pipeline", "transforms"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.simplefilter("ignore")
-
-

@@ -56,9 +56,7 @@ OPTIONS: tuple[Option, ...] = (
         "with its uri and mime_type.",
         choices=("jsonl", "csv", "parquet", "avro", "txt", "objects"),
     ),
-    Option(
-        "input_table", _SOURCE, "A BigQuery table to read.", metavar="PROJECT:DATASET.TABLE"
-    ),
+    Option("input_table", _SOURCE, "A BigQuery table to read.", metavar="PROJECT:DATASET.TABLE"),
     Option("input_fields", _SOURCE, "The table's columns to read; all by default.", metavar="A,B"),
     Option("input_filter", _SOURCE, "Which of the table's rows to read: SQL, as in WHERE."),
     Option("input_query", _SOURCE, "A BigQuery query (GoogleSQL) to read.", metavar="SQL"),
@@ -123,9 +121,7 @@ OPTIONS: tuple[Option, ...] = (
         "The field that names a record. By default `id` where there is one, else a hash.",
     ),
     Option("task", _REQUEST, "What to ask for.", "generate", ("generate", "embed")),
-    Option(
-        "preview", _REQUEST, "Render so many requests, print them, send nothing.", metavar="N"
-    ),
+    Option("preview", _REQUEST, "Render so many requests, print them, send nothing.", metavar="N"),
     Option(
         "backend",
         _MODEL,
@@ -201,7 +197,9 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("run_id", _RUN, "The run's name; time plus random by default."),
     Option("wait", _RUN, "Wait for a remote job to end.", "false", _BOOLEAN),
-    Option("temp_dataset", _RUN, "A dataset for temporary query results.", metavar="PROJECT:DATASET"),
+    Option(
+        "temp_dataset", _RUN, "A dataset for temporary query results.", metavar="PROJECT:DATASET"
+    ),
     Option("bigquery_location", _RUN, "Location of BigQuery jobs; the dataset's by default."),
     Option("resource_labels", _RUN, "Labels for cloud resources.", metavar="K=V,K=V"),
 )
@@ -234,7 +232,9 @@ class Values:
     @classmethod
     def of(cls, options: InferenceOptions) -> "Values":
         """The values of parsed options; a choice that does not exist is refused here."""
-        values = cls({o.name: (getattr(options, o.name) or "").strip() or o.default for o in OPTIONS})
+        values = cls(
+            {o.name: (getattr(options, o.name) or "").strip() or o.default for o in OPTIONS}
+        )
         for option in OPTIONS:
             value = values.given[option.name]
             if value and option.choices and value not in option.choices:
@@ -362,6 +362,8 @@ def parse_flags(argv: Sequence[str]) -> PipelineOptions:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
+        if found := re.fullmatch(r"argument (--\w+): expected one argument", message):
+            raise ConfigurationError(f"{found[1]} has no value: write {found[1]}=…")
         raise ConfigurationError(message)
 
 

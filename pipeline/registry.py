@@ -161,6 +161,8 @@ def _openai(values: Values, options: PipelineOptions) -> Backend:
 
 
 def _sentence_transformers(values: Values, options: PipelineOptions) -> Backend:
+    for flag in ("generation_config", "max_output_tokens", "temperature", "request_options"):
+        _only_with(values, flag, False, "a backend that is a server")
     if values.text("task") != "embed":
         raise ConfigurationError("backend sentence_transformers embeds only: give --task=embed")
     return SentenceTransformersBackend(

@@ -1,6 +1,7 @@
 """The closing table: what a run did, what it cost and where everything is."""
 
 import datetime as dt
+import itertools
 import json
 from typing import Any
 
@@ -73,15 +74,38 @@ def summary_panel(config: RunConfig, row: Row) -> Panel:
     if row["input_tokens"]:
         line("tokens", f"{row['input_tokens']:,} in", ", ".join(tokens))
     cost = row["cost_usd"]
-    line("cost", "not known" if cost is None else f"${float(cost):,.4f}", "" if cost is None else "list price")
-    title = "reconciled" if row["reconciled"] else "NOT RECONCILED"
-    style = "green" if row["reconciled"] else "red"
+    if cost is not None:
+        line("cost", f"${float(cost):,.4f}", "list price")
+    elif config.prices.provider is not None:
+        line("cost", "not known", f"no list price of {config.backend.model}")
+    if not row["reconciled"]:
+        title, style = "NOT RECONCILED", "red"
+    elif row["dead_letters"] and not row["results"]:
+        title, style = "reconciled, but every record is a dead letter", "yellow"
+    else:
+        title, style = "reconciled", "green"
     return Panel(
         table,
         title=f"[bold {style}]{title}[/] · run {config.run_id}",
         border_style=style,
         expand=False,
     )
+
+
+def commonest_message(config: RunConfig, row: Row) -> str | None:
+    """A dead letter's message, of the commonest error type, from the files when there are any."""
+    folder = config.sinks.dead_letter_path
+    if folder is None or config.sinks.output_format != "jsonl":
+        return None
+    by_type = json.loads(row["dead_letters_by_error_type"])
+    commonest = max(by_type, key=by_type.__getitem__)
+    for found in FileSystems.match([f"{folder}/{config.run_id}-*"])[0].metadata_list:
+        with FileSystems.open(found.path) as file:
+            for line in itertools.islice(file, 1000):
+                letter = json.loads(line)
+                if letter["error_type"] == commonest:
+                    return f"{letter['stage']}: {commonest}: {letter['error_message']}"
+    return None
 
 
 def places(config: RunConfig) -> list[tuple[str, str]]:
@@ -107,6 +131,10 @@ def places(config: RunConfig) -> list[tuple[str, str]]:
 def print_report(console: Console, config: RunConfig, row: Row) -> None:
     """Prints the closing table and where everything is."""
     console.print(summary_panel(config, row), highlight=False)
+    if row["dead_letters"] and not row["results"]:
+        message = commonest_message(config, row)
+        if message:
+            console.print(f"most of them: {message}", highlight=False, markup=False)
     print_places(console, config)
 
 

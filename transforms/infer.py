@@ -159,5 +159,3 @@ class Infer(beam.PTransform):
             split.answered | "KeepAnswers" >> beam.Reshuffle(),
             split.unserved | "KeepFailures" >> beam.Reshuffle(),
         )
-
-

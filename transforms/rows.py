@@ -82,9 +82,7 @@ DEAD_LETTER_COLUMNS: tuple[Column, ...] = (
     Column("timestamp", "TIMESTAMP", "REQUIRED", "When the row was made; the table's partitions."),
     Column("record_id", "STRING", help="Empty when the record could not be read so far."),
     Column("run_id", "STRING", "REQUIRED", "The run that made this row."),
-    Column(
-        "stage", "STRING", "REQUIRED", "`read`, `render`, `infer`, `validate` or `write`."
-    ),
+    Column("stage", "STRING", "REQUIRED", "`read`, `render`, `infer`, `validate` or `write`."),
     Column("error_type", "STRING", "REQUIRED", "One of the sixteen error types."),
     Column("error_message", "STRING", "REQUIRED", "What was wrong, with the value."),
     Column("retryable", "BOOL", "REQUIRED", "The same record may well succeed later."),
@@ -192,9 +190,7 @@ def result_row(answer: Answer, run: RunInfo, price: Price) -> Row:
         "attempts": completion.attempts,
         "from_ledger": completion.from_ledger,
         "created_at": now(),
-        "record": (
-            None if run.record_fields == () else json_values.dumps(fields).decode("utf-8")
-        ),
+        "record": (None if run.record_fields == () else json_values.dumps(fields).decode("utf-8")),
     }
 
 
@@ -226,7 +222,9 @@ def dead_letter_row(letter: DeadLetter, run: RunInfo, price: Price) -> Row:
         "payload": payload,
         "payload_truncated": False,
         "payload_bytes": (
-            None if letter.payload_bytes is None else json_values.to_json_value(letter.payload_bytes)
+            None
+            if letter.payload_bytes is None
+            else json_values.to_json_value(letter.payload_bytes)
         ),
         "attributes": [{"key": k, "value": v} for k, v in letter.attributes.items()],
         "stacktrace": letter.stacktrace,

@@ -125,7 +125,10 @@ def _environment() -> _Environment:
     environment = _Environment(
         undefined=_Missing, finalize=_finalize, keep_trailing_newline=False, autoescape=False
     )
-    del environment.filters["random"], environment.globals["lipsum"]  # a retried bundle shall render the same request
+    del (
+        environment.filters["random"],
+        environment.globals["lipsum"],
+    )  # a retried bundle shall render the same request
     environment.tests["none"] = lambda value: value is None or isinstance(value, _Null)
     environment.policies["json.dumps_function"] = _tojson
     environment.filters["tojson"] = _tojson
@@ -200,5 +203,7 @@ class PromptTemplate:
         except Exception as error:  # a template may raise anything: it is the user's program
             raise RenderError(f"the template failed: {type(error).__name__}: {error}") from error
         if len(text) > MAX_PROMPT_CHARACTERS:
-            raise TooLarge(f"the rendered prompt has {len(text):,} characters (limit {MAX_PROMPT_CHARACTERS:,})")
+            raise TooLarge(
+                f"the rendered prompt has {len(text):,} characters (limit {MAX_PROMPT_CHARACTERS:,})"
+            )
         return json_values.clean_text(text)

@@ -130,7 +130,9 @@ def _embedded(text: str) -> list[Json]:
                     f"the JSON at character {start} breaks off: {error.msg}"
                 ) from None
         except (ValueError, RecursionError) as error:
-            raise SchemaViolation(f"the JSON at character {start} cannot be read: {error}") from None
+            raise SchemaViolation(
+                f"the JSON at character {start} cannot be read: {error}"
+            ) from None
         else:
             values.append(json_values.to_json_value(value))
     raise SchemaViolation("the answer holds too many brackets to find its JSON")

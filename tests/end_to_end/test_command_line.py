@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -141,9 +142,6 @@ def _wrong_use(
 ) -> dict[str, tuple[dict[str, str], list[str], str]]:
     """Name → environment, flags, the one message."""
     records = write_records(folder / "in.jsonl", 3)
-    (folder / "schema.json").write_text('{"type": 5}')
-    used = made(folder / "used")
-    (used / "run.json").write_text("{}")
     bare = bare_environment(folder)
     google = cloud.subprocess_environment(TMPDIR=bare["TMPDIR"])
     fake = ["--backend=fake", "--prompt={{ text }}"]
@@ -160,8 +158,10 @@ def _wrong_use(
         "conflicting flags": (
             bare,
             [*whole, "--input_table=p.d.t"],
-            "exactly one input is needed, but --input_files and --input_table are given: use one "
-            "of --input_files, --input_table, --input_query, --input_dead_letters",
+            (
+                "exactly one input is needed, but --input_files and --input_table are given: use one "
+                "of --input_files, --input_table, --input_query, --input_dead_letters"
+            ),
         ),
         "unreadable file": (
             bare,
@@ -176,19 +176,23 @@ def _wrong_use(
         "missing table": (
             google,
             [*fake, f"--input_table={table}", f"--output_path={folder}/out"],
-            f"--input_table {table}: Not found: Table {table.replace('.', ':', 1)}",
+            f"--input_table {table} does not exist: check project, dataset and name",
         ),
         "bad template": (
             bare,
             [*whole, "--prompt={{ text | shout }}"],
-            "--prompt is not a valid template: line 1: No filter named 'shout'.: "
-            "'{{ text | shout }}'",
+            (
+                "--prompt is not a valid template: line 1: No filter named 'shout'.: "
+                "'{{ text | shout }}'"
+            ),
         ),
         "unwritable output": (
             bare,
             [*local, f"--output_path={records}/out"],
-            f"--output_path '{records}/out' cannot be written: [Errno 20] Not a directory: "
-            f"'{records}/out'; give a folder that can",
+            (
+                f"--output_path '{records}/out' cannot be written: [Errno 20] Not a directory: "
+                f"'{records}/out'; give a folder that can"
+            ),
         ),
         "missing credentials of the backend": (
             bare,
@@ -198,42 +202,15 @@ def _wrong_use(
         "missing credentials of a sink": (
             bare,
             [*local, "--output_table=p:d.t"],
-            f"--output_table p.d.t: {NO_CREDENTIALS}",
-        ),
-        "missing key file": (
-            {**bare, "GOOGLE_APPLICATION_CREDENTIALS": f"{folder}/none.json"},
-            [*whole, *gemini],
-            f"--backend gemini: {NO_CREDENTIALS}",
-        ),
-        "missing key": (
-            bare,
-            [*whole, "--backend=openai", "--model=m"],
-            "--backend openai: OPENAI_API_KEY is not set: set it, or give --endpoint for a server "
-            "that needs no key",
+            f"--output_table: {NO_CREDENTIALS}",
         ),
         "unknown backend": (
             bare,
             [*whole, "--backend=gemeni"],
-            "--backend is 'gemeni', but must be one of: gemini, vertex_endpoint, openai, "
-            "sentence_transformers, fake; did you mean gemini?",
-        ),
-        "bad schema file": (
-            bare,
-            [*whole, f"--output_schema={folder}/schema.json"],
-            "--output_schema is not a JSON Schema: at $.type: 5 is not valid under any of the "
-            "given schemas",
-        ),
-        "malformed generation config": (
-            bare,
-            [*whole, "--generation_config={temperature: 1}"],
-            "--generation_config is not JSON: Expecting property name enclosed in double quotes: "
-            "line 1 column 2 (char 1): '{temperature: 1}'",
-        ),
-        "folder in use": (
-            bare,
-            [*local, f"--output_path={used}"],
-            f"--output_path '{used}' is not empty: give another folder, or --write_mode=append to "
-            "add to it, or --write_mode=replace to replace what earlier runs wrote there",
+            (
+                "--backend is 'gemeni', but must be one of: gemini, vertex_endpoint, openai, "
+                "sentence_transformers, fake; did you mean gemini?"
+            ),
         ),
     }
 
@@ -247,12 +224,7 @@ WRONG_USE = (
     "unwritable output",
     "missing credentials of the backend",
     "missing credentials of a sink",
-    "missing key file",
-    "missing key",
     "unknown backend",
-    "bad schema file",
-    "malformed generation config",
-    "folder in use",
 )
 
 
@@ -284,10 +256,19 @@ def test_wrong_use_ends_with_one_message(wrong_use: WrongUse, name: str) -> None
     """Exit code 2 and one line with the value and the remedy; nothing else is said or written."""
     ended, message = wrong_use.ended[name]
     assert ended == Ended(2, "", f"error: {message}\n")
-    assert files_below(wrong_use.folder) == ["in.jsonl", "schema.json", "used/run.json"]
+    assert files_below(wrong_use.folder) == ["in.jsonl"]
 
 
 # Further wrong use, in this process.
+
+_FILES = {
+    "latin": b"caf\xe9",
+    "broken.parquet": b"PAR1 and nothing more",
+    "records.data": b"{}\n",
+    "records.csv": b"id\n1\n",
+    "schema.json": b'{"type": 5}',
+    "used/run.json": b"{}",
+}
 
 
 @pytest.mark.parametrize(
@@ -318,23 +299,31 @@ def test_wrong_use_ends_with_one_message(wrong_use: WrongUse, name: str) -> None
         ),
         (
             ["--input_files="],
-            "exactly one input is needed, but none is given: use one of --input_files, "
-            "--input_table, --input_query, --input_dead_letters",
+            (
+                "exactly one input is needed, but none is given: use one of --input_files, "
+                "--input_table, --input_query, --input_dead_letters"
+            ),
         ),
         (
-            ["--input_files={folder}/*.csv"],
-            "--input_files '{folder}/*.csv' matches no file: check the path; quote the pattern, "
-            "so that the shell does not expand it",
+            ["--input_files={folder}/*.avro"],
+            (
+                "--input_files '{folder}/*.avro' matches no file: check the path; quote the pattern, "
+                "so that the shell does not expand it"
+            ),
         ),
         (
             ["--input_files={folder}/broken.parquet"],
-            "--input_files: '{folder}/broken.parquet' cannot be read: Parquet magic bytes not "
-            "found in footer. Either the file is corrupted or this is not a parquet file.",
+            (
+                "--input_files: '{folder}/broken.parquet' cannot be read: Parquet magic bytes not "
+                "found in footer. Either the file is corrupted or this is not a parquet file."
+            ),
         ),
         (
             ["--input_files={folder}/records.data"],
-            "the name of '{folder}/records.data' does not tell its format: give --input_format, "
-            "one of jsonl, csv, parquet, avro, txt, objects",
+            (
+                "the name of '{folder}/records.data' does not tell its format: give --input_format, "
+                "one of jsonl, csv, parquet, avro, txt, objects"
+            ),
         ),
         (
             ["--input_fields=a"],
@@ -354,18 +343,24 @@ def test_wrong_use_ends_with_one_message(wrong_use: WrongUse, name: str) -> None
         ),
         (
             ["--messages_field=chat"],
-            "what to ask is not clear: --prompt and --messages_field are given; use exactly one "
-            "of --prompt, --prompt_file, --messages_field, --request_field, --instance_fields",
+            (
+                "what to ask is not clear: --prompt and --messages_field are given; use exactly one "
+                "of --prompt, --prompt_file, --messages_field, --request_field, --instance_fields"
+            ),
         ),
         (
             ["--prompt={% if a %}\n{{ b "],
-            "--prompt is not a valid template: line 2: unexpected end of template, expected 'end "
-            "of print statement'.: '{{ b'",
+            (
+                "--prompt is not a valid template: line 2: unexpected end of template, expected 'end "
+                "of print statement'.: '{{ b'"
+            ),
         ),
         (
             ["--system_prompt={% include 'x' %}"],
-            "--system_prompt is not a valid template: line 1: a prompt cannot load another file: "
-            "\"{% include 'x' %}\"",
+            (
+                "--system_prompt is not a valid template: line 1: a prompt cannot load another file: "
+                "\"{% include 'x' %}\""
+            ),
         ),
         (
             ["--output_schema={folder}/none"],
@@ -374,6 +369,27 @@ def test_wrong_use_ends_with_one_message(wrong_use: WrongUse, name: str) -> None
         (
             ["--output_schema={folder}/latin"],
             "--output_schema: '{folder}/latin' is not UTF-8 (byte 3)",
+        ),
+        (
+            ["--output_schema={folder}/schema.json"],
+            (
+                "--output_schema is not a JSON Schema: at $.type: 5 is not valid under any of the "
+                "given schemas"
+            ),
+        ),
+        (
+            ["--output_schema={folder}/records.csv"],
+            (
+                "--output_schema is not JSON: Expecting value: line 1 column 1 (char 0): "
+                "'{folder}/records.csv'"
+            ),
+        ),
+        (
+            ["--generation_config={temperature: 1}"],
+            (
+                "--generation_config is not JSON: Expecting property name enclosed in double "
+                "quotes: line 1 column 2 (char 1): '{temperature: 1}'"
+            ),
         ),
         (
             ["--generation_config=[1]"],
@@ -385,13 +401,41 @@ def test_wrong_use_ends_with_one_message(wrong_use: WrongUse, name: str) -> None
         ),
         (
             ['--request_options={"speed": 1}'],
-            "the fake backend has no option 'speed'; known: latency_ms, faults, "
-            "embedding_dimensions",
+            (
+                "the fake backend has no option 'speed'; known: latency_ms, faults, "
+                "embedding_dimensions"
+            ),
         ),
         (
             ["--backend=openai", "--endpoint=localhost:8000/v1", "--model=m"],
-            "--endpoint is 'localhost:8000/v1', but must be a URL that begins with http:// or "
-            "https://",
+            (
+                "--endpoint is 'localhost:8000/v1', but must be a URL that begins with http:// or "
+                "https://"
+            ),
+        ),
+        (
+            ["--backend=openai", "--model=m"],
+            (
+                "--backend openai: OPENAI_API_KEY is not set: set it, or give --endpoint for a "
+                "server that needs no key"
+            ),
+        ),
+        (
+            [
+                "--backend=gemini",
+                "--model=m",
+                "--model_project=p",
+                "--model_location=us-central1",
+            ],
+            f"--backend gemini: {NO_CREDENTIALS}",
+        ),
+        (
+            ["--output_path={folder}/used"],
+            (
+                "--output_path '{folder}/used' is not empty: give another folder, or "
+                "--write_mode=append to add to it, or --write_mode=replace to replace what "
+                "earlier runs wrote there"
+            ),
         ),
         (
             ["--backend=openai"],
@@ -399,8 +443,10 @@ def test_wrong_use_ends_with_one_message(wrong_use: WrongUse, name: str) -> None
         ),
         (
             ["--backend=gemini", "--model=m", "--model_project=p"],
-            "--model_location is missing: give it (e.g. us-central1, or global), or --region, or "
-            "set GOOGLE_CLOUD_LOCATION",
+            (
+                "--model_location is missing: give it (e.g. us-central1, or global), or --region, or "
+                "set GOOGLE_CLOUD_LOCATION"
+            ),
         ),
         (
             ["--backend=gemini", "--model=m", "--model_location=us-central1"],
@@ -408,8 +454,10 @@ def test_wrong_use_ends_with_one_message(wrong_use: WrongUse, name: str) -> None
         ),
         (
             ["--backend=vertex_endpoint", "--endpoint=somewhere"],
-            "endpoint 'somewhere' is neither projects/P/locations/L/endpoints/E nor an https URL "
-            "that ends so",
+            (
+                "endpoint 'somewhere' is neither projects/P/locations/L/endpoints/E nor an https URL "
+                "that ends so"
+            ),
         ),
         (
             ["--backend=sentence_transformers", "--model=m"],
@@ -429,11 +477,12 @@ def test_wrong_value(
     message: str,
 ) -> None:
     """Exit code 2 and the message: the value and the remedy."""
-    for name in ("GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_LOCATION"):
+    for name in ("GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_LOCATION", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    (tmp_path / "latin").write_bytes(b"caf\xe9")
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing more")
-    (tmp_path / "records.data").write_bytes(b"{}\n")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "no-such-key.json"))
+    for name, content in _FILES.items():
+        made((tmp_path / name).parent)
+        (tmp_path / name).write_bytes(content)
     source = write_records(tmp_path / "in.jsonl", 3)
 
     code = runs.run(
@@ -448,7 +497,7 @@ def test_wrong_value(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == f"error: {message.replace('{folder}', str(tmp_path))}\n"
-    assert files_below(tmp_path) == ["broken.parquet", "in.jsonl", "latin", "records.data"]
+    assert files_below(tmp_path) == sorted([*_FILES, "in.jsonl"])
 
 
 @pytest.mark.parametrize(
@@ -472,8 +521,10 @@ def test_wrong_value(
         ),
         (
             ["--output_table={dataset}.input"],
-            "--output_table: {dataset}.input has no column 'record_id': it was not made by this "
-            "pipeline; give another table",
+            (
+                "--output_table: {dataset}.input has no column 'record_id': it was not made by this "
+                "pipeline; give another table"
+            ),
         ),
         (
             ["--output_table={dataset}.seen"],
@@ -564,9 +615,14 @@ def test_write_modes_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_write_modes_of_a_table(
-    tmp_path: Path, bigquery_dataset: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    bigquery_dataset: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A table is appended to by default; fail refuses one with rows; replace empties it first."""
+    temporary = made(tmp_path / "tmp")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     table = f"{bigquery_dataset}.results"
     flags = [
         f"--input_files={write_records(tmp_path / 'in.jsonl', 3)}",
@@ -595,6 +651,7 @@ def test_write_modes_of_a_table(
     assert runs.run(*flags, "--run_id=third", "--write_mode=replace") == 0
     assert run_ids() == ["third"] * 3
     assert run_ids("_runs") == ["first", "second", "third"]
+    assert [path.name for path in temporary.rglob("*")] == ["batch-inference"]
 
 
 def test_a_run_that_fails_leaves_no_summary_that_reconciles(tmp_path: Path) -> None:
@@ -741,8 +798,9 @@ def test_a_file_beyond_its_limit(tmp_path: Path) -> None:
     """The same where a limit of the process says how large a file may be; needs no rights."""
     source = write_records(tmp_path / "in.jsonl", 3000, "a text " * 40)
     process = subprocess.Popen(
-        ["sh", "-c", 'ulimit -f 64; exec "$@"', "sh", *COMMAND]
-        + [
+        [
+            *("sh", "-c", 'ulimit -f 64; exec "$@"', "sh"),
+            *COMMAND,
             f"--input_files={source}",
             "--prompt={{ text }}",
             "--backend=fake",
@@ -826,7 +884,7 @@ def test_an_interrupted_run_cleans_up(
         message,
     )
     assert files_below(tmp_path) == ["in.jsonl"]
-    assert list((tmp_path / "tmp").rglob("*-*")) == [tmp_path / "tmp" / "batch-inference"]
+    assert list((tmp_path / "tmp").rglob("*")) == []
     wait_until(lambda: model_server.stats()["in_flight"] == 0, "the end of all calls")
     with loopback_cloud.clients_redirected(), bigquery.Client() as client:
         assert list(client.list_tables(dataset)) == []

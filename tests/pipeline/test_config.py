@@ -427,7 +427,7 @@ def test_dead_letter_table() -> None:
     assert table.name == TableName("p", "d", "dead")
     for name in ("p:d.t", "p.d.t"):
         assert _refused(IN, ASK, FAKE, "--output_table=p:d.t", f"--dead_letter_table={name}") == (
-            f"--dead_letter_table is {name!r}, which is the output table: give another"
+            f"--dead_letter_table is {name!r}, which this run writes for another purpose: give another"
         )
 
 

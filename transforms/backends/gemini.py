@@ -296,4 +296,3 @@ def _embedding(data: Any) -> Completion:
         model_version=data.get("modelVersion"),
         service_tier=counts.get("trafficType"),
     )
-

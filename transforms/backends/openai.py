@@ -72,7 +72,7 @@ class OpenAIBackend:
         key = (self.api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
         if not key and self.at_openai():
             raise BackendUnusable(
-                "no OpenAI API key: give --api_key_secret, or set OPENAI_API_KEY in the workers"
+                "no OpenAI API key: set OPENAI_API_KEY in the workers' environment"
             )
         return OpenAIClient(self, key)
 

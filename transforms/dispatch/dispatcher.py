@@ -32,6 +32,7 @@ from transforms.errors import (
     RecordError,
     RequestTimeout,
 )
+from transforms.metrics import LIVE
 from transforms.records import Completion, Request
 
 _LONGEST_WAIT_S = 120.0
@@ -112,6 +113,7 @@ class Dispatcher:
     async def _answer_at_once(
         self, client: BatchClient, requests: Sequence[Request]
     ) -> list[Outcome]:
+        LIVE.add("sent", len(requests))
         try:
             replies = await client.generate_many(requests)
         except BackendUnusable:
@@ -186,6 +188,7 @@ class Dispatcher:
     async def _call(self, request: Request) -> Completion | Exception:
         """One call; what it raises is its reply, unless it stops the run."""
         timeout_s = self._limits.request_timeout_s
+        LIVE.add("sent", 1)
         started = time.monotonic()
         try:
             completion = await asyncio.wait_for(self._client.generate(request), timeout_s)

@@ -5,8 +5,10 @@ of the first instead of loading twice (BigQuery API, "jobs.insert": 409 for an i
 """
 
 import dataclasses
+import hashlib
 import io
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +27,9 @@ _URIS_PER_JOB = 10_000
 _LOAD_ATTEMPTS = 3
 _BIGQUERYS_OWN = ("backendError", "internalError", "rateLimitExceeded")
 _log = logging.getLogger(__name__)
+_TABLE = re.compile(
+    r"(?:(?P<project>(?:[a-z0-9.-]+:)?[A-Za-z0-9-]+)[:.])?(?P<dataset>\w+)\.(?P<table>[\w-]+)"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,12 +51,11 @@ class TableName:
         Raises:
           ConfigurationError: It is none of them.
         """
-        parts = text.replace(":", ".").rsplit(".", 2)
-        if len(parts) == 2 and default_project:
-            parts = [default_project, *parts]
-        if len(parts) != 3 or not all(parts):
+        found = _TABLE.fullmatch(text)
+        project = (found and (found["project"] or default_project)) or None
+        if found is None or project is None:
             raise ConfigurationError(f"{text!r} is not a table: write project:dataset.table")
-        return cls(*parts)
+        return cls(project, found["dataset"], found["table"])
 
     def sibling(self, suffix: str) -> "TableName":
         """The table beside it whose name has a suffix."""
@@ -116,6 +120,11 @@ class TableSpec:
     def client(self) -> "bigquery.Client":
         """A client for jobs on this table."""
         return make_client(self.job_project or self.name.project, self.location, self.labels)
+
+    def job_id(self, run_id: str, purpose: str) -> str:
+        """The id of a run's job on this table: the same for each attempt, no other's."""
+        table = hashlib.sha256(str(self.name).encode()).hexdigest()[:12]
+        return f"{run_id}-{purpose}-{table}"
 
     def create(self, client: "bigquery.Client") -> None:
         """Makes the table; no error when it is there."""
@@ -246,7 +255,7 @@ def load_summary(spec: TableSpec, line: bytes, run_id: str) -> None:
         schema=bigquery_schema(spec.columns),
         write_disposition="WRITE_APPEND",
     )
-    job_id = f"{run_id}-summary"
+    job_id = spec.job_id(run_id, "summary")
     job: Any
     try:
         job = client.load_table_from_file(
@@ -325,7 +334,7 @@ class _LoadDoFn(beam.DoFn):
             self._spec,
             staged,
             client=client,
-            job_prefix=f"{self._run_id}-{self._kind}",
+            job_prefix=self._spec.job_id(self._run_id, self._kind),
             write_disposition=self._disposition,
         )
         rows = self._spec.count(client, self._run_id, self._started_at)

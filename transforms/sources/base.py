@@ -94,9 +94,7 @@ class ReadRecords(beam.PTransform):
 
     def expand(
         self, root: beam.Pipeline
-    ) -> tuple[
-        beam.PCollection[Record], beam.PCollection[DeadLetter], beam.PCollection[Tally]
-    ]:
+    ) -> tuple[beam.PCollection[Record], beam.PCollection[DeadLetter], beam.PCollection[Tally]]:
         records, unread = root | "Read" >> self.source.transform(self.id_rule)
         tallies = (records, unread) | "TallyRecords" >> TallyRecords()
         return records | "SpreadRecords" >> beam.Reshuffle(), unread, tallies

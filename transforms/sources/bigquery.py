@@ -175,7 +175,8 @@ class ReadRows(beam.PTransform):
         read = (
             root
             | "ReadRows" >> self.rows
-            | "MakeRecords" >> beam.ParDo(_RowRecordsDoFn(self.name, self.id_rule)).with_outputs(
+            | "MakeRecords"
+            >> beam.ParDo(_RowRecordsDoFn(self.name, self.id_rule)).with_outputs(
                 "unread", main="records"
             )
         )

@@ -44,7 +44,7 @@ def _typed(schema: dict[str, Any]) -> list[str]:
         ("p:d.t", "other", ("p", "d", "t")),
         ("d.t", "my-project", ("my-project", "d", "t")),
         ("my-project:d_1.t-2", None, ("my-project", "d_1", "t-2")),
-        ("example.com:p.d.t", None, ("example.com.p", "d", "t")),
+        ("example.com:p.d.t", None, ("example.com:p", "d", "t")),
     ],
 )
 def test_table_name(text: str, default: str | None, expected: tuple[str, str, str]) -> None:
