@@ -140,10 +140,10 @@ class RunConfig:
         source = registry.make_source(values, options)
         request = _request(values, backend, schema)
         request.check()
-        _check_reachable(values, options)
         started_at = now()
         preview = values.integer("preview")
         sinks = _sinks(values, options, run_id, needed=preview is None)
+        _check_reachable(values, options)
         record_fields = values.text("record_fields") or "all"
         return cls(
             run_id=run_id,

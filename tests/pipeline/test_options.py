@@ -123,7 +123,7 @@ def test_empty_is_the_default() -> None:
         (["--max_concurrenc=1"], "unknown flag --max_concurrenc; did you mean --max_concurrency?"),
         (["word"], "'word' is no flag: write --name=value"),
         (["-x"], "'-x' is no flag: write --name=value"),
-        (["--limit"], "argument --limit: expected one argument"),
+        (["--limit"], "--limit has no value: write --limit=…"),
     ],
 )
 def test_what_is_no_flag(argv: list[str], message: str) -> None:

@@ -28,7 +28,7 @@ _LOAD_ATTEMPTS = 3
 _BIGQUERYS_OWN = ("backendError", "internalError", "rateLimitExceeded")
 _log = logging.getLogger(__name__)
 _TABLE = re.compile(
-    r"(?:(?P<project>(?:[a-z0-9.-]+:)?[A-Za-z0-9-]+)[:.])?(?P<dataset>\w+)\.(?P<table>[\w-]+)"
+    r"(?:(?P<project>(?:[a-z0-9.-]+:)?[\w-]+)[:.])?(?P<dataset>\w+)\.(?P<table>[\w-]+)"
 )
 
 

@@ -309,7 +309,7 @@ def test_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asyncio.run(headers(api_key="given")) == {"Authorization": "Bearer given"}
     monkeypatch.delenv("OPENAI_API_KEY")
     assert asyncio.run(headers(endpoint="http://127.0.0.1:8000/v1")) == {}
-    with pytest.raises(BackendUnusable, match=r"^no OpenAI API key: give --api_key_secret"):
+    with pytest.raises(BackendUnusable, match=r"^no OpenAI API key: set OPENAI_API_KEY"):
         asyncio.run(headers())
 
 

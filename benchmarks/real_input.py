@@ -1,0 +1,266 @@
+"""Real text through every sink: the package descriptions of this machine, classified.
+
+Every Debian machine has tens of thousands of them (``apt-cache dumpavail``). They are read from
+Cloud Storage and from a BigQuery table of the loopback cloud, go through rendering, HTTP and an
+output schema, and end in files and in a table at once. The model is simulated on the same machine:
+its answers mean nothing, and it takes its share of the cores.
+
+``python -m benchmarks.real_input`` prints a table and writes it to ``benchmarks/RESULTS.md``.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from benchmarks.results import machine, write_section
+from tests.emulators.environment import REPOSITORY, emulator_python
+from tests.emulators.google_cloud import LoopbackCloud
+from tests.emulators.model_fixtures import SimulatedModelServer, running_model_server
+
+PROMPT = "What is this package about?\n\nPackage: {{ id }} ({{ section }})\n\n{{ text }}"
+CATEGORIES = ("game", "library", "development", "documentation", "network", "science", "other")
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "category": {"enum": list(CATEGORIES)},
+        "summary": {"type": "string", "maxLength": 200},
+    },
+    "required": ["category", "summary"],
+    "additionalProperties": False,
+}
+EMPTY_LIST = "apt knows no packages: run `apt-get update`"
+
+
+def packages() -> list[dict[str, str]]:
+    """All that ``apt-cache dumpavail`` knows: id, section and text, in its order.
+
+    The text is the whole description where the list holds it, else the line that it does hold.
+
+    Raises:
+      LookupError: The list is empty.
+    """
+    dump = subprocess.run(["apt-cache", "dumpavail"], check=True, capture_output=True).stdout
+    found = []
+    for block in dump.decode("utf-8", "replace").split("\n\n"):
+        fields = _fields(block)
+        text = fields.get("Description-en") or fields.get("Description")
+        if text and "Package" in fields:
+            section = fields.get("Section", "unknown")
+            found.append({"id": fields["Package"], "section": section, "text": text})
+    if not found:
+        raise LookupError(EMPTY_LIST)
+    return found
+
+
+def _fields(block: str) -> dict[str, str]:
+    """The fields of one stanza; continuation lines are joined, a lone dot is an empty line."""
+    fields: dict[str, str] = {}
+    name = ""
+    for line in block.split("\n"):
+        if line.startswith(" "):
+            fields[name] = f"{fields.get(name, '')}\n{'' if line == ' .' else line[1:]}"
+        else:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+    return fields
+
+
+def json_lines(records: list[dict[str, str]]) -> bytes:
+    """The records as a file."""
+    return b"".join(json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in records)
+
+
+def make_table(name: str, records: list[dict[str, str]]) -> None:
+    """A table of the records; clients are redirected."""
+    from google.cloud import bigquery
+
+    schema = [bigquery.SchemaField(column, "STRING") for column in ("id", "section", "text")]
+    with bigquery.Client() as client:
+        client.load_table_from_json(
+            records, name, job_config=bigquery.LoadJobConfig(schema=schema)
+        ).result()
+
+
+def flags(server: SimulatedModelServer) -> list[str]:
+    """What every way through the pipeline has in common."""
+    return [
+        f"--prompt={PROMPT}",
+        f"--output_schema={json.dumps(SCHEMA)}",
+        "--backend=openai",
+        "--model=simulated-model",
+        f"--endpoint={server.openai_url}",
+    ]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measured:
+    """One run.
+
+    Attributes:
+      name: From where to where.
+      records, results, dead_letters: As its summary says.
+      in_files, in_table: Results and dead letters that each pair of sinks was found to hold.
+      wall_s: From launch to summary, without Python's start.
+      cpu_s: Of the whole process.
+      peak_mib: Its largest memory.
+    """
+
+    name: str
+    records: int
+    results: int
+    dead_letters: int
+    in_files: tuple[int, int]
+    in_table: tuple[int, int]
+    wall_s: float
+    cpu_s: float
+    peak_mib: float
+
+
+def measure(
+    name: str, cloud: LoopbackCloud, server: SimulatedModelServer, source: str, target: str
+) -> Measured:
+    """Runs the command in a process of its own, then counts what each sink holds.
+
+    Args:
+      name: What the table calls it.
+      cloud: The loopback cloud; clients in this process are redirected to it.
+      server: The model server.
+      source: A flag that names the input.
+      target: A ``gs://`` folder or a local one.
+    """
+    table = f"{cloud.new_dataset()}.results"
+    outputs = [source, f"--output_path={target}", f"--output_table={table}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *flags(server), *outputs],
+        cwd=REPOSITORY,
+        env=cloud.subprocess_environment(),
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{name}: exit code {process.returncode}")
+    (summary,) = _rows(f"SELECT * FROM `{table}_runs`")
+    measured = Measured(
+        name,
+        summary["records"],
+        summary["results"],
+        summary["dead_letters"],
+        (count_lines(f"{target}/results/*"), count_lines(f"{target}/dead_letters/*")),
+        (count_rows(table), count_rows(f"{table}_dead_letters")),
+        (summary["finished_at"] - summary["started_at"]).total_seconds(),
+        used.ru_utime + used.ru_stime,
+        used.ru_maxrss / 1024,
+    )
+    check(measured)
+    return measured
+
+
+def check(measured: Measured) -> None:
+    """Each sink holds every record once.
+
+    Raises:
+      SystemExit: One does not.
+    """
+    wanted = (measured.results, measured.dead_letters)
+    if sum(wanted) != measured.records or {measured.in_files, measured.in_table} != {wanted}:
+        raise SystemExit(f"a sink lacks records: {measured}")
+
+
+def _rows(sql: str) -> list[Any]:
+    from google.cloud import bigquery
+
+    with bigquery.Client() as client:
+        return list(client.query(sql).result())
+
+
+def count_rows(table: str) -> int:
+    """Rows of a table."""
+    return int(_rows(f"SELECT COUNT(*) FROM `{table}`")[0][0])
+
+
+def count_lines(pattern: str) -> int:
+    """Lines of the files that a glob matches."""
+    lines = 0
+    for found in FileSystems.match([pattern])[0].metadata_list:
+        with FileSystems.open(found.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            while block := file.read(1 << 20):
+                lines += block.count(b"\n")
+    return lines
+
+
+@contextlib.contextmanager
+def services(folder: pathlib.Path) -> Iterator[tuple[LoopbackCloud, SimulatedModelServer]]:
+    """A loopback cloud, with this process's clients redirected to it, and a model server."""
+    (folder / "cloud").mkdir()
+    with (
+        LoopbackCloud.running(emulator_python(), folder / "cloud") as cloud,
+        cloud.clients_redirected(),
+        running_model_server(folder) as server,
+    ):
+        yield cloud, server
+
+
+def main() -> None:
+    """Runs both ways and writes the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--records", type=int, help="only so many; default: all")
+    args = parser.parse_args()
+    try:
+        records = packages()[: args.records]
+    except LookupError as error:
+        raise SystemExit(str(error)) from None
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        with services(folder) as (cloud, server):
+            bucket = f"gs://{cloud.new_bucket()}"
+            content = json_lines(records)
+            with FileSystems.create(f"{bucket}/packages.jsonl") as file:
+                file.write(content)
+            table = f"{cloud.new_dataset()}.packages"
+            make_table(table, records)
+            runs = [
+                measure(
+                    "Cloud Storage",
+                    cloud,
+                    server,
+                    f"--input_files={bucket}/packages.jsonl",
+                    f"{bucket}/out",
+                ),
+                measure("BigQuery", cloud, server, f"--input_table={table}", str(folder / "out")),
+            ]
+    lines = [
+        (
+            f"{len(records):,} package descriptions of this machine ({len(content) / 1e6:.1f} MB), "
+            "each asked over HTTP of a simulated model on the same cores, checked against a schema, "
+            f"and written to files and to a BigQuery table at once ({machine()}; services on loopback)."
+        ),
+        "",
+        (
+            "| from | records | results + dead letters | in files | in tables | wall s | records/s "
+            "| CPU s | CPU µs/record | peak MiB |"
+        ),
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        held = [f"{a:,} + {b:,}" for a, b in (run.in_files, run.in_table)]
+        lines.append(
+            f"| {run.name} | {run.records:,} | {run.results:,} + {run.dead_letters:,} "
+            f"| {held[0]} | {held[1]} | {run.wall_s:.1f} | {run.records / run.wall_s:,.0f} "
+            f"| {run.cpu_s:.1f} | {run.cpu_s / run.records * 1e6:.0f} | {run.peak_mib:.0f} |"
+        )
+    write_section("Real input", "python -m benchmarks.real_input", lines)
+
+
+if __name__ == "__main__":
+    main()
