@@ -7,8 +7,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP_FREE := $(BIN)/pip install --quiet --disable-pip-version-check
+# The versions that were tested together, for the Python that they were tested with.
+PIP = $(PIP_FREE) $(shell $(BIN)/python -c 'import sys; print("--constraint constraints.txt" * (sys.version_info[:2] == (3, 11)))')
 TORCH := 2.13.0
 TORCH_CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
@@ -18,6 +19,9 @@ run: $(VENV)/.run
 	BIN=$(BIN) bash examples/demo.sh
 
 test: $(VENV)/.dev
+	@# One test reads the package descriptions that apt knows; a bare image knows none.
+	@if command -v apt-cache >/dev/null && [ -z "$$(apt-cache dumpavail 2>/dev/null | head -c 1)" ]; \
+	then apt-get update -qq || true; fi
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --quiet
 
@@ -39,7 +43,7 @@ clean:
 	rm -rf $(VENV) .venv-emulators out build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/pip:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { echo "make needs Python's venv: apt-get install python3-venv"; exit 1; }
 
 # Torch first and without CUDA, unless there is a GPU: the default Linux wheels are gigabytes.
 $(VENV)/.torch: $(VENV)/bin/pip

@@ -275,7 +275,7 @@ _FILES = {
     ("flags", "message"),
     [
         (["stray"], "'stray' is no flag: write --name=value"),
-        (["--model"], "argument --model: expected one argument"),
+        (["--model"], "--model has no value: write --model=…"),
         (["--max_batch_size=many"], "--max_batch_size is 'many', but must be a whole number"),
         (["--max_batch_size=0"], "--max_batch_size is 0, but must be at least 1"),
         (["--temperature=nan"], "--temperature is nan, but must be at least 0"),
@@ -432,7 +432,7 @@ _FILES = {
         (
             ["--output_path={folder}/used"],
             (
-                "--output_path '{folder}/used' is not empty: give another folder, or "
+                "--output_path '{folder}/used' holds another run: give another folder, or "
                 "--write_mode=append to add to it, or --write_mode=replace to replace what "
                 "earlier runs wrote there"
             ),
@@ -654,14 +654,19 @@ def test_write_modes_of_a_table(
     assert [path.name for path in temporary.rglob("*")] == ["batch-inference"]
 
 
-def test_a_run_that_fails_leaves_no_summary_that_reconciles(tmp_path: Path) -> None:
+def test_a_run_that_fails_leaves_no_summary_that_reconciles(
+    tmp_path: Path, bigquery_dataset: str
+) -> None:
     """The summary of the run before is kept under its own name, never as that of the folder."""
+    table = f"{bigquery_dataset}.results"
     flags = [
         f"--input_files={write_records(tmp_path / 'in.jsonl', 20)}",
         "--prompt={{ text }}",
         f"--output_path={tmp_path}/out",
+        f"--output_table={table}",
     ]
     assert runs.run(*flags, "--backend=fake", "--run_id=first") == 0
+    before = runs.in_tables(table)
 
     code = runs.run(
         *flags,
@@ -675,6 +680,7 @@ def test_a_run_that_fails_leaves_no_summary_that_reconciles(tmp_path: Path) -> N
     left = files_below(tmp_path / "out")
     assert [name for name in left if name.endswith(".json")] == ["run-first.json"]
     assert all(name.startswith(("results/first-", "run-first")) for name in left)
+    assert runs.in_tables(table) == before
 
 
 def test_preview_sends_and_writes_nothing(
@@ -715,11 +721,10 @@ def check_failed(ended: Ended, out: Path, message: str) -> None:
     """Exit code 1, one message, no traceback, nothing that looks whole."""
     assert ended.code == 1
     assert ended.stdout == ""
-    run_line, failed, *rest = ended.stderr.splitlines()
+    run_line, failed, last = ended.stderr.splitlines()
     assert re.fullmatch(r"run [0-9]{8}-[0-9]{6}-[0-9a-f]{6}", run_line)
     assert re.fullmatch(re.escape(run_line) + " failed: " + message, failed)
-    assert rest[0] == "there is no summary: take nothing of this run for whole"
-    assert [line.split()[:1] for line in rest[1:]] == [["results"], ["dead"], ["summary"]]
+    assert last == "there is no summary: take nothing of this run for whole"
     assert files_below(out) == []
 
 

@@ -19,6 +19,8 @@ from tests.emulators.model_fixtures import SimulatedModelServer
 from tests.end_to_end import hostile, runs
 from tests.end_to_end.hostile import Case, expected
 from transforms import rows
+from transforms.errors import ERROR_TYPES
+from transforms.records import STAGES
 
 COUNT = 10_000
 CUT_AT = 1 << 20
@@ -73,6 +75,17 @@ def check_rows(held: runs.Held) -> None:
         assert (row["stacktrace"] is not None) == (row["error_type"] == "internal")
         assert row["retryable"] == (row["error_type"] in ("rate_limited", "unavailable", "timeout"))
         assert row["error_message"]
+
+
+def test_the_cases_are_of_every_kind() -> None:
+    """A seed makes the same cases; they end in every way that this pipeline knows."""
+    assert len(cases()) == COUNT
+    assert fewer_cases() == hostile.volume_cases(COUNT // 10, seed=1, long=False)
+    assert sum(len(case.line) > hostile.LONG_BYTES for case in cases()) == 7
+    made = [*cases(), *hostile.served_cases(400, schema=True)]
+    written = {"write_rejected", "not_attempted"}
+    assert {case.error_type for case in made if case.stage} == set(ERROR_TYPES) - written
+    assert {case.stage for case in made if case.stage} == set(STAGES) - {"write"}
 
 
 @pytest.mark.parametrize("max_batch_size", [1, 7, 256, 1000])
