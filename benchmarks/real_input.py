@@ -24,6 +24,7 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from benchmarks.results import machine, write_section
+from benchmarks.texts import packages
 from tests.emulators.environment import REPOSITORY, emulator_python
 from tests.emulators.google_cloud import LoopbackCloud
 from tests.emulators.model_fixtures import SimulatedModelServer, running_model_server
@@ -39,41 +40,6 @@ SCHEMA: dict[str, Any] = {
     "required": ["category", "summary"],
     "additionalProperties": False,
 }
-EMPTY_LIST = "apt knows no packages: run `apt-get update`"
-
-
-def packages() -> list[dict[str, str]]:
-    """All that ``apt-cache dumpavail`` knows: id, section and text, in its order.
-
-    The text is the whole description where the list holds it, else the line that it does hold.
-
-    Raises:
-      LookupError: The list is empty.
-    """
-    dump = subprocess.run(["apt-cache", "dumpavail"], check=True, capture_output=True).stdout
-    found = []
-    for block in dump.decode("utf-8", "replace").split("\n\n"):
-        fields = _fields(block)
-        text = fields.get("Description-en") or fields.get("Description")
-        if text and "Package" in fields:
-            section = fields.get("Section", "unknown")
-            found.append({"id": fields["Package"], "section": section, "text": text})
-    if not found:
-        raise LookupError(EMPTY_LIST)
-    return found
-
-
-def _fields(block: str) -> dict[str, str]:
-    """The fields of one stanza; continuation lines are joined, a lone dot is an empty line."""
-    fields: dict[str, str] = {}
-    name = ""
-    for line in block.split("\n"):
-        if line.startswith(" "):
-            fields[name] = f"{fields.get(name, '')}\n{'' if line == ' .' else line[1:]}"
-        else:
-            name, _, value = line.partition(": ")
-            fields[name] = value
-    return fields
 
 
 def json_lines(records: list[dict[str, str]]) -> bytes:

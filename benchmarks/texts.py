@@ -2,24 +2,38 @@
 
 import subprocess
 
+EMPTY_LIST = "apt knows no packages: run `apt-get update`"
 
-def package_descriptions(most: int | None = None) -> list[str]:
-    """Description and first lines of packages, in the order of ``apt-cache dumpavail``.
+
+def packages() -> list[dict[str, str]]:
+    """All that ``apt-cache dumpavail`` knows: id, section and text, in its order.
+
+    The text is the whole description where the list holds it, else the line that it does hold.
 
     Raises:
-      SystemExit: The list is empty: ``apt-get update`` fills it.
+      LookupError: The list is empty.
     """
     dump = subprocess.run(["apt-cache", "dumpavail"], check=True, capture_output=True).stdout
-    texts = []
+    found = []
     for block in dump.decode("utf-8", "replace").split("\n\n"):
-        _, found, description = block.partition("\nDescription: ")
-        if not found:
-            _, found, description = block.partition("\nDescription-en: ")
-        if found:
-            lines = description.split("\n")
-            texts.append(" ".join([lines[0], *(x.strip() for x in lines[1:] if x[:1] == " ")]))
-            if most is not None and len(texts) >= most:
-                break
-    if not texts:
-        raise SystemExit("apt knows no packages: run `apt-get update`")
-    return texts
+        fields = _fields(block)
+        text = fields.get("Description-en") or fields.get("Description")
+        if text and "Package" in fields:
+            section = fields.get("Section", "unknown")
+            found.append({"id": fields["Package"], "section": section, "text": text})
+    if not found:
+        raise LookupError(EMPTY_LIST)
+    return found
+
+
+def _fields(block: str) -> dict[str, str]:
+    """The fields of one stanza; continuation lines are joined, a lone dot is an empty line."""
+    fields: dict[str, str] = {}
+    name = ""
+    for line in block.split("\n"):
+        if line.startswith(" "):
+            fields[name] = f"{fields.get(name, '')}\n{'' if line == ' .' else line[1:]}"
+        else:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+    return fields
