@@ -1,6 +1,6 @@
 """CPU per request of a provider's SDK, of our client and of bare aiohttp.
 
-    python benchmarks/client_cost.py [--requests 2000] [--concurrency 64] [--rounds 3]
+    python -m benchmarks.client_cost [--requests 2000] [--concurrency 64] [--rounds 3]
 
 All ask the simulated model server, which runs in a process of its own; what is counted is user and
 system time of this process alone (getrusage). The clients take turns, and the table shows each
@@ -21,12 +21,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(_ROOT))
+from benchmarks.results import machine, write_section
+from transforms.backends.gemini import GeminiBackend
+from transforms.backends.openai import OpenAIBackend
+from transforms.records import Record, Request
 
-from transforms.backends.gemini import GeminiBackend  # noqa: E402
-from transforms.backends.openai import OpenAIBackend  # noqa: E402
-from transforms.records import Record, Request  # noqa: E402
+_ROOT = Path(__file__).resolve().parents[1]
 
 PROMPT = "Classify this ticket: the parcel never arrived and I want my money back. Number %d."
 MODEL = "gemini-2.5-flash"
@@ -45,12 +45,18 @@ def main() -> None:
     with _model_server() as url:
         figures = asyncio.run(_measure(url, options))
     base = figures["bare aiohttp, OpenAI dialect"][0]
-    print(f"{options.requests} requests, concurrency {options.concurrency}, median of")
-    print(f"{options.rounds} rounds, Python {sys.version.split()[0]}\n")
-    print("| client | CPU ms per request | against bare aiohttp | requests/s |")
-    print("|---|---|---|---|")
+    lines = [
+        (
+            f"{options.requests:,} requests, concurrency {options.concurrency}, medians of "
+            f"{options.rounds} rounds in turn, simulated server on the same cores ({machine()})."
+        ),
+        "",
+        "| client | CPU ms per request | against bare aiohttp | requests/s |",
+        "|---|---|---|---|",
+    ]
     for name, (cpu_ms, rate) in figures.items():
-        print(f"| {name} | {cpu_ms:.2f} | {cpu_ms / base:.1f}× | {rate:,.0f} |")
+        lines.append(f"| {name} | {cpu_ms:.2f} | {cpu_ms / base:.1f}× | {rate:,.0f} |")
+    write_section("CPU per request", "python -m benchmarks.client_cost", lines)
 
 
 async def _measure(url: str, options: argparse.Namespace) -> dict[str, tuple[float, float]]:
