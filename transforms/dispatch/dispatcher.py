@@ -90,6 +90,7 @@ class Dispatcher:
         self._suspects: dict[str, int] = {}
         self._closed_until = 0.0
         self._failing_since: float | None = None
+        self._unusable: str | None = None
         weakref.finalize(self, _close, client)
 
     def answer(self, requests: Sequence[Request]) -> list[Outcome]:
@@ -150,6 +151,8 @@ class Dispatcher:
                 throttled_s += await self._wait_until_open()
                 async with self._slots:
                     _raise_if_stopping()
+                    if self._unusable is not None:  # another batch has found out
+                        raise BackendUnusable(self._unusable)
                     if time.monotonic() < self._closed_until:  # closed while it waited for a slot
                         continue
                     attempts += 1
@@ -226,7 +229,8 @@ class Dispatcher:
             return
         first = self._suspects.setdefault(error.error_type, id(request))
         if first != id(request):
-            raise BackendUnusable(str(error))
+            self._unusable = str(error)
+            raise BackendUnusable(self._unusable)
 
     def _give_up_in_time(self, error: RecordError) -> None:
         """Stops the run when nothing has succeeded for too long."""
