@@ -766,7 +766,7 @@ def test_a_wrong_key(tmp_path: Path) -> None:
         f"HTTP 401 from {place}/v1/chat/completions: Incorrect API key provided\\.",
     )
     assert "the-wrong-key" not in ended.stderr
-    assert 2 <= calls <= 300
+    assert 2 <= calls <= 300, calls
 
 
 @contextlib.contextmanager
