@@ -12,7 +12,7 @@ BASE = [
     "apache-beam[gcp]==2.77.*",
     "aiohttp>=3.10,<4",
     "fastavro>=1.9,<2",
-    "genai-prices>=0.0.40,<1",
+    "genai-prices>=0.2.3,<1",
     "google-cloud-aiplatform>=1.100,<2",
     "google-cloud-bigquery>=3.20,<4",
     "google-genai>=2.30,<3",

@@ -21,7 +21,7 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from pipeline.config import RunConfig
-from pipeline.options import reason
+from pipeline.texts import reason
 from transforms.backends.gemini import GeminiBackend
 from transforms.backends.openai import OpenAIBackend
 from transforms.backends.sentence_transformers import SentenceTransformersBackend

@@ -20,7 +20,9 @@ from apache_beam.options.pipeline_options import (
 )
 
 from pipeline import VERSION, registry
-from pipeline.options import InferenceOptions, Values, read_text
+from pipeline.media import media_fields
+from pipeline.options import InferenceOptions, Values
+from pipeline.texts import read_text
 from transforms.backends.base import Backend
 from transforms.batch import BatchLimits
 from transforms.dispatch.dispatcher import DispatchLimits
@@ -138,7 +140,7 @@ class RunConfig:
         if schema is not None:
             check_schema(schema)
         source = registry.make_source(values, options)
-        request = _request(values, backend, schema)
+        request = _request(values, backend, schema, source)
         request.check()
         started_at = now()
         preview = values.integer("preview")
@@ -157,7 +159,7 @@ class RunConfig:
             limits=_limits(values),
             batch=BatchLimits(max_batch_size=values.integer("max_batch_size") or 256),
             output_schema=schema,
-            prices=TokenPrices(_price_provider(backend), backend.model),
+            prices=TokenPrices(registry.price_provider(backend), backend.model),
             run=RunInfo(
                 run_id=run_id,
                 backend=backend.family,
@@ -227,7 +229,9 @@ def _run_id(values: Values) -> str:
     return run_id
 
 
-def _request(values: Values, backend: Backend, schema: dict[str, Any] | None) -> RequestSpec:
+def _request(
+    values: Values, backend: Backend, schema: dict[str, Any] | None, source: Source
+) -> RequestSpec:
     prompt, prompt_name = _text_or_file(values, "prompt")
     system, _ = _text_or_file(values, "system_prompt")
     sources = [
@@ -283,6 +287,7 @@ def _request(values: Values, backend: Backend, schema: dict[str, Any] | None) ->
         request_field=values.text("request_field"),
         instance_fields=values.items("instance_fields"),
         system_prompt=system,
+        media_fields=media_fields(values, backend, source),
         task=values.text("task") or "generate",
         instance=backend.family == "vertex_endpoint",
         params=params,
@@ -308,15 +313,6 @@ def _limits(values: Values) -> DispatchLimits:
         request_timeout_s=values.number("request_timeout_s", 0.001) or default.request_timeout_s,
         record_deadline_s=values.number("record_deadline_s", 0.001) or default.record_deadline_s,
     )
-
-
-def _price_provider(backend: Backend) -> str | None:
-    if backend.family == "gemini":
-        return "google"
-    endpoint = getattr(backend, "endpoint", None)
-    if backend.family == "openai" and (endpoint is None or "api.openai.com" in endpoint):
-        return "openai"
-    return None
 
 
 def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) -> Sinks:

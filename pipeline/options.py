@@ -14,9 +14,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.texts import read_text
 from transforms.errors import ConfigurationError
 
 
@@ -53,7 +53,7 @@ OPTIONS: tuple[Option, ...] = (
         "input_format",
         _SOURCE,
         "Format of the files, when their names do not tell. `objects` makes one record per file, "
-        "with its uri and mime_type.",
+        "with its uri and mime_type; the file goes with the prompt.",
         choices=("jsonl", "csv", "parquet", "avro", "txt", "objects"),
     ),
     Option("input_table", _SOURCE, "A BigQuery table to read.", metavar="PROJECT:DATASET.TABLE"),
@@ -85,6 +85,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("system_prompt", _REQUEST, "The system message: a Jinja2 template."),
     Option("system_prompt_file", _REQUEST, "A file that holds the system message.", metavar="URI"),
+    Option(
+        "media_fields",
+        _REQUEST,
+        "Fields with gs:// or https:// URIs of images, PDF, audio or video, to send beside the "
+        "prompt; with a MIME type where the URI does not tell it, as in photo:image/jpeg.",
+        metavar="A,B:TYPE",
+    ),
     Option("max_output_tokens", _REQUEST, "The longest answer, in tokens.", metavar="N"),
     Option("temperature", _REQUEST, "Sampling temperature.", metavar="X"),
     Option(
@@ -145,6 +152,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("model_project", _MODEL, "The model's project; --project by default."),
     Option("model_location", _MODEL, "The model's location; --region by default."),
+    Option(
+        "service_tier",
+        _MODEL,
+        "How Gemini serves and bills the calls: flex costs half and may take minutes. Without it "
+        "provisioned throughput where there is some, else standard.",
+        choices=("standard", "flex", "priority", "provisioned"),
+    ),
     Option("max_concurrency", _PACE, "Calls in flight at once, per process.", "64", metavar="N"),
     Option("max_attempts", _PACE, "Calls per record that may fail.", "5", metavar="N"),
     Option("request_timeout_s", _PACE, "Seconds that one call may take.", "120", metavar="S"),
@@ -314,29 +328,6 @@ class Values:
         if not isinstance(parsed, dict):
             raise ConfigurationError(f"--{name} must be a JSON object, not {value[:80]!r}")
         return parsed
-
-
-def read_text(uri: str, name: str) -> str:
-    """The text of a local or gs:// file.
-
-    Raises:
-      ConfigurationError: It cannot be read, or is not UTF-8.
-    """
-    try:
-        with FileSystems.open(uri) as file:
-            return bytes(file.read()).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{name}: {uri!r} is not UTF-8 (byte {error.start})") from None
-    except Exception as error:  # each file system has errors of its own
-        raise ConfigurationError(f"{name}: cannot read {uri!r}: {reason(error)}") from None
-
-
-def reason(error: BaseException) -> str:
-    """What an error says, in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
 
 
 def parse_flags(argv: Sequence[str]) -> PipelineOptions:

@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from pipeline.options import Values
 from transforms.backends.base import Backend
 from transforms.backends.fake import FakeBackend
-from transforms.backends.gemini import GeminiBackend
+from transforms.backends.gemini import GeminiBackend, ServiceTier
 from transforms.backends.openai import OPENAI_URL, OpenAIBackend
 from transforms.backends.sentence_transformers import SentenceTransformersBackend
 from transforms.backends.vertex_endpoint import VertexEndpointBackend
@@ -130,7 +130,13 @@ def _gemini(values: Values, options: PipelineOptions) -> Backend:
         task=_task(values),
         endpoint=endpoint,
         accept_truncated=values.boolean("accept_truncated"),
+        service_tier=_service_tier(values),
     )
+
+
+def _service_tier(values: Values) -> ServiceTier | None:
+    tier = values.text("service_tier")
+    return next((known for known in get_args(ServiceTier) if known == tier), None)
 
 
 def _vertex_endpoint(values: Values, options: PipelineOptions) -> Backend:
@@ -197,9 +203,20 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
     if name in ("sentence_transformers", "fake"):
         _only_with(values, "endpoint", False, "a backend that is a server")
     _only_with(values, "instance_fields", name == "vertex_endpoint", "--backend=vertex_endpoint")
+    _only_with(values, "service_tier", name == "gemini", "--backend=gemini")
     if name == "sentence_transformers" or values.text("task") == "embed":
         _only_with(values, "output_schema", False, "--task=generate")
         _only_with(values, "system_prompt", False, "--task=generate")
         _only_with(values, "system_prompt_file", False, "--task=generate")
         _only_with(values, "messages_field", False, "--task=generate")
     return BACKENDS[name](values, options)
+
+
+def price_provider(backend: Backend) -> str | None:
+    """Whose list prices a backend's tokens have; None where there are none."""
+    if backend.family == "gemini":
+        return "google"
+    endpoint = getattr(backend, "endpoint", None)
+    if backend.family == "openai" and (endpoint is None or "api.openai.com" in endpoint):
+        return "openai"
+    return None

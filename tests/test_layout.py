@@ -103,6 +103,15 @@ def test_records_and_errors_are_plain(name: str) -> None:
         assert top in sys.stdlib_module_names or imported.startswith("transforms.errors"), imported
 
 
+def test_media_are_plain() -> None:
+    """Both rendering and backends use them: records, errors and the standard library only."""
+    media = LIBRARY["transforms.media"]
+    assert _own_imports(media) == {"transforms.errors", "transforms.records"}
+    for imported in _imported(media):
+        top = imported.partition(".")[0]
+        assert top in sys.stdlib_module_names or top == "transforms", imported
+
+
 def test_the_protocol_of_backends_is_plain() -> None:
     """``backends/base`` knows records and errors only."""
     base = LIBRARY["transforms.backends.base"]
@@ -114,8 +123,8 @@ def test_the_protocol_of_backends_is_plain() -> None:
 
 @pytest.mark.parametrize("name", [n for n in LIBRARY if n.startswith("transforms.backends.")])
 def test_backends_know_the_protocol_and_no_pipeline(name: str) -> None:
-    """Records, errors, JSON and what backends share: no Beam, no dispatch, no other backend."""
-    shared = {"transforms", "transforms.backends", "transforms.json_values"}
+    """Records, errors, JSON, media and what backends share: no Beam, dispatch or other backend."""
+    shared = {"transforms", "transforms.backends", "transforms.json_values", "transforms.media"}
     shared |= {"transforms.backends.base", "transforms.records", "transforms.errors"}
     assert _own_imports(LIBRARY[name]) <= shared | BACKEND_HELPERS
     assert not [i for i in _imported(LIBRARY[name]) if i.partition(".")[0] == "apache_beam"]

@@ -27,6 +27,7 @@ PUBLIC = [
     "Infer",
     "InferenceHandler",
     "LoadRows",
+    "MediaField",
     "NotReconciled",
     "OpenAIBackend",
     "PipelineError",

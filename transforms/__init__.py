@@ -28,6 +28,7 @@ from transforms.errors import (
     RunError,
 )
 from transforms.infer import Infer, InferenceHandler
+from transforms.media import MediaField
 from transforms.prices import TokenPrices
 from transforms.reconcile import SummarySpec, WriteRunSummary
 from transforms.records import Answer, Completion, DeadLetter, Record, Request, Usage
@@ -67,6 +68,7 @@ __all__ = [
     "Infer",
     "InferenceHandler",
     "LoadRows",
+    "MediaField",
     "NotReconciled",
     "OpenAIBackend",
     "PipelineError",

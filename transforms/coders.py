@@ -177,6 +177,7 @@ def encode_dead_letter(letter: DeadLetter) -> bytes:
             letter.stacktrace,
             letter.read_minute,
             letter.fields,
+            letter.service_tier,
         ],
         letter.payload_bytes or b"",
     )
@@ -187,7 +188,7 @@ def decode_dead_letter(encoded: bytes) -> DeadLetter:
     values, tail = _unpack(encoded)
     values[10] = Usage(*values[10][:4])
     values[13] = tail if values[13] else None
-    return DeadLetter(*values[:18])
+    return DeadLetter(*values[:19])
 
 
 class _RecordsCoder(Coder):

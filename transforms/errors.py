@@ -56,10 +56,13 @@ class RecordError(PipelineError):
       output: The text that there was, for a failure behind an answer.
       usage: The tokens that were billed for it (a `transforms.records.Usage`).
       model_version: What the server says answered.
+      service_tier: What the server says it charged for.
       fatal_at_start: True for what would fail every record alike (401, 403, 404, no connection)
         while nothing has succeeded yet.
       congestion: True for a refusal that says nothing of the record itself (429, 503, an
         outage): retried until the record's deadline, at the cost of no attempt.
+      unanswered: True for a connection that was lost before any byte of the answer: the next call
+        need not wait.
     """
 
     error_type = "internal"
@@ -74,8 +77,10 @@ class RecordError(PipelineError):
         output: str | None = None,
         usage: Any = None,
         model_version: str | None = None,
+        service_tier: str | None = None,
         fatal_at_start: bool = False,
         congestion: bool = False,
+        unanswered: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
@@ -83,8 +88,10 @@ class RecordError(PipelineError):
         self.output = output
         self.usage = usage
         self.model_version = model_version
+        self.service_tier = service_tier
         self.fatal_at_start = fatal_at_start
         self.congestion = congestion
+        self.unanswered = unanswered
 
 
 class ParseError(RecordError):

@@ -56,12 +56,13 @@ class Request:
     Attributes:
       record: What it was rendered from.
       body: ``{"messages": [{"role", "content"}]}``, ``{"text": …}`` to embed, ``{"instance": …}``
-        for a custom model, or ``{"request": …}``: a whole provider request as it stands.
+        for a custom model, or ``{"request": …}``: a whole provider request as it stands. The
+        content is a text; with media it is a list of parts, see `transforms.media`.
       params: ``generation_config``, ``request_options``, ``output_schema``: the same for all
         records of a run.
       fingerprint: SHA-256 (hex) of backend, model, body and params; equal fingerprints mean an
         equal paid call.
-      estimated_tokens: Input tokens, estimated at four UTF-8 bytes each.
+      estimated_tokens: Input tokens, estimated at four UTF-8 bytes each, and 258 for a media part.
     """
 
     record: Record
@@ -144,7 +145,8 @@ class DeadLetter:
       record_id: None when the record could not be read far enough to have one.
       attempts: Calls made; None when the failure came before the model.
       throttled_ms: Time this record waited because the server asked for it.
-      fingerprint, finish_reason, output, usage, model_version: Of the request and its answer.
+      fingerprint, finish_reason, output, usage, model_version, service_tier: Of the request and
+        its answer.
       payload: The record as JSON, or the raw line; None when it is no text.
       payload_bytes: The raw bytes when they are no text.
       attributes: A message's attributes.
@@ -170,6 +172,7 @@ class DeadLetter:
     stacktrace: str | None = None
     read_minute: int | None = None
     fields: Mapping[str, Json] | None = None
+    service_tier: str | None = None
 
     @classmethod
     def of(
@@ -201,6 +204,7 @@ class DeadLetter:
         known.setdefault("output", error.output)
         known.setdefault("usage", error.usage or NO_USAGE)
         known.setdefault("model_version", error.model_version)
+        known.setdefault("service_tier", error.service_tier)
         return cls(
             stage=stage,
             error_type=error.error_type,

@@ -11,7 +11,7 @@ from typing import Literal
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 
-from transforms import json_values
+from transforms import json_values, media
 from transforms.errors import ConfigurationError, InvalidRequest, MissingField
 from transforms.records import DeadLetter, Json, Record, Request
 from transforms.templating import PromptTemplate
@@ -30,6 +30,7 @@ class RequestSpec:
       request_field: The field that holds a whole provider request, sent as it stands.
       instance_fields: The fields that make a custom model's instance.
       system_prompt: A Jinja2 template for the system message.
+      media_fields: The fields whose URIs become parts of the message, in front of the prompt.
       task: ``generate`` or ``embed``.
       instance: The rendered prompt is a custom model's instance: JSON where it is an object or
         an array, else a string.
@@ -43,6 +44,7 @@ class RequestSpec:
     request_field: str | None = None
     instance_fields: tuple[str, ...] = ()
     system_prompt: str | None = None
+    media_fields: tuple[media.MediaField, ...] = ()
     task: str = "generate"
     instance: bool = False
     params: Mapping[str, Json] = dataclasses.field(default_factory=dict)
@@ -54,13 +56,22 @@ class RequestSpec:
         """Compiles the templates, so that a syntax error is found before launch.
 
         Raises:
-          ConfigurationError: A template does not compile, or not exactly one source is set.
+          ConfigurationError: A template does not compile, not exactly one source is set, or media
+            go with a request that has no place for them.
         """
         sources = (self.prompt, self.messages_field, self.request_field, self.instance_fields)
         if sum(bool(source) for source in sources) != 1:
             raise ConfigurationError(
                 "a request needs exactly one of --prompt, --prompt_file, --messages_field, "
                 "--request_field and --instance_fields"
+            )
+        media.check_fields(self.media_fields)
+        if self.media_fields and (not self.prompt or self.task == "embed" or self.instance):
+            names = ",".join(field.name for field in self.media_fields)
+            raise ConfigurationError(
+                f"--media_fields is {names!r}, but goes with a prompt to generate from only: remove "
+                "it; chats and whole requests carry parts of their own, embeddings and instances "
+                "have none"
             )
         Renderer(self)
 
@@ -103,9 +114,15 @@ class Renderer:
         digest = self._head.copy()
         digest.update(encoded)
         digest.update(self._foot)
-        return Request(
-            record, body, self._spec.params, digest.hexdigest(), len(encoded) // BYTES_PER_TOKEN
-        )
+        tokens = self._estimated_tokens(body, len(encoded))
+        return Request(record, body, self._spec.params, digest.hexdigest(), tokens)
+
+    def _estimated_tokens(self, body: Mapping[str, Json], size_bytes: int) -> int:
+        if not self._spec.media_fields:
+            return size_bytes // BYTES_PER_TOKEN
+        parts = body["messages"][-1]["content"][:-1]
+        text_bytes = size_bytes - len(json_values.canonical(parts))
+        return text_bytes // BYTES_PER_TOKEN + media.TOKENS_PER_PART * len(parts)
 
     def _from_prompt(self, record: Record) -> dict[str, Json]:
         text = self._template.render(record.fields)
@@ -113,11 +130,18 @@ class Renderer:
             return {"instance": _instance(text)}
         if self._spec.task == "embed":
             return {"text": text}
-        message = {"role": "user", "content": text}
+        content: Json = text
+        if self._spec.media_fields:
+            content = [*self._media(record), {"type": "text", "text": text}]
+        message = {"role": "user", "content": content}
         if self._system is None:
             return {"messages": [message]}
         system = {"role": "system", "content": self._system.render(record.fields)}
         return {"messages": [system, message]}
+
+    def _media(self, record: Record) -> Iterator[dict[str, Json]]:
+        for field in self._spec.media_fields:
+            yield from media.parts_of(field, _field(record, field.name), record.fields)
 
     def _from_messages(self, record: Record) -> dict[str, Json]:
         messages = _field(record, self._spec.messages_field)

@@ -136,8 +136,9 @@ SUMMARY_COLUMNS: tuple[Column, ...] = (
 )
 
 Row = dict[str, Json]
-Price = Callable[[Any], str | None]
-"""The list price of a `Usage` in US dollars, as a decimal string; None when it is not known."""
+Price = Callable[[Any, str | None], str | None]
+"""The list price of a `Usage` at the service tier that was served, in US dollars, as a decimal
+string; None when it is not known."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +186,7 @@ def result_row(answer: Answer, run: RunInfo, price: Price) -> Row:
         "cached_input_tokens": usage.cached_input_tokens,
         "output_tokens": usage.output_tokens,
         "reasoning_tokens": usage.reasoning_tokens,
-        "cost_usd": price(usage),
+        "cost_usd": price(usage, completion.service_tier),
         "latency_ms": completion.latency_ms,
         "attempts": completion.attempts,
         "from_ledger": completion.from_ledger,
@@ -218,7 +219,7 @@ def dead_letter_row(letter: DeadLetter, run: RunInfo, price: Price) -> Row:
         "output": letter.output,
         "input_tokens": usage.input_tokens,
         "output_tokens": sum(billed) if billed else None,
-        "cost_usd": price(usage),
+        "cost_usd": price(usage, letter.service_tier),
         "payload": payload,
         "payload_truncated": False,
         "payload_bytes": (

@@ -208,6 +208,7 @@ def answered_dead_letter(
         output=output,
         usage=completion.usage,
         model_version=completion.model_version,
+        service_tier=completion.service_tier,
     )
 
 

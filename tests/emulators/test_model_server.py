@@ -205,6 +205,38 @@ def test_invalid_bodies_are_refused(server: SimulatedModelServer) -> None:
     assert [post(server, path, body)[0] for path, body in bodies] == [400] * 6
 
 
+def _with_file(**file: str) -> Any:
+    return {"contents": [{"parts": [{"fileData": file}, {"text": "x"}]}]}
+
+
+def _with_part(kind: str, url: str = "") -> Any:
+    content = [{"type": kind, kind: {"url": url}}, {"type": "text", "text": "x"}]
+    return {"model": "m", "messages": [{"role": "user", "content": content}]}
+
+
+def test_media_are_taken_and_not_opened(server: SimulatedModelServer) -> None:
+    """Both dialects: the text decides the answer; ``forbidden`` in the URI is a 403."""
+    mime = {"mimeType": "image/png"}
+    snake = {"contents": [{"parts": {"file_data": {"file_uri": "b/a", "mime_type": "image/png"}}}]}
+    chat_path = "/v1/chat/completions"
+    calls = [
+        (GENERATE, _with_file(fileUri="gs://b/a.png", **mime), 200),
+        (GENERATE, _with_file(fileUri="https://h/a.png", **mime), 200),
+        (GENERATE, _with_file(fileUri="gs://b/forbidden.png", **mime), 403),
+        (GENERATE, _with_file(fileUri="gs://b/a.png"), 400),
+        (GENERATE, _with_file(fileUri="ftp://h/a.png", **mime), 400),
+        (GENERATE, _with_file(**mime), 400),
+        (GENERATE, snake, 400),
+        (chat_path, _with_part("image_url", "https://h/a.png"), 200),
+        (chat_path, _with_part("audio_url", "https://h/a.mp3"), 200),
+        (chat_path, _with_part("video_url", "https://h/a.mp4"), 200),
+        (chat_path, _with_part("video_url", "https://h/forbidden.mp4"), 403),
+        (chat_path, _with_part("image_url", "gs://b/a.png"), 400),
+        (chat_path, _with_part("media", "https://h/a.png"), 400),
+    ]
+    assert [post(server, path, body)[0] for path, body, _ in calls] == [s for _, _, s in calls]
+
+
 def test_snake_case_and_mixed_bodies(server: SimulatedModelServer) -> None:
     """Nested keys are read in either spelling, and the last text of the last user turn decides."""
     body = {

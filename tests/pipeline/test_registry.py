@@ -220,6 +220,9 @@ def test_gemini() -> None:
         endpoint="http://x",
         accept_truncated=True,
     )
+    for tier in ("standard", "flex", "priority", "provisioned"):
+        assert _backend(*place, f"--service_tier={tier}").service_tier == tier
+    assert _backend(*place).service_tier is None
     assert _refused(_backend, *place[1:]) == (
         "--model is missing: which Gemini model, e.g. --model=gemini-2.5-flash"
     )
@@ -297,6 +300,14 @@ def test_fake() -> None:
         (
             ["--backend=fake", "--instance_fields=a"],
             "--instance_fields is 'a', but goes with --backend=vertex_endpoint only: remove it",
+        ),
+        (
+            ["--backend=fake", "--service_tier=flex"],
+            "--service_tier is 'flex', but goes with --backend=gemini only: remove it",
+        ),
+        (
+            ["--backend=openai", "--model=m", "--service_tier=priority"],
+            "--service_tier is 'priority', but goes with --backend=gemini only: remove it",
         ),
         (
             ["--backend=fake", "--task=embed", "--output_schema=s.json"],

@@ -97,6 +97,36 @@ def test_a_price_always_fits_its_column(counted: Usage, reported: Usage) -> None
         assert price is None or decimal.Decimal(price) >= 0
 
 
+@pytest.mark.parametrize(
+    ("prices", "tier", "expected"),
+    [
+        (FLASH, None, "0.300000000"),
+        (FLASH, "ON_DEMAND", "0.300000000"),
+        (FLASH, "ON_DEMAND_FLEX", "0.150000000"),
+        (FLASH, "ON_DEMAND_PRIORITY", None),
+        (FLASH, "ON_DEMAND_OFFPEAK", None),
+        (FLASH, "PROVISIONED_THROUGHPUT", None),
+        (FLASH, {"tier": 1}, None),
+        (TokenPrices("google", "no-such-model-at-all"), "ON_DEMAND_FLEX", None),
+        (TokenPrices("openai", "gpt-5"), "default", "1.250000000"),
+        (TokenPrices("openai", "gpt-5"), "flex", "0.625000000"),
+        (TokenPrices("openai", "gpt-5"), "priority", "2.500000000"),
+        (TokenPrices("openai", "gpt-5"), "scale", None),
+        (TokenPrices("openai", "gpt-4.1"), "flex", None),
+    ],
+)
+def test_service_tiers(prices: TokenPrices, tier: Any, expected: str | None) -> None:
+    """What was served is what costs; a tier without a known price has none, not the standard one."""
+    assert prices(Usage(1_000_000, 0, 0, 0), tier) == expected
+
+
+def test_flex_halves_everything() -> None:
+    """Input, cached input, output and thoughts alike."""
+    whole = FLASH(Usage(2_000_000, 1_000_000, 400_000, 600_000), "ON_DEMAND")
+    half = FLASH(Usage(2_000_000, 1_000_000, 400_000, 600_000), "ON_DEMAND_FLEX")
+    assert (whole, half) == ("2.830000000", "1.415000000")
+
+
 @pytest.mark.parametrize("count", [2**63 - 1, 10**18, 10**12])
 def test_the_largest_counts_have_a_price(count: int) -> None:
     """Whatever INT64 holds can be priced, in a NUMERIC."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.transforms import JSON_OBJECTS, pipeline, record_of
 from transforms import json_values
 from transforms.errors import ConfigurationError, InvalidRequest, MissingField, RenderError
+from transforms.media import TOKENS_PER_PART, MediaField
 from transforms.records import DeadLetter, Record, Request
 from transforms.render import Renderer, RenderRequests, RequestSpec, render_request
 
@@ -125,6 +126,94 @@ def test_instance_prompt(prompt: str, instance: Any) -> None:
     """An object or an array is JSON, anything else is text, never a failure."""
     body = _body(record_of(a=7), prompt=prompt or "{{ '' }}", instance=True)
     assert body == {"instance": instance}
+
+
+PHOTO = {"type": "media", "uri": "gs://b/1.png", "mime_type": "image/png"}
+SCAN = {"type": "media", "uri": "https://h/2?k=v", "mime_type": "application/pdf"}
+MEDIA = (MediaField("photo"), MediaField("scans", "application/pdf"))
+
+
+def test_media() -> None:
+    """In the order of the flag, in front of the prompt, in the user's message."""
+    record = record_of(scans=["https://h/2?k=v", "https://h/2?k=v"], photo="gs://b/1.png", a=1)
+    body = _body(record, prompt="What is {{ a }}?", system_prompt="s", media_fields=MEDIA)
+    text = {"type": "text", "text": "What is 1?"}
+    assert body == {
+        "messages": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": [PHOTO, SCAN, SCAN, text]},
+        ]
+    }
+
+
+def test_media_count_for_themselves() -> None:
+    """So many tokens each, however long their URIs are; the text as ever."""
+    spec = {"prompt": "{{ a }}", "media_fields": (MediaField("photo"),)}
+
+    def tokens(a: str, *names: str) -> int:
+        record = record_of(a=a, photo=[f"gs://b/{name}.png" for name in names])
+        return render_request(record, RequestSpec(**spec)).estimated_tokens
+
+    assert tokens("", "x") == tokens("", "x" * 1000)
+    assert tokens("", "x", "y") - tokens("", "x") == TOKENS_PER_PART == 258
+    assert tokens("x" * 400, "x") - tokens("", "x") == 100
+
+
+def test_media_are_part_of_the_fingerprint() -> None:
+    """The URI and the type; a spec without media has the fingerprint that it always had."""
+    spec = {"prompt": "Hi", "backend": "gemini", "model": "m"}
+    record = record_of(photo="gs://b/1.png")
+    prints = [
+        _fingerprint(record, **spec),
+        _fingerprint(record, **spec, media_fields=(MediaField("photo"),)),
+        _fingerprint(record, **spec, media_fields=(MediaField("photo", "image/jpeg"),)),
+        _fingerprint(record_of(photo="gs://b/2.png"), **spec, media_fields=(MediaField("photo"),)),
+    ]
+    assert len(set(prints)) == 4
+    given = (MediaField("photo", "image/png"),)
+    assert _fingerprint(record, **spec, media_fields=given) == prints[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({}, MissingField, "field 'photo' is missing"),
+        ({"photo": None}, MissingField, "field 'photo' is NULL"),
+        ({"photo": []}, MissingField, "field 'photo' is an empty list"),
+        (
+            {"photo": "1.png"},
+            InvalidRequest,
+            "field 'photo': '1.png' is no gs:// or https:// URI",
+        ),
+    ],
+)
+def test_media_that_are_none(fields: Any, error: type[Exception], message: str) -> None:
+    """They cost their own record."""
+    with pytest.raises(error) as raised:
+        _body(record_of(**fields), prompt="Hi", media_fields=(MediaField("photo"),))
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"messages_field": "f"},
+        {"request_field": "f"},
+        {"instance_fields": ("f",)},
+        {"prompt": "x", "task": "embed"},
+        {"prompt": "x", "instance": True},
+    ],
+)
+def test_media_go_with_a_prompt_only(spec: dict[str, Any]) -> None:
+    """Elsewhere they would be left out without a word."""
+    with pytest.raises(ConfigurationError) as raised:
+        RequestSpec(**spec, media_fields=MEDIA).check()
+    assert str(raised.value) == (
+        "--media_fields is 'photo,scans', but goes with a prompt to generate from only: remove it; "
+        "chats and whole requests carry parts of their own, embeddings and instances have none"
+    )
+    with pytest.raises(ConfigurationError, match="names 'photo' twice"):
+        RequestSpec(prompt="x", media_fields=(*MEDIA, MediaField("photo"))).check()
 
 
 def test_golden_fingerprint() -> None:

@@ -124,8 +124,9 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "now", lambda: NOW)
 
 
-def _price(usage: Usage) -> str | None:
-    return None if usage.input_tokens is None else "0.000000120"
+def _price(usage: Usage, service_tier: str | None) -> str | None:
+    free = usage.input_tokens is None or service_tier == "PROVISIONED_THROUGHPUT"
+    return None if free else "0.000000120"
 
 
 def _one(kind: str, value: Any, mode: str = "NULLABLE") -> bytes:
@@ -300,6 +301,15 @@ def test_dead_letter_backend(stage: Any, *, asked: bool) -> None:
     """Backend and model stand only where the model was to be asked."""
     row = dead_letter_row(DeadLetter(stage, "internal", "m"), RUN, _price)
     assert (row["backend"], row["model"]) == (("gemini", "m-1") if asked else (None, None))
+
+
+def test_cost_follows_the_tier_that_was_served() -> None:
+    """Of a result and of a failure that was billed."""
+    for tier, cost in (("ON_DEMAND", "0.000000120"), ("PROVISIONED_THROUGHPUT", None)):
+        completion = Completion(usage=Usage(1), service_tier=tier)
+        assert result_row(Answer(Record("1", {}), "f", completion), RUN, _price)["cost_usd"] == cost
+        letter = DeadLetter("infer", "blocked", "m", usage=Usage(1), service_tier=tier)
+        assert dead_letter_row(letter, RUN, _price)["cost_usd"] == cost
 
 
 def test_a_raw_payload_goes_first() -> None:

@@ -352,6 +352,7 @@ def _letter(message: str, output: str | None, stage: Any = "validate") -> DeadLe
         output=output,
         usage=Usage(1, 2, 3, 4),
         model_version="m-001",
+        service_tier="ON_DEMAND",
         attributes={"k": "v"},
         read_minute=29_000_000,
         fields={"text": "hi"},

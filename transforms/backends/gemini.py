@@ -5,6 +5,7 @@ hold, and costs several times the CPU. Bodies are those of google-genai, which a
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,7 +13,10 @@ from transforms import json_values
 from transforms.backends.google_auth import GoogleAuth, auth_for, vertex_base_url
 from transforms.backends.http import JsonClient, shaped, token_count
 from transforms.errors import Blocked, EmptyOutput, InvalidRequest, RecordError, Truncated
+from transforms.media import media_part
 from transforms.records import Completion, Json, Request, Usage
+
+ServiceTier = Literal["standard", "flex", "priority", "provisioned"]
 
 _ROLES = {"user": "user", "assistant": "model", "model": "model"}
 _GENERATION_NAMES = {
@@ -27,6 +31,18 @@ _EMBEDDING_NAMES = {
 }
 _ANSWER_NAMES = {"candidates", "usageMetadata", "modelVersion", "responseId"}
 _SCHEMA_NAMES = {"responseSchema", "response_schema", "responseJsonSchema", "response_json_schema"}
+_TIER_HEADERS: Mapping[str, Mapping[str, str]] = {
+    "standard": {"X-Vertex-AI-LLM-Request-Type": "shared"},
+    "flex": {
+        "X-Vertex-AI-LLM-Request-Type": "shared",
+        "X-Vertex-AI-LLM-Shared-Request-Type": "flex",
+    },
+    "priority": {
+        "X-Vertex-AI-LLM-Request-Type": "shared",
+        "X-Vertex-AI-LLM-Shared-Request-Type": "priority",
+    },
+    "provisioned": {"X-Vertex-AI-LLM-Request-Type": "dedicated"},
+}
 _BLOCKED = {
     "SAFETY",
     "RECITATION",
@@ -53,6 +69,8 @@ class GeminiBackend:
       endpoint: Another base URL (plain HTTP gets a made-up token), or the resource of a tuned
         model, ``projects/P/locations/L/endpoints/E``.
       accept_truncated: An answer that ended at its token limit is a result, not a failure.
+      service_tier: How calls are served and billed; None takes provisioned throughput where there
+        is some, then the standard tier. It is no part of the fingerprint: the answer is the same.
 
     An output schema is sent as ``responseJsonSchema``, which takes JSON Schema as it is (Gemini
     2.0 and later); for an older model give ``response_schema`` in the generation config.
@@ -64,6 +82,7 @@ class GeminiBackend:
     task: Literal["generate", "embed"] = "generate"
     endpoint: str | None = None
     accept_truncated: bool = False
+    service_tier: ServiceTier | None = None
 
     @property
     def family(self) -> str:
@@ -117,6 +136,7 @@ class GeminiClient:
         self._backend = backend
         self._url = url
         self._auth = auth
+        self._tier = _TIER_HEADERS.get(backend.service_tier or "", {})
         self._http = JsonClient()
 
     async def generate(self, request: Request) -> Completion:
@@ -129,7 +149,8 @@ class GeminiClient:
             body = _embed_body(request, backend.embeds_content())
         else:
             body = generate_body(request)
-        reply = await self._http.post(self._url, body, await self._auth.headers())
+        headers = {**await self._auth.headers(), **self._tier}
+        reply = await self._http.post(self._url, body, headers)
         if embedding:
             return shaped(_embedding, reply.data, what=backend.model)
         return shaped(
@@ -147,7 +168,7 @@ def generate_body(request: Request) -> dict[str, Json]:
     """The body of ``generateContent``.
 
     Raises:
-      InvalidRequest: A message that Gemini has no word for; names its role or type.
+      InvalidRequest: A message or part that Gemini has no word for; names its role or type.
     """
     messages = request.body.get("messages")
     if not isinstance(messages, Sequence) or isinstance(messages, str):
@@ -180,8 +201,10 @@ def _add_message(message: Any, system: list[str], contents: list[Json]) -> None:
         raise InvalidRequest(f"a message is a {type(message).__name__}, not an object")
     role = message.get("role", "user")
     if role == "system":
-        parts = message.get("parts", message.get("content"))
-        system.append("\n".join(part["text"] for part in _parts(parts)))
+        parts = _parts(message.get("parts", message.get("content")))
+        if not all("text" in part for part in parts):
+            raise InvalidRequest("a system message holds media; give them to the user's message")
+        system.append("\n".join(part["text"] for part in parts))
     elif "parts" in message:
         contents.append(message)
     elif role in _ROLES:
@@ -191,18 +214,34 @@ def _add_message(message: Any, system: list[str], contents: list[Json]) -> None:
 
 
 def _parts(content: Any) -> list[dict[str, Json]]:
-    """Text parts of a message's content: a string, or OpenAI's or Gemini's list of parts."""
+    """A message's content as parts: a string, or a list of parts in OpenAI's or Gemini's words."""
     if isinstance(content, str):
         return [{"text": content}]
     if not isinstance(content, list):
         raise InvalidRequest(f"a message's content is a {type(content).__name__}, not text")
-    for part in content:
-        kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise InvalidRequest(
-                f"a part of type {kind!r} is no text; give Gemini's own 'parts' for others"
-            )
-    return [{"text": part["text"]} for part in content]
+    return [_part(part) for part in content]
+
+
+def _part(part: Any) -> dict[str, Json]:
+    kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"text": part["text"]}
+    if kind == "media":
+        return _file(part.get("uri"), part.get("mime_type"))
+    if kind == "image_url" and isinstance(part.get("image_url"), Mapping):
+        url = part["image_url"].get("url")
+        if found := re.fullmatch(r"data:([^;,]+);base64,(.+)", str(url), re.DOTALL):
+            return {"inlineData": {"mimeType": found[1], "data": found[2]}}
+        return _file(url, None)
+    raise InvalidRequest(
+        f"a part of type {kind!r} is neither text nor media; give Gemini's own 'parts' for others"
+    )
+
+
+def _file(uri: Json, mime_type: Json) -> dict[str, Json]:
+    """A part that Vertex AI reads itself, by its URI."""
+    part = media_part(uri, mime_type, "a media part", "give a part of type 'media' with one")
+    return {"fileData": {"fileUri": part["uri"], "mimeType": part["mime_type"]}}
 
 
 def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
@@ -220,6 +259,7 @@ def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
             reasoning_tokens=token_count(counts.get("thoughtsTokenCount")),
         ),
         "model_version": data.get("modelVersion"),
+        "service_tier": counts.get("trafficType"),
     }
     block = (data.get("promptFeedback") or {}).get("blockReason")
     if block:
@@ -246,7 +286,6 @@ def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
     return Completion(
         output=text or None,
         output_json=json_values.dumps(calls).decode() if calls else None,
-        service_tier=counts.get("trafficType"),
         **known,
     )
 

@@ -158,20 +158,24 @@ class JsonClient:
         body: bytes | None,
         parse: Callable[[bytes], Any],
     ) -> Reply:
+        answered = False
         try:
             async with self._session.request(
                 method, url, data=body, headers=headers, allow_redirects=False
             ) as response:
+                answered = True
                 status, received = response.status, response.headers
                 content = await response.read()
         except aiohttp.InvalidURL:
             raise InvalidRequest(f"{place(url)} is no URL", fatal_at_start=True) from None
         except aiohttp.ClientConnectionError as error:
+            # Refused or not found is an outage; a lost connection may be this record's doing.
+            refused = isinstance(error, aiohttp.ClientConnectorError)
             raise Unavailable(
                 f"no connection to {place(url)}: {type(error).__name__}: {error}"[:MESSAGE_CHARS],
                 fatal_at_start=True,
-                # Refused or not found is an outage; a lost connection may be this record's doing.
-                congestion=isinstance(error, aiohttp.ClientConnectorError),
+                congestion=refused,
+                unanswered=not refused and not answered,
             ) from error
         except aiohttp.ClientError as error:  # the answer broke off, or is no HTTP
             raise Unavailable(f"{place(url)} broke off: {type(error).__name__}") from error

@@ -23,10 +23,12 @@ from transforms.errors import (
     RecordError,
     Truncated,
 )
+from transforms.media import media_part, shown
 from transforms.records import Completion, Json, Request, Usage
 
 OPENAI_URL = "https://api.openai.com/v1"
 _OPENAI_HOST = "api.openai.com"
+_MEDIA_KINDS = {"image": "image_url", "audio": "audio_url", "video": "video_url"}
 _NOT_STRICT = {
     "allOf",
     "oneOf",
@@ -116,7 +118,7 @@ class OpenAIClient:
 
 
 def chat_body(request: Request, model: str, *, limit_name: str) -> dict[str, Json]:
-    """The body of ``chat/completions``; messages go as they stand.
+    """The body of ``chat/completions``; messages go as they stand, but for their media parts.
 
     Args:
       request: With ``messages``.
@@ -125,11 +127,14 @@ def chat_body(request: Request, model: str, *, limit_name: str) -> dict[str, Jso
         ``max_tokens``, OpenAI's reasoning models only ``max_completion_tokens``.
 
     Raises:
-      InvalidRequest: There are no messages.
+      InvalidRequest: There are no messages, or media that this dialect has no word for.
     """
     if "messages" not in request.body:
         raise InvalidRequest(f"a request with {sorted(request.body)} has no messages")
-    body: dict[str, Json] = {"model": model, "messages": request.body["messages"]}
+    messages = request.body["messages"]
+    if isinstance(messages, list):
+        messages = [_message(message) for message in messages]
+    body: dict[str, Json] = {"model": model, "messages": messages}
     for name, value in (request.params.get("generation_config") or {}).items():
         body[limit_name if name == "max_output_tokens" else name] = value
     schema = request.params.get("output_schema")
@@ -140,6 +145,36 @@ def chat_body(request: Request, model: str, *, limit_name: str) -> dict[str, Jso
         }
     body.update(request.params.get("request_options") or {})
     return body
+
+
+def _message(message: Any) -> Any:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_part(part) for part in content]}
+
+
+def _part(part: Any) -> Any:
+    """A media part as vLLM and OpenAI know it; any other as it stands.
+
+    OpenAI itself takes images by URL only. Neither takes a PDF by URL: ``file`` parts hold data.
+    """
+    if not isinstance(part, Mapping) or part.get("type") != "media":
+        return part
+    media = media_part(part.get("uri"), part.get("mime_type"), "a media part", "give a mime_type")
+    uri, mime_type = media["uri"], media["mime_type"]
+    if uri.startswith("gs://"):
+        raise InvalidRequest(
+            f"{shown(uri)}: a server that speaks OpenAI's dialect cannot read gs:// objects; give "
+            "https:// URLs (signed ones, for instance), or use --backend=gemini"
+        )
+    kind = _MEDIA_KINDS.get(mime_type.partition("/")[0].lower())
+    if kind is None:
+        raise InvalidRequest(
+            f"{shown(uri)}: OpenAI's dialect takes images, audio and video by URL, but no "
+            f"{mime_type}; use --backend=gemini"
+        )
+    return {"type": kind, kind: {"url": uri}}
 
 
 def embed_body(request: Request, model: str) -> dict[str, Json]:
@@ -200,7 +235,11 @@ def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
     Raises:
       Blocked, EmptyOutput, Truncated: With what there was.
     """
-    known: dict[str, Any] = {"usage": usage_of(data), "model_version": data.get("model")}
+    known: dict[str, Any] = {
+        "usage": usage_of(data),
+        "model_version": data.get("model"),
+        "service_tier": data.get("service_tier"),
+    }
     if not data["choices"]:
         raise EmptyOutput("the reply holds no choices", **known)
     choice = data["choices"][0]
@@ -221,7 +260,6 @@ def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
     return Completion(
         output=text or None,
         output_json=json_values.dumps(calls).decode() if calls else None,
-        service_tier=data.get("service_tier"),
         **known,
     )
 

@@ -10,7 +10,6 @@ import dataclasses
 import gzip
 import io
 import itertools
-import mimetypes
 import struct
 import zlib
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from apache_beam.pvalue import TaggedOutput
 
 from transforms import metrics
 from transforms.errors import ConfigurationError, ParseError
+from transforms.media import guess_mime_type
 from transforms.records import DeadLetter, Record
 from transforms.sources import columnar, lines
 from transforms.sources.base import IdRule, ReadResult, make_record
@@ -159,7 +159,7 @@ def read_part(part: Part, id_rule: IdRule) -> Iterator[Record | DeadLetter]:
       OSError: The storage failed, or the file has gone.
     """
     if part.format == "objects":
-        mime_type = mimetypes.guess_type(part.path)[0] or "application/octet-stream"
+        mime_type = guess_mime_type(part.path) or "application/octet-stream"
         yield make_record({"uri": part.path, "mime_type": mime_type}, part.path, id_rule)
         return
     records = 0

@@ -4,7 +4,8 @@ It serves what OpenAI, vLLM and Vertex AI's OpenAI-compatible endpoint have in c
 
 What this does not prove: that any of them answers so. It is written from captures and vendor
 documentation, no real endpoint was called. Streaming, tools, ``n`` and output limits are not
-modelled. Reasoning is 3 tokens, within ``completion_tokens``; system messages count as cached.
+modelled. Reasoning is 3 tokens, within ``completion_tokens``; system messages count as cached. Media
+are not opened and cost no tokens; a URL with ``forbidden`` in it is a 403.
 """
 
 import base64
@@ -13,9 +14,19 @@ from typing import Any
 
 from tests.emulators.model_server import answers, errors
 from tests.emulators.model_server.answers import Answer, Asked, tokens
-from tests.emulators.model_server.wire import CREATED, Call, Json, Operation, Refused, to_int
+from tests.emulators.model_server.wire import (
+    CREATED,
+    Call,
+    Json,
+    Operation,
+    Refused,
+    check_media,
+    to_int,
+)
 
 MODELS = ("simulated-model", "simulated-embedding-model")
+_MEDIA = ("image_url", "audio_url", "video_url")
+_PARTS = ("text", "input_audio", "file", *_MEDIA)
 _FINISH = {"stop": "stop", "length": "length", "filter": "content_filter", "new": "something_new"}
 
 
@@ -34,8 +45,20 @@ def _chat_texts(call: Call) -> list[str]:
         raise Refused(400, "Invalid value for 'messages': expected a non-empty array.")
     if call.body.get("stream"):
         raise Refused(400, "The simulated server does not stream.")
+    for message in messages:
+        _check_parts(message)
     user = [message for message in messages if message.get("role") == "user"]
     return [next(iter(reversed(_texts(user[-1]))), "") if user else ""]
+
+
+def _check_parts(message: Any) -> None:
+    content = message.get("content")
+    for part in content if isinstance(content, list) else []:
+        kind = part.get("type")
+        if kind not in _PARTS:
+            raise Refused(400, f"Invalid value: {kind!r}. Supported values are {_PARTS}.")
+        if kind in _MEDIA:
+            check_media(part[kind]["url"], ("https://", "http://", "data:"))
 
 
 def _asked(body: Json) -> Asked:

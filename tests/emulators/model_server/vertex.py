@@ -7,14 +7,23 @@ that real rows carry and the Python SDK's strict types refuse (``candidates[].sc
 What this does not prove: that Vertex AI answers so. No real endpoint was called; quotas, request
 size limits, safety filters and regional availability are not modelled. Output limits are ignored:
 only a marker truncates. Thoughts are 3 tokens unless the thinking budget is 0; the system
-instruction counts as cached.
+instruction counts as cached. Media are not opened and cost no tokens; a URI with ``forbidden`` in
+it is a 403.
 """
 
 from typing import Any
 
 from tests.emulators.model_server import answers, errors, vertex_embed, vertex_endpoint
 from tests.emulators.model_server.answers import Answer, Asked, tokens
-from tests.emulators.model_server.wire import Call, Json, Operation, Refused, pick, texts_of
+from tests.emulators.model_server.wire import (
+    Call,
+    Json,
+    Operation,
+    Refused,
+    check_media,
+    pick,
+    texts_of,
+)
 
 _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "filter": "SAFETY", "new": "SOMETHING_NEW"}
 
@@ -26,8 +35,24 @@ def _generate_texts(call: Call) -> list[str]:
         raise Refused(400, "Unable to submit request because it must have at least one content.")
     if any(content.get("role", "user") not in ("user", "model") for content in contents):
         raise Refused(400, "Please use a valid role: user, model.")
+    for content in contents:
+        _check_files(content)
     user = [content for content in contents if content.get("role", "user") == "user"]
     return [next(iter(reversed(texts_of(user[-1]))), "") if user else ""]
+
+
+def _check_files(content: Any) -> None:
+    """Files by URI need a MIME type; nothing is opened."""
+    parts = pick(content, "parts") or []
+    for part in [parts] if isinstance(parts, dict) else parts:
+        file = pick(part, "fileData")
+        if file is None:
+            continue
+        if not pick(file, "mimeType"):
+            raise Refused(
+                400, "Unable to submit request because it must have a mimeType parameter."
+            )
+        check_media(pick(file, "fileUri"), ("gs://", "https://"))
 
 
 def _asked(config: Any) -> Asked:

@@ -129,6 +129,18 @@ def to_int(value: Any, default: int) -> int:
         return default
 
 
+def check_media(uri: Any, schemes: tuple[str, ...]) -> None:
+    """Takes a URI without opening it.
+
+    Raises:
+        Refused: 400 when it is none of these schemes, 403 when ``forbidden`` stands in it.
+    """
+    if not isinstance(uri, str) or not uri.startswith(schemes):
+        raise Refused(400, f"The media URI must start with one of {', '.join(schemes)}.")
+    if "forbidden" in uri:
+        raise Refused(403, "Permission denied on the media object, or it may not exist.")
+
+
 def instances_of(call: Call) -> list[Any]:
     """The instances of a ``:predict`` body.
 

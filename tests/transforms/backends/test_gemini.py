@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,11 @@ from transforms.errors import (
     Unavailable,
 )
 from transforms.records import Completion, Request, Usage
+
+
+def _image(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
 
 SCHEMA = {
     "type": "object",
@@ -128,6 +134,94 @@ def test_body_is_that_of_the_sdk(model_server: SimulatedModelServer) -> None:
     (outcome,) = _outcomes(GeminiBackend(**FIELDS, endpoint=model_server.base_url), request)
     assert isinstance(outcome, Completion)
     assert _path_and_body(model_server) == expected
+
+
+def _in_camel_case(body: Any) -> Any:
+    if isinstance(body, list):
+        return [_in_camel_case(item) for item in body]
+    if not isinstance(body, dict):
+        return body
+    return {
+        re.sub("_([a-z])", lambda found: found[1].upper(), name): _in_camel_case(value)
+        for name, value in body.items()
+    }
+
+
+def test_media_are_those_of_the_sdk(model_server: SimulatedModelServer) -> None:
+    """Our media parts, and images of chats in OpenAI's words, as google-genai sends them.
+
+    But for the spelling of nested names: the SDK writes ``file_uri``, the REST reference
+    ``fileUri``, and Google's JSON takes either.
+    """
+    model_server.reset()
+    with _sdk(model_server) as sdk:
+        sdk.models.generate_content(
+            model="gemini-2.5-flash",
+            contents=[
+                types.Content(
+                    role="user",
+                    parts=[
+                        types.Part.from_uri(file_uri="gs://b/a.webp", mime_type="image/webp"),
+                        types.Part.from_uri(file_uri="https://h/1?k=v", mime_type="video/mp4"),
+                        types.Part.from_uri(file_uri="https://h/a.png", mime_type="image/png"),
+                        types.Part.from_bytes(data=b"abc", mime_type="image/gif"),
+                        types.Part(text="hello"),
+                    ],
+                ),
+            ],
+        )
+    path, body = _path_and_body(model_server)
+    content = [
+        {"type": "media", "uri": "gs://b/a.webp", "mime_type": "image/webp"},
+        {"type": "media", "uri": "https://h/1?k=v", "mime_type": "video/mp4"},
+        _image("https://h/a.png"),
+        _image("data:image/gif;base64,YWJj"),
+        {"type": "text", "text": "hello"},
+    ]
+    request = request_of({"messages": [{"role": "user", "content": content}]})
+    (outcome,) = _outcomes(GeminiBackend(**FIELDS, endpoint=model_server.base_url), request)
+    assert isinstance(outcome, Completion)
+    assert outcome.output == "answer to hello"
+    assert _path_and_body(model_server) == (path, _in_camel_case(body))
+
+
+def test_a_forbidden_object(model_server: SimulatedModelServer) -> None:
+    """Costs its own record."""
+    part = {"type": "media", "uri": "gs://b/forbidden.png", "mime_type": "image/png"}
+    request = request_of({"messages": [{"role": "user", "content": [part]}]})
+    backend = GeminiBackend(**FIELDS, endpoint=model_server.base_url)
+    failed, fine = _outcomes(backend, request, prompt("fine"))
+    assert isinstance(failed, Forbidden)
+    assert isinstance(fine, Completion)
+
+
+_KIND, _SHARED_KIND = "x-vertex-ai-llm-request-type", "x-vertex-ai-llm-shared-request-type"
+
+
+@pytest.mark.parametrize(
+    ("tier", "headers", "served"),
+    [
+        (None, {}, "ON_DEMAND"),
+        ("standard", {_KIND: "shared"}, "ON_DEMAND"),
+        ("flex", {_KIND: "shared", _SHARED_KIND: "flex"}, "ON_DEMAND_FLEX"),
+        ("priority", {_KIND: "shared", _SHARED_KIND: "priority"}, "ON_DEMAND_PRIORITY"),
+        ("provisioned", {_KIND: "dedicated"}, "PROVISIONED_THROUGHPUT"),
+    ],
+)
+def test_service_tier(
+    model_server: SimulatedModelServer, tier: Any, headers: dict[str, str], served: str
+) -> None:
+    """Asked for by headers; what was really served is what the answer and the failure say."""
+    model_server.reset()
+    backend = GeminiBackend(**FIELDS, endpoint=model_server.base_url, service_tier=tier)
+    answered, blocked = _outcomes(backend, prompt("a"), prompt("[[blocked]]"))
+    assert isinstance(answered, Completion)
+    assert isinstance(blocked, Blocked)
+    assert (answered.service_tier, blocked.service_tier) == (served, served)
+    for seen in model_server.requests():
+        given = {name.lower(): value for name, value in seen["headers"].items()}
+        assert {n: v for n, v in given.items() if n.startswith("x-vertex")} == headers
+        assert "authorization" in given
 
 
 @pytest.mark.parametrize(
@@ -379,15 +473,30 @@ def test_own_schema_wins() -> None:
         ({"messages": [{"role": "user"}]}, "a message's content is a NoneType, not text"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "a part of type 'image_url' is no text; give Gemini's own 'parts' for others",
+            "a part of type 'image_url' is neither text nor media; give Gemini's own 'parts' for others",
         ),
         (
             {"messages": [{"role": "user", "content": ["a"]}]},
-            "a part of type 'str' is no text; give Gemini's own 'parts' for others",
+            "a part of type 'str' is neither text nor media; give Gemini's own 'parts' for others",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
-            "a part of type 'text' is no text; give Gemini's own 'parts' for others",
+            "a part of type 'text' is neither text nor media; give Gemini's own 'parts' for others",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "media", "uri": "b/a.png"}]}]},
+            "a media part: 'b/a.png' is no gs:// or https:// URI",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [_image("https://h/a?key=secret")]}]},
+            (
+                "a media part: the MIME type of 'https://h/a' cannot be told from its name; give a "
+                "part of type 'media' with one"
+            ),
+        ),
+        (
+            {"messages": [{"role": "system", "content": [_image("https://h/a.png")]}]},
+            "a system message holds media; give them to the user's message",
         ),
     ],
 )

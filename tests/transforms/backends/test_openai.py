@@ -81,6 +81,79 @@ def test_chat_body_is_that_of_the_sdk(model_server: SimulatedModelServer) -> Non
     assert _path_and_body(model_server) == expected
 
 
+def _media(uri: str, mime_type: str) -> dict[str, Any]:
+    return {"type": "media", "uri": uri, "mime_type": mime_type}
+
+
+def test_media(model_server: SimulatedModelServer) -> None:
+    """Images as OpenAI and vLLM know them, audio and video as vLLM does; other parts as they are."""
+    model_server.reset()
+    own = {"type": "image_url", "image_url": {"url": "data:image/png;base64,YQ==", "detail": "low"}}
+    text = {"type": "text", "text": "hello"}
+    content = [
+        _media("https://h/a.png?k=v", "image/png"),
+        _media("https://h/a.mp3", "audio/mpeg"),
+        _media("https://h/a.mp4", "video/mp4"),
+        own,
+        text,
+    ]
+    request = request_of({"messages": [{"role": "user", "content": content, "name": "n"}]})
+    (outcome,) = _outcomes(OpenAIBackend(model="m", endpoint=model_server.openai_url), request)
+    assert isinstance(outcome, Completion)
+    assert outcome.output == "answer to hello"
+    assert _path_and_body(model_server)[1]["messages"] == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": "https://h/a.png?k=v"}},
+                {"type": "audio_url", "audio_url": {"url": "https://h/a.mp3"}},
+                {"type": "video_url", "video_url": {"url": "https://h/a.mp4"}},
+                own,
+                text,
+            ],
+            "name": "n",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            _media("gs://b/a.png", "image/png"),
+            (
+                "'gs://b/a.png': a server that speaks OpenAI's dialect cannot read gs:// objects; "
+                "give https:// URLs (signed ones, for instance), or use --backend=gemini"
+            ),
+        ),
+        (
+            _media("https://h/a.pdf?signature=secret", "application/pdf"),
+            (
+                "'https://h/a.pdf': OpenAI's dialect takes images, audio and video by URL, but no "
+                "application/pdf; use --backend=gemini"
+            ),
+        ),
+        ({"type": "media"}, "a media part: NULL is no gs:// or https:// URI"),
+    ],
+)
+def test_media_that_cannot_be_sent(part: Any, message: str) -> None:
+    """The record is refused before it is sent, with what to do."""
+    request = request_of({"messages": [{"role": "user", "content": [part]}]})
+    with pytest.raises(InvalidRequest) as raised:
+        chat_body(request, "m", limit_name="max_tokens")
+    assert str(raised.value) == message
+
+
+def test_a_forbidden_url(model_server: SimulatedModelServer) -> None:
+    """Costs its own record."""
+    content = [_media("https://h/forbidden.png", "image/png")]
+    request = request_of({"messages": [{"role": "user", "content": content}]})
+    backend = OpenAIBackend(model="m", endpoint=model_server.openai_url)
+    failed, fine = _outcomes(backend, request, prompt("fine"))
+    assert isinstance(failed, Forbidden)
+    assert isinstance(fine, Completion)
+
+
 def test_embedding_body_is_that_of_the_sdk(model_server: SimulatedModelServer) -> None:
     """One text, as floats."""
     model_server.reset()

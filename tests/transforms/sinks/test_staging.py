@@ -181,7 +181,10 @@ def test_parquet_values_of_results(tmp_path: pathlib.Path) -> None:
         ),
     )
     bare = Answer(Record("2", {}), "g", Completion(None))
-    rows = [result_row(full, RUN, lambda _: "0.000000001"), result_row(bare, RUN, lambda _: None)]
+    rows = [
+        result_row(full, RUN, lambda _, __: "0.000000001"),
+        result_row(bare, RUN, lambda _, __: None),
+    ]
     lines = [encode_row(row, RESULT_COLUMNS) for row in rows]
     first, second = _parquet_rows(lines, tmp_path, RESULT_COLUMNS).sort_by("record_id").to_pylist()
     assert first == {
@@ -227,7 +230,7 @@ def test_parquet_values_of_dead_letters(tmp_path: pathlib.Path) -> None:
     letter = DeadLetter(
         "read", "parse_error", "not UTF-8", payload_bytes=b"\x00\xff", attributes={"k": "v"}
     )
-    row = dead_letter_row(letter, RUN, lambda _: "12.5")
+    row = dead_letter_row(letter, RUN, lambda _, __: "12.5")
     (read,) = _parquet_rows(
         [encode_row(row, DEAD_LETTER_COLUMNS)], tmp_path, DEAD_LETTER_COLUMNS
     ).to_pylist()

@@ -39,7 +39,7 @@ FREE = TokenPrices(None, "m")
 MIB = 1 << 20
 
 
-def _no_price(_: Usage) -> None:
+def _no_price(_: Usage, __: str | None) -> None:
     return None
 
 
@@ -64,7 +64,7 @@ def _totals(tallies: list[Tally]) -> tuple[dict[str, int], dict[str, int], Any]:
 
 def test_encode_result() -> None:
     """The row and its line hold the same."""
-    row, line = encode_result(_answer(1), RUN, lambda usage: f"0.{usage.output_tokens}")
+    row, line = encode_result(_answer(1), RUN, lambda usage, _: f"0.{usage.output_tokens}")
     assert json.loads(line) == row
     assert row == {
         "record_id": "1",

@@ -1,0 +1,28 @@
+"""Texts that flags name, and what errors say."""
+
+from apache_beam.io.filesystems import FileSystems
+
+from transforms.errors import ConfigurationError
+
+
+def read_text(uri: str, name: str) -> str:
+    """The text of a local or gs:// file.
+
+    Raises:
+      ConfigurationError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        with FileSystems.open(uri) as file:
+            return bytes(file.read()).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{name}: {uri!r} is not UTF-8 (byte {error.start})") from None
+    except Exception as error:  # each file system has errors of its own
+        raise ConfigurationError(f"{name}: cannot read {uri!r}: {reason(error)}") from None
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
