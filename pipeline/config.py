@@ -22,10 +22,11 @@ from apache_beam.options.pipeline_options import (
 from pipeline import VERSION, registry
 from pipeline.media import media_fields
 from pipeline.options import InferenceOptions, Values
+from pipeline.pace import dispatch_limits
 from pipeline.texts import read_text
 from transforms.backends.base import Backend
 from transforms.batch import BatchLimits
-from transforms.dispatch.dispatcher import DispatchLimits
+from transforms.dispatch.limits import DispatchLimits
 from transforms.errors import ConfigurationError
 from transforms.prices import TokenPrices
 from transforms.reconcile import SummarySpec
@@ -156,7 +157,7 @@ class RunConfig:
             ),
             request=request,
             backend=backend,
-            limits=_limits(values),
+            limits=dispatch_limits(values, options, local=is_local(options)),
             batch=BatchLimits(max_batch_size=values.integer("max_batch_size") or 256),
             output_schema=schema,
             prices=TokenPrices(registry.price_provider(backend), backend.model),
@@ -303,16 +304,6 @@ def _text_or_file(values: Values, name: str) -> tuple[str | None, str]:
     if uri is None:
         return text, f"--{name}"
     return read_text(uri, f"--{name}_file"), uri
-
-
-def _limits(values: Values) -> DispatchLimits:
-    default = DispatchLimits()
-    return DispatchLimits(
-        max_concurrency=values.integer("max_concurrency") or default.max_concurrency,
-        max_attempts=values.integer("max_attempts") or default.max_attempts,
-        request_timeout_s=values.number("request_timeout_s", 0.001) or default.request_timeout_s,
-        record_deadline_s=values.number("record_deadline_s", 0.001) or default.record_deadline_s,
-    )
 
 
 def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) -> Sinks:

@@ -36,7 +36,7 @@ from pipeline.preview import print_preview
 from pipeline.progress import Progress
 from pipeline.report import print_places, print_report, read_summary
 from transforms import metrics
-from transforms.dispatch.dispatcher import stop_all
+from transforms.dispatch.interrupt import stop_all
 from transforms.errors import ConfigurationError, PipelineError
 from transforms.sinks.files import temporary_folder
 from transforms.sinks.staging import delete_folder

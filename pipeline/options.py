@@ -8,7 +8,6 @@ holds the value and the remedy.
 
 import argparse
 import dataclasses
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.texts import read_text
+from pipeline.texts import read_text, suggestion
 from transforms.errors import ConfigurationError
 
 
@@ -159,15 +158,33 @@ OPTIONS: tuple[Option, ...] = (
         "provisioned throughput where there is some, else standard.",
         choices=("standard", "flex", "priority", "provisioned"),
     ),
-    Option("max_concurrency", _PACE, "Calls in flight at once, per process.", "64", metavar="N"),
+    Option(
+        "max_requests_per_minute",
+        _PACE,
+        "A quota of the whole job; each process takes its share. On Dataflow it needs "
+        "--max_num_workers.",
+        metavar="N",
+    ),
+    Option("max_tokens_per_minute", _PACE, "Likewise, of input and output tokens.", metavar="N"),
+    Option(
+        "max_concurrency",
+        _PACE,
+        "The most calls in flight at once, per process; the pace below it adapts itself.",
+        "2048",
+        metavar="N",
+    ),
     Option("max_attempts", _PACE, "Calls per record that may fail.", "5", metavar="N"),
     Option("request_timeout_s", _PACE, "Seconds that one call may take.", "120", metavar="S"),
     Option(
-        "record_deadline_s",
+        "record_deadline_s", _PACE, "A record's seconds, from its first call.", "3600", metavar="S"
+    ),
+    Option(
+        "max_dead_letter_ratio",
         _PACE,
-        "Seconds from a record's first call until it is given up.",
-        "3600",
-        metavar="S",
+        "When more than this share of at least 1,000 records has failed at the model, the run "
+        "stops: what is left is not_attempted. 1 for never.",
+        "0.2",
+        metavar="X",
     ),
     Option("max_batch_size", _PACE, "Requests in a workload batch.", "256", metavar="N"),
     Option(
@@ -254,7 +271,7 @@ class Values:
             if value and option.choices and value not in option.choices:
                 raise ConfigurationError(
                     f"--{option.name} is {value!r}, but must be one of: "
-                    f"{', '.join(option.choices)}{_suggestion(value, option.choices)}"
+                    f"{', '.join(option.choices)}{suggestion(value, option.choices)}"
                 )
         return values
 
@@ -344,7 +361,7 @@ def parse_flags(argv: Sequence[str]) -> PipelineOptions:
     if unknown:
         flag = unknown[0].partition("=")[0]
         known = [name for action in parser._actions for name in action.option_strings]
-        hint = _suggestion(flag, known)
+        hint = suggestion(flag, known)
         if not flag.startswith("--"):
             raise ConfigurationError(f"{unknown[0]!r} is no flag: write --name=value")
         raise ConfigurationError(f"unknown flag {flag}{hint}")
@@ -364,11 +381,6 @@ def _beam_options(kind: Any) -> list[Any]:
         if child.__module__.startswith("apache_beam.options."):
             found += [child, *_beam_options(child)]
     return found
-
-
-def _suggestion(value: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(value, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def help_text() -> str:

@@ -1,5 +1,8 @@
 """Texts that flags name, and what errors say."""
 
+import difflib
+from collections.abc import Sequence
+
 from apache_beam.io.filesystems import FileSystems
 
 from transforms.errors import ConfigurationError
@@ -26,3 +29,9 @@ def reason(error: BaseException) -> str:
         return error.strerror
     text = " ".join(str(error).split())
     return text or type(error).__name__
+
+
+def suggestion(value: str, known: Sequence[str]) -> str:
+    """What was probably meant, as the end of a sentence; empty when nothing is close."""
+    close = difflib.get_close_matches(value, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

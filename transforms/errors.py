@@ -7,6 +7,7 @@
     ├── RunError                  the run cannot go on                             (exit code 1)
     │   ├── BackendUnusable       no call has ever succeeded, and none will
     │   ├── NotReconciled         records != results + dead letters
+    │   ├── StoppedEarly          too much failed: the rest was not attempted
     │   └── Interrupted           somebody asked the run to stop
     └── RecordError               costs one record, never its batch: a dead letter
         ├── ParseError  MissingField  RenderError                      before the model
@@ -40,6 +41,10 @@ class BackendUnusable(RunError):
 
 class NotReconciled(RunError):
     """The sinks do not hold exactly one row per record."""
+
+
+class StoppedEarly(RunError):
+    """The run gave up in good order: what was paid for is written, the rest is not attempted."""
 
 
 class Interrupted(RunError):

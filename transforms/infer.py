@@ -1,23 +1,57 @@
-"""Inference: Beam's RunInference around any backend, one outcome per request, always.
+"""Inference: one outcome per request, always, and a backend that is never left idle.
 
-`InferenceHandler` is a plain Beam `ModelHandler`: anybody's ``RunInference`` can use it.
 `Infer` is what our pipeline uses: pre-batched input, typed outputs, a shuffle behind the paid call.
+A bundle hands one batch after the other to the process's dispatcher and gives out what has ended
+meanwhile; it waits for the slowest call only once, at its end. (RunInference waits at the end of
+every batch: with 256 requests and a language model's latencies, seven of eight slots would idle.)
+
+`InferenceHandler` is a plain Beam `ModelHandler` over the same dispatcher, for anybody's
+``RunInference``.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+import queue
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import apache_beam as beam
-from apache_beam.ml.inference.base import ModelHandler, RunInference
+from apache_beam.ml.inference.base import ModelHandler
 from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.shared import Shared
+from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms import metrics
 from transforms.backends.base import Backend
 from transforms.dispatch import loop
-from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure
+from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure, Outcome
+from transforms.dispatch.inbox import TICK_S, Inbox
+from transforms.metrics import CallMetrics
 from transforms.records import Answer, DeadLetter, Request
 from transforms.render import BYTES_PER_TOKEN
+
+
+def open_dispatcher(backend: Backend, limits: DispatchLimits) -> Dispatcher:
+    """A live dispatcher over a backend; once per process.
+
+    Raises:
+      BackendUnusable: The model or the credentials cannot be had.
+    """
+    return Dispatcher(loop.run(backend.open()), limits)
+
+
+def outcome_of(request: Request, outcome: Outcome) -> Answer | DeadLetter:
+    """A dispatcher's outcome as what travels on."""
+    if not isinstance(outcome, Failure):
+        return Answer(request.record, request.fingerprint, outcome)
+    return DeadLetter.of(
+        outcome.error,
+        stage="infer",
+        record=request.record,
+        fingerprint=request.fingerprint,
+        attempts=outcome.attempts,
+        throttled_ms=outcome.throttled_ms,
+    )
 
 
 class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
@@ -52,7 +86,7 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
         Raises:
           BackendUnusable: The model or the credentials cannot be had.
         """
-        return Dispatcher(loop.run(self._backend.open()), self._limits)
+        return open_dispatcher(self._backend, self._limits)
 
     def run_inference(
         self,
@@ -63,14 +97,14 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
         """Exactly ``len(batch)`` outcomes, in order."""
         del inference_args
         batch = list(batch)
-        outcomes: list[Answer | DeadLetter] = []
-        for request, outcome in zip(batch, model.answer(batch), strict=True):
-            if isinstance(outcome, Failure):
-                outcomes.append(_dead_letter(request, outcome))
-            else:
-                outcomes.append(Answer(request.record, request.fingerprint, outcome))
-        metrics.LIVE.add("asked", len(batch))
-        return outcomes
+        calls = CallMetrics(model)
+        outcomes = model.answer(batch, calls.report)
+        for outcome in outcomes:
+            calls.count(outcome)
+        calls.report()
+        return [
+            outcome_of(request, outcome) for request, outcome in zip(batch, outcomes, strict=True)
+        ]
 
     def get_num_bytes(self, batch: Sequence[Request]) -> int:
         """From the token estimates; Beam would pickle the batch to know."""
@@ -81,44 +115,83 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
         return metrics.NAMESPACE
 
 
-def _dead_letter(request: Request, failure: Failure) -> DeadLetter:
-    return DeadLetter.of(
-        failure.error,
-        stage="infer",
-        record=request.record,
-        fingerprint=request.fingerprint,
-        attempts=failure.attempts,
-        throttled_ms=failure.throttled_ms,
-    )
+Outcomes: TypeAlias = Answer | TaggedOutput[Literal["unserved"], DeadLetter]
 
 
-class _SplitOutcomesDoFn(beam.DoFn):
-    """Answers on, failures out; counts once a bundle, from Beam's thread."""
+class _CallModelDoFn(beam.DoFn):
+    """Hands batches over and gives out what has ended, with the window of its batch."""
+
+    def __init__(self, open_: Callable[[], Dispatcher]) -> None:
+        self._open = open_
+        self._shared = Shared()
+
+    def setup(self) -> None:
+        self._dispatcher: Dispatcher | None = self._shared.acquire(self._open)
+        self._inbox = Inbox()
 
     def start_bundle(self) -> None:
-        self._counts: dict[str, int] = {}
+        assert self._dispatcher is not None
+        self._inbox.abandoned = True  # of a bundle that failed elsewhere; else it is empty
+        self._inbox = Inbox()
+        self._calls = CallMetrics(self._dispatcher)
 
     def process(
-        self, outcome: Answer | DeadLetter
-    ) -> Iterator[Answer | TaggedOutput[Literal["unserved"], DeadLetter]]:
-        counts = self._counts
-        if isinstance(outcome, Answer):
-            attempts, usage = outcome.completion.attempts, outcome.completion.usage
-            yield outcome
-        else:
-            attempts, usage = outcome.attempts or 0, outcome.usage
-            yield TaggedOutput("unserved", outcome)
-        for name, amount in (
-            ("attempts", attempts),
-            ("input_tokens", usage.input_tokens),
-            ("output_tokens", usage.output_tokens),
-        ):
-            if amount:
-                counts[name] = counts.get(name, 0) + amount
+        self,
+        batch: list[Request],
+        timestamp: Any = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+    ) -> Iterator[Outcomes]:
+        assert self._dispatcher is not None
+        self._dispatcher.submit(batch, self._inbox, (timestamp, window))
+        return self._ended(lambda let_in: let_in)
 
-    def finish_bundle(self) -> None:
-        for name, amount in self._counts.items():
-            metrics.beam_counter(name).inc(amount)
+    def finish_bundle(self) -> Iterator[Outcomes]:
+        yield from self._ended(lambda _: not self._inbox.outstanding)
+        self._calls.report()
+
+    def teardown(self) -> None:
+        self._inbox.abandoned = True
+        self._dispatcher = None
+
+    def _ended(self, enough: Callable[[bool], bool]) -> Iterator[Outcomes]:
+        """What ends until it is enough, told whether the batch has been let in."""
+        inbox, let_in = self._inbox, False
+        try:
+            while not enough(let_in):
+                try:
+                    ended = inbox.get(TICK_S)
+                except queue.Empty:
+                    self._calls.report()
+                    continue
+                if ended is None:
+                    let_in = True
+                else:
+                    self._calls.count(ended.outcome)
+                    yield _placed(outcome_of(ended.request, ended.outcome), *ended.batch)
+        except BaseException:  # the bundle has failed: what waits shall not be paid for
+            inbox.abandoned = True
+            raise
+
+
+def _placed(outcome: Answer | DeadLetter, timestamp: Any, window: Any) -> Any:
+    if isinstance(outcome, DeadLetter):
+        return TaggedOutput("unserved", _placed_in(outcome, timestamp, window))
+    return _placed_in(outcome, timestamp, window)
+
+
+def _placed_in(value: Any, timestamp: Any, window: Any) -> Any:
+    return WindowedValue(value, timestamp, (window or GlobalWindow(),))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Open:
+    """What a worker calls once; picklable."""
+
+    backend: Backend
+    limits: DispatchLimits
+
+    def __call__(self) -> Dispatcher:
+        return open_dispatcher(self.backend, self.limits)
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -126,7 +199,8 @@ class Infer(beam.PTransform):
     """Asks the model once for each request; one answer or dead letter each.
 
     Bounded and unbounded. At-least-once calls: a retried bundle calls again, but nothing that can
-    fail is fused behind the call, because a shuffle stands directly behind it. Order is not kept.
+    fail is fused behind the call, because a shuffle stands directly behind it. Each outcome keeps
+    the window and timestamp of its batch; order is not kept.
 
     Args:
       backend: The model and where it is served.
@@ -147,15 +221,11 @@ class Infer(beam.PTransform):
     def expand(
         self, batches: beam.PCollection[list[Request]]
     ) -> tuple[beam.PCollection[Answer], beam.PCollection[DeadLetter]]:
-        handler = InferenceHandler(self.backend, self.limits).with_no_batching()
-        run = RunInference(handler)
+        call = beam.ParDo(_CallModelDoFn(_Open(self.backend, self.limits)))
         if self.resource_hints:
-            run = run.with_resource_hints(**self.resource_hints)
-        outcomes = batches | "CallModel" >> run
-        split = outcomes | "SplitOutcomes" >> beam.ParDo(_SplitOutcomesDoFn()).with_outputs(
-            "unserved", main="answered"
-        )
+            call = call.with_resource_hints(**self.resource_hints)
+        ended = batches | "CallModel" >> call.with_outputs("unserved", main="answered")
         return (
-            split.answered | "KeepAnswers" >> beam.Reshuffle(),
-            split.unserved | "KeepFailures" >> beam.Reshuffle(),
+            ended.answered | "KeepAnswers" >> beam.Reshuffle(),
+            ended.unserved | "KeepFailures" >> beam.Reshuffle(),
         )

@@ -14,7 +14,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import AsList
 
 from transforms import json_values
-from transforms.errors import NotReconciled, WriteRejected
+from transforms.errors import NotReconciled, StoppedEarly, WriteRejected
 from transforms.rows import SUMMARY_COLUMNS, Row, encode_row, now
 from transforms.sinks.bigquery import TableSpec, load_summary
 from transforms.sinks.staging import SinkReport
@@ -86,8 +86,19 @@ def summarise(spec: SummarySpec, total: Tally, reports: Sequence[SinkReport]) ->
 
 
 def check_reconciled(row: Row) -> None:
-    """Raises `NotReconciled`, saying by how many records, unless the summary is whole."""
+    """Raises `NotReconciled`, saying by how many records, unless the summary is whole.
+
+    Raises:
+      NotReconciled: A sink does not hold what it should.
+      StoppedEarly: It does, but the run gave up before it had asked for every record.
+    """
     if row["reconciled"]:
+        unsent = json_values.loads(row["dead_letters_by_error_type"]).get("not_attempted", 0)
+        if unsent:
+            raise StoppedEarly(
+                f"run {row['run_id']} stopped early: {unsent:,} records were not attempted, their "
+                "dead letters say why; read them back with --input_dead_letters"
+            )
         return
     records, results, dead_letters = row["records"], row["results"], row["dead_letters"]
     difference = records - results - dead_letters

@@ -64,7 +64,7 @@ def test_defaults() -> None:
     )
     assert config.backend == FakeBackend()
     assert config.limits == DispatchLimits(
-        max_concurrency=64, max_attempts=5, request_timeout_s=120, record_deadline_s=3600
+        max_concurrency=2048, max_attempts=5, request_timeout_s=120, record_deadline_s=3600
     )
     assert config.batch == BatchLimits(max_batch_size=256)
     assert config.output_schema is None
@@ -106,10 +106,17 @@ def test_pace() -> None:
     """Each flag of the pace where it works."""
     config = _with(
         "--max_concurrency=7", "--max_attempts=2", "--request_timeout_s=1.5",
-        "--record_deadline_s=60", "--max_batch_size=9",
+        "--record_deadline_s=60", "--max_batch_size=9", "--max_requests_per_minute=600",
+        "--max_tokens_per_minute=9000", "--max_dead_letter_ratio=0",
     )  # fmt: skip
     assert config.limits == DispatchLimits(
-        max_concurrency=7, max_attempts=2, request_timeout_s=1.5, record_deadline_s=60
+        max_concurrency=7,
+        max_attempts=2,
+        request_timeout_s=1.5,
+        record_deadline_s=60,
+        requests_per_minute=600,
+        tokens_per_minute=9000,
+        max_dead_letter_ratio=0.0,
     )
     assert config.batch == BatchLimits(max_batch_size=9)
 
@@ -486,6 +493,41 @@ def test_staging() -> None:
     )
 
 
+_SHARES = [
+    (["--max_num_workers=5", "--machine_type=n2-standard-4"], 20),
+    (["--max_num_workers=5", "--machine_type=n2-custom-8-16384"], 40),
+    (["--max_num_workers=5", "--experiments=no_use_multiple_sdk_containers"], 5),
+]
+_DATAFLOW = [
+    "--input_files=gs://b/i.jsonl", ASK, FAKE, "--output_path=gs://b/o",
+    "--runner=DataflowRunner", "--project=p", "--region=us-central1", "--temp_location=gs://b/t",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("workers", "processes"), _SHARES)
+def test_share_of_a_quota(workers: list[str], processes: int) -> None:
+    """A job-wide quota is divided by the most processes there can be."""
+    limits = _config(*_DATAFLOW, *workers, "--max_requests_per_minute=600").limits
+    assert limits.requests_per_minute == 600 / processes
+    assert limits.tokens_per_minute is None
+
+
+def test_share_of_a_quota_that_is_not_known() -> None:
+    """Without the number of processes a quota cannot be kept: refused before launch."""
+    quota = "--max_tokens_per_minute=600"
+    assert _refused(*_DATAFLOW, quota) == (
+        "--max_tokens_per_minute is of the whole job and divided among its workers: "
+        "give --max_num_workers"
+    )
+    assert _refused(*_DATAFLOW, quota, "--max_num_workers=3").startswith(
+        "--max_tokens_per_minute is divided among all processes, one per vCPU, and "
+        "--machine_type is '': give one that ends in its vCPUs"
+    )
+    assert _refused(*_DATAFLOW, "--max_dead_letter_ratio=20").startswith(
+        "--max_dead_letter_ratio is 20, but must be at most 1"
+    )
+
+
 # The runner
 
 
@@ -526,10 +568,11 @@ def test_summary_holds_the_flags_and_no_secret(monkeypatch: pytest.MonkeyPatch) 
         "backend": "openai",
         "model": "m",
         "predict_method": "predict",
-        "max_concurrency": "64",
+        "max_concurrency": "2048",
         "max_attempts": "5",
         "request_timeout_s": "120",
         "record_deadline_s": "3600",
+        "max_dead_letter_ratio": "0.2",
         "max_batch_size": "256",
         "output_path": "/out",
         "output_format": "jsonl",

@@ -97,8 +97,10 @@ def test_defaults() -> None:
         "output": None,
         "usage": None,
         "model_version": None,
+        "service_tier": None,
         "fatal_at_start": False,
         "congestion": False,
+        "unanswered": False,
     }
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.transforms import pipeline
 from transforms import reconcile
-from transforms.errors import NotReconciled
+from transforms.errors import NotReconciled, StoppedEarly
 from transforms.reconcile import (
     SummarySpec,
     WriteRunSummary,
@@ -80,6 +80,13 @@ def test_reconciled(
     assert row["reconciled"] is True
     assert (row["records"], row["results"], row["dead_letters"]) == counted
     check_reconciled(row)
+
+
+def test_stopped_early() -> None:
+    """It reconciles, and yet the run has failed: some records were never sent."""
+    row = {**_summary((7, 5, 2), [5], [2]), "dead_letters_by_error_type": '{"not_attempted":2}'}
+    with pytest.raises(StoppedEarly, match=r"^run run-1 stopped early: 2 records were not attemp"):
+        check_reconciled(row)
 
 
 @pytest.mark.parametrize(

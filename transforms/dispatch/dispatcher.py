@@ -1,283 +1,398 @@
-"""Sends requests to a client: bounded concurrency, retries per record, one outcome per request.
+"""Sends requests to a client at the pace that it bears: one outcome per request, always.
 
-What costs a record, and what stops the run:
+One dispatcher drives one client for all threads and bundles of a process. Their requests meet in
+one queue, the oldest first, so that the backend stays full while the slowest calls of a batch end.
 
-* A failure that says something of the record (400, a blocked prompt) costs that record at once.
-* A retryable failure costs an attempt; after ``max_attempts`` it costs the record.
-* Congestion (429, 503) costs no attempt. Its ``Retry-After`` holds the whole process, and the
-  record is given up only at its deadline.
-* What would fail every record alike (401, 403, 404, no connection) stops the run, while no call
-  has ever succeeded, as soon as a second record fails in the same way.
-* Without any success for ``give_up_after_s`` the run stops.
-* An exception that nobody foresaw costs its record, with the stack trace.
+.. code-block:: text
 
-Backoff is exponential with full jitter (Brooker, "Exponential Backoff And Jitter", AWS
-Architecture Blog, 2015). A waiting retry holds no slot.
+    submit ──► ready ──► in flight ──► inbox of the thread that asked
+                 ▲           │
+                 └─ waiting ◄┘   after a retryable failure; holds no slot
+
+A failure that says something of the record (400, a blocked prompt) costs that record at once; what
+may pass is retried (`transforms.dispatch.retry`). What stops the run is in
+`transforms.dispatch.stops`, the pace in `transforms.dispatch.pace`.
 """
 
 import asyncio
-import concurrent.futures
+import collections
 import dataclasses
-import random
-import time
+import heapq
+import itertools
+import logging
+import math
+import threading
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transforms.backends.base import BatchClient, Client
-from transforms.dispatch import loop
+from transforms.dispatch import interrupt, loop
+from transforms.dispatch.inbox import Ended, Failure, Inbox, Outcome, gather
+from transforms.dispatch.job import Job, TokenEstimate, as_reply, verdict
+from transforms.dispatch.limits import DispatchLimits
+from transforms.dispatch.pace import Pace, Permit
+from transforms.dispatch.retry import RetryRules
+from transforms.dispatch.stops import StopRules
 from transforms.errors import (
     BackendUnusable,
-    Interrupted,
+    NotAttempted,
     RecordError,
-    RequestTimeout,
+    RunError,
 )
 from transforms.metrics import LIVE
 from transforms.records import Completion, Request
 
-_LONGEST_WAIT_S = 120.0
-"""A ``Retry-After`` beyond this is not believed: the process asks again."""
+__all__ = ["DispatchLimits", "Dispatcher", "Failure", "Outcome"]
 
-_stopping = asyncio.Event()
+_BACKLOG = 2048
+"""Requests that may wait, in flight not counted, before a further batch is let in."""
+_VERDICT_S = 5.0
+"""How long calls in flight may take to prove that a backend works which failed two records."""
 
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class DispatchLimits:
-    """How hard a backend is driven, per worker process.
-
-    Attributes:
-      max_concurrency: Calls in flight at once.
-      max_attempts: Calls per record that may fail retryably.
-      request_timeout_s: Of one call, in seconds.
-      record_deadline_s: Of one record from its first call, waiting included, in seconds.
-      give_up_after_s: The run stops when so long nothing has succeeded, in seconds.
-      first_backoff_s: The longest wait before the second attempt; it doubles with each.
-      max_backoff_s: The longest wait of all.
-    """
-
-    max_concurrency: int = 64
-    max_attempts: int = 5
-    request_timeout_s: float = 120.0
-    record_deadline_s: float = 3600.0
-    give_up_after_s: float = 900.0
-    first_backoff_s: float = 1.0
-    max_backoff_s: float = 60.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Failure:
-    """A request that got no completion: the last error, calls made, time throttled."""
-
-    error: Exception
-    attempts: int
-    throttled_ms: int = 0
-
-
-Outcome = Completion | Failure
+_log = logging.getLogger(__name__)
 
 
 class Dispatcher:
     """Drives one client for all threads and bundles of a process.
 
-    Thread-safe. Live: made by `open_dispatcher` in the worker, never pickled.
+    `answer` and `submit` may be called by any thread but the event loop's; everything private runs
+    on the loop. Live: made in the worker, never pickled.
     """
 
     def __init__(self, client: Client, limits: DispatchLimits) -> None:
         self._client = client
         self._limits = limits
-        self._slots = asyncio.Semaphore(limits.max_concurrency)
-        self._succeeded = False
-        self._suspects: dict[str, int] = {}
-        self._closed_until = 0.0
-        self._failing_since: float | None = None
-        self._unusable: str | None = None
+        self._pace = Pace(
+            limits.max_concurrency,
+            loop.now(),
+            requests_per_minute=limits.requests_per_minute,
+            tokens_per_minute=limits.tokens_per_minute,
+        )
+        self._rules = StopRules(limits)
+        self._retries = RetryRules(limits, self._pace)
+        self._tokens = TokenEstimate()
+        self._numbers = itertools.count()
+        self._ready: list[tuple[int, Job]] = []
+        self._unfinished = 0
+        self._at_once = 0
+        """Requests that a `BatchClient` works on."""
+        self._not_let_in: collections.deque[Inbox] = collections.deque()
+        self._inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake: asyncio.TimerHandle | None = None
+        self._broken: BaseException | None = None
+        self._stopped: str | None = None
+        self._accused: RecordError | None = None
+        self._held_back: list[Job] = []
+        self._counting = threading.Lock()
+        self._failed_calls: collections.Counter[str] = collections.Counter()
+        interrupt.register(self)
         weakref.finalize(self, _close, client)
 
-    def answer(self, requests: Sequence[Request]) -> list[Outcome]:
+    # For the threads of a worker
+
+    def submit(self, requests: Sequence[Request], inbox: Inbox, batch: Any = None) -> None:
+        """Hands over a batch: each request's outcome arrives in the inbox, with ``batch``.
+
+        So does one None, when the queue has room for another batch: wait for it before the next.
+        """
+        inbox.outstanding += len(requests)
+        loop.call(lambda: self._guard(self._enqueue, requests, inbox, batch))
+
+    def answer(
+        self, requests: Sequence[Request], on_wait: Callable[[], None] = lambda: None
+    ) -> list[Outcome]:
         """One outcome per request, in order; blocks the calling thread.
+
+        Args:
+          requests: The batch.
+          on_wait: Called about once a second while it waits.
 
         Raises:
           BackendUnusable: Nothing has ever succeeded, and two records failed alike.
           Interrupted: `stop_all` was called.
         """
-        try:
-            return loop.run(self._answer(requests))
-        except concurrent.futures.CancelledError:
-            raise Interrupted("the run was asked to stop") from None
+        return gather(self.submit, requests, on_wait)
 
-    async def _answer(self, requests: Sequence[Request]) -> list[Outcome]:
-        _raise_if_stopping()
-        if isinstance(self._client, BatchClient):
-            return await self._answer_at_once(self._client, requests)
-        return await _all([self._answer_one(request) for request in requests])
+    def gauges(self) -> dict[str, int]:
+        """The state of the moment: calls in flight, their limit, requests that wait, and more."""
+        gauges = self._pace.gauges(loop.now())
+        gauges["in_flight_requests"] += self._at_once
+        gauges["waiting_requests"] = self._backlog()
+        return gauges
 
-    async def _answer_at_once(
-        self, client: BatchClient, requests: Sequence[Request]
-    ) -> list[Outcome]:
-        LIVE.add("sent", len(requests))
-        try:
-            replies = await client.generate_many(requests)
-        except BackendUnusable:
-            raise
-        except Exception:  # one request may have broken the batch: each is tried alone
-            return await _all([self._answer_one(request) for request in requests])
-        if len(replies) != len(requests):
-            raise BackendUnusable(
-                f"{type(client).__name__}.generate_many returned {len(replies)} outcomes "
-                f"for {len(requests)} requests"
-            )
-        completed = [reply for reply in replies if isinstance(reply, Completion)]
-        if completed:
-            self._succeeded = True
-            self._failing_since = None
-        if len(completed) == len(requests):
-            return list(completed)
-        outcomes: list[Any] = list(replies)
-        failed = [n for n, reply in enumerate(replies) if not isinstance(reply, Completion)]
-        alone = [self._answer_one(requests[n], _as_error(replies[n])) for n in failed]
-        for n, outcome in zip(failed, await _all(alone), strict=True):
-            outcomes[n] = outcome
-        return outcomes
+    def throttled_s(self) -> float:
+        """Seconds in all in which requests waited for a quota, a Retry-After or an outage."""
+        return self._pace.throttled_s(loop.now())
 
-    async def _answer_one(self, request: Request, error: Exception | None = None) -> Outcome:
-        """Calls until there is an outcome; ``error`` is how a first call, by the batch, failed."""
-        limits = self._limits
-        attempts = 0 if error is None else 1
-        deadline = time.monotonic() + limits.record_deadline_s
-        failed = congested = 0
-        throttled_s = 0.0
-        while True:
-            if error is None:
-                throttled_s += await self._wait_until_open()
-                async with self._slots:
-                    _raise_if_stopping()
-                    if self._unusable is not None:  # another batch has found out
-                        raise BackendUnusable(self._unusable)
-                    if time.monotonic() < self._closed_until:  # closed while it waited for a slot
-                        continue
-                    attempts += 1
-                    if attempts == 1:
-                        deadline = time.monotonic() + limits.record_deadline_s
-                    reply = await self._call(request)
-                if isinstance(reply, Completion):
-                    return dataclasses.replace(
-                        reply, attempts=attempts, throttled_ms=round(throttled_s * 1000)
-                    )
-                error = reply
+    def take_failed_calls(self) -> dict[str, int]:
+        """Calls that failed, by error type, since this was asked last; retried ones included."""
+        with self._counting:
+            taken, self._failed_calls = self._failed_calls, collections.Counter()
+        return taken
 
-            failure = Failure(error, attempts, round(throttled_s * 1000))
-            if not isinstance(error, RecordError):
-                return failure
-            self._suspect(request, error, attempts)
-            if not error.retryable:
-                return failure
-            self._give_up_in_time(error)
-            if error.congestion:
-                congested += 1
-                wait_s = min(error.retry_after_s or self._backoff_s(congested), _LONGEST_WAIT_S)
-                if error.retry_after_s:
-                    self._closed_until = max(self._closed_until, time.monotonic() + wait_s)
-                throttled_s += wait_s
+    # On the event loop
+
+    def interrupt(self) -> None:
+        """Stops at once."""
+        self._break(interrupt.error())
+
+    def _enqueue(self, requests: Sequence[Request], inbox: Inbox, batch: Any) -> None:
+        if interrupt.asked():
+            self.interrupt()
+        if self._broken is not None:
+            inbox.put(self._broken)
+            return
+        self._inboxes.add(inbox)
+        self._unfinished += len(requests)
+        jobs = [
+            Job(next(self._numbers), request, index, batch, inbox)
+            for index, request in enumerate(requests)
+        ]
+        if isinstance(self._client, BatchClient) and jobs and self._stopped is None:
+            self._start(self._ask_at_once(self._client, jobs))
+        else:
+            for job in jobs:
+                heapq.heappush(self._ready, (job.place, job))
+        self._not_let_in.append(inbox)
+        self._pump()
+
+    def _pump(self) -> None:
+        """Sends what may be sent; everything that changes the state ends with it."""
+        now = loop.now()
+        wait_s: float | None = None
+        while self._ready:
+            if self._stopped is None:
+                wait_s = math.inf if self._accused else self._pace.wait_s(now)
+                if wait_s > 0:
+                    break
+            wait_s = None
+            job = heapq.heappop(self._ready)[1]
+            if job.inbox.abandoned:
+                self._unfinished -= 1
+            elif self._stopped is None:
+                self._send(job, now)
             else:
-                failed += 1
-                if failed >= limits.max_attempts:
-                    return failure
-                wait_s = min(error.retry_after_s or self._backoff_s(failed), _LONGEST_WAIT_S)
-            if time.monotonic() + wait_s > deadline:
-                return failure
-            await asyncio.sleep(wait_s)
-            error = None
+                self._deliver(job, job.failure(job.error or NotAttempted(self._stopped)))
+        self._pace.waiting(wait_s, now)
+        if wait_s is not None and math.isfinite(wait_s):
+            if self._wake is not None:
+                self._wake.cancel()
+            self._wake = asyncio.get_running_loop().call_later(wait_s, self._guard, self._pump)
+        if not self._unfinished:
+            self._rules.idle()
+        while self._not_let_in and self._backlog() <= _BACKLOG:
+            self._not_let_in.popleft().put(None)
 
-    async def _call(self, request: Request) -> Completion | Exception:
-        """One call; what it raises is its reply, unless it stops the run."""
-        timeout_s = self._limits.request_timeout_s
-        LIVE.add("sent", 1)
-        started = time.monotonic()
+    def _backlog(self) -> int:
+        return self._unfinished - self._pace.in_flight
+
+    def _start(self, coroutine: Any) -> "asyncio.Task[None]":
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._break(error)
+
+    def _guard(self, step: Callable[..., None], *given: Any) -> None:
+        """A step that the loop takes: an error of our own must not leave threads waiting."""
         try:
-            completion = await asyncio.wait_for(self._client.generate(request), timeout_s)
-            latency_ms = round((time.monotonic() - started) * 1000)
-            completion = dataclasses.replace(completion, latency_ms=latency_ms)
-        except BackendUnusable:
-            raise
-        except asyncio.TimeoutError:
-            return RequestTimeout(f"no answer within {timeout_s:g} s (--request_timeout_s)")
-        except Exception as unforeseen:
-            return unforeseen
-        self._succeeded = True
-        self._failing_since = None
-        return completion
+            step(*given)
+        except Exception as error:
+            self._break(error)
 
-    async def _wait_until_open(self) -> float:
-        """Waits out another record's ``Retry-After``; returns the seconds waited."""
-        waited = 0.0
-        while (wait_s := self._closed_until - time.monotonic()) > 0:
-            await asyncio.sleep(wait_s)
-            waited += wait_s
-        return waited
+    def _send(self, job: Job, now: float) -> None:
+        if job.refused_at is not None:
+            job.throttled_s += now - job.refused_at
+            job.refused_at = None
+        if not job.attempts:
+            job.first_sent_at = now
+            job.outage_before_s = self._pace.outage_s(now)
+        job.attempts += 1
+        permit = self._pace.sent(now, self._tokens.of_request(job.request))
+        LIVE.add("sent", 1)
+        task = self._start(self._ask(job, permit))
 
-    def _backoff_s(self, failures: int) -> float:
-        limits = self._limits
-        ceiling = min(limits.max_backoff_s, limits.first_backoff_s * 2.0 ** min(failures - 1, 30))
-        return random.uniform(0, ceiling)
-
-    def _suspect(self, request: Request, error: RecordError, attempts: int) -> None:
-        """Stops the run when two records fail alike before any success."""
-        if self._succeeded or not error.fatal_at_start:
-            return
-        chances = min(2, self._limits.max_attempts) if error.retryable else 1
-        if attempts < chances:  # a lost connection gets its second chance first
-            return
-        first = self._suspects.setdefault(error.error_type, id(request))
-        if first != id(request):
-            self._unusable = str(error)
-            raise BackendUnusable(self._unusable)
-
-    def _give_up_in_time(self, error: RecordError) -> None:
-        """Stops the run when nothing has succeeded for too long."""
-        if self._failing_since is None:
-            self._failing_since = time.monotonic()
-        elif time.monotonic() - self._failing_since > self._limits.give_up_after_s:
-            raise BackendUnusable(
-                f"nothing has succeeded for {self._limits.give_up_after_s:g} s; "
-                f"the last error: {error}"
-            )
-
-
-def _as_error(reply: Any) -> Exception:
-    if isinstance(reply, Exception):
-        return reply
-    return TypeError(f"generate_many gave a {type(reply).__name__} for a request")
-
-
-async def _all(coroutines: Sequence[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
-    """Gathers; the first error cancels the others, so that nothing is sent behind its back."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
+        def time_out() -> None:
+            job.timed_out = True
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
+        timer = asyncio.get_running_loop().call_later(self._limits.request_timeout_s, time_out)
+        task.add_done_callback(lambda _: timer.cancel())
 
-def _raise_if_stopping() -> None:
-    if _stopping.is_set():
-        raise Interrupted("the run was asked to stop")
+    async def _ask(self, job: Job, permit: Permit) -> None:
+        """One call, and what follows from it."""
+        reply: Completion | Exception
+        try:
+            reply = await self._client.generate(job.request)
+            if not isinstance(reply, Completion):
+                raise TypeError(f"generate gave a {type(reply).__name__}")
+        except asyncio.CancelledError:
+            if self._broken is not None:
+                raise
+            reply = job.cancelled(self._limits.request_timeout_s)
+        except RunError as error:
+            self._break(error)
+            return
+        except Exception as error:  # what nobody foresaw costs its record alone
+            reply = error
+        now = loop.now()
+        charge = not self._pace.in_outage or permit.probe
+        self._pace.ended(
+            permit,
+            now,
+            verdict(reply),
+            retry_after_s=reply.retry_after_s if isinstance(reply, RecordError) else None,
+            tokens=self._tokens.of_reply(reply),
+        )
+        if isinstance(reply, Completion):
+            latency_ms = round((now - permit.sent_at) * 1000)
+            reply = dataclasses.replace(reply, latency_ms=latency_ms)
+        self._settle(job, reply, now, charge=charge)
+        if self._accused and not self._pace.in_flight + self._at_once:
+            self._condemn()
+        self._pump()
+
+    async def _ask_at_once(self, client: BatchClient, jobs: list[Job]) -> None:
+        LIVE.add("sent", len(jobs))
+        self._at_once += len(jobs)
+        try:
+            replies: Sequence[Any] = await client.generate_many([job.request for job in jobs])
+            if len(replies) != len(jobs):
+                self._break(
+                    BackendUnusable(
+                        f"{type(client).__name__}.generate_many returned {len(replies)} outcomes "
+                        f"for {len(jobs)} requests"
+                    )
+                )
+                return
+        except RunError as error:
+            self._break(error)
+            return
+        except (Exception, asyncio.CancelledError):  # one may have broken the batch: each alone
+            if self._broken is not None:
+                raise
+            for job in jobs:
+                heapq.heappush(self._ready, (job.place, job))
+            return
+        finally:
+            self._at_once -= len(jobs)
+            if self._broken is None:
+                asyncio.get_running_loop().call_soon(self._guard, self._pump)
+        now = loop.now()
+        if any(isinstance(reply, Completion) for reply in replies):
+            self._acquit()
+        for job, reply in zip(jobs, replies, strict=True):
+            job.attempts = 1
+            job.first_sent_at = now
+            job.outage_before_s = self._pace.outage_s(now)
+            self._settle(job, as_reply(reply), now, charge=True)
+        if self._accused and not self._pace.in_flight + self._at_once:
+            self._condemn()
+
+    def _settle(self, job: Job, reply: Completion | Exception, now: float, *, charge: bool) -> None:
+        """A call has ended: its record has an outcome, or is asked again."""
+        if self._broken is not None:
+            return
+        if isinstance(reply, Completion):
+            self._rules.served()
+            self._acquit()
+            throttled_ms = round(job.throttled_s * 1000)
+            self._deliver(
+                job,
+                dataclasses.replace(reply, attempts=job.attempts, throttled_ms=throttled_ms),
+            )
+            return
+        job.error = reply
+        if not isinstance(reply, RecordError):
+            self._deliver(job, job.failure(reply))
+            return
+        with self._counting:
+            self._failed_calls[reply.error_type] += 1
+        if self._rules.fatal_at_start(job.number, reply, now):
+            self._accuse(reply)
+        if not reply.retryable:
+            self._rules.served()
+            if self._accused:
+                self._held_back.append(job)
+            else:
+                self._deliver(job, job.failure(reply))
+            return
+        if reason := self._rules.failing(reply, now):
+            if not self._rules.succeeded:
+                self._break(BackendUnusable(reason))
+                return
+            self._stop(reason)
+        wait_s = self._retries.wait_s(job, reply, now, charge=charge)
+        if self._pace.in_outage:  # the breaker waits for all; another record asks next
+            job.place = next(self._numbers)
+        if wait_s is None or self._stopped is not None:
+            self._deliver(job, job.failure(reply))
+        elif wait_s > 0:
+            LIVE.add("retried", 1)
+            asyncio.get_running_loop().call_later(wait_s, self._guard, self._ready_again, job)
+        else:
+            LIVE.add("retried", 1)
+            heapq.heappush(self._ready, (job.place, job))
+
+    def _ready_again(self, job: Job) -> None:
+        if self._broken is None:
+            heapq.heappush(self._ready, (job.place, job))
+            self._pump()
+
+    def _deliver(self, job: Job, outcome: Outcome) -> None:
+        self._unfinished -= 1
+        job.inbox.put(Ended(job.index, job.batch, job.request, outcome))
+        if self._stopped is None:
+            error = outcome.error if isinstance(outcome, Failure) else None
+            self._stop(self._rules.ended(error))
+
+    # The end of a run
+
+    def _accuse(self, error: RecordError) -> None:
+        """Two records failed alike: what is in flight may still prove that others succeed."""
+        if self._accused is None:
+            self._accused = error
+            asyncio.get_running_loop().call_later(_VERDICT_S, self._guard, self._condemn)
+
+    def _acquit(self) -> None:
+        """A call has succeeded: what failed before were those records' own failures."""
+        self._rules.succeeded = True
+        self._accused = None
+        held_back, self._held_back = self._held_back, []
+        for job in held_back:
+            assert job.error is not None
+            self._deliver(job, job.failure(job.error))
+
+    def _condemn(self) -> None:
+        if self._accused is not None:
+            self._break(BackendUnusable(str(self._accused)))
+
+    def _stop(self, reason: str | None) -> None:
+        """Stops in good order: what was paid for is kept, the rest is not attempted."""
+        if reason is None or self._stopped is not None:
+            return
+        self._stopped = f"the run stopped: {reason}"
+        _log.error("%s", self._stopped)
+        asyncio.get_running_loop().call_soon(self._guard, self._pump)
+
+    def _break(self, error: BaseException) -> None:
+        """Stops at once: every thread that waits gets the error, every call is cancelled."""
+        if self._broken is not None:
+            return
+        self._broken = error
+        self._ready.clear()
+        self._not_let_in.clear()
+        for inbox in list(self._inboxes):
+            inbox.put(error)
+        for task in list(self._tasks):
+            task.cancel()
 
 
 def _close(client: Client) -> None:
     loop.submit(client.close())
-
-
-async def _stop() -> None:
-    _stopping.set()
-    me = asyncio.current_task()
-    for task in asyncio.all_tasks():
-        if task is not me:
-            task.cancel()
-
-
-def stop_all() -> None:
-    """Cancels every call of this process, for good: the run was asked to stop."""
-    loop.run(_stop())

@@ -7,7 +7,7 @@ break when they are used from a second one.
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -19,6 +19,8 @@ _loop: asyncio.AbstractEventLoop | None = None
 def event_loop() -> asyncio.AbstractEventLoop:
     """The process's loop, started on first use; its thread is a daemon."""
     global _loop
+    if _loop is not None:  # also from a finalizer that interrupts the thread which holds the lock
+        return _loop
     with _lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
@@ -29,6 +31,16 @@ def event_loop() -> asyncio.AbstractEventLoop:
 def submit(coroutine: Coroutine[Any, Any, T]) -> "concurrent.futures.Future[T]":
     """Schedules a coroutine on the loop, from any other thread."""
     return asyncio.run_coroutine_threadsafe(coroutine, event_loop())
+
+
+def now() -> float:
+    """The loop's clock, in seconds."""
+    return event_loop().time()
+
+
+def call(function: Callable[[], None]) -> None:
+    """Runs a function on the loop, some time soon, from any other thread."""
+    event_loop().call_soon_threadsafe(function)
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.transforms.dispatch.virtual_time import Clock
 from transforms.dispatch import loop
 
 
@@ -50,3 +51,26 @@ def test_submit_does_not_wait() -> None:
     assert not waiting.done()
     loop.run(wake(event))
     assert waiting.result() == "woken"
+
+
+def test_call_runs_on_the_loop() -> None:
+    """From any thread, without waiting for it, in the order of the calls."""
+    places = []
+    done = threading.Event()
+    loop.call(lambda: places.append(("first", threading.current_thread().name)))
+    loop.call(lambda: places.append(("second", threading.current_thread().name)))
+    loop.call(done.set)
+    assert done.wait(60)
+    assert places == [("first", "dispatch"), ("second", "dispatch")]
+
+
+def test_now_is_the_clock_of_the_loop(clock: Clock) -> None:
+    """Waits are measured with it."""
+
+    async def wait() -> float:
+        await asyncio.sleep(3600)
+        return loop.now()
+
+    began = loop.now()
+    assert loop.run(wait()) - began == 3600
+    assert clock.now == 3600

@@ -1,0 +1,345 @@
+"""When the next call may be sent: the limits together, ``Retry-After``, the breaker, the times."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.transforms.dispatch.simulation import Server, simulate
+from transforms.dispatch.pace import Pace, Permit, Reply
+
+FAILURES = pytest.mark.parametrize("failure", [Reply.BROKEN, Reply.OVERLOADED])
+
+
+def _ask(pace: Pace, now: float, reply: Reply, **known: Any) -> None:
+    """One call that ends at once."""
+    pace.ended(pace.sent(now, 0.0), now, reply, **known)
+
+
+def _send(pace: Pace, calls: int, now: float) -> list[Permit]:
+    return [pace.sent(now, 0.0) for _ in range(calls)]
+
+
+def _broken(now: float = 0.0) -> Pace:
+    """A pace whose breaker has just opened."""
+    pace = Pace(100, 0.0)
+    for _ in range(10):
+        _ask(pace, now, Reply.BROKEN)
+    return pace
+
+
+# The limits
+
+
+def test_concurrency() -> None:
+    """When the limit is reached only the end of a call helps, whatever it ended with."""
+    pace = Pace(3, 0.0)
+    assert (pace.limit, pace.in_flight, pace.wait_s(0.0)) == (3, 0, 0.0)
+    permits = _send(pace, 3, 0.0)
+    for permit, reply in zip(permits, Reply, strict=False):
+        assert pace.wait_s(0.0) == math.inf
+        pace.ended(permit, 0.0, reply)
+        assert (pace.in_flight, pace.wait_s(0.0)) == (2, 0.0)
+        pace.sent(0.0, 0.0)
+
+
+def test_requests_per_minute() -> None:
+    """A share is spent evenly, after a second's worth at once."""
+    pace = Pace(100, 0.0, requests_per_minute=600)
+    _send(pace, 10, 0.0)
+    pace.sent(0.0, 0.0)
+    assert pace.wait_s(0.0) == pytest.approx(0.1, abs=1e-5)
+    assert pace.wait_s(0.2) == 0
+
+
+def test_share_is_kept() -> None:
+    """Not one call more than the share, and none less, however many could be served."""
+    run = simulate(Server(), 40, requests_per_minute=3000)
+    assert [second.calls for second in run.seconds[10:]] == [50] * 30
+    calls = 0
+    for seconds, second in enumerate(run.seconds, 1):
+        calls += second.calls
+        assert calls <= 50 * seconds + 50 + 1
+    assert run.limited(0) == 0
+
+
+def test_tokens_per_minute() -> None:
+    """A call takes what is expected of it at first, and in the end what it really took."""
+    pace = Pace(100, 0.0, tokens_per_minute=6000)
+    permit = pace.sent(0.0, 300.0)
+    assert pace.wait_s(0.0) == pytest.approx(2.0, abs=1e-5)
+    pace.ended(permit, 0.0, Reply.SERVED, tokens=250.0)
+    assert pace.wait_s(0.0) == pytest.approx(1.5, abs=1e-5)
+    assert pace.wait_s(1.6) == 0
+    permit = pace.sent(2.0, 50.0)  # there were 50
+    pace.ended(permit, 2.0, Reply.SERVED, tokens=500.0)
+    assert pace.wait_s(2.0) == pytest.approx(4.5, abs=1e-5)
+
+
+def test_unknown_tokens() -> None:
+    """Where the server does not say what a call took, the expectation stands."""
+    pace = Pace(100, 0.0, tokens_per_minute=6000)
+    pace.ended(pace.sent(0.0, 300.0), 0.0, Reply.SERVED)
+    assert pace.wait_s(0.0) == pytest.approx(2.0, abs=1e-5)
+
+
+def test_the_longest_wait_counts() -> None:
+    """Of several limits, all are kept."""
+    pace = Pace(100, 0.0, requests_per_minute=60, tokens_per_minute=60)
+    pace.ended(pace.sent(0.0, 4.0), 0.0, Reply.LIMITED, retry_after_s=2.0)
+    assert pace.wait_s(0.0) == pytest.approx(3.0, abs=1e-5)
+    pace.ended(pace.sent(3.5, 0.0), 3.5, Reply.LIMITED, retry_after_s=5.0)
+    assert pace.wait_s(3.5) == pytest.approx(5.0, abs=1e-5)
+
+
+# Retry-After
+
+
+@pytest.mark.parametrize("reply", [Reply.LIMITED, Reply.OVERLOADED])
+def test_retry_after(reply: Reply) -> None:
+    """Nobody sends before it is over; a shorter one that follows does not end it."""
+    pace = Pace(100, 0.0)
+    first, second = _send(pace, 2, 0.0)
+    pace.ended(first, 1.0, reply, retry_after_s=7.0)
+    pace.ended(second, 2.0, reply, retry_after_s=3.0)
+    assert [pace.wait_s(now) for now in (2.0, 7.5, 8.0)] == [6.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("reply", [Reply.SERVED, Reply.BROKEN])
+def test_retry_after_of_others(reply: Reply) -> None:
+    """What does not speak of the load holds nobody back."""
+    pace = Pace(100, 0.0)
+    _ask(pace, 0.0, reply, retry_after_s=7.0)
+    assert pace.wait_s(0.0) == 0
+
+
+@pytest.mark.parametrize(("asked_s", "waits_s"), [(119.0, 119.0), (120.0, 120.0), (1e9, 120.0)])
+def test_longest_retry_after(asked_s: float, waits_s: float) -> None:
+    """More than two minutes are not believed."""
+    pace = Pace(100, 0.0)
+    _ask(pace, 0.0, Reply.LIMITED, retry_after_s=asked_s)
+    assert pace.wait_s(0.0) == waits_s
+
+
+# The breaker
+
+
+@FAILURES
+def test_breaker_opens(failure: Reply) -> None:
+    """At the tenth failure in a row."""
+    pace = Pace(100, 0.0)
+    for _ in range(9):
+        _ask(pace, 1.0, failure)
+        assert not pace.in_outage
+        assert pace.wait_s(1.0) == 0
+    _ask(pace, 1.0, failure)
+    assert pace.in_outage
+    assert pace.wait_s(1.0) == 0.5
+
+
+@pytest.mark.parametrize("reply", [Reply.SERVED, Reply.LIMITED])
+def test_breaker_stays_closed(reply: Reply) -> None:
+    """Any sign of life begins the count anew."""
+    pace = Pace(100, 0.0)
+    for failure in ([Reply.BROKEN] * 9 + [reply]) * 3:
+        _ask(pace, 0.0, failure)
+        assert not pace.in_outage
+
+
+@FAILURES
+def test_probes(failure: Reply) -> None:
+    """One call at a time asks whether the backend is back, less and less often."""
+    pace, now, waits = _broken(), 0.0, []
+    for _ in range(7):
+        waits.append(pace.wait_s(now))
+        now += waits[-1]
+        assert pace.wait_s(now) == 0
+        probe = pace.sent(now, 0.0)
+        assert probe.probe
+        now += 3.0
+        assert pace.wait_s(now) == math.inf
+        pace.ended(probe, now, failure)
+    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert pace.in_outage
+
+
+@pytest.mark.parametrize("reply", [Reply.SERVED, Reply.LIMITED])
+def test_breaker_closes(reply: Reply) -> None:
+    """With the first sign of life: half the limit, and the next outage begins from the start."""
+    pace = _broken()
+    assert pace.limit == 32
+    _ask(pace, 0.5, Reply.BROKEN)
+    _ask(pace, 1.5, reply)
+    assert not pace.in_outage
+    assert pace.limit == 16
+    assert pace.wait_s(1.5) == 0
+    for _ in range(10):
+        assert not pace.in_outage
+        _ask(pace, 2.0, Reply.BROKEN)
+    assert pace.in_outage
+    assert pace.wait_s(2.0) == 0.5
+
+
+def test_limit_recovers() -> None:
+    """Once the backend is back the limit rises to what it was."""
+    pace = _broken()
+    _ask(pace, 0.5, Reply.SERVED)
+    now, permits, limits = 0.5, [], [16]
+    while limits[-1] != 32:
+        while not pace.wait_s(now):
+            permits.append(pace.sent(now, 0.0))
+        pace.waiting(math.inf, now)
+        now += 1 / len(permits)
+        pace.ended(permits.pop(0), now, Reply.SERVED)
+        if pace.limit != limits[-1]:
+            limits.append(pace.limit)
+    assert limits == [16, 20, 25, 31, 32]
+
+
+def test_calls_of_before_the_outage() -> None:
+    """A probe does not wait for them; their success ends the outage, their failure is no probe's."""
+    pace = Pace(100, 0.0)
+    permits = _send(pace, 12, 0.0)
+    for permit in permits[:10]:
+        pace.ended(permit, 1.0, Reply.BROKEN)
+    assert pace.in_outage
+    assert pace.wait_s(1.5) == 0
+    probe = pace.sent(1.5, 0.0)
+    pace.ended(permits[10], 5.0, Reply.BROKEN)
+    assert pace.wait_s(5.0) == math.inf, "the probe is still under way"
+    pace.ended(permits[11], 6.0, Reply.SERVED)
+    assert not pace.in_outage
+    assert pace.outage_s(7.0) == 5.0
+    assert pace.wait_s(7.0) == 0
+    pace.ended(probe, 8.0, Reply.BROKEN)
+    assert not pace.in_outage
+    assert pace.in_flight == 0
+
+
+def test_retry_after_in_an_outage() -> None:
+    """It holds for probes, too."""
+    pace = Pace(100, 0.0)
+    for _ in range(10):
+        _ask(pace, 0.0, Reply.OVERLOADED, retry_after_s=30.0)
+    assert pace.in_outage
+    assert [pace.wait_s(now) for now in (0.0, 20.0, 30.0)] == [30.0, 10.0, 0.0]
+
+
+def test_late_failures_do_not_delay_the_probe() -> None:
+    """Failures of calls that were sent before the outage are none of a probe."""
+    pace = Pace(100, 0.0)
+    permits = _send(pace, 20, 0.0)
+    for permit in permits:
+        pace.ended(permit, 1.0, Reply.BROKEN)
+    assert pace.wait_s(1.0) == 0.5
+    assert pace.wait_s(1.5) == 0
+
+
+def test_outage_s() -> None:
+    """The seconds of all outages, the present one included."""
+    pace = _broken(now=1.0)
+    assert [pace.outage_s(now) for now in (1.0, 1.5, 3.0)] == [0.0, 0.5, 2.0]
+    _ask(pace, 3.0, Reply.SERVED)
+    assert pace.outage_s(9.0) == 2.0
+    for _ in range(10):
+        _ask(pace, 10.0, Reply.OVERLOADED)
+    assert pace.outage_s(11.0) == 3.0
+
+
+def test_gauges() -> None:
+    """The state of the moment; the rate only where refusals have taught one."""
+    pace = _broken(now=1.0)
+    pace.sent(1.5, 0.0)
+    assert pace.gauges(3.6) == {"in_flight_requests": 1, "concurrency_limit": 32, "outage_s": 3}
+    pace = Pace(100, 0.0)
+    permits = [pace.sent(n / 100, 0.0) for n in range(100)]
+    pace.ended(permits[-1], 1.0, Reply.LIMITED, retry_after_s=1.0)
+    gauges = pace.gauges(2.0)
+    assert 60 * 90 < gauges.pop("rate_limit_per_minute") < 60 * 100
+    assert gauges == {"in_flight_requests": 99, "concurrency_limit": 32, "outage_s": 0}
+
+
+# The time for which requests waited
+
+
+def test_throttled_s() -> None:
+    """While requests wait for a quota; waiting for a call to end, or for requests, is none."""
+    pace = Pace(100, 0.0)
+    pace.waiting(None, 0.0)
+    pace.waiting(math.inf, 10.0)
+    assert pace.throttled_s(20.0) == 0
+    pace.waiting(0.5, 20.0)
+    pace.waiting(0.25, 20.25)
+    assert pace.throttled_s(20.5) == 0.5
+    pace.waiting(None, 21.0)
+    assert pace.throttled_s(30.0) == 1.0
+    pace.waiting(0.5, 30.0)
+    pace.waiting(math.inf, 32.0)
+    assert pace.throttled_s(40.0) == 3.0
+
+
+@pytest.mark.parametrize("wait_s", [0.5, math.inf])
+def test_an_outage_is_throttled_time(wait_s: float) -> None:
+    """Before a probe, and while it is asked: it is not the worker that is too slow."""
+    pace = _broken()
+    pace.waiting(wait_s, 0.0)
+    assert pace.throttled_s(4.0) == 4.0
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 64),
+    st.booleans(),
+    st.booleans(),
+    st.lists(
+        st.tuples(
+            st.floats(0, 5),
+            st.integers(0, 40),
+            st.integers(0, 40),
+            st.sampled_from(Reply),
+            st.none() | st.floats(0, 300),
+            st.none() | st.floats(0, 1e4),
+        ),
+        max_size=30,
+    ),
+)
+def test_whatever_happens(
+    ceiling: int,
+    has_requests: bool,
+    has_tokens: bool,
+    steps: list[tuple[float, int, int, Reply, float | None, float | None]],
+) -> None:
+    """Waits are never negative, times never run back, and what was sent comes home."""
+    pace = Pace(
+        ceiling,
+        0.0,
+        requests_per_minute=600 if has_requests else None,
+        tokens_per_minute=60_000 if has_tokens else None,
+    )
+    now, throttled_s, outage_s = 0.0, 0.0, 0.0
+    permits: list[Permit] = []
+    for seconds, sends, ends, reply, retry_after_s, tokens in steps:
+        now += seconds
+        wait_s: float | None = None
+        for _ in range(sends):
+            wait_s = pace.wait_s(now)
+            assert wait_s >= 0
+            if wait_s:
+                break
+            permits.append(pace.sent(now, 100.0))
+            assert pace.in_flight <= ceiling or permits[-1].probe
+        pace.waiting(wait_s or None, now)
+        for permit in permits[:ends]:
+            pace.ended(permit, now, reply, retry_after_s=retry_after_s, tokens=tokens)
+        del permits[:ends]
+        assert pace.in_flight == len(permits)
+        assert 1 <= pace.limit <= ceiling
+        assert throttled_s <= pace.throttled_s(now) <= now
+        assert outage_s <= pace.outage_s(now) <= now
+        throttled_s, outage_s = pace.throttled_s(now), pace.outage_s(now)
+    for permit in permits:
+        pace.ended(permit, now, Reply.SERVED)
+    assert pace.in_flight == 0
+    assert math.isfinite(pace.wait_s(now))

@@ -1,0 +1,103 @@
+"""How outcomes get from the event loop to the thread that waits for them."""
+
+import copy
+import dataclasses
+import queue
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transforms.errors import RunError
+from transforms.records import Completion, Request
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that got no completion: the last error, calls made, time throttled."""
+
+    error: Exception
+    attempts: int
+    throttled_ms: int = 0
+
+
+Outcome = Completion | Failure
+
+TICK_S = 1.0
+"""How often a thread that waits wakes to report its metrics."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ended:
+    """One request's outcome.
+
+    Attributes:
+      index: Its place in its batch.
+      batch: What was given to `Dispatcher.submit` with the batch.
+    """
+
+    index: int
+    batch: Any
+    request: Request
+    outcome: Outcome
+
+
+class Inbox:
+    """The outcomes of one thread's requests, in the order in which they end.
+
+    The event loop puts, the thread gets.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Ended | BaseException | None] = queue.SimpleQueue()
+        self.outstanding = 0
+        """Requests whose outcome the thread has not got yet; the thread's own count."""
+        self.abandoned = False
+        """Set by a thread that will not come back: its waiting requests are dropped."""
+
+    def put(self, item: Ended | BaseException | None) -> None:
+        """An outcome; what stops the run; or None: the batch given last was let in."""
+        self._queue.put(item)
+
+    def get(self, timeout_s: float) -> Ended | None:
+        """The next outcome; None when a batch was let in.
+
+        Raises:
+          queue.Empty: There was none in time.
+          RunError: The run cannot go on.
+        """
+        item = self._queue.get(timeout=timeout_s)
+        if isinstance(item, RunError):
+            self.abandoned = True
+            raise copy.copy(item)  # each thread's own: raising adds to an error's traceback
+        if isinstance(item, BaseException):
+            self.abandoned = True
+            raise item
+        if item is not None:
+            self.outstanding -= 1
+        return item
+
+
+def gather(
+    submit: Callable[[Sequence[Request], Inbox], None],
+    requests: Sequence[Request],
+    on_wait: Callable[[], None],
+) -> list[Outcome]:
+    """Submits a batch and waits for all of it; see `Dispatcher.answer`."""
+    inbox = Inbox()
+    outcomes: list[Any] = [None] * len(requests)
+    submit(requests, inbox)
+    let_in = False
+    try:
+        while inbox.outstanding or not let_in:
+            try:
+                ended = inbox.get(TICK_S)
+            except queue.Empty:
+                on_wait()
+                continue
+            if ended is None:
+                let_in = True
+            else:
+                outcomes[ended.index] = ended.outcome
+    except BaseException:
+        inbox.abandoned = True
+        raise
+    return outcomes
