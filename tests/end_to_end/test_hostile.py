@@ -27,6 +27,7 @@ CUT_AT = 1 << 20
 """A table's dead letter holds so much of a payload."""
 
 FAKE = [
+    "--max_dead_letter_ratio=1",
     f"--prompt={hostile.PROMPT}",
     f"--output_schema={json.dumps(hostile.SCHEMA)}",
     "--backend=fake",
@@ -194,6 +195,7 @@ def test_a_result_that_no_sink_can_hold_is_a_dead_letter(
         f"--input_files={source}",
         f"--output_path={tmp_path}/out",
         "--prompt={{ text }}",
+        "--max_dead_letter_ratio=1",
         "--backend=fake",
     )
 
@@ -238,7 +240,7 @@ def test_a_table_and_a_file_give_the_same(tmp_path: Path, bigquery_dataset: str)
     named = [case for _, case in made]
     make_table(f"{bigquery_dataset}.input", [row for row, _ in made])
     source = write_input(tmp_path, hostile.write_lines(named))
-    flags = [f"--prompt={hostile.TABLE_PROMPT}", "--backend=fake"]
+    flags = [f"--prompt={hostile.TABLE_PROMPT}", "--backend=fake", "--max_dead_letter_ratio=1"]
 
     from_table = runs.run(
         f"--input_table={bigquery_dataset}.input",
@@ -256,6 +258,7 @@ def test_a_table_and_a_file_give_the_same(tmp_path: Path, bigquery_dataset: str)
 
 SERVED = [
     f"--prompt={hostile.SERVED_PROMPT}",
+    "--max_dead_letter_ratio=1",
     "--max_attempts=3",
     "--request_timeout_s=2",
     "--record_deadline_s=6",

@@ -5,7 +5,8 @@
   in flight then have a little time to prove the contrary; nothing else is sent meanwhile.
 * Without any success for ``give_up_after_s`` a batch run stops; a streaming one holds its messages.
 * More than ``max_dead_letter_ratio`` of at least 1,000 records failed: the run stops.
-* More than 1 % of the records failed in a way that nobody foresaw: the run stops.
+* More than 1 % of the records failed in a way that nobody foresaw: the run stops (unless that
+  ratio is 1: then no number of failures stops it).
 
 The last three keep what was paid for: records that were not sent are dead letters
 (``not_attempted``), results are written, and only then the run fails.
@@ -89,7 +90,7 @@ class StopRules:
         self._last_error = f"{type(error).__name__}: {error}"
         if not isinstance(error, RecordError):
             self._internal += 1
-        if self._limits.hold:
+        if self._limits.hold or self._limits.max_dead_letter_ratio >= 1:
             return None
         return self._too_many()
 

@@ -282,21 +282,6 @@ def test_a_large_batch_is_let_in_late(clock: Clock) -> None:
     assert items.index(None) == 3
 
 
-def test_an_abandoned_inbox_drops_what_waits() -> None:
-    """Nobody comes back for it, so nobody pays for it; other threads' requests go on."""
-    client = Client(lambda n, _: "", 1.0)
-    shared = Dispatcher(client, DispatchLimits(max_concurrency=2))
-    gone, stays = Inbox(), Inbox()
-    shared.submit(_requests(100), gone)
-    shared.submit(_requests(3, 1000), stays)
-    assert gone.get(10.0) is None
-    gone.abandoned = True
-    _collect(stays)
-    assert client.order[-3:] == [1000, 1001, 1002]
-    assert len(client.order) < 100
-    assert shared.gauges()["waiting_requests"] == 0
-
-
 def test_an_interrupted_answer_drops_what_waits(clock: Clock) -> None:
     """A thread that leaves `answer` by an exception will not come back for its outcomes."""
     client = Client(lambda n, _: HANG if not n else "")
@@ -1066,16 +1051,6 @@ def test_generate_many_of_something_else() -> None:
     ]  # fmt: skip
 
 
-def test_a_batch_in_flight_does_not_wait(clock: Clock) -> None:
-    """What a client works on is no backlog."""
-    client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=10.0)
-    shared = Dispatcher(client, DispatchLimits())
-    inbox = Inbox()
-    shared.submit(_requests(7), inbox)
-    clock.sleep(5)
-    assert shared.gauges()["waiting_requests"] == 0
-
-
 # Its end
 
 
@@ -1112,7 +1087,6 @@ def test_threads_that_share_nothing_are_not_held_up() -> None:
     assert _outputs(works.answer(_requests(2))) == ["0", "1"]
 
 
-@pytest.mark.xfail(strict=True, reason="_enqueue marks it as broken without telling anybody")
 def test_stop_while_a_batch_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that comes between the wish to stop and the stop does not keep others waiting."""
     monkeypatch.setattr(interrupt, "_open", weakref.WeakSet())
@@ -1129,7 +1103,7 @@ def test_stop_while_a_batch_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     for inbox in (late, waiting):
         with pytest.raises(Interrupted, match=r"^the run was asked to stop$"):
             inbox.get(0.0)
-    assert client.cancelled == [0, 1, 2]
+    assert sorted(client.cancelled) == [0, 1, 2]
 
 
 def test_stop() -> None:
