@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-ALL = ("overhead", "embeddings", "client_cost", "real_input")
+ALL = ("overhead", "embeddings", "client_cost", "real_input", "dispatch")
 
 
 def main() -> None:

@@ -45,8 +45,11 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 STOP_TIMEOUT_S = 5.0
 """How long an interrupted run may take until its threads have noticed."""
 
+OPEN_FILES = 8192
+"""For the default ``--max_concurrency`` and the files of a run."""
+
 LOCAL_THREADS = 4
-"""RunInference blocks its thread: several, so that batches overlap and the model never waits.
+"""Bundles at once: while one waits for its last calls, others give the model its next ones.
 
 They run in the runner's ``in_memory`` mode, which does use several threads, whatever its warning
 says. Its ``multi_threading`` mode loses records in Beam 2.77: a timer flushes the buffer of encoded
@@ -159,6 +162,7 @@ def _run_here(pipeline: beam.Pipeline, config: RunConfig, console: Console) -> i
         finally:
             ended.set()
 
+    _allow_connections()
     worker = threading.Thread(target=work, name="pipeline", daemon=True)
     console.print(f"run {config.run_id}", highlight=False)
     try:
@@ -176,6 +180,19 @@ def _run_here(pipeline: beam.Pipeline, config: RunConfig, console: Console) -> i
         return _failed(RuntimeError("the run has left no summary"), config, console)
     print_report(console, config, row)
     return EXIT_DONE if row["reconciled"] else EXIT_FAILED
+
+
+def _allow_connections() -> None:
+    """Raises the soft limit of open files, on laptops often 256: each call in flight takes one."""
+    try:
+        import resource  # not on every system
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # what the system does not allow
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _terminate_as_interrupt:

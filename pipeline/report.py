@@ -80,6 +80,8 @@ def summary_panel(config: RunConfig, row: Row) -> Panel:
         line("cost", "not known", f"no list price of {config.backend.model}")
     if not row["reconciled"]:
         title, style = "NOT RECONCILED", "red"
+    elif "not_attempted" in json.loads(row["dead_letters_by_error_type"]):
+        title, style = "reconciled, but stopped early", "yellow"
     elif row["dead_letters"] and not row["results"]:
         title, style = "reconciled, but every record is a dead letter", "yellow"
     else:

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.simulator.__main__ import parse
+from benchmarks.simulator.settings import Settings
 from docs import generate
 from pipeline.config import RunConfig
 from pipeline.options import parse_flags
@@ -39,8 +41,11 @@ _FENCE = re.compile(
 )
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_]*\b(?!-)")
-_NOT_OURS = {"--name", "--check", "--port"}
-"""A placeholder, and flags of ``docs/generate.py`` and of the simulated model server."""
+_SIMULATORS = {field.name for field in dataclasses.fields(Settings)} | {
+    *("outage", "port", "ready_file", "log")
+}
+_NOT_OURS = {"--name", "--check"} | {f"--{name}" for name in _SIMULATORS}
+"""A placeholder, and flags of ``docs/generate.py`` and of the simulated model servers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +66,14 @@ def fences(page: Path) -> list[Fence]:
     ]
 
 
-def commands(fence: Fence) -> list[list[str]]:
-    """The arguments of each ``python -m pipeline`` in a block."""
+def commands(fence: Fence, module: str = "pipeline") -> list[list[str]]:
+    """The arguments of each ``python -m pipeline``, or of another module, in a block."""
     lines = fence.text.replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in lines]
     return [
         line[3:]
         for line in words
-        if line[:1] in (["python"], [".venv/bin/python"]) and line[1:3] == ["-m", "pipeline"]
+        if line[:1] in (["python"], [".venv/bin/python"]) and line[1:3] == ["-m", module]
     ]
 
 
@@ -104,6 +109,19 @@ def test_every_command_of_a_page_runs(
                     RunConfig.from_options(parse_flags(local))
                 else:
                     assert run(*local) == 0, arguments
+
+
+def test_every_simulator_of_a_page_could_start() -> None:
+    """Its flags and their values are read; it is started by the tests of the simulator."""
+    found = [
+        arguments
+        for page in COMMANDS
+        for fence in fences(page)
+        for arguments in commands(fence, "benchmarks.simulator")
+    ]
+    assert len(found) > 5
+    for arguments in found:
+        parse(arguments)
 
 
 @pytest.mark.parametrize("page", COMMANDS, ids=named)

@@ -98,7 +98,7 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
         del inference_args
         batch = list(batch)
         calls = CallMetrics(model)
-        outcomes = model.answer(batch, calls.report)
+        outcomes = model.answer(batch, calls.report_when_due)
         for outcome in outcomes:
             calls.count(outcome)
         calls.report()
@@ -158,10 +158,10 @@ class _CallModelDoFn(beam.DoFn):
         inbox, let_in = self._inbox, False
         try:
             while not enough(let_in):
+                self._calls.report_when_due()
                 try:
                     ended = inbox.get(TICK_S)
                 except queue.Empty:
-                    self._calls.report()
                     continue
                 if ended is None:
                     let_in = True

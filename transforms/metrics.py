@@ -20,13 +20,15 @@ silently.
 
 import collections
 import threading
+import time
 from typing import Any, Protocol
 
 from apache_beam.metrics import Metrics
 
-from transforms.records import Completion
+from transforms.records import Completion, Usage
 
 NAMESPACE = "batch_inference"
+REPORT_EVERY_S = 1.0
 
 
 class LiveCounts:
@@ -60,6 +62,25 @@ class LiveCounts:
 
 
 LIVE = LiveCounts()
+
+
+class FailedCalls:
+    """Calls that failed, by error type: counted on the event loop, taken by Beam's threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: collections.Counter[str] = collections.Counter()
+
+    def add(self, error_type: str) -> None:
+        """Counts one."""
+        with self._lock:
+            self._counts[error_type] += 1
+
+    def take(self) -> dict[str, int]:
+        """All since they were taken last."""
+        with self._lock:
+            taken, self._counts = self._counts, collections.Counter()
+        return taken
 
 
 def beam_counter(name: str) -> Any:
@@ -98,6 +119,7 @@ class CallMetrics:
         self._throttled_s = calls.throttled_s()
         self._signalled_s = self._throttled_s
         self._counts: collections.Counter[str] = collections.Counter()
+        self._due_at = time.monotonic() + REPORT_EVERY_S
 
     def count(self, outcome: Any) -> None:
         """Notes one record's outcome."""
@@ -105,17 +127,27 @@ class CallMetrics:
         counts["asked_records"] += 1
         counts["attempts"] += outcome.attempts
         counts["retries"] += max(0, outcome.attempts - 1)
-        if not isinstance(outcome, Completion):
+        usage: Usage | None
+        if isinstance(outcome, Completion):
+            self._latency_ms.update(outcome.latency_ms or 0)
+            usage = outcome.usage
+        else:
+            usage = getattr(outcome.error, "usage", None)  # a failure can be billed
+        if usage is None:
             return
-        self._latency_ms.update(outcome.latency_ms or 0)
-        usage = outcome.usage
         counts["input_tokens"] += usage.input_tokens or 0
         counts["cached_input_tokens"] += usage.cached_input_tokens or 0
         counts["output_tokens"] += usage.output_tokens or 0
         counts["reasoning_tokens"] += usage.reasoning_tokens or 0
 
+    def report_when_due(self) -> None:
+        """`report`, if the last time was a second ago; cheap enough for every record."""
+        if time.monotonic() >= self._due_at:
+            self.report()
+
     def report(self) -> None:
         """Gives everything since the last time to Beam; about once a second, and at the end."""
+        self._due_at = time.monotonic() + REPORT_EVERY_S
         for name, amount in self._counts.items():
             if amount:
                 beam_counter(name).inc(amount)

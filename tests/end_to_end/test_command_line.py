@@ -922,7 +922,7 @@ def test_a_killed_run_leaves_nothing_whole(
 # What a run shows.
 
 _PROGRESS = re.compile(
-    r"[0-9]+:[0-9]{2}  read [0-9,]+ · asked [0-9,]+ · [0-9,]+/s · written [0-9,]+"
+    r"[0-9]+:[0-9]{2}  read [0-9,]+ · asked [0-9,]+ · [0-9,.]+/s · written [0-9,]+"
 )
 
 

@@ -22,7 +22,7 @@ from transforms.infer import Infer, InferenceHandler
 from transforms.records import Answer, Completion, DeadLetter, Record, Request, Usage
 
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
-QUICK = DispatchLimits(max_attempts=2, first_backoff_s=0.001, max_backoff_s=0.001)
+QUICK = DispatchLimits(max_attempts=2, first_backoff_s=0.001, max_backoff_s=0.001, patience_s=0)
 
 
 def _requests(count: int, text: str = "hello") -> list[Request]:

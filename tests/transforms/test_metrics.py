@@ -10,8 +10,8 @@ import pytest
 from tests.transforms import pipeline
 from transforms import metrics
 from transforms.dispatch.dispatcher import Failure
-from transforms.errors import Blocked
-from transforms.metrics import CallMetrics, LiveCounts
+from transforms.errors import Blocked, Truncated
+from transforms.metrics import CallMetrics, FailedCalls, LiveCounts
 from transforms.records import Completion, Usage
 
 
@@ -87,6 +87,30 @@ def test_live_counts_of_many_threads(live: LiveCounts) -> None:
 # Of the calls
 
 
+def test_failed_calls_are_taken_once() -> None:
+    """By type; who takes them next gets what came since."""
+    failed = FailedCalls()
+    for error_type in ("timeout", "internal", "timeout"):
+        failed.add(error_type)
+    assert failed.take() == {"timeout": 2, "internal": 1}
+    assert failed.take() == {}
+    failed.add("timeout")
+    assert failed.take() == {"timeout": 1}
+
+
+def test_failed_calls_of_many_threads() -> None:
+    """None is lost, and none is counted twice."""
+    failed = FailedCalls()
+
+    def use(n: int) -> int:
+        failed.add("timeout")
+        return failed.take().get("timeout", 0) if n % 3 == 0 else 0
+
+    with ThreadPoolExecutor(8) as threads:
+        taken = sum(threads.map(use, range(4000)))
+    assert taken + failed.take().get("timeout", 0) == 4000
+
+
 def _every_kind() -> None:
     calls = Calls()
     told = CallMetrics(calls)
@@ -95,7 +119,9 @@ def _every_kind() -> None:
     told.count(Completion(output="b", latency_ms=80))
     told.count(Completion(output="c", from_ledger=True, attempts=0))
     told.count(Failure(Blocked("unsafe"), 2))
-    calls.failed = {"rate_limited": 2, "blocked": 1}
+    told.count(Failure(Truncated("too long", usage=Usage(100, 40, 30, 20)), 1))
+    told.count(Failure(ZeroDivisionError("boom"), 1))
+    calls.failed = {"rate_limited": 2, "blocked": 1, "internal": 1}
     calls.state = {"in_flight_requests": 5, "concurrency_limit": 32}
     told.report()
     told.count(Completion(output="d", usage=Usage(input_tokens=1), latency_ms=100))
@@ -106,18 +132,19 @@ def _every_kind() -> None:
 
 
 def test_counts(live: LiveCounts) -> None:
-    """Records, calls, tokens and failed calls, each once however often it is reported."""
+    """Records, calls, tokens (of billed failures, too) and failed calls, however often reported."""
     told = _told(_every_kind)
     assert told["counters"] == {
-        "asked_records": 5,
-        "attempts": 7,
+        "asked_records": 7,
+        "attempts": 9,
         "retries": 3,
-        "input_tokens": 11,
-        "cached_input_tokens": 4,
-        "output_tokens": 3,
-        "reasoning_tokens": 2,
+        "input_tokens": 111,
+        "cached_input_tokens": 44,
+        "output_tokens": 33,
+        "reasoning_tokens": 22,
         "failed_calls_rate_limited": 3,
         "failed_calls_blocked": 1,
+        "failed_calls_internal": 1,
         "throttled_ms": 0,
     }
     assert told["gauges"].keys() == {"in_flight_requests", "concurrency_limit"}
@@ -127,7 +154,7 @@ def test_counts(live: LiveCounts) -> None:
     }
     latency_ms = told["distributions"]["latency_ms"]
     assert (latency_ms.count, latency_ms.sum, latency_ms.max) == (4, 300, 120)
-    assert live.snapshot() == {"asked": 5, "in_flight_requests": 4, "concurrency_limit": 64}
+    assert live.snapshot() == {"asked": 7, "in_flight_requests": 4, "concurrency_limit": 64}
 
 
 def _throttled() -> None:

@@ -39,7 +39,10 @@ class BatchClient(Client, Protocol):
     async def generate_many(
         self, requests: Sequence[Request]
     ) -> Sequence[Completion | RecordError]:
-        """One outcome per request, in order. If it raises, each request is tried alone."""
+        """One outcome per request, in order. If it raises, each request is tried alone.
+
+        For models that compute in this process: such a call has no timeout and no pace.
+        """
         ...
 
 

@@ -30,6 +30,8 @@ _BACK_OFF = 0.7
 _HEADROOM = 1.3
 _HOLD_S = 15.0
 """A limit that held is tried again after so long."""
+_HOLD_CUT_S = 5.0
+"""So is one to which it fell."""
 _FOLLOWS = 0.25
 """The share of a step that must arrive as throughput for the climb to go on."""
 _NOISE = {_DOUBLE: 10.0, _PROBE: 16.0}
@@ -43,6 +45,8 @@ _CONGESTED = 0.15
 _CONGESTED_OVER = 64
 """Back off when this share of about so many replies was refused; a backend that fails one call
 in twenty, whatever its load, is not congested."""
+_ENOUGH = 48
+"""Replies that tell the two apart."""
 
 
 class AdaptiveConcurrency:
@@ -88,14 +92,10 @@ class AdaptiveConcurrency:
           now: The time.
           refused: By an overloaded backend (503), or without an answer in time.
         """
-        if sent_at >= self._cut_at:
+        if sent_at >= self._cut_at and now >= self._judging_from:
             self._seen += 1.0 - self._seen / _CONGESTED_OVER
             self._refused += float(refused) - self._refused / _CONGESTED_OVER
-            if (
-                refused
-                and self._seen > _CONGESTED_OVER / 2
-                and self._refused > _CONGESTED * self._seen
-            ):
+            if refused and self._seen > _ENOUGH and self._refused > _CONGESTED * self._seen:
                 self._back_off(now)
                 return
         if refused or now < self._counting_from:
@@ -143,6 +143,7 @@ class AdaptiveConcurrency:
             return
         self._before, self._stood = throughput, self._limit
         self._limit = min(self._limit * self._step, self._ceiling)
+        self._judging_from = now + self._latency_s
 
     def _hold(self, ratio: float, now: float) -> None:
         if self._step == _DOUBLE:  # a climb ends: what it took, plus headroom
@@ -161,11 +162,14 @@ class AdaptiveConcurrency:
 
     def _cut(self, now: float) -> None:
         self._step, self._before = _PROBE, None
-        self._hold_until = now + _HOLD_S
+        self._hold_until = now + _HOLD_CUT_S
         self._cut_at = now
+        self._judging_from = now + self._latency_s
         self._seen = self._refused = 0.0
         self._begin_round(now)
 
+    _judging_from = 0.0
+    """After the limit has changed: refusals come at once, and would be most of what ends then."""
     _hold_until = 0.0
     _headroom = _HEADROOM
     _binding = False

@@ -21,26 +21,21 @@ import heapq
 import itertools
 import logging
 import math
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from transforms.backends.base import BatchClient, Client
 from transforms.dispatch import interrupt, loop
+from transforms.dispatch.at_once import ask_at_once
 from transforms.dispatch.inbox import Ended, Failure, Inbox, Outcome, gather
-from transforms.dispatch.job import Job, TokenEstimate, as_reply, verdict
+from transforms.dispatch.job import Job, TokenEstimate, verdict
 from transforms.dispatch.limits import DispatchLimits
 from transforms.dispatch.pace import Pace, Permit
 from transforms.dispatch.retry import RetryRules
 from transforms.dispatch.stops import StopRules
-from transforms.errors import (
-    BackendUnusable,
-    NotAttempted,
-    RecordError,
-    RunError,
-)
-from transforms.metrics import LIVE
+from transforms.errors import BackendUnusable, Internal, NotAttempted, RecordError, RunError
+from transforms.metrics import LIVE, FailedCalls
 from transforms.records import Completion, Request
 
 __all__ = ["DispatchLimits", "Dispatcher", "Failure", "Outcome"]
@@ -79,14 +74,15 @@ class Dispatcher:
         """Requests that a `BatchClient` works on."""
         self._not_let_in: collections.deque[Inbox] = collections.deque()
         self._inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
+        self._waiting: dict[Job, asyncio.TimerHandle] = {}
+        """Records between a failure and their next call."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake: asyncio.TimerHandle | None = None
         self._broken: BaseException | None = None
         self._stopped: str | None = None
         self._accused: RecordError | None = None
         self._held_back: list[Job] = []
-        self._counting = threading.Lock()
-        self._failed_calls: collections.Counter[str] = collections.Counter()
+        self._failed_calls = FailedCalls()
         interrupt.register(self)
         weakref.finalize(self, _close, client)
 
@@ -107,7 +103,7 @@ class Dispatcher:
 
         Args:
           requests: The batch.
-          on_wait: Called about once a second while it waits.
+          on_wait: Called after each outcome, and at least once a second while it waits.
 
         Raises:
           BackendUnusable: Nothing has ever succeeded, and two records failed alike.
@@ -128,9 +124,7 @@ class Dispatcher:
 
     def take_failed_calls(self) -> dict[str, int]:
         """Calls that failed, by error type, since this was asked last; retried ones included."""
-        with self._counting:
-            taken, self._failed_calls = self._failed_calls, collections.Counter()
-        return taken
+        return self._failed_calls.take()
 
     # On the event loop
 
@@ -151,6 +145,7 @@ class Dispatcher:
             for index, request in enumerate(requests)
         ]
         if isinstance(self._client, BatchClient) and jobs and self._stopped is None:
+            self._at_once += len(jobs)
             self._start(self._ask_at_once(self._client, jobs))
         else:
             for job in jobs:
@@ -186,7 +181,7 @@ class Dispatcher:
             self._not_let_in.popleft().put(None)
 
     def _backlog(self) -> int:
-        return self._unfinished - self._pace.in_flight
+        return self._unfinished - self._pace.in_flight - self._at_once
 
     def _start(self, coroutine: Any) -> "asyncio.Task[None]":
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
@@ -242,60 +237,58 @@ class Dispatcher:
         except Exception as error:  # what nobody foresaw costs its record alone
             reply = error
         now = loop.now()
-        charge = not self._pace.in_outage or permit.probe
         self._pace.ended(
             permit,
             now,
             verdict(reply),
             retry_after_s=reply.retry_after_s if isinstance(reply, RecordError) else None,
             tokens=self._tokens.of_reply(reply),
+            blamed=job.blamed,
         )
+        self._rules.watch(self._pace.in_outage, reply)
         if isinstance(reply, Completion):
             latency_ms = round((now - permit.sent_at) * 1000)
             reply = dataclasses.replace(reply, latency_ms=latency_ms)
-        self._settle(job, reply, now, charge=charge)
+        self._settle(job, reply, now)
+        self._after_call()
+
+    def _after_call(self) -> None:
         if self._accused and not self._pace.in_flight + self._at_once:
             self._condemn()
-        self._pump()
+        if self._broken is None:
+            self._pump()
 
     async def _ask_at_once(self, client: BatchClient, jobs: list[Job]) -> None:
+        """A batch in one call; each record alone, when the call fails as a whole."""
         LIVE.add("sent", len(jobs))
-        self._at_once += len(jobs)
+        for job in jobs:
+            job.first_sent_at = loop.now()
+            job.outage_before_s = self._pace.outage_s(job.first_sent_at)
+        replies: Sequence[Completion | Exception] | None = None
         try:
-            replies: Sequence[Any] = await client.generate_many([job.request for job in jobs])
-            if len(replies) != len(jobs):
-                self._break(
-                    BackendUnusable(
-                        f"{type(client).__name__}.generate_many returned {len(replies)} outcomes "
-                        f"for {len(jobs)} requests"
-                    )
-                )
-                return
-        except RunError as error:
-            self._break(error)
-            return
-        except (Exception, asyncio.CancelledError):  # one may have broken the batch: each alone
+            replies = await ask_at_once(client, [job.request for job in jobs])
+        except asyncio.CancelledError:
             if self._broken is not None:
                 raise
-            for job in jobs:
-                heapq.heappush(self._ready, (job.place, job))
-            return
         finally:
             self._at_once -= len(jobs)
-            if self._broken is None:
-                asyncio.get_running_loop().call_soon(self._guard, self._pump)
+        if replies is None:
+            for job in jobs:
+                heapq.heappush(self._ready, (job.place, job))
+        else:
+            self._settle_all(jobs, replies)
+        self._after_call()
+
+    def _settle_all(self, jobs: list[Job], replies: Sequence[Completion | Exception]) -> None:
         now = loop.now()
         if any(isinstance(reply, Completion) for reply in replies):
+            self._pace.works(now)
             self._acquit()
         for job, reply in zip(jobs, replies, strict=True):
             job.attempts = 1
-            job.first_sent_at = now
-            job.outage_before_s = self._pace.outage_s(now)
-            self._settle(job, as_reply(reply), now, charge=True)
-        if self._accused and not self._pace.in_flight + self._at_once:
-            self._condemn()
+            self._settle(job, reply, now)
 
-    def _settle(self, job: Job, reply: Completion | Exception, now: float, *, charge: bool) -> None:
+    def _settle(self, job: Job, reply: Completion | Exception, now: float) -> None:
         """A call has ended: its record has an outcome, or is asked again."""
         if self._broken is not None:
             return
@@ -309,11 +302,10 @@ class Dispatcher:
             )
             return
         job.error = reply
+        self._failed_calls.add(getattr(reply, "error_type", Internal.error_type))
         if not isinstance(reply, RecordError):
             self._deliver(job, job.failure(reply))
             return
-        with self._counting:
-            self._failed_calls[reply.error_type] += 1
         if self._rules.fatal_at_start(job.number, reply, now):
             self._accuse(reply)
         if not reply.retryable:
@@ -328,22 +320,23 @@ class Dispatcher:
                 self._break(BackendUnusable(reason))
                 return
             self._stop(reason)
-        wait_s = self._retries.wait_s(job, reply, now, charge=charge)
+        wait_s = self._retries.wait_s(job, reply, now)
         if self._pace.in_outage:  # the breaker waits for all; another record asks next
             job.place = next(self._numbers)
         if wait_s is None or self._stopped is not None:
             self._deliver(job, job.failure(reply))
-        elif wait_s > 0:
-            LIVE.add("retried", 1)
-            asyncio.get_running_loop().call_later(wait_s, self._guard, self._ready_again, job)
+            return
+        LIVE.add("retried", 1)
+        if wait_s > 0:
+            timer = asyncio.get_running_loop().call_later
+            self._waiting[job] = timer(wait_s, self._guard, self._ready_again, job)
         else:
-            LIVE.add("retried", 1)
             heapq.heappush(self._ready, (job.place, job))
 
     def _ready_again(self, job: Job) -> None:
-        if self._broken is None:
-            heapq.heappush(self._ready, (job.place, job))
-            self._pump()
+        del self._waiting[job]
+        heapq.heappush(self._ready, (job.place, job))
+        self._pump()
 
     def _deliver(self, job: Job, outcome: Outcome) -> None:
         self._unfinished -= 1
@@ -379,6 +372,10 @@ class Dispatcher:
             return
         self._stopped = f"the run stopped: {reason}"
         _log.error("%s", self._stopped)
+        for job, timer in self._waiting.items():
+            timer.cancel()
+            heapq.heappush(self._ready, (job.place, job))
+        self._waiting.clear()
         asyncio.get_running_loop().call_soon(self._guard, self._pump)
 
     def _break(self, error: BaseException) -> None:
@@ -387,6 +384,9 @@ class Dispatcher:
             return
         self._broken = error
         self._ready.clear()
+        for timer in self._waiting.values():
+            timer.cancel()
+        self._waiting.clear()
         self._not_let_in.clear()
         for inbox in list(self._inboxes):
             inbox.put(error)

@@ -67,7 +67,8 @@ class Inbox:
         item = self._queue.get(timeout=timeout_s)
         if isinstance(item, RunError):
             self.abandoned = True
-            raise copy.copy(item)  # each thread's own: raising adds to an error's traceback
+            own = copy.copy(item)  # each thread's: raising adds to an error's traceback
+            raise own from item.__cause__
         if isinstance(item, BaseException):
             self.abandoned = True
             raise item
@@ -88,10 +89,10 @@ def gather(
     let_in = False
     try:
         while inbox.outstanding or not let_in:
+            on_wait()
             try:
                 ended = inbox.get(TICK_S)
             except queue.Empty:
-                on_wait()
                 continue
             if ended is None:
                 let_in = True

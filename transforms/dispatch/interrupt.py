@@ -21,7 +21,13 @@ _asked = threading.Event()
 
 def register(stoppable: Stoppable) -> None:
     """Lets `stop_all` find it, for as long as it lives."""
-    _open.add(stoppable)
+    reference = weakref.ref(stoppable)
+
+    def add() -> None:
+        if (alive := reference()) is not None:
+            _open.add(alive)
+
+    loop.call(add)  # the loop owns the set
 
 
 def asked() -> bool:

@@ -18,6 +18,8 @@ class Job:
         "charged",
         "congested",
         "error",
+        "failed_at",
+        "failures",
         "first_sent_at",
         "inbox",
         "index",
@@ -40,12 +42,20 @@ class Job:
         self.attempts = 0
         self.charged = 0
         """Failures that count against ``max_attempts``."""
+        self.failures = 0
+        """All but refusals for the backend's load."""
+        self.failed_at = math.nan
         self.congested = 0
         self.first_sent_at = math.nan
         self.outage_before_s = 0.0
         self.refused_at: float | None = None
         self.throttled_s = 0.0
         self.timed_out = False
+
+    @property
+    def blamed(self) -> bool:
+        """Whether it has failed while others succeeded."""
+        return self.charged > 0
 
     def failure(self, error: Exception) -> Failure:
         """Its outcome when it is given up."""
@@ -68,13 +78,6 @@ def verdict(reply: Completion | Exception) -> Reply:
     if reply.error_type == "timeout" or (reply.congestion and not reply.fatal_at_start):
         return Reply.OVERLOADED
     return Reply.BROKEN
-
-
-def as_reply(reply: Any) -> Completion | Exception:
-    """What a `BatchClient` gave for a request; anything else costs its record."""
-    if isinstance(reply, (Completion, Exception)):
-        return reply
-    return TypeError(f"generate_many gave a {type(reply).__name__} for a request")
 
 
 class TokenEstimate:

@@ -16,6 +16,8 @@ class DispatchLimits:
       record_deadline_s: Of one record from its first call, waiting included but the time of an
         outage not, in seconds.
       give_up_after_s: When so long nothing has succeeded, a batch run stops, in seconds.
+      patience_s: When for so long nothing has succeeded, the last records, with which nothing can
+        be compared, are given up; longer than a server's restart, in seconds.
       hold: A streaming run never stops: it keeps its messages and asks on.
       max_dead_letter_ratio: When more than this share of at least 1,000 records has failed, the
         run stops: what is left is ``not_attempted``. 1 for never.
@@ -30,7 +32,8 @@ class DispatchLimits:
     request_timeout_s: float = 120.0
     record_deadline_s: float = 3600.0
     give_up_after_s: float = 900.0
+    patience_s: float = 120.0
     hold: bool = False
     max_dead_letter_ratio: float = 0.2
     first_backoff_s: float = 1.0
-    max_backoff_s: float = 60.0
+    max_backoff_s: float = 20.0

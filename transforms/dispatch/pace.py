@@ -39,16 +39,45 @@ class Reply(enum.Enum):
     """It cannot be reached, or fails (other 5xx, lost connections)."""
 
 
+class Stopwatch:
+    """Seconds in all for which something lasted; may be read by any thread."""
+
+    def __init__(self) -> None:
+        self._state: tuple[float, float | None] = (0.0, None)  # replaced as a whole, for readers
+
+    @property
+    def running(self) -> bool:
+        """Whether it lasts."""
+        return self._state[1] is not None
+
+    def run(self, running: bool, now: float) -> None:
+        """It lasts from now on, or no longer."""
+        total_s, since = self._state
+        if running and since is None:
+            self._state = (total_s, now)
+        elif not running and since is not None:
+            self._state = (total_s + now - since, None)
+
+    def total_s(self, now: float) -> float:
+        """All that there was, the present time included."""
+        total_s, since = self._state
+        return total_s if since is None else total_s + now - since
+
+    def present_s(self, now: float) -> float:
+        """For how long it has lasted now; 0 while it does not."""
+        since = self._state[1]
+        return 0.0 if since is None else now - since
+
+
 class Permit:
     """One call in flight: give it to `Pace.ended`."""
 
-    __slots__ = ("call", "probe", "sent_at", "tokens")
+    __slots__ = ("call", "sent_at", "tokens")
 
-    def __init__(self, sent_at: float, call: Call, tokens: float, *, probe: bool) -> None:
+    def __init__(self, sent_at: float, call: Call, tokens: float) -> None:
         self.sent_at = sent_at
         self.call = call
         self.tokens = tokens
-        self.probe = probe
 
 
 class Pace:
@@ -76,14 +105,15 @@ class Pace:
             for per_minute in (requests_per_minute, tokens_per_minute)
         )
         self.in_flight = 0
+        self.served_at = -math.inf
+        """When the backend showed last that it works."""
+        self._most = max_concurrency
         self._gate_until = -math.inf
-        self._throttled_s = 0.0
-        self._throttled_since: float | None = None
+        self._throttled = Stopwatch()
+        self._outage = Stopwatch()
         self._strikes = 0
-        self._outage_s = 0.0
-        self._outage_since: float | None = None
         self._probe_at = 0.0
-        self._probing = False
+        self._probe: Permit | None = None
         self._probe_wait_s = _FIRST_PROBE_S
 
     @property
@@ -94,7 +124,7 @@ class Pace:
     @property
     def in_outage(self) -> bool:
         """Whether the breaker is open: only single calls are sent."""
-        return self._outage_since is not None
+        return self._outage.running
 
     def rate(self, now: float) -> float:
         """Calls per second that may be sent, as far as refusals have taught it."""
@@ -102,33 +132,26 @@ class Pace:
 
     def throttled_s(self, now: float) -> float:
         """Seconds in all in which requests waited for a quota, a Retry-After or an outage."""
-        since = self._throttled_since  # other threads read, too
-        return self._throttled_s + (0.0 if since is None else now - since)
-
-    def down_s(self, now: float) -> float:
-        """Seconds for which the breaker has been open; 0 while it is closed."""
-        return 0.0 if self._outage_since is None else now - self._outage_since
+        return self._throttled.total_s(now)
 
     def outage_s(self, now: float) -> float:
         """Seconds in all in which the breaker was open."""
-        since = self._outage_since
-        return self._outage_s + (0.0 if since is None else now - since)
+        return self._outage.total_s(now)
 
     def gauges(self, now: float) -> dict[str, int]:
-        """Calls in flight, their limit, the rate that refusals have taught, and how long down."""
-        gauges = {
+        """Calls in flight, their limit, how long down; the rate learnt, 0 for no limit."""
+        rate = self.rate(now)
+        return {
             "in_flight_requests": self.in_flight,
             "concurrency_limit": self.limit,
-            "outage_s": round(self.down_s(now)),
+            "rate_limit_per_minute": round(60 * rate) if math.isfinite(rate) else 0,
+            "outage_s": round(self._outage.present_s(now)),
         }
-        if math.isfinite(rate := self.rate(now)):
-            gauges["rate_limit_per_minute"] = round(60 * rate)
-        return gauges
 
     def wait_s(self, now: float) -> float:
         """Until the next call may be sent: 0 for now, infinite until a call ends."""
-        if self._outage_since is not None:
-            if self._probing:
+        if self.in_outage:
+            if self._probe is not None or self.in_flight >= self._most:
                 return math.inf
             return max(0.0, self._probe_at - now, self._gate_until - now)
         if self.in_flight >= self._concurrency.limit:
@@ -145,14 +168,9 @@ class Pace:
 
     def waiting(self, wait_s: float | None, now: float) -> None:
         """Notes why requests wait from now on: by `wait_s`; None when none does."""
-        full = wait_s is not None and math.isinf(wait_s) and self._outage_since is None
+        full = wait_s is not None and math.isinf(wait_s) and not self.in_outage
         self._concurrency.binds(full, now)
-        throttled = wait_s is not None and not full
-        if throttled and self._throttled_since is None:
-            self._throttled_since = now
-        elif not throttled and self._throttled_since is not None:
-            self._throttled_s += now - self._throttled_since
-            self._throttled_since = None
+        self._throttled.run(wait_s is not None and not full, now)
 
     def sent(self, now: float, tokens: float) -> Permit:
         """Notes a call that is sent, with the tokens that it is expected to take."""
@@ -160,8 +178,10 @@ class Pace:
         for bucket, amount in zip(self._buckets, (1.0, tokens), strict=True):
             if bucket is not None:
                 bucket.spend(amount, now)
-        self._probing = self.in_outage
-        return Permit(now, self._rate.sent(now), tokens, probe=self._probing)
+        permit = Permit(now, self._rate.sent(now), tokens)
+        if self.in_outage:
+            self._probe = permit
+        return permit
 
     def ended(
         self,
@@ -171,6 +191,7 @@ class Pace:
         *,
         retry_after_s: float | None = None,
         tokens: float | None = None,
+        blamed: bool = False,
     ) -> None:
         """Notes a call's end.
 
@@ -180,10 +201,10 @@ class Pace:
           reply: What it says about the backend.
           retry_after_s: What the server asked for.
           tokens: What it really took; None for what was expected.
+          blamed: Its record has failed before while others succeeded: that it fails again says
+            nothing of the backend.
         """
         self.in_flight -= 1
-        if permit.probe:
-            self._probing = False
         bucket = self._buckets[1]
         if bucket is not None and tokens is not None:
             bucket.spend(tokens - permit.tokens, now)
@@ -192,26 +213,33 @@ class Pace:
             self._gate_until = max(self._gate_until, now + gate_s)
         if reply is Reply.LIMITED:
             self._rate.refused(permit.call, now, gate_s)
-        else:
+        elif not self.in_outage:  # what ends in an outage says nothing about the limit
             self._concurrency.ended(permit.sent_at, now, refused=reply is Reply.OVERLOADED)
-        self._watch(permit, now, reply)
+        self._watch(permit, now, reply, blamed)
 
-    def _watch(self, permit: Permit, now: float, reply: Reply) -> None:
+    def works(self, now: float) -> None:
+        """Notes that the backend works: an outage is over."""
+        self.served_at = now
+        self._strikes = 0
+        if self.in_outage:
+            self._outage.run(False, now)
+            self._probe = None
+            self._probe_wait_s = _FIRST_PROBE_S
+            self._concurrency.restart(now)
+
+    def _watch(self, permit: Permit, now: float, reply: Reply, blamed: bool) -> None:
         """Opens and closes the breaker."""
+        probe = permit is self._probe
+        if probe:
+            self._probe = None
         if reply in (Reply.SERVED, Reply.LIMITED):
-            self._strikes = 0
-            if self._outage_since is not None:
-                self._outage_s += now - self._outage_since
-                self._outage_since = None
-                self._probing = False
-                self._probe_wait_s = _FIRST_PROBE_S
-                self._concurrency.restart(now)
+            self.works(now)
             return
-        self._strikes += 1
-        if self._outage_since is None:
+        self._strikes += not blamed
+        if not self.in_outage:
             if self._strikes >= _STRIKES:
-                self._outage_since = now
+                self._outage.run(True, now)
                 self._probe_at = now + self._probe_wait_s
-        elif permit.probe:
+        elif probe:
             self._probe_wait_s = min(2 * self._probe_wait_s, _LONGEST_PROBE_S)
             self._probe_at = now + self._probe_wait_s

@@ -8,8 +8,9 @@ until the first refusal (429); then
   the quota was accepted, whatever its burst: that is the measure.
 * it rises again along CUBIC's curve (RFC 9438), as the AWS SDKs' adaptive retry mode lets a rate
   rise: slowly around the level that was refused, then ever faster.
-* refusals that stay although the rate fell are not its doing (a pool that others share): the rate
-  goes back to where it was, and so many are expected from then on.
+* refusals that stay although the rate fell may not be its doing (a pool that others share): the
+  rate goes back to where it was, and so many are expected from then on. That is an experiment: if
+  there are then more, the rate was to blame after all, and it is not tried again for a while.
 
 Pure: every method takes the time, in seconds of any monotonic clock.
 """
@@ -23,6 +24,8 @@ _SCALE = 0.2
 share a quota come to equal shares; a little faster for higher levels, every one doubles in 5 to
 15 s. A level below 10/s rises more slowly: it takes some calls to measure what is refused."""
 _SLOW = 1e4
+_SLOWEST = 200.0
+"""`_SLOW` times the slowest rise: a process that found a quota used up by others gets its share."""
 _MEASURE_S = 0.5
 _MEASURE_CALLS = 25
 _RECENT_S = 1.0
@@ -30,14 +33,26 @@ _TOLERATED = 0.02
 """This share of refused calls is no event: a few must be risked to learn that a quota has grown."""
 _CHANCE = 2
 """Refusals beyond that share which may be chance."""
+_SIGMAS = 4.0
+"""Standard deviations by which refusals must exceed the expected ones to be more than these."""
+_FALL = 0.7
+"""The deepest fall below what the refused share says: what was accepted since the last fall is an
+exact measure for one process, but too low for one whose share has grown meanwhile."""
+_UNSURE = 1.5
+"""What is expected was measured on some hundred calls."""
 _IN_VAIN = 4
-"""Falls in a row, each below a rate that was accepted, which show that the rate is not to blame."""
+"""Falls in a row, each below a rate that was accepted, which suggest that it is not to blame."""
 _NEAR = 1.5
 _MANY = 0.08
 _RESUME = 4.0
 _EXPECT_CALLS = 300
 _LOWEST = 0.2
-_EXPECTED_AT_MOST = 0.25
+_EXPECTED_AT_MOST = 0.4
+_LEARNT_AT_MOST = 0.03
+"""So many refusals may come to be expected without an experiment. Processes that share a quota
+would teach each other to expect ever more."""
+_DOUBT_S = 60.0
+"""After an experiment that failed, seconds until the next; they double with each."""
 _FORGOTTEN_AFTER_S = 10.0
 
 
@@ -103,7 +118,9 @@ class AdaptiveRate:
         self._filled_at = now
         self._in_vain: list[tuple[int, int]] = []
         self._resume_at = math.inf
-        self._expected = 0.0
+        self._expected = self._observed = 0.0
+        self._believe_from = now
+        self._doubt_s = _DOUBT_S
         self._bound_at = now
 
     def rate(self, now: float) -> float:
@@ -134,14 +151,22 @@ class AdaptiveRate:
         while self._recent[0].at < now - _RECENT_S and len(self._recent) > 2 * _MEASURE_CALLS:
             self._settle(self._recent.popleft())
         if now > max(self._bound_at, self._rising_from) + _FORGOTTEN_AFTER_S:
-            self._level = math.inf  # it limits nothing: the next refusal shall measure anew
+            self._forget()
         return call
 
     def _settle(self, call: Call) -> None:
         """Learns from a call that no fall has followed: such refusals are not the rate's doing."""
         call.recent = False
         self._recent_refused -= call.refused
-        self._expected += (call.refused - self._expected) / _EXPECT_CALLS
+        self._observed += (call.refused - self._observed) / _EXPECT_CALLS
+        fewer = min(self._expected, 1.5 * self._observed + 0.01)
+        self._expected = max(fewer, min(self._observed, _LEARNT_AT_MOST))
+
+    def _forget(self) -> None:
+        """It limits nothing: the next refusal shall measure anew."""
+        self._level = math.inf
+        self._in_vain = []
+        self._resume_at = math.inf
 
     def refused(self, call: Call, now: float, gate_s: float) -> None:
         """Notes a refusal.
@@ -160,16 +185,24 @@ class AdaptiveRate:
         known = not math.isinf(self._level)
         if self._sent < _MEASURE_CALLS or (known and now < self._began + _MEASURE_S):
             return
-        tolerated = max(_TOLERATED, 2 * self._expected) * len(self._recent)
-        if gate_s or self._recent_refused > _CHANCE + tolerated:
+        if gate_s or self._recent_refused > _CHANCE + self._tolerated():
             self._fall(now, gate_s)
+
+    def _tolerated(self) -> float:
+        """Recent refusals that do not lower the rate."""
+        expected = _UNSURE * self._expected * len(self._recent)
+        return max(_TOLERATED * len(self._recent), expected + _SIGMAS * math.sqrt(expected))
 
     def _fall(self, now: float, gate_s: float) -> None:
         accepted = self._accepted(now)
+        if self._expected > _LEARNT_AT_MOST:  # more than that: the experiment has failed
+            self._expected = 0.0
+            self._believe_from = now + self._doubt_s
+            self._doubt_s *= 2
         if not gate_s:
             accepted = self._unless_in_vain(accepted, now)
         self._level = max(_LOWEST, accepted)
-        self._curve = _SCALE * min(self._level**0.25, max(self._level, 1.0) ** 4 / _SLOW)
+        self._curve = _SCALE * min(self._level**0.25, max(self._level**4, _SLOWEST) / _SLOW)
         self._plateau_s = ((1 - _BETA) * self._level / self._curve) ** (1 / 3)
         self._rising_from = now + gate_s
         self._began = now
@@ -183,12 +216,15 @@ class AdaptiveRate:
 
     def _accepted(self, now: float) -> float:
         """Calls per second that were not refused: lately, and since the rate last fell."""
-        recent = len(self._recent) - self._recent_refused
+        sent = len(self._recent)
+        accepted = sent - self._recent_refused
         recent_s = now - self._recent[0].at
         if math.isinf(self._level):
-            return recent / max(_RECENT_S, recent_s)
+            return accepted / max(_RECENT_S, recent_s)
+        recent_s = max(_MEASURE_S, recent_s)
         since = (self._sent - self._refused) / (now - self._began)
-        return min(since, recent / max(_MEASURE_S, recent_s))
+        least = _FALL * accepted / sent * min(self.rate(now), sent / recent_s)
+        return max(least, min(since, accepted / recent_s))
 
     def _unless_in_vain(self, accepted: float, now: float) -> float:
         """What was accepted; or the rate of before, if falling again and again has not helped."""
@@ -198,9 +234,9 @@ class AdaptiveRate:
             self._resume_at = rate
             return accepted
         self._in_vain.append((self._sent, self._refused))
-        if len(self._in_vain) < _IN_VAIN:
+        if now < self._believe_from or len(self._in_vain) < _IN_VAIN:
             return accepted
         sent, refused = (sum(counts) for counts in zip(*self._in_vain, strict=True))
-        self._expected = min(_EXPECTED_AT_MOST, refused / sent)
+        self._expected = self._observed = min(_EXPECTED_AT_MOST, refused / sent)
         self._in_vain = []
         return min(self._resume_at, _RESUME * accepted)

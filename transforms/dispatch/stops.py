@@ -34,13 +34,27 @@ class StopRules:
         self._suspects: dict[str, tuple[float, set[int]]] = {}
         self._failing_since: float | None = None
         self._last_error = ""
-        self._held = False
+        self._held = self._down = False
         self._ended = self._dead = self._internal = 0
 
     def served(self) -> None:
         """The backend works: nothing is failing for a while now."""
         self._failing_since = None
         self._held = False
+
+    def watch(self, in_outage: bool, error: object) -> None:
+        """Says once that the backend is down and why, and once that it is back.
+
+        Not for what is about to stop the run with the same message.
+        """
+        fatal = getattr(error, "fatal_at_start", False) and not self._limits.hold
+        if not self.succeeded and fatal:
+            return
+        if in_outage and not self._down:
+            _log.warning("the backend is down, one call at a time asks on: %s", error)
+        elif self._down and not in_outage:
+            _log.warning("the backend is back")
+        self._down = in_outage
 
     def idle(self) -> None:
         """Nothing is being asked: that is no failure."""

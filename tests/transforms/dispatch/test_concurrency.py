@@ -129,7 +129,7 @@ def test_back_off_once_per_event() -> None:
     assert set(limits) == {32, 22}
     assert limits.index(22) > 32, "a few refusals are no event"
     assert set(_refuse(limit, 500, 0.9, 2.0)) == {22}
-    assert set(_refuse(limit, 60, 1.0, 3.0)) == {22, 15}
+    assert set(_refuse(limit, 100, 1.0, 3.0)) == {22, 15}
 
 
 def test_never_below_one() -> None:
@@ -141,10 +141,10 @@ def test_never_below_one() -> None:
 
 
 def test_back_after_a_cut() -> None:
-    """It rises in steps of a quarter to where it was, and waits there."""
+    """It rises in steps of a quarter to where it was, and waits there for a while."""
     limit = _filled(2048)
-    _refuse(limit, 60, 0.0, 0.0)
-    assert _drive(limit, _slots(10_000), 0.0, 10)[1] == [22, 28, 32]
+    _refuse(limit, 100, 0.0, 0.0)
+    assert _drive(limit, _slots(10_000), 0.0, 4)[1] == [22, 28, 32]
 
 
 def test_restart() -> None:
@@ -153,7 +153,7 @@ def test_restart() -> None:
     now, limits = _drive(limit, _slots(64), 0.0, 10)
     assert limits[-1] == 83
     limit.restart(now)
-    assert _drive(limit, _slots(64), now, 10)[1] == [41, 52, 65, 81, 83]
+    assert _drive(limit, _slots(64), now, 8)[1][:5] == [41, 52, 65, 81, 83]
 
 
 def test_two_outages() -> None:

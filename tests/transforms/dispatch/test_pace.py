@@ -1,6 +1,7 @@
 """When the next call may be sent: the limits together, ``Retry-After``, the breaker, the times."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.transforms.dispatch.simulation import Server, simulate
-from transforms.dispatch.pace import Pace, Permit, Reply
+from transforms.dispatch.pace import Pace, Permit, Reply, Stopwatch
 
 FAILURES = pytest.mark.parametrize("failure", [Reply.BROKEN, Reply.OVERLOADED])
 
@@ -157,12 +158,25 @@ def test_probes(failure: Reply) -> None:
         now += waits[-1]
         assert pace.wait_s(now) == 0
         probe = pace.sent(now, 0.0)
-        assert probe.probe
         now += 3.0
         assert pace.wait_s(now) == math.inf
         pace.ended(probe, now, failure)
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
     assert pace.in_outage
+
+
+def _recovery(pace: Pace, now: float) -> list[int]:
+    """The limits from then on, while each call takes a second and there are enough, up to 32."""
+    permits, limits = [], [pace.limit]
+    while limits[-1] < 32:
+        while not pace.wait_s(now):
+            permits.append(pace.sent(now, 0.0))
+        pace.waiting(math.inf, now)
+        now += 1 / len(permits)
+        pace.ended(permits.pop(0), now, Reply.SERVED)
+        if pace.limit != limits[-1]:
+            limits.append(pace.limit)
+    return limits
 
 
 @pytest.mark.parametrize("reply", [Reply.SERVED, Reply.LIMITED])
@@ -186,16 +200,87 @@ def test_limit_recovers() -> None:
     """Once the backend is back the limit rises to what it was."""
     pace = _broken()
     _ask(pace, 0.5, Reply.SERVED)
-    now, permits, limits = 0.5, [], [16]
-    while limits[-1] != 32:
-        while not pace.wait_s(now):
-            permits.append(pace.sent(now, 0.0))
-        pace.waiting(math.inf, now)
-        now += 1 / len(permits)
-        pace.ended(permits.pop(0), now, Reply.SERVED)
-        if pace.limit != limits[-1]:
-            limits.append(pace.limit)
-    assert limits == [16, 20, 25, 31, 32]
+    assert _recovery(pace, 0.5) == [16, 20, 25, 31, 32]
+
+
+@FAILURES
+def test_limit_recovers_from_a_long_outage(failure: Reply) -> None:
+    """However many calls and probes fail in it: they say nothing of how many calls it bears."""
+    pace, now = Pace(100, 0.0), 0.0
+    permits = _send(pace, 32, now)
+    for permit in permits:
+        pace.ended(permit, 30.0, failure)
+    now = 30.0
+    for _ in range(500):
+        now += pace.wait_s(now)
+        probe = pace.sent(now, 0.0)
+        now += 30.0
+        pace.ended(probe, now, failure)
+        assert pace.limit == 32
+    now += pace.wait_s(now)
+    _ask(pace, now, Reply.SERVED)
+    assert _recovery(pace, now) == [16, 20, 25, 31, 32]
+
+
+def test_late_probe_of_an_earlier_outage() -> None:
+    """In the next outage it is a call like any other: no probe's wait grows, none goes beside."""
+    pace = Pace(100, 0.0)
+    early = pace.sent(0.0, 0.0)
+    for _ in range(10):
+        _ask(pace, 0.0, Reply.BROKEN)
+    late = pace.sent(0.5, 0.0)
+    pace.ended(early, 1.0, Reply.SERVED)
+    assert not pace.in_outage
+    for _ in range(10):
+        _ask(pace, 2.0, Reply.BROKEN)
+    assert pace.in_outage
+    pace.ended(late, 2.2, Reply.BROKEN)
+    assert pace.wait_s(2.2) == pytest.approx(0.3)
+    probe = pace.sent(2.5, 0.0)
+    assert pace.wait_s(2.5) == math.inf
+    pace.ended(probe, 3.0, Reply.BROKEN)
+    assert pace.wait_s(3.0) == 1.0
+
+
+def test_late_probe_during_a_probe() -> None:
+    """The probe of the present outage is still under way when that of an earlier one ends."""
+    pace = Pace(100, 0.0)
+    early = pace.sent(0.0, 0.0)
+    for _ in range(10):
+        _ask(pace, 0.0, Reply.BROKEN)
+    late = pace.sent(0.5, 0.0)
+    pace.ended(early, 1.0, Reply.SERVED)
+    for _ in range(10):
+        _ask(pace, 2.0, Reply.BROKEN)
+    pace.sent(2.5, 0.0)
+    pace.ended(late, 3.0, Reply.BROKEN)
+    assert pace.wait_s(60.0) == math.inf
+    assert pace.in_flight == 1
+
+
+def test_probes_keep_max_concurrency() -> None:
+    """One call is allowed: no probe goes beside a call of before the outage."""
+    pace = Pace(2, 0.0)
+    hangs = pace.sent(0.0, 0.0)
+    for _ in range(10):
+        assert pace.wait_s(0.0) == 0
+        _ask(pace, 0.0, Reply.BROKEN)
+    assert pace.in_outage
+    pace.sent(0.5, 0.0)
+    assert (pace.in_flight, pace.wait_s(60.0)) == (2, math.inf)
+    pace.ended(hangs, 61.0, Reply.BROKEN)
+    assert pace.wait_s(61.0) == math.inf
+
+
+def test_served_at() -> None:
+    """When the backend showed last that it works; a quota that is used up shows it, too."""
+    pace = Pace(100, 0.0)
+    assert pace.served_at == -math.inf
+    for now, reply in enumerate((Reply.BROKEN, Reply.SERVED, Reply.OVERLOADED, Reply.LIMITED)):
+        _ask(pace, float(now), reply)
+    assert pace.served_at == 3.0
+    _ask(pace, 4.0, Reply.BROKEN)
+    assert pace.served_at == 3.0
 
 
 def test_calls_of_before_the_outage() -> None:
@@ -249,16 +334,70 @@ def test_outage_s() -> None:
 
 
 def test_gauges() -> None:
-    """The state of the moment; the rate only where refusals have taught one."""
+    """The state of the moment; the rate is 0 until refusals have taught one."""
     pace = _broken(now=1.0)
     pace.sent(1.5, 0.0)
-    assert pace.gauges(3.6) == {"in_flight_requests": 1, "concurrency_limit": 32, "outage_s": 3}
+    assert pace.gauges(3.6) == {
+        "in_flight_requests": 1,
+        "concurrency_limit": 32,
+        "rate_limit_per_minute": 0,
+        "outage_s": 3,
+    }
     pace = Pace(100, 0.0)
     permits = [pace.sent(n / 100, 0.0) for n in range(100)]
     pace.ended(permits[-1], 1.0, Reply.LIMITED, retry_after_s=1.0)
     gauges = pace.gauges(2.0)
     assert 60 * 90 < gauges.pop("rate_limit_per_minute") < 60 * 100
     assert gauges == {"in_flight_requests": 99, "concurrency_limit": 32, "outage_s": 0}
+
+
+def test_stopwatch() -> None:
+    """All spans together, and the present one; what is known already changes nothing."""
+    watch = Stopwatch()
+    assert (watch.running, watch.total_s(5.0), watch.present_s(5.0)) == (False, 0.0, 0.0)
+    watch.run(False, 5.0)
+    watch.run(True, 10.0)
+    watch.run(True, 11.0)
+    assert (watch.running, watch.total_s(12.0), watch.present_s(12.0)) == (True, 2.0, 2.0)
+    watch.run(False, 13.0)
+    watch.run(False, 14.0)
+    assert (watch.running, watch.total_s(20.0), watch.present_s(20.0)) == (False, 3.0, 0.0)
+    watch.run(True, 20.0)
+    assert (watch.total_s(21.0), watch.present_s(21.0)) == (4.0, 1.0)
+
+
+class _Meddling(float):
+    """A time; in the middle of computing with it another thread gets its turn."""
+
+    def __new__(cls, value: float, meddle: Callable[[], None]) -> "_Meddling":
+        made = super().__new__(cls, value)
+        made.meddle = meddle
+        return made
+
+    meddle: Callable[[], None]
+
+    def __radd__(self, other: float) -> float:
+        self.meddle()
+        return other + float(self)
+
+    def __sub__(self, other: float) -> float:
+        self.meddle()
+        return float(self) - other
+
+
+@pytest.mark.parametrize("read", [Stopwatch.total_s, Stopwatch.present_s])
+def test_stopwatch_read_while_it_is_switched(read: Callable[[Stopwatch, float], float]) -> None:
+    """A reader gets what was, or what is, and nothing in between."""
+    watch = Stopwatch()
+    watch.run(True, 10.0)
+    switched = []
+
+    def switch() -> None:
+        watch.run(False, 12.0)
+        switched.append(read(watch, 15.0))
+
+    assert read(watch, _Meddling(15.0, switch)) == 5.0
+    assert switched == [read(watch, 15.0)]
 
 
 # The time for which requests waited
@@ -329,15 +468,15 @@ def test_whatever_happens(
             if wait_s:
                 break
             permits.append(pace.sent(now, 100.0))
-            assert pace.in_flight <= ceiling or permits[-1].probe
+            assert pace.in_flight <= ceiling
         pace.waiting(wait_s or None, now)
         for permit in permits[:ends]:
             pace.ended(permit, now, reply, retry_after_s=retry_after_s, tokens=tokens)
         del permits[:ends]
         assert pace.in_flight == len(permits)
         assert 1 <= pace.limit <= ceiling
-        assert throttled_s <= pace.throttled_s(now) <= now
-        assert outage_s <= pace.outage_s(now) <= now
+        assert throttled_s - 1e-9 <= pace.throttled_s(now) <= now + 1e-9
+        assert outage_s - 1e-9 <= pace.outage_s(now) <= now + 1e-9
         throttled_s, outage_s = pace.throttled_s(now), pace.outage_s(now)
     for permit in permits:
         pace.ended(permit, now, Reply.SERVED)

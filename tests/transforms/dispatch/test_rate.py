@@ -191,12 +191,65 @@ def _use(rate: AdaptiveRate, start: float, seconds: float, per_s: float) -> None
 
 
 def test_forgotten() -> None:
-    """A rate that has limited nothing for 10 s is none."""
+    """A rate that has limited nothing for 10 s is none, and what falls in vain have shown is past."""
     rate = _fallen()
+    rate._in_vain, rate._resume_at = [(100, 20)], 500.0
     _use(rate, 1.0, 9.5, 20.0)
     assert math.isfinite(rate.rate(10.5))
+    assert rate._in_vain
     _use(rate, 10.5, 1.0, 20.0)
     assert math.isinf(rate.rate(11.5))
+    assert (rate._in_vain, rate._resume_at) == ([], math.inf)
+
+
+def test_a_share_that_grew_is_not_measured_by_its_past() -> None:
+    """Little was sent for long: a fall goes by what is refused now, not by what was accepted then."""
+    rate = _fallen()
+    _use(rate, 1.0, 9.0, 1.0)
+    calls = _send(rate, 200, 10.0, 100.0)
+    for call in calls[::10]:
+        rate.refused(call, 12.0, 0.0)
+    assert 0.97 * 0.7 * 0.9 * 90 < rate.rate(12.0) < 100
+
+
+def test_refusals_that_come_to_be_expected() -> None:
+    """No fall has followed them, so they are chance; but never more than three in a hundred."""
+    rate = AdaptiveRate(0.0)
+    for n in range(3000):
+        call = Call(0.0)
+        call.refused = n % 50 == 0
+        rate._recent_refused += call.refused
+        rate._settle(call)
+    assert rate._expected == pytest.approx(0.02, abs=0.005)
+    for _ in range(1000):
+        call = Call(0.0)
+        call.refused = True
+        rate._recent_refused += 1
+        rate._settle(call)
+    assert rate._expected == 0.03
+    assert rate._recent_refused == 0
+
+
+def test_expected_refusals_that_do_not_come() -> None:
+    """What an experiment taught is unlearnt with the calls that are not refused."""
+    rate = AdaptiveRate(0.0)
+    rate._expected = rate._observed = 0.4
+    expected = []
+    for _ in range(2000):
+        rate._settle(Call(0.0))
+        expected.append(rate._expected)
+    assert expected == sorted(expected, reverse=True)
+    assert expected[0] == 0.4
+    assert expected[-1] < 0.015
+
+
+@pytest.mark.parametrize(("expected", "tolerated"), [(0.0, 2.0), (0.01, 6.4), (0.2, 51.9)])
+def test_tolerated(expected: float, tolerated: float) -> None:
+    """Two in a hundred, or half more than expected and four standard deviations."""
+    rate = AdaptiveRate(0.0)
+    rate._expected = expected
+    _send(rate, 100, 0.0, 100.0)
+    assert rate._tolerated() == pytest.approx(tolerated, abs=0.05)
 
 
 def test_remembered_while_it_binds() -> None:
@@ -241,6 +294,145 @@ def test_unlimited_calls_are_no_debt() -> None:
     rate.refused(calls[-1], 70.0, 1.0)
     assert rate.rate(70.0) == pytest.approx(0.97 * 50, rel=0.05)
     assert rate.wait_s(71.0) < 1
+
+
+# The experiment: refusals that stay although the rate falls
+
+
+def _refuse_always(
+    rate: AdaptiveRate, start: float, seconds: float, share: float
+) -> list[tuple[float, float]]:
+    """Uses what it allows, up to 200/s; so much of it is refused evenly: each fall, and its level."""
+    now, refused, level, falls = start, 0.0, rate._level, []
+    while now < start + seconds:
+        if wait_s := rate.wait_s(now):
+            now += wait_s
+            continue
+        call = rate.sent(now)
+        refused += share
+        if refused >= 1:
+            refused -= 1
+            rate.refused(call, now, 0.0)
+        if rate._level != level:
+            level = rate._level
+            falls.append((now, level))
+        now += 1 / 200
+    return falls
+
+
+def _vainly_fallen() -> AdaptiveRate:
+    """A fifth of all is refused, whatever is sent: at 10.0 the experiment is under way."""
+    rate = AdaptiveRate(0.0)
+    _refuse_always(rate, 0.0, 10.0, 0.2)
+    return rate
+
+
+def test_falls_in_vain() -> None:
+    """Three times it falls by what is refused, then it goes back up, and expects that share."""
+    rate = AdaptiveRate(0.0)
+    falls = _refuse_always(rate, 0.0, 10.0, 0.2)
+    levels = [level for _, level in falls]
+    assert len(levels) == 4
+    for earlier, later in itertools.pairwise(levels[:3]):
+        assert later == pytest.approx(0.8 * earlier, rel=0.05)
+    assert levels[3] == pytest.approx(4 * 0.8 * levels[2], rel=0.05)
+    assert rate._expected == pytest.approx(0.2, abs=0.02)
+
+
+def test_an_experiment_that_failed() -> None:
+    """More than expected is refused: the rate was to blame. For a minute there is no other one."""
+    rate = _vainly_fallen()
+    assert rate._expected == pytest.approx(0.2, abs=0.02)
+    (first, *falls) = _refuse_always(rate, 10.0, 60.0, 0.5)
+    assert rate._expected == 0
+    assert rate._believe_from == first[0] + 60
+    levels = [first[1], *(level for _, level in falls)]
+    assert len(levels) > 5
+    assert levels == sorted(levels, reverse=True)
+
+
+def test_doubt_doubles() -> None:
+    """The next experiment waits for a minute, then for two, then for four."""
+    rate = _vainly_fallen()
+    now, waits = 10.0, []
+    for _ in range(3):
+        rate._expected = 0.2
+        falls = _refuse_always(rate, now, 60.0, 0.5)
+        fell_at = next(at for at, level in falls if math.isfinite(level))
+        waits.append(round(rate._believe_from - fell_at, 6))
+        now += 1000.0
+    assert waits == [60, 120, 240]
+
+
+def _unless_in_vain(rate: AdaptiveRate, times: int, now: float = 1.0) -> list[float]:
+    """What is made of so many falls to 50/s in a row, with a fifth refused."""
+    found = []
+    for _ in range(times):
+        rate._sent, rate._refused = 100, 20
+        found.append(rate._unless_in_vain(50.0, now))
+    return found
+
+
+def test_fourth_fall_in_vain() -> None:
+    """The rate of before, but no more than four times what was accepted; then it begins anew."""
+    rate = _fallen()
+    assert _unless_in_vain(rate, 8) == [50, 50, 50, 200, 50, 50, 50, 200]
+    assert rate._expected == rate._observed == 0.2
+    rate = _fallen()
+    rate._resume_at = 120.0
+    assert _unless_in_vain(rate, 4) == [50, 50, 50, 120]
+
+
+def test_most_that_is_expected() -> None:
+    """However much was refused."""
+    rate = _fallen()
+    for _ in range(4):
+        rate._sent, rate._refused = 100, 90
+        rate._unless_in_vain(50.0, 1.0)
+    assert rate._expected == 0.4
+
+
+def test_a_fall_that_helped() -> None:
+    """Few refused: the rate was to blame, and earlier falls were not in vain."""
+    rate = _fallen()
+    _unless_in_vain(rate, 3)
+    rate._sent, rate._refused = 100, 7
+    assert rate._unless_in_vain(50.0, 1.0) == 50
+    assert _unless_in_vain(rate, 3) == [50, 50, 50]
+    assert rate._resume_at == rate.rate(1.0)
+
+
+def test_a_rate_that_had_risen() -> None:
+    """It was far above what was accepted: no wonder that it is refused."""
+    rate = _fallen()
+    _unless_in_vain(rate, 3)
+    later = next(1.0 + s / 10 for s in range(200) if rate.rate(1.0 + s / 10) > 1.6 * rate._level)
+    rate._sent, rate._refused = 1000, 300
+    assert rate._unless_in_vain(50.0, later) == 50
+    assert rate._in_vain == []
+    assert rate._resume_at == rate.rate(later)
+
+
+def test_no_experiment_in_doubt() -> None:
+    """Falls in vain are counted, and believed later."""
+    rate = _fallen()
+    rate._believe_from = 100.0
+    assert _unless_in_vain(rate, 10, now=1.0) == [50] * 10
+    assert len(rate._in_vain) == 10
+    rate._rising_from = 100.0
+    assert _unless_in_vain(rate, 1, now=100.0) == [200]
+
+
+@pytest.mark.parametrize("gate_s", [0.0, 1.0])
+def test_retry_after_is_no_experiment(gate_s: float) -> None:
+    """Who says when to come back speaks of the rate."""
+    rate = _fallen(gate_s)
+    rate._in_vain = [(100, 20)] * 3
+    rate._sent, rate._refused = 100, 20
+    rate._recent.extend(Call(2.0) for _ in range(100))
+    rate._recent_refused = 20
+    rate._fall(3.0, gate_s)
+    assert (len(rate._in_vain), rate._expected) == ((3, 0) if gate_s else (0, pytest.approx(0.2)))
 
 
 # Against a backend that answers 429
@@ -291,6 +483,26 @@ def test_two_paces_share_a_quota(seed: int, retry_after_s: float | None) -> None
     served = run.served(20)
     assert min(served) >= 0.3 * sum(served)
     assert [pace.in_flight for pace in run.paces] == [0, 0]
+
+
+@pytest.mark.parametrize("quota", [50.0, 200.0])
+def test_two_paces_share_a_small_quota(quota: float) -> None:
+    """Each gets its part. The mean of four runs: chance decides much in a small one."""
+    runs = [simulate(Server(quota=quota, seed=seed), 150, paces=2) for seed in range(1, 5)]
+    shares = [min(run.served(30)) / sum(run.served(30)) for run in runs]
+    assert sum(shares) / 4 >= 0.3
+    assert min(run.goodput(0) for run in runs) >= 0.95 * quota
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("quota", [50.0, 200.0])
+@pytest.mark.parametrize("paces", [4, 8])
+def test_many_paces_share_a_quota(paces: int, quota: float, seed: int) -> None:
+    """They do not teach each other that refusals are normal, and storm."""
+    run = simulate(Server(quota=quota, seed=seed), 150, paces=paces)
+    assert run.goodput(0) >= 0.95 * quota
+    assert run.limited(0) <= 0.25
+    assert min(run.served(30)) > 0
 
 
 @pytest.mark.parametrize(("limited", "busy"), [(0.05, 0.4), (0.2, 0.7)])

@@ -1,7 +1,9 @@
 """An event loop whose clock moves only when there is nothing else to do: hours pass at once."""
 
 import asyncio
+import concurrent.futures
 import contextlib
+import math
 import selectors
 import threading
 from collections.abc import Iterator
@@ -17,20 +19,24 @@ class _Selector(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(0)
-        if ready or (timeout is not None and timeout <= 0):
+        if ready or (timeout is not None and timeout <= 0) or self.clock.moves(timeout):
             return ready
-        if timeout is None or self.clock.held:
-            return super().select(None)
-        self.clock.time += timeout
-        return []
+        return super().select(None)
 
 
 class Clock:
-    """The time of one `VirtualLoop`; read it by `now`, in seconds since the start."""
+    """The time of one `VirtualLoop`; read it by `now`, in seconds since the start.
+
+    It runs by itself, ahead of the thread that tests: only under `hold` does one thing happen
+    after the other.
+    """
 
     def __init__(self) -> None:
         self.time = START
-        self.held = False
+        self._until = math.inf
+        """Beyond this it does not move; the loop's own, as the time is."""
+        self._settling: list[concurrent.futures.Future[None]] = []
+        self._held = False
         selector = _Selector()
         selector.clock = self
         self.loop = VirtualLoop(selector)
@@ -45,18 +51,53 @@ class Clock:
         """Seconds since the start, without the noise of adding them up."""
         return round(self.time - START, 4)
 
+    def moves(self, timeout: float | None) -> bool:
+        """Lets so much time pass, or as much as it may; whether there was any. On the loop."""
+        left = self._until - self.time
+        if left > 0 and (timeout is not None or math.isfinite(left)):
+            self.time = self._until if timeout is None or timeout >= left else self.time + timeout
+            return True
+        settled, self._settling = self._settling, []
+        for future in settled:
+            future.set_result(None)
+        return False
+
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Stops the clock: what is handed to the loop meanwhile is handed over at one moment."""
-        self.held = True
-        self.loop.call_soon_threadsafe(lambda: None)
-        yield
-        self.held = False
-        self.loop.call_soon_threadsafe(lambda: None)
+        """Stops the clock: what is handed to the loop meanwhile is handed over at one moment.
+
+        `sleep` then lets exactly that time pass, and the clock stands again.
+        """
+        self._let_pass(0.0)
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            self._let_pass(math.inf)
 
     def sleep(self, seconds: float) -> None:
         """Lets time pass, and all that happens in it."""
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(seconds), self.loop).result()
+        if self._held:
+            self._let_pass(seconds)
+        else:
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(seconds), self.loop).result()
+
+    def settle(self) -> None:
+        """Waits until all has happened that happens now, under `hold`."""
+        self._let_pass(0.0)
+
+    def _let_pass(self, seconds: float) -> None:
+        """Moves the end of the time, and waits until it is reached unless there is none."""
+        settled: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def move() -> None:
+            self._until = self.time + seconds
+            self._settling.append(settled)
+
+        self.loop.call_soon_threadsafe(move)
+        if math.isfinite(seconds):
+            settled.result(60.0)
 
     def close(self) -> None:
         """Cancels what is left, and ends the loop and its thread."""
@@ -76,7 +117,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    """Until none is left: one that ends may start another."""
+    while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,197 @@
+"""The processes of a scenario: the simulator, the pipeline, and what they are compared with."""
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.simulator import log as logs
+from benchmarks.simulator.log import Call
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = "Classify record {{ id }}: the parcel never arrived and I want my money back."
+LONGEST_S = 900.0
+
+
+def prompt_of(record_id: str) -> str:
+    """The prompt of a record, as the pipeline renders it."""
+    return PROMPT.replace("{{ id }}", record_id)
+
+
+def allow_connections() -> None:
+    """Raises the limit of open files to what the system allows; children inherit it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def write_records(path: Path, ids: Iterable[str]) -> list[str]:
+    """A file with a record for each id; gives the ids."""
+    kept = list(ids)
+    path.write_text("".join(json.dumps({"id": one}) + "\n" for one in kept), encoding="utf-8")
+    return kept
+
+
+@dataclass(frozen=True, slots=True)
+class Simulator:
+    """A simulator that runs.
+
+    Attributes:
+        url: Its base URL.
+    """
+
+    url: str
+
+    def log(self) -> list[Call]:
+        """All calls so far."""
+        return logs.parse(self._get("/_log"))
+
+    def origin_s(self) -> float:
+        """When the first call came, on the system's monotonic clock."""
+        return time.monotonic() - float(json.loads(self._get("/_stats"))["seconds"])
+
+    def _get(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return bytes(answer.read())
+
+
+@contextlib.contextmanager
+def simulator(folder: Path, **settings: Any) -> Iterator[Simulator]:
+    """Starts a simulator with these settings; ends it afterwards."""
+    ready = folder / "url"
+    ready.unlink(missing_ok=True)
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "benchmarks.simulator", f"--ready_file={ready}", *words]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        while not ready.exists():
+            if process.poll() is not None:
+                raise SystemExit(f"the simulator did not start with {settings}")
+            time.sleep(0.05)
+        yield Simulator(ready.read_text().strip())
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a run of the pipeline has left.
+
+    Attributes:
+        code: Its exit code.
+        wall_s: From its start to its end.
+        output: What it printed.
+        results: The ids of its result rows.
+        letters: The ids of its dead letters.
+        summary: ``run.json``; empty without one.
+    """
+
+    code: int
+    wall_s: float
+    output: str
+    results: list[str]
+    letters: list[str]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """The pipeline at work, as a user starts it: ``python -m pipeline`` at its default flags.
+
+    Attributes:
+        folder: Of everything that it writes.
+        process: It.
+        started_s: When, on the monotonic clock.
+    """
+
+    folder: Path
+    process: "subprocess.Popen[bytes]"
+    started_s: float
+
+    @classmethod
+    def start(
+        cls,
+        url: str,
+        records: Path,
+        folder: Path,
+        *,
+        key: str = "ours",
+        flags: Sequence[str] = (),
+        samples: Path | None = None,
+    ) -> "Ours":
+        """Starts it.
+
+        Args:
+            url: Of the simulator.
+            records: The input file.
+            folder: For its output; made here.
+            key: The API key, by which the simulator tells clients apart.
+            flags: Further ones; a scenario names them.
+            samples: Gets its gauges, twice a second.
+        """
+        folder.mkdir()
+        program = ["pipeline"] if samples is None else ["benchmarks.dispatch.sampled", str(samples)]
+        given = {flag.partition("=")[0] for flag in flags}
+        with (folder / "output.txt").open("wb") as output:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", *program),
+                    f"--input_files={records}",
+                    f"--prompt={PROMPT}",
+                    "--backend=openai",
+                    f"--endpoint={url}/v1",
+                    *(["--model=simulated"] if "--model" not in given else []),
+                    f"--output_path={folder / 'out'}",
+                    *flags,
+                ],
+                cwd=ROOT,
+                env={**os.environ, "OPENAI_API_KEY": key, "COLUMNS": "200"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        return cls(folder, process, time.monotonic())
+
+    def wait(self) -> Ended:
+        """Waits for its end and reads what is there."""
+        try:
+            code = self.process.wait(LONGEST_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise SystemExit(f"the pipeline has not ended in {LONGEST_S:g} s") from None
+        wall_s = time.monotonic() - self.started_s
+        out = self.folder / "out"
+        summary = out / "run.json"
+        return Ended(
+            code=code,
+            wall_s=wall_s,
+            output=(self.folder / "output.txt").read_text(errors="replace"),
+            results=_ids(out / "results"),
+            letters=_ids(out / "dead_letters"),
+            summary=json.loads(summary.read_text()) if summary.exists() else {},
+        )
+
+
+def _ids(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    lines = [line for path in folder.glob("*.jsonl") for line in path.read_bytes().splitlines()]
+    return [json.loads(line)["record_id"] for line in lines]
+
+
+def run_module(name: str, *arguments: object) -> str:
+    """Runs another program of this package to its end; gives what it printed."""
+    command = [sys.executable, "-m", f"benchmarks.dispatch.{name}", *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=LONGEST_S
+    )
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    return done.stdout

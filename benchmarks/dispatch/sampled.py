@@ -1,0 +1,34 @@
+"""The pipeline, watched: ``python -m benchmarks.dispatch.sampled SAMPLES [flags of the pipeline]``.
+
+Runs ``pipeline.main.main`` in this process and writes what it would show on a terminal twice a
+second as JSON lines: ``at_s`` on the system's monotonic clock, and the counts and gauges of
+`transforms.metrics.LIVE`. The flags stay what they are.
+"""
+
+import json
+import sys
+import threading
+import time
+
+from pipeline.main import main as run_pipeline
+from transforms.metrics import LIVE
+
+EVERY_S = 0.5
+
+
+def main() -> None:
+    path, *flags = sys.argv[1:]
+
+    def sample() -> None:
+        with open(path, "w", encoding="utf-8") as file:
+            while True:
+                file.write(json.dumps({**LIVE.snapshot(), "at_s": time.monotonic()}) + "\n")
+                file.flush()
+                time.sleep(EVERY_S)
+
+    threading.Thread(target=sample, daemon=True).start()
+    sys.exit(run_pipeline(flags))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What a scenario is: its sizes, what it prints, and the one part that all share."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.dispatch.analysis import not_once, shown
+from benchmarks.dispatch.runs import Ended, Ours, Simulator, write_records
+from benchmarks.simulator.log import Log, series
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How long everything takes, in seconds; `QUICK` is for trying the benchmark itself.
+
+    Attributes:
+        steady_s: How long a backend is kept busy in a steady state.
+        warm_up_s: What is left out at the start where a goal says so.
+        stock_s: How long Beam's own handler may take.
+        phase_s: How long a quota lasts that changes.
+        outage_s: How long the server is away.
+        before_s: How long it works before it is.
+        faulty_records: Records of the scenario with faults.
+    """
+
+    steady_s: float = 90.0
+    warm_up_s: float = 20.0
+    stock_s: float = 60.0
+    phase_s: float = 60.0
+    outage_s: float = 60.0
+    before_s: float = 15.0
+    faulty_records: int = 20_000
+
+
+QUICK = Sizes(
+    steady_s=2.0,
+    warm_up_s=0.5,
+    stock_s=3.0,
+    phase_s=3.0,
+    outage_s=2.0,
+    before_s=2.0,
+    faulty_records=300,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the table.
+
+    Attributes:
+        what: What is measured.
+        goal: What it shall be; empty where it only stands beside.
+        measured: What it is.
+        kept: Whether the goal is kept; None without one.
+    """
+
+    what: str
+    goal: str
+    measured: str
+    kept: bool | None = None
+
+
+Scenario = Callable[[Sizes], list[Check]]
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """A temporary folder for the files of one scenario."""
+    with tempfile.TemporaryDirectory(prefix="dispatch-") as name:
+        yield Path(name)
+
+
+def ids(count: float, prefix: str = "") -> list[str]:
+    """So many ids, for so many records."""
+    return [f"{prefix}{number}" for number in range(round(count))]
+
+
+def run_ours(
+    server: Simulator,
+    place: Path,
+    records: Sequence[str],
+    *,
+    flags: Sequence[str] = (),
+    samples: Path | None = None,
+) -> tuple[Ended, Log]:
+    """The pipeline on these records, and the simulator's log of it; prints the run as it went."""
+    source = place / "records.jsonl"
+    write_records(source, records)
+    ended = Ours.start(server.url, source, place / "ours", flags=flags, samples=samples).wait()
+    log = server.log()
+    print(shown(series(log, 1.0), 2), flush=True)
+    if ended.code:
+        print(ended.output[-3000:], flush=True)
+    return ended, log
+
+
+def accounted(
+    ended: Ended, records: Sequence[str], letters: Sequence[str] = (), what: str = "records"
+) -> Check:
+    """Whether every record has ended once, and exactly these as dead letters."""
+    wrong = not_once(records, [*ended.results, *ended.letters])
+    strange = not_once(letters, ended.letters)
+    reconciled = ended.code == 0 and bool(ended.summary.get("reconciled"))
+    goal = "each once" + (", the poison ones as dead letters" if letters else ", no dead letters")
+    return Check(
+        what,
+        goal,
+        (
+            f"{len(records):,} = {len(ended.results):,} + {len(ended.letters):,}"
+            + (f"; not once: {len(wrong)}" if wrong else "")
+            + (f"; not the right dead letters: {len(strange)}" if strange else "")
+            + ("" if reconciled else f"; exit code {ended.code}")
+        ),
+        not wrong and not strange and reconciled,
+    )

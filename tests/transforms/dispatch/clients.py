@@ -1,0 +1,154 @@
+"""Clients that do as they are told, and what tests of a dispatcher ask of it."""
+
+import asyncio
+import collections
+import queue
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transforms.dispatch import loop
+from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure, Outcome
+from transforms.dispatch.inbox import Ended, Inbox
+from transforms.records import Completion, Record, Request
+
+HANG = object()
+"""A reply that never comes."""
+
+
+def make_requests(count: int, first: int = 0) -> list[Request]:
+    """Requests whose bodies hold their numbers."""
+    return [
+        Request(Record(str(n), {}), {"n": n}, {}, f"{n:064x}", 1)
+        for n in range(first, first + count)
+    ]
+
+
+class Client:
+    """Answers by a function of the request's number and of how often it was asked before.
+
+    The function gives an output, a completion, an exception to raise, or `HANG`. Calls take
+    `seconds`: a number, or such a function.
+    """
+
+    def __init__(self, reply: Callable[[int, int], Any], seconds: Any = 0.0) -> None:
+        self.reply = reply
+        self.seconds = seconds if callable(seconds) else lambda n, before: seconds
+        self.asked: collections.Counter[int] = collections.Counter()
+        self.calls: list[tuple[float, int]] = []
+        """When each call was made, and for which request."""
+        self.cancelled: list[int] = []
+        self.flying = self.highest = self.closed = 0
+
+    async def generate(self, request: Request) -> Completion:
+        n = request.body["n"]
+        before = self.asked[n]
+        self.asked[n] += 1
+        self.calls.append((virtual_now(), n))
+        self.flying += 1
+        self.highest = max(self.highest, self.flying)
+        try:
+            reply = self.reply(n, before)
+            await asyncio.sleep(self.seconds(n, before))
+            if reply is HANG:
+                await asyncio.Future()
+        except asyncio.CancelledError:
+            self.cancelled.append(n)
+            raise
+        finally:
+            self.flying -= 1
+        if isinstance(reply, BaseException):
+            raise reply
+        return reply if isinstance(reply, Completion) else Completion(output=reply)
+
+    async def close(self) -> None:
+        self.closed += 1
+
+    @property
+    def times(self) -> list[float]:
+        """When each call was made."""
+        return [at for at, _ in self.calls]
+
+    @property
+    def order(self) -> list[int]:
+        """For which request each call was made."""
+        return [n for _, n in self.calls]
+
+
+class ManyClient(Client):
+    """Likewise, and by the batch with a function of the requests."""
+
+    def __init__(
+        self,
+        many: Callable[[Sequence[Request]], Any],
+        reply: Callable[[int, int], Any] = lambda n, _: f"alone {n}",
+        seconds: Any = 0.0,
+        many_seconds: float = 0.0,
+    ) -> None:
+        super().__init__(reply, seconds)
+        self.many = many
+        self.many_seconds = many_seconds
+        self.batches: list[int] = []
+
+    async def generate_many(self, requests: Sequence[Request]) -> Any:
+        self.batches.append(len(requests))
+        replies = self.many(requests)
+        await asyncio.sleep(self.many_seconds)
+        if isinstance(replies, BaseException):
+            raise replies
+        return replies
+
+
+def virtual_now() -> float:
+    """Seconds since the test began."""
+    clock: Any = loop.event_loop()
+    return float(clock.clock.now)
+
+
+def answer(client: Client, count: int, **limits: Any) -> list[Outcome]:
+    """What a dispatcher of its own makes of so many requests."""
+    return Dispatcher(client, DispatchLimits(**limits)).answer(make_requests(count))
+
+
+def collect(inbox: Inbox) -> list[Ended]:
+    """Everything that is still to come, in the order in which it ended."""
+    ended = []
+    while inbox.outstanding:
+        item = inbox.get(30.0)
+        if item is not None:
+            ended.append(item)
+    return ended
+
+
+def drain(inbox: Inbox) -> list[Ended | None]:
+    """Everything that is there now."""
+    items = []
+    while True:
+        try:
+            items.append(inbox.get(0.0))
+        except queue.Empty:
+            return items
+
+
+def failures(outcomes: Sequence[Outcome]) -> list[tuple[str, str, int] | None]:
+    """Class, message and attempts of each failure; None for a completion."""
+    return [
+        (type(outcome.error).__name__, str(outcome.error), outcome.attempts)
+        if isinstance(outcome, Failure)
+        else None
+        for outcome in outcomes
+    ]
+
+
+def outputs(outcomes: Sequence[Outcome]) -> list[str | None]:
+    """The output of each completion; None for a failure."""
+    return [outcome.output if isinstance(outcome, Completion) else None for outcome in outcomes]
+
+
+def kinds(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """How many outcomes there are of each class."""
+    return dict(
+        collections.Counter(
+            type(outcome.error if isinstance(outcome, Failure) else outcome).__name__
+            for outcome in outcomes
+        )
+    )

@@ -1,0 +1,387 @@
+"""When a record is asked again, and when it is given up; what an outage costs: nothing.
+
+Tests run on virtual time: times are exact.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.transforms.dispatch.clients import (
+    HANG,
+    Client,
+    answer,
+    collect,
+    drain,
+    failures,
+    make_requests,
+    outputs,
+    virtual_now,
+)
+from tests.transforms.dispatch.virtual_time import Clock
+from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure
+from transforms.dispatch.inbox import Inbox
+from transforms.errors import Blocked, RateLimited, RequestTimeout, Unavailable
+from transforms.records import Completion, Usage
+
+pytestmark = pytest.mark.usefixtures("clock")
+
+
+# Retries
+
+
+def test_retryable_is_retried() -> None:
+    """Until it succeeds; every call counts."""
+    client = Client(lambda n, before: f"{n}" if before == 2 else Unavailable("503"))
+    outcomes = answer(client, 3)
+    assert outputs(outcomes) == ["0", "1", "2"]
+    assert [o.attempts for o in outcomes if isinstance(o, Completion)] == [3, 3, 3]
+    assert client.asked == {0: 3, 1: 3, 2: 3}
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_max_attempts(most: int) -> None:
+    """A retryable failure costs an attempt; the last one's error is the outcome."""
+    client = Client(lambda n, before: Unavailable(f"call {before + 1}"))
+    outcomes = answer(client, 2, max_attempts=most)
+    assert failures(outcomes) == [("Unavailable", f"call {most}", most)] * 2
+    assert client.asked == {0: most, 1: most}
+
+
+def test_one_attempt_is_one_call() -> None:
+    """Also where nothing else tells whether a failure is the record's own."""
+    client = Client(lambda n, _: Unavailable("500") if n else "up")
+    shared = Dispatcher(client, DispatchLimits(max_attempts=1))
+    assert outputs(shared.answer(make_requests(1))) == ["up"]
+    assert failures(shared.answer(make_requests(3, 1))) == [("Unavailable", "500", 1)] * 3
+
+
+def test_non_retryable_fails_at_once() -> None:
+    """One call; the others are not touched."""
+    error = Blocked("no", finish_reason="SAFETY", usage=Usage(1))
+    client = Client(lambda n, _: error if n == 1 else f"{n}")
+    outcomes = answer(client, 3)
+    assert outputs(outcomes) == ["0", None, "2"]
+    assert outcomes[1] == Failure(error, 1)
+    assert client.asked == {0: 1, 1: 1, 2: 1}
+
+
+def test_request_timeout() -> None:
+    """A call without an answer is cancelled, is a retryable timeout, and costs an attempt."""
+    client = Client(lambda n, _: f"{n}" if n else HANG, 1.0)
+    limits = {"request_timeout_s": 7.5, "max_attempts": 2, "first_backoff_s": 1}
+    outcomes = answer(client, 20, max_concurrency=2, **limits)
+    assert failures(outcomes)[0] == (
+        "RequestTimeout", "no answer within 7.5 s (--request_timeout_s)", 2
+    )  # fmt: skip
+    assert isinstance(outcomes[0], Failure)
+    assert isinstance(outcomes[0].error, RequestTimeout)
+    assert outputs(outcomes[1:]) == [f"{n}" for n in range(1, 20)]
+    assert client.cancelled == [0, 0]
+    assert [at for at, n in client.calls if n == 0] == [0, 8.5]
+
+
+def test_backoff_doubles_up_to_its_ceiling() -> None:
+    """The longest waits of full jitter: 1, 2, 4 … and never beyond the ceiling."""
+    client = Client(lambda n, _: Unavailable("503"))
+    outcomes = answer(client, 1, max_attempts=7, first_backoff_s=1, max_backoff_s=10)
+    assert failures(outcomes) == [("Unavailable", "503", 7)]
+    assert client.times == [0, 1, 3, 7, 15, 25, 35]
+
+
+def test_unanswered_is_asked_again_at_once() -> None:
+    """A stale connection costs no wait the first time; then it is a failure like any other."""
+    client = Client(lambda n, _: Unavailable("reset", unanswered=True))
+    outcomes = answer(client, 1, max_attempts=4, first_backoff_s=1)
+    assert failures(outcomes) == [("Unavailable", "reset", 4)]
+    assert client.times == [0, 0, 2, 6]
+
+
+def test_unanswered_after_another_failure() -> None:
+    """Only a first failure is repeated at once."""
+    errors = [Unavailable("500"), Unavailable("reset", unanswered=True)]
+    client = Client(lambda n, before: errors[before] if before < 2 else "late")
+    answer(client, 1, first_backoff_s=1)
+    assert client.times == [0, 1, 3]
+
+
+def test_retry_after_is_kept() -> None:
+    """What the server asks for goes before the back-off."""
+    client = Client(lambda n, before: Unavailable("503", retry_after_s=7) if not before else "a")
+    assert outputs(answer(client, 1)) == ["a"]
+    assert client.times == [0, 7]
+
+
+# Congestion and deadlines
+
+
+def test_congestion_costs_no_attempt() -> None:
+    """Ten refusals do not use up two attempts; the waits are counted as throttling."""
+    client = Client(
+        lambda n, before: RateLimited("429", congestion=True) if before < 10 else "late"
+    )
+    (outcome,) = answer(client, 1, max_attempts=2, first_backoff_s=1, max_backoff_s=4)
+    assert isinstance(outcome, Completion)
+    assert (outcome.output, outcome.attempts) == ("late", 11)
+    assert client.times == [0, 1, 3, 7, 11, 15, 19, 23, 27, 31, 35]
+    assert outcome.throttled_ms == 35_000
+
+
+def test_congestion_between_attempts() -> None:
+    """Refusals use up none of the attempts that failures may."""
+    refused, failed = RateLimited("429", congestion=True), Unavailable("500")
+    replies = [refused, failed, refused, refused, "late"]
+    client = Client(lambda n, before: replies[before])
+    (outcome,) = answer(client, 1, max_attempts=2, first_backoff_s=1, max_backoff_s=64)
+    assert isinstance(outcome, Completion)
+    assert (outcome.output, outcome.attempts) == ("late", 5)
+    assert client.times == [0, 1, 2, 4, 8]
+    assert outcome.throttled_ms == 7000
+
+
+def test_congestion_ends_at_the_deadline() -> None:
+    """Then it is a retryable dead letter with all that was tried."""
+    client = Client(lambda n, _: RateLimited("429", congestion=True, retry_after_s=30))
+    (outcome,) = answer(client, 1, max_attempts=1, record_deadline_s=100)
+    assert failures([outcome]) == [("RateLimited", "429", 4)]
+    assert isinstance(outcome, Failure)
+    assert isinstance(outcome.error, RateLimited)
+    assert outcome.error.retryable
+    assert outcome.throttled_ms == 90_000
+    assert client.times == [0, 30, 60, 90]
+
+
+def test_deadline_begins_with_the_first_call() -> None:
+    """Waiting for a slot behind others is not a record's own time."""
+    client = Client(lambda n, before: Unavailable("503") if not before and n == 9 else f"{n}", 60)
+    outcomes = answer(client, 10, max_concurrency=1, record_deadline_s=100, first_backoff_s=1)
+    assert outputs(outcomes) == [f"{n}" for n in range(10)]
+
+
+def test_deadline_ends_retries() -> None:
+    """A wait that would end behind the deadline is not begun."""
+    client = Client(lambda n, _: Unavailable("503", retry_after_s=60))
+    assert failures(answer(client, 1, record_deadline_s=100)) == [("Unavailable", "503", 2)]
+    assert client.times == [0, 60]
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_retry_after_holds_the_process(most: int) -> None:
+    """No request is sent while it lasts, nor one that waited for its slot when it began."""
+    refused = RateLimited("429", congestion=True, retry_after_s=30)
+    client = Client(lambda n, before: refused if n == 0 and not before else f"{n}")
+    shared = Dispatcher(client, DispatchLimits(max_concurrency=most))
+    assert outputs(shared.answer(make_requests(6))) == [f"{n}" for n in range(6)]
+    assert client.calls[:most] == [(0, n) for n in range(most)]
+    later = client.calls[most:]
+    assert {at for at, _ in later} == {30}
+    assert sorted(n for _, n in later) == [n for n in range(6) if n not in range(1, most)]
+    shared.answer(make_requests(1))
+    assert client.calls[-1] == (30, 0)
+
+
+def test_retry_after_holds_every_thread(clock: Clock) -> None:
+    """Also what is handed over meanwhile, from whichever thread."""
+    refused = RateLimited("429", congestion=True, retry_after_s=30)
+    client = Client(lambda n, before: refused if n == 0 and not before else f"{n}")
+    shared = Dispatcher(client, DispatchLimits())
+    inboxes = [Inbox() for _ in range(3)]
+    with clock.hold():
+        shared.submit(make_requests(1), inboxes[0])
+        clock.sleep(10)
+        shared.submit(make_requests(1, 1), inboxes[1])
+        shared.submit(make_requests(1, 2), inboxes[2])
+    for inbox in inboxes:
+        collect(inbox)
+    assert client.calls[0] == (0, 0)
+    assert sorted(client.calls[1:]) == [(30, 0), (30, 1), (30, 2)]
+
+
+@pytest.mark.parametrize("congestion", [True, False])
+def test_retry_after_that_is_not_believed(congestion: bool) -> None:
+    """Beyond two minutes the process asks again, rather than waiting for a day."""
+    refused = Unavailable("503", congestion=congestion, retry_after_s=86_400)
+    client = Client(lambda n, before: "late" if before == 2 else refused)
+    assert outputs(answer(client, 1)) == ["late"]
+    assert client.times == [0, 120, 240]
+
+
+# Outages
+
+_DOWN: dict[str, Callable[[], Any]] = {
+    "refused": lambda: Unavailable("refused", fatal_at_start=True, congestion=True),
+    "503": lambda: Unavailable("503", congestion=True),
+    "500": lambda: Unavailable("500"),
+    "reset": lambda: Unavailable("reset", fatal_at_start=True, unanswered=True),
+    "hang": lambda: HANG,
+}
+
+
+@pytest.mark.parametrize("how", _DOWN)
+def test_an_outage_costs_no_record(clock: Clock, how: str) -> None:
+    """A backend that is away for a minute: everything waits, and goes on by itself."""
+
+    def reply(n: int, before: int) -> Any:
+        return _DOWN[how]() if 5 <= clock.now < 65 else f"{n}"
+
+    client = Client(reply, lambda n, _: 0.01 if 5 <= clock.now < 65 else 1.0)
+    outcomes = answer(client, 1000, max_concurrency=32, request_timeout_s=10)
+    assert outputs(outcomes) == [f"{n}" for n in range(1000)]
+    during = [at for at in client.times if 5 <= at < 65]
+    assert len(during) < 32 + 10 + 32 + 10
+    after = [at for at in client.times if at >= 65]
+    assert after[0] < 65 + 21
+    assert max(after) < 65 + 21 + 2 * 1000 / 32
+
+
+def test_probes_are_single_rare_and_of_different_records() -> None:
+    """Ten failures open the breaker; then one call at a time, ever more rarely, each another's."""
+    down = Unavailable("503", congestion=True)
+    client = Client(lambda n, _: down if virtual_now() < 60 else f"{n}")
+    outcomes = answer(client, 20, first_backoff_s=1)
+    assert outputs(outcomes) == [f"{n}" for n in range(20)]
+    assert client.calls[:20] == [(0, n) for n in range(20)]
+    probes = client.calls[20:29]
+    assert [at for at, _ in probes] == [0.5, 1.5, 3.5, 7.5, 15.5, 25.5, 35.5, 45.5, 55.5]
+    assert len({n for _, n in probes}) == 9
+    assert client.times[29] == 65.5
+    assert max(client.times) < 75
+
+
+def test_probes_take_their_time(clock: Clock) -> None:
+    """The next wait begins when the probe has ended, however long that took."""
+    client = Client(lambda n, _: HANG)
+    shared = Dispatcher(client, DispatchLimits(request_timeout_s=10))
+    inbox = Inbox()
+    with clock.hold():
+        shared.submit(make_requests(20), inbox)
+        clock.sleep(100)
+        inbox.abandoned = True
+    assert client.times[:20] == [0] * 20
+    assert client.times[20:] == [10.5, 21.5, 33.5, 47.5, 65.5, 85.5]
+
+
+def test_probes_keep_max_concurrency() -> None:
+    """Calls of before an outage may still hang: with a probe there are never too many."""
+    client = Client(lambda n, _: HANG if n % 2 else Unavailable("503", congestion=True))
+    client.reply = lambda n, _: f"{n}" if virtual_now() > 60 else HANG if n % 2 else _DOWN["503"]()
+    outcomes = answer(client, 40, max_concurrency=12, request_timeout_s=30)
+    assert outputs(outcomes) == [f"{n}" for n in range(40)]
+    assert client.highest == 12
+
+
+@pytest.mark.parametrize("how", _DOWN)
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_outage_of_few_records(count: int, hold: bool, how: str) -> None:
+    """An outage after a success costs no attempt, however few records there are to see it."""
+    client = Client(lambda n, _: _DOWN[how]() if n and virtual_now() < 60 else f"{n}")
+    shared = Dispatcher(client, DispatchLimits(hold=hold, request_timeout_s=10))
+    assert outputs(shared.answer(make_requests(1))) == ["0"]
+    outcomes = shared.answer(make_requests(count, 1))
+    assert outputs(outcomes) == [f"{n}" for n in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("how", _DOWN)
+@pytest.mark.parametrize("served", [False, True])
+def test_a_stream_of_one_record_outlasts_an_hour(served: bool, how: str) -> None:
+    """It is kept until the backend is back, whether or not that has ever answered."""
+    client = Client(lambda n, _: _DOWN[how]() if n and virtual_now() < 3600 else f"{n}")
+    shared = Dispatcher(client, DispatchLimits(hold=True))
+    if served:
+        assert outputs(shared.answer(make_requests(1))) == ["0"]
+    assert outputs(shared.answer(make_requests(1, 1))) == ["1"]
+    assert max(client.times) >= 3600
+
+
+def test_failures_of_an_outage_cost_no_attempt() -> None:
+    """Nothing else succeeds any more: each record fails thrice, and two are allowed."""
+    client = Client(lambda n, before: Unavailable("500") if n and before < 3 else f"{n}")
+    shared = Dispatcher(client, DispatchLimits(max_attempts=2, first_backoff_s=1))
+    assert outputs(shared.answer(make_requests(1))) == ["0"]
+    outcomes = shared.answer(make_requests(8, 1))
+    assert outputs(outcomes) == [f"{n}" for n in range(1, 9)]
+    assert {o.attempts for o in outcomes} == {4}
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize(("seconds", "calls"), [(1.5, 5), (0.0, 6)])
+def test_poison_among_others(seconds: float, calls: int, hold: bool) -> None:
+    """Others succeed meanwhile, so failures are its own.
+
+    A first one that comes at once, before any other call has ended, is not counted.
+    """
+    poison = {10, 20, 30}
+    client = Client(
+        lambda n, _: Unavailable("500") if n in poison else f"{n}",
+        lambda n, _: seconds if n in poison else 1.0,
+    )
+    outcomes = answer(client, 200, max_concurrency=4, hold=hold)
+    assert {n: failed for n, failed in enumerate(failures(outcomes)) if failed} == dict.fromkeys(
+        poison, ("Unavailable", "500", calls)
+    )
+
+
+@pytest.mark.parametrize("make", [lambda: Unavailable("500"), lambda: RequestTimeout("504")])
+def test_poison_at_the_tail(make: Callable[[], Exception]) -> None:
+    """The last records, with which nothing can be compared, are given up after two minutes."""
+    client = Client(lambda n, _: make() if n < 3 else f"{n}", 1.0)
+    shared = Dispatcher(client, DispatchLimits())
+    assert outputs(shared.answer(make_requests(1, 3))) == ["3"]
+    outcomes = shared.answer(make_requests(3))
+    assert [type(o.error) for o in outcomes] == [type(make())] * 3
+    assert 120 < virtual_now() < 160
+    assert outputs(shared.answer(make_requests(2, 100))) == ["100", "101"]
+
+
+def test_blamed_at_the_tail() -> None:
+    """Who failed while others succeeded gets no time for an outage, nor is it taken for one."""
+    client = Client(lambda n, _: Unavailable("500") if n < 12 else f"{n}", 1.0)
+    shared = Dispatcher(client, DispatchLimits(max_concurrency=12))
+    outcomes = shared.answer(make_requests(40))
+    assert failures(outcomes)[:12] == [("Unavailable", "500", 5)] * 12
+    assert outputs(outcomes)[12:] == [f"{n}" for n in range(12, 40)]
+    assert virtual_now() < 60
+
+
+def test_a_stream_keeps_what_nothing_is_known_of(clock: Clock) -> None:
+    """Poison that is alone is held for as long as no other call shows that the backend works."""
+    client = Client(lambda n, _: Unavailable("500") if n == 1 else f"{n}", 1.0)
+    shared = Dispatcher(client, DispatchLimits(hold=True))
+    assert outputs(shared.answer(make_requests(1))) == ["0"]
+    poison, others = Inbox(), Inbox()
+    with clock.hold():
+        shared.submit(make_requests(1, 1), poison)
+        clock.sleep(3000)
+        assert drain(poison) == [None]
+        assert poison.outstanding == 1
+        shared.submit(make_requests(1, 2), others)
+        clock.sleep(130)
+        assert len(drain(others)) == 2
+        assert len(drain(poison)) == 1, "it is blamed now"
+
+
+def test_probes_keep_retry_after() -> None:
+    """Nobody sends before the time that the server asked for is over."""
+    down = Unavailable("503", congestion=True, retry_after_s=30)
+    client = Client(lambda n, before: f"{n}" if before else down)
+    answer(client, 20)
+    assert {at for at in client.times if at > 0} == {30}
+
+
+def test_an_outage_does_not_count_in_the_deadline() -> None:
+    """A record's own time is that in which the backend might have answered it."""
+    client = Client(
+        lambda n, _: Unavailable("503", congestion=True) if virtual_now() < 600 else f"{n}"
+    )
+    outcomes = answer(client, 40, record_deadline_s=30)
+    assert outputs(outcomes) == [f"{n}" for n in range(40)]
+    assert max(client.times) >= 600
+
+
+def test_few_failures_are_no_outage() -> None:
+    """Nine in a row: every record is retried by itself."""
+    client = Client(lambda n, before: Unavailable("500") if not before else "", 0)
+    answer(client, 9, first_backoff_s=1)
+    assert client.times == [0] * 9 + [1] * 9
