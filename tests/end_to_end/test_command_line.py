@@ -882,7 +882,7 @@ def test_an_interrupted_run_cleans_up(
         ended = end(process)
 
     assert (ended.code, ended.stdout) == (130, "")
-    _, message = ended.stderr.splitlines()
+    message = ended.stderr.splitlines()[-1]  # a slow machine has shown its progress before
     assert message == (
         "interrupted: 50 calls had been sent; there is no summary: take nothing of this run for "
         "whole"
