@@ -13,7 +13,8 @@ DOCS = pathlib.Path(__file__).resolve().parent
 if __name__ == "__main__":  # run by path: this folder is on the path, the project's is not
     sys.path.insert(0, str(DOCS.parent))
 
-from pipeline.options import OPTIONS, Option  # noqa: E402 - behind the path
+from pipeline.option import Option  # noqa: E402 - behind the path
+from pipeline.options import OPTIONS  # noqa: E402
 from transforms.rows import (  # noqa: E402
     DEAD_LETTER_COLUMNS,
     RESULT_COLUMNS,

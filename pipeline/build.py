@@ -10,6 +10,7 @@ from transforms.render import RenderRequests
 from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS
 from transforms.sinks.bigquery import LoadRows, TableSpec, latest_view_sql
 from transforms.sinks.files import WriteFiles
+from transforms.sinks.pubsub import PublishDeadLetters
 from transforms.sinks.write import RowSink, WriteDeadLetters, WriteResults
 from transforms.sources.base import ReadRecords
 from transforms.validate import ValidateOutputs
@@ -32,12 +33,12 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
     unwritten, results, result_tally = answered | "WriteResults" >> WriteResults(
         run=config.run, price=config.prices, sinks=_result_sinks(config)
     )
-    files, tables = _dead_letter_sinks(config)
+    whole, short = _dead_letter_sinks(config)
     letters, letter_tally = (
         (*failures, unwritten)
         | "AllDeadLetters" >> beam.Flatten()
         | "WriteDeadLetters"
-        >> WriteDeadLetters(run=config.run, price=config.prices, sinks=files, short_sinks=tables)
+        >> WriteDeadLetters(run=config.run, price=config.prices, sinks=whole, short_sinks=short)
     )
     tallies = (read_tally, result_tally, letter_tally) | "Tallies" >> beam.Flatten()
     reports = (results, letters) | "Reports" >> beam.Flatten()
@@ -65,7 +66,8 @@ def _dead_letter_sinks(
     config: RunConfig,
 ) -> tuple[list[tuple[str, RowSink]], list[tuple[str, RowSink]]]:
     sinks: Sinks = config.sinks
-    files, tables = [], []
+    whole: list[tuple[str, RowSink]] = []
+    short: list[tuple[str, RowSink]] = []
     if sinks.dead_letter_path:
         write = WriteFiles(
             folder=sinks.dead_letter_path,
@@ -75,10 +77,12 @@ def _dead_letter_sinks(
             format=sinks.output_format,
             replace=sinks.replace,
         )
-        files.append(("WriteFiles", write))
+        whole.append(("WriteFiles", write))
+    if sinks.dead_letter_topic:
+        whole.append(("PublishDeadLetters", PublishDeadLetters(topic=sinks.dead_letter_topic)))
     if sinks.dead_letter_table:
-        tables.append(("LoadTable", _load(config, sinks.dead_letter_table, "dead_letters")))
-    return files, tables
+        short.append(("LoadTable", _load(config, sinks.dead_letter_table, "dead_letters")))
+    return whole, short
 
 
 def _load(config: RunConfig, table: TableSpec, kind: str, view: str | None = None) -> LoadRows:

@@ -10,7 +10,6 @@ import re
 import secrets
 import tempfile
 from collections.abc import Mapping
-from typing import Any
 
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import (
@@ -20,10 +19,9 @@ from apache_beam.options.pipeline_options import (
 )
 
 from pipeline import VERSION, registry
-from pipeline.media import media_fields
 from pipeline.options import InferenceOptions, Values
 from pipeline.pace import dispatch_limits
-from pipeline.texts import read_text
+from pipeline.request import request_spec
 from transforms.backends.base import Backend
 from transforms.batch import BatchLimits
 from transforms.dispatch.limits import DispatchLimits
@@ -41,11 +39,19 @@ from transforms.rows import (
     now,
 )
 from transforms.sinks.bigquery import TableName, TableSpec
+from transforms.sinks.pubsub import check_topic
 from transforms.sources.base import DEFAULT_ID_FIELD, IdRule, Source
+from transforms.sources.pubsub import PubSubSource
 from transforms.validate import check_schema
 
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
-_LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner", "PrismRunner")
+_LOCAL_RUNNERS = (
+    "FnApiRunner",
+    "DirectRunner",
+    "BundleBasedDirectRunner",
+    "LocalStreamingRunner",
+    "PrismRunner",
+)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
@@ -59,6 +65,7 @@ class Sinks:
       output_format: ``jsonl`` or ``parquet``.
       dead_letter_table: Dead letters in BigQuery.
       dead_letter_path: Dead letters in files: this is their folder.
+      dead_letter_topic: Dead letters as messages, ``projects/P/topics/T``.
       runs_table: Run summaries in BigQuery.
       write_mode: ``append``, ``replace``, ``fail`` or None for each sink's default.
       staging: The folder where rows wait for a load job.
@@ -69,6 +76,7 @@ class Sinks:
     output_format: str = "jsonl"
     dead_letter_table: TableSpec | None = None
     dead_letter_path: str | None = None
+    dead_letter_topic: str | None = None
     runs_table: TableSpec | None = None
     write_mode: str | None = None
     staging: str | None = None
@@ -81,6 +89,7 @@ class Sinks:
             self.output_path,
             self.dead_letter_table,
             self.dead_letter_path,
+            self.dead_letter_topic,
         )
         return sum(sink is not None for sink in sinks)
 
@@ -127,6 +136,11 @@ class RunConfig:
     wait: bool = False
     local: bool = True
 
+    @property
+    def streaming(self) -> bool:
+        """Whether the run goes on until it is stopped."""
+        return isinstance(self.source, PubSubSource)
+
     @classmethod
     def from_options(cls, options: PipelineOptions) -> "RunConfig":
         """The configuration that the flags describe.
@@ -141,7 +155,7 @@ class RunConfig:
         if schema is not None:
             check_schema(schema)
         source = registry.make_source(values, options)
-        request = _request(values, backend, schema, source)
+        request = request_spec(values, backend, schema, source)
         request.check()
         started_at = now()
         preview = values.integer("preview")
@@ -192,7 +206,12 @@ class RunConfig:
 
 
 def _check_reachable(values: Values, options: PipelineOptions) -> None:
-    """Dataflow's workers see neither this machine's files nor each other's."""
+    """Dataflow's workers see no machine's files; a local runner cannot de-duplicate messages."""
+    if is_local(options) and values.text("pubsub_id_attribute"):
+        raise ConfigurationError(
+            f"--pubsub_id_attribute is {values.text('pubsub_id_attribute')!r}, but it is Dataflow "
+            "that de-duplicates, and this run is local: remove it"
+        )
     runner = str(options.view_as(StandardOptions).runner)
     if "Dataflow" not in runner:
         return
@@ -228,82 +247,6 @@ def _run_id(values: Values) -> str:
             f"--run_id is {run_id!r}, but may hold letters, digits, - and _ only (100 at most)"
         )
     return run_id
-
-
-def _request(
-    values: Values, backend: Backend, schema: dict[str, Any] | None, source: Source
-) -> RequestSpec:
-    prompt, prompt_name = _text_or_file(values, "prompt")
-    system, _ = _text_or_file(values, "system_prompt")
-    sources = [
-        name
-        for name in (
-            "prompt",
-            "prompt_file",
-            "messages_field",
-            "request_field",
-            "instance_fields",
-        )
-        if values.text(name)
-    ]
-    if len(sources) != 1:
-        given = f"--{' and --'.join(sources)} are given" if sources else "none is given"
-        raise ConfigurationError(
-            f"what to ask is not clear: {given}; use exactly one of --prompt, --prompt_file, "
-            "--messages_field, --request_field, --instance_fields"
-        )
-    generation = values.json_object("generation_config")
-    for name, value in (
-        ("max_output_tokens", values.integer("max_output_tokens")),
-        ("temperature", values.number("temperature")),
-    ):
-        if value is not None:
-            if generation.get(name, value) != value:
-                raise ConfigurationError(
-                    f"--{name} is {value}, but --generation_config says {generation[name]}: "
-                    "give one of them"
-                )
-            generation[name] = value
-    options = {} if backend.family == "fake" else values.json_object("request_options")
-    params: dict[str, Json] = {
-        "generation_config": generation,
-        "request_options": options,
-        "output_schema": schema,
-    }
-    params = {name: part for name, part in params.items() if part}
-    if values.text("request_field"):
-        for name in ("system_prompt", "generation_config", "request_options"):
-            if (name == "system_prompt" and system) or params.get(name):
-                raise ConfigurationError(
-                    f"--request_field sends each request as it stands: remove --{name} "
-                    "(or --max_output_tokens, --temperature)"
-                )
-        params = {}
-    if system and values.text("instance_fields"):
-        raise ConfigurationError("--system_prompt does not go with --instance_fields: remove it")
-    return RequestSpec(
-        prompt=prompt,
-        prompt_name=prompt_name,
-        messages_field=values.text("messages_field"),
-        request_field=values.text("request_field"),
-        instance_fields=values.items("instance_fields"),
-        system_prompt=system,
-        media_fields=media_fields(values, backend, source),
-        task=values.text("task") or "generate",
-        instance=backend.family == "vertex_endpoint",
-        params=params,
-        backend=backend.family,
-        model=backend.model,
-    )
-
-
-def _text_or_file(values: Values, name: str) -> tuple[str | None, str]:
-    text, uri = values.text(name), values.text(f"{name}_file")
-    if text and uri:
-        raise ConfigurationError(f"--{name} and --{name}_file are both given: remove one")
-    if uri is None:
-        return text, f"--{name}"
-    return read_text(uri, f"--{name}_file"), uri
 
 
 def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) -> Sinks:
@@ -346,12 +289,14 @@ def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) 
     letters_path = _folder(values.text("dead_letter_path")) or (
         FileSystems.join(output_path, "dead_letters") if output_path else None
     )
+    topic = values.text("dead_letter_topic")
     return Sinks(
         output_table=table(results, RESULT_COLUMNS, "created_at", "run_id", "record_id"),
         output_path=output_path,
         output_format=values.text("output_format") or "jsonl",
         dead_letter_table=table(letters, DEAD_LETTER_COLUMNS, "timestamp", "run_id", "error_type"),
         dead_letter_path=letters_path,
+        dead_letter_topic=check_topic(topic) if topic else None,
         runs_table=table(
             results.sibling("_runs") if results else None,
             SUMMARY_COLUMNS,

@@ -27,7 +27,7 @@ from apache_beam.options.pipeline_options import (
 )
 from rich.console import Console
 
-from pipeline import VERSION
+from pipeline import VERSION, local_streaming
 from pipeline.build import build
 from pipeline.checks import run_checks
 from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
@@ -98,7 +98,9 @@ def run(argv: Sequence[str], console: Console) -> int:
     if config.preview is not None:
         print_preview(Console(soft_wrap=True), config, config.preview)
         return EXIT_DONE
-    set_defaults(options, {word.lstrip("-").partition("=")[0] for word in argv})
+    set_defaults(
+        options, {word.lstrip("-").partition("=")[0] for word in argv}, streaming=config.streaming
+    )
     set_aside_old_summary(config)
     pipeline = beam.Pipeline(options=options)
     build(pipeline, config)
@@ -107,16 +109,23 @@ def run(argv: Sequence[str], console: Console) -> int:
     return _launch(pipeline, options, config, console)
 
 
-def set_defaults(options: PipelineOptions, given: Container[str] = ()) -> None:
+def set_defaults(
+    options: PipelineOptions, given: Container[str] = (), *, streaming: bool = False
+) -> None:
     """Beam's own options that inference needs, where the user set none.
 
     Args:
       options: What to complete.
       given: The names of the flags that the user has set.
+      streaming: The input never ends; of the local runners one can do that.
     """
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
         standard.runner = LOCAL_RUNNER
+    if streaming:
+        standard.streaming = True
+        if is_local(options):
+            standard.runner = local_streaming.RUNNER
     if is_local(options):
         direct = options.view_as(DirectOptions)
         if "direct_num_workers" not in given:
@@ -168,8 +177,7 @@ def _run_here(pipeline: beam.Pipeline, config: RunConfig, console: Console) -> i
     try:
         with _terminate_as_interrupt(), Progress(console, metrics.LIVE.snapshot) as progress:
             worker.start()
-            while not ended.wait(0.2):
-                progress.tick()
+            stopped = _watch(ended, progress, config, console)
     except KeyboardInterrupt:
         return _interrupted(ended, config, console)
     _remove_staging(config)
@@ -179,7 +187,37 @@ def _run_here(pipeline: beam.Pipeline, config: RunConfig, console: Console) -> i
     if row is None:
         return _failed(RuntimeError("the run has left no summary"), config, console)
     print_report(console, config, row)
-    return EXIT_DONE if row["reconciled"] else EXIT_FAILED
+    if not row["reconciled"]:
+        return EXIT_FAILED
+    return EXIT_INTERRUPTED if stopped else EXIT_DONE
+
+
+def _watch(ended: threading.Event, progress: Progress, config: RunConfig, console: Console) -> bool:
+    """Shows progress until the run has ended; whether it was a stream that was asked to stop.
+
+    A stream is drained: no more messages are taken, those taken are finished, and the run ends with
+    its summary. Asked once more, it stops as a bounded run does.
+
+    Raises:
+      KeyboardInterrupt: The run is to stop at once.
+    """
+    stopped = False
+    while True:
+        try:
+            while not ended.wait(0.2):
+                progress.tick()
+            return stopped
+        except KeyboardInterrupt:
+            if stopped or not config.streaming:
+                raise
+            stopped = True
+            console.print(
+                "stopping: no more messages are taken, what was taken is finished; again to stop "
+                "at once",
+                style="yellow",
+                highlight=False,
+            )
+            local_streaming.drain()
 
 
 def _allow_connections() -> None:

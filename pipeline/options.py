@@ -15,58 +15,19 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.option import Option
+from pipeline.source_options import SOURCE_OPTIONS
 from pipeline.texts import read_text, suggestion
 from transforms.errors import ConfigurationError
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Option:
-    """One flag.
-
-    Attributes:
-      name: In snake case; the flag is ``--name``, the template parameter ``name``.
-      group: The heading it stands under.
-      help: What it does, in a sentence or two.
-      default: As the user would write it; ``''`` for none.
-      choices: The values it takes, when it takes only some.
-      metavar: What stands for the value in the help.
-    """
-
-    name: str
-    group: str
-    help: str
-    default: str = ""
-    choices: tuple[str, ...] = ()
-    metavar: str = "TEXT"
-
-
-_SOURCE, _REQUEST, _MODEL = "Source", "Request", "Model"
+_REQUEST, _MODEL = "Request", "Model"
 _PACE, _SINKS, _RUN = "Pace", "Sinks", "Run"
 _BOOLEAN = ("true", "false")
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
 
 OPTIONS: tuple[Option, ...] = (
-    Option("input_files", _SOURCE, "Files to read: a local or gs:// glob.", metavar="GLOB"),
-    Option(
-        "input_format",
-        _SOURCE,
-        "Format of the files, when their names do not tell. `objects` makes one record per file, "
-        "with its uri and mime_type; the file goes with the prompt.",
-        choices=("jsonl", "csv", "parquet", "avro", "txt", "objects"),
-    ),
-    Option("input_table", _SOURCE, "A BigQuery table to read.", metavar="PROJECT:DATASET.TABLE"),
-    Option("input_fields", _SOURCE, "The table's columns to read; all by default.", metavar="A,B"),
-    Option("input_filter", _SOURCE, "Which of the table's rows to read: SQL, as in WHERE."),
-    Option("input_query", _SOURCE, "A BigQuery query (GoogleSQL) to read.", metavar="SQL"),
-    Option(
-        "input_dead_letters",
-        _SOURCE,
-        "Dead letters of earlier runs, to try again: a BigQuery table (with --input_filter) or "
-        "files.",
-        metavar="TABLE_OR_GLOB",
-    ),
-    Option("limit", _SOURCE, "Read only so many inputs.", metavar="N"),
+    *SOURCE_OPTIONS,
     Option(
         "prompt",
         _REQUEST,
@@ -124,7 +85,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "id_field",
         _REQUEST,
-        "The field that names a record. By default `id` where there is one, else a hash.",
+        "The field, or a message's attribute, that names a record. By default `id` where there is "
+        "one, else the message id or a hash.",
     ),
     Option("task", _REQUEST, "What to ask for.", "generate", ("generate", "embed")),
     Option("preview", _REQUEST, "Render so many requests, print them, send nothing.", metavar="N"),
@@ -211,6 +173,13 @@ OPTIONS: tuple[Option, ...] = (
         _SINKS,
         "A folder for dead letters; <output_path>/dead_letters by default.",
         metavar="DIR",
+    ),
+    Option(
+        "dead_letter_topic",
+        _SINKS,
+        "A Pub/Sub topic for dead letters: the payload, with error_type, stage and run_id as "
+        "attributes.",
+        metavar="projects/P/topics/T",
     ),
     Option(
         "write_mode",
