@@ -69,6 +69,8 @@ class Sinks:
       runs_table: Run summaries in BigQuery.
       write_mode: ``append``, ``replace``, ``fail`` or None for each sink's default.
       staging: The folder where rows wait for a load job.
+      write_method: How tables get their rows; None for what the input asks for.
+      exactly_once: Whether appended rows are kept from being doubled; None likewise.
     """
 
     output_table: TableSpec | None = None
@@ -80,6 +82,8 @@ class Sinks:
     runs_table: TableSpec | None = None
     write_mode: str | None = None
     staging: str | None = None
+    write_method: str | None = None
+    exactly_once: bool | None = None
 
     @property
     def count(self) -> int:
@@ -290,6 +294,7 @@ def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) 
         FileSystems.join(output_path, "dead_letters") if output_path else None
     )
     topic = values.text("dead_letter_topic")
+    method = registry.write_method(values, to_table=letters is not None)
     return Sinks(
         output_table=table(results, RESULT_COLUMNS, "created_at", "run_id", "record_id"),
         output_path=output_path,
@@ -304,7 +309,9 @@ def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) 
             "run_id",
         ),
         write_mode=values.text("write_mode"),
-        staging=_staging(options, run_id) if letters else None,
+        staging=_staging(options, run_id) if letters and method in (None, "file_loads") else None,
+        write_method=method,
+        exactly_once=values.boolean("exactly_once") if values.text("exactly_once") else None,
     )
 
 

@@ -189,6 +189,20 @@ OPTIONS: tuple[Option, ...] = (
         choices=("append", "replace", "fail"),
     ),
     Option(
+        "write_method",
+        _SINKS,
+        "How tables get their rows. By default file_loads for an input that ends (all rows or none), "
+        "storage_write for one that does not (rows are visible as they come).",
+        choices=("file_loads", "storage_write", "streaming_inserts"),
+    ),
+    Option(
+        "exactly_once",
+        _SINKS,
+        "Whether storage_write keeps rows from being appended twice when work is repeated, at the "
+        "cost of three shuffles. By default true for an input that ends, else false.",
+        choices=_BOOLEAN,
+    ),
+    Option(
         "record_fields",
         _SINKS,
         "Input fields to keep in each result: all, none, or a list.",

@@ -226,6 +226,30 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
     return BACKENDS[name](values, options)
 
 
+def write_method(values: Values, *, to_table: bool) -> str | None:
+    """How tables get their rows; None for what the input asks for.
+
+    Raises:
+      ConfigurationError: The flag does not go with another.
+    """
+    method, mode = values.text("write_method"), values.text("write_mode")
+    for flag in ("write_method", "exactly_once"):
+        if values.text(flag) and not to_table:
+            raise ConfigurationError(
+                f"--{flag} is {values.text(flag)!r}, but goes with a table only: remove it"
+            )
+    if method == "streaming_inserts" and values.boolean("exactly_once"):
+        raise ConfigurationError(
+            "--exactly_once is 'true', but --write_method is 'streaming_inserts': use storage_write"
+        )
+    if method not in (None, "file_loads") and mode == "replace":
+        raise ConfigurationError(
+            f"--write_mode is 'replace', but --write_method is {method!r}, which only adds rows: "
+            "use file_loads"
+        )
+    return method
+
+
 def price_provider(backend: Backend) -> str | None:
     """Whose list prices a backend's tokens have; None where there are none."""
     if backend.family == "gemini":

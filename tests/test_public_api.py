@@ -9,6 +9,7 @@ PUBLIC = [
     "RESULT_COLUMNS",
     "SUMMARY_COLUMNS",
     "Answer",
+    "AppendRows",
     "Backend",
     "BackendUnusable",
     "BatchClient",

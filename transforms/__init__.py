@@ -38,6 +38,7 @@ from transforms.sinks.bigquery import LoadRows, TableName, TableSpec
 from transforms.sinks.files import WriteFiles
 from transforms.sinks.pubsub import PublishDeadLetters
 from transforms.sinks.staging import SinkReport
+from transforms.sinks.storage_write import AppendRows
 from transforms.sinks.write import WriteDeadLetters, WriteResults
 from transforms.sources.base import IdRule, ReadRecords
 from transforms.sources.bigquery import QuerySource, ReadRows, TableSource
@@ -52,6 +53,7 @@ __all__ = [
     "RESULT_COLUMNS",
     "SUMMARY_COLUMNS",
     "Answer",
+    "AppendRows",
     "Backend",
     "BackendUnusable",
     "BatchClient",

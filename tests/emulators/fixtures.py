@@ -15,6 +15,7 @@ from tests.emulators.environment import EnvironmentUnavailableError, emulator_py
 from tests.emulators.google_cloud import LoopbackCloud
 from tests.emulators.pubsub import PubSubEmulator
 from tests.emulators.pubsub_environment import emulator_jar, java
+from tests.emulators.restartable_bigquery import RestartableBigQuery, restartable_bigquery
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +37,16 @@ def redirected_clients(loopback_cloud: LoopbackCloud) -> Iterator[LoopbackCloud]
 def bigquery_dataset(redirected_clients: LoopbackCloud) -> str:
     """The name of a new, empty dataset, ``project.dataset``; clients are redirected."""
     return redirected_clients.new_dataset()
+
+
+@pytest.fixture
+def mortal_bigquery(
+    loopback_cloud: LoopbackCloud, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RestartableBigQuery]:
+    """A BigQuery of this test alone, to be killed and restarted; clients are redirected."""
+    folder = tmp_path_factory.mktemp("mortal-bigquery")
+    with restartable_bigquery(folder, loopback_cloud, emulator_python()) as server:
+        yield server
 
 
 @pytest.fixture
