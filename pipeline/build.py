@@ -4,9 +4,9 @@ import apache_beam as beam
 
 from pipeline.config import RunConfig
 from pipeline.sinks import write_dead_letters, write_results
+from pipeline.summaries import write_summary
 from transforms.batch import BatchRequests
 from transforms.infer import Infer
-from transforms.reconcile import WriteRunSummary
 from transforms.render import RenderRequests
 from transforms.sources.base import ReadRecords
 from transforms.validate import ValidateOutputs
@@ -19,7 +19,9 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
     )
     bounded = records.is_bounded
     requests, unrendered = records | "RenderRequests" >> RenderRequests(spec=config.request)
-    batches = requests | "BatchRequests" >> BatchRequests(limits=config.batch)
+    batches = requests | "BatchRequests" >> BatchRequests(
+        limits=config.batch, keys=config.batch_keys
+    )
     answered, unserved = batches | "Infer" >> Infer(backend=config.backend, limits=config.limits)
     failures = [unread, unrendered, unserved]
     if config.output_schema is not None:
@@ -37,4 +39,4 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
     )
     tallies = (read_tally, result_tally, letter_tally) | "Tallies" >> beam.Flatten()
     reports = (results, letters) | "Reports" >> beam.Flatten()
-    _ = (tallies, reports) | "WriteRunSummary" >> WriteRunSummary(spec=config.summary)
+    _ = (tallies, reports) | "WriteRunSummary" >> write_summary(config, bounded=bounded)

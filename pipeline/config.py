@@ -20,12 +20,13 @@ from apache_beam.options.pipeline_options import (
 
 from pipeline import VERSION, registry
 from pipeline.options import InferenceOptions, Values
-from pipeline.pace import dispatch_limits
+from pipeline.pace import batch_limits, dispatch_limits
 from pipeline.request import request_spec
 from transforms.backends.base import Backend
 from transforms.batch import BatchLimits
 from transforms.dispatch.limits import DispatchLimits
 from transforms.errors import ConfigurationError
+from transforms.minute_summary import MINUTE_COLUMNS
 from transforms.prices import TokenPrices
 from transforms.reconcile import SummarySpec
 from transforms.records import Json
@@ -114,6 +115,11 @@ class Sinks:
         return FileSystems.join(self.output_path, "results") if self.output_path else None
 
     @property
+    def runs_path(self) -> str | None:
+        """The folder of a stream's summaries, one row per minute."""
+        return FileSystems.join(self.output_path, "runs") if self.output_path else None
+
+    @property
     def summary_path(self) -> str | None:
         """``run.json``."""
         return FileSystems.join(self.output_path, "run.json") if self.output_path else None
@@ -131,6 +137,7 @@ class RunConfig:
     backend: Backend
     limits: DispatchLimits
     batch: BatchLimits
+    batch_keys: int
     output_schema: Mapping[str, Json] | None
     prices: TokenPrices
     run: RunInfo
@@ -153,18 +160,19 @@ class RunConfig:
           ConfigurationError: A value or a combination that cannot run, with the remedy.
         """
         values = Values.of(options.view_as(InferenceOptions))
-        run_id = _run_id(values)
+        source = registry.make_source(values, options)
+        streaming = isinstance(source, PubSubSource)
+        run_id = _run_id(values, options, streaming=streaming)
         backend = registry.make_backend(values, options)
         schema = values.json_object("output_schema") or None
         if schema is not None:
             check_schema(schema)
-        source = registry.make_source(values, options)
         request = request_spec(values, backend, schema, source)
         request.check()
         started_at = now()
         preview = values.integer("preview")
-        sinks = _sinks(values, options, run_id, needed=preview is None)
-        _check_reachable(values, options)
+        sinks = _sinks(values, options, run_id, needed=preview is None, streaming=streaming)
+        _check_reachable(values, options, streaming=streaming)
         record_fields = values.text("record_fields") or "all"
         return cls(
             run_id=run_id,
@@ -175,8 +183,9 @@ class RunConfig:
             ),
             request=request,
             backend=backend,
-            limits=dispatch_limits(values, options, local=is_local(options)),
-            batch=BatchLimits(max_batch_size=values.integer("max_batch_size") or 256),
+            limits=dispatch_limits(values, options, local=is_local(options), streaming=streaming),
+            batch=batch_limits(values),
+            batch_keys=values.integer("batch_keys") or 1,
             output_schema=schema,
             prices=TokenPrices(registry.price_provider(backend), backend.model),
             run=RunInfo(
@@ -199,8 +208,8 @@ class RunConfig:
                 config={
                     name: _without_secrets(value) for name, value in values.given.items() if value
                 },
-                table=sinks.runs_table,
-                path=sinks.summary_path,
+                table=None if streaming else sinks.runs_table,
+                path=_summary_path(sinks, options, run_id, streaming=streaming),
                 sinks=sinks.count,
             ),
             preview=preview,
@@ -209,8 +218,11 @@ class RunConfig:
         )
 
 
-def _check_reachable(values: Values, options: PipelineOptions) -> None:
-    """Dataflow's workers see no machine's files; a local runner cannot de-duplicate messages."""
+def _check_reachable(values: Values, options: PipelineOptions, *, streaming: bool) -> None:
+    """Dataflow's workers see no machine's files; a local runner cannot de-duplicate messages.
+
+    Files appear when all their rows are there, which in a stream on Dataflow is never.
+    """
     if is_local(options) and values.text("pubsub_id_attribute"):
         raise ConfigurationError(
             f"--pubsub_id_attribute is {values.text('pubsub_id_attribute')!r}, but it is Dataflow "
@@ -224,6 +236,12 @@ def _check_reachable(values: Values, options: PipelineOptions) -> None:
         if path and "://" not in path:
             raise ConfigurationError(
                 f"--{name} is {path!r}, a local path, but --runner is {runner!r}: give a gs:// one"
+            )
+        if path and streaming and name != "input_files":
+            raise ConfigurationError(
+                f"--{name} is {path!r}, but files are written when the input has ended, which "
+                "--input_subscription on Dataflow never does: use --output_table, and for dead "
+                "letters --dead_letter_table or --dead_letter_topic"
             )
 
 
@@ -241,11 +259,15 @@ def is_local(options: PipelineOptions) -> bool:
     return runner is None or str(runner).rpartition(".")[2] in _LOCAL_RUNNERS
 
 
-def _run_id(values: Values) -> str:
+def _run_id(values: Values, options: PipelineOptions, *, streaming: bool) -> str:
+    """The name that was given; else a stream's is its job's, which an update keeps."""
     run_id = values.text("run_id")
+    if run_id is None and streaming:
+        run_id = options.view_as(GoogleCloudOptions).job_name
     if run_id is None:
         moment = dt.datetime.now(dt.timezone.utc)
-        return f"{moment:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        name = f"{moment:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        return f"inference-{name}" if streaming and not is_local(options) else name
     if not _RUN_ID.fullmatch(run_id):
         raise ConfigurationError(
             f"--run_id is {run_id!r}, but may hold letters, digits, - and _ only (100 at most)"
@@ -253,7 +275,9 @@ def _run_id(values: Values) -> str:
     return run_id
 
 
-def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) -> Sinks:
+def _sinks(
+    values: Values, options: PipelineOptions, run_id: str, *, needed: bool, streaming: bool
+) -> Sinks:
     project = registry.project_of(options)
     location = values.text("bigquery_location")
     output_path = _folder(values.text("output_path"))
@@ -295,6 +319,7 @@ def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) 
     )
     topic = values.text("dead_letter_topic")
     method = registry.write_method(values, to_table=letters is not None)
+    loads = letters is not None and (method == "file_loads" or (method is None and not streaming))
     return Sinks(
         output_table=table(results, RESULT_COLUMNS, "created_at", "run_id", "record_id"),
         output_path=output_path,
@@ -304,15 +329,28 @@ def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) 
         dead_letter_topic=check_topic(topic) if topic else None,
         runs_table=table(
             results.sibling("_runs") if results else None,
-            SUMMARY_COLUMNS,
+            MINUTE_COLUMNS if streaming else SUMMARY_COLUMNS,
             "started_at",
             "run_id",
         ),
         write_mode=values.text("write_mode"),
-        staging=_staging(options, run_id) if letters and method in (None, "file_loads") else None,
+        staging=_staging(options, run_id) if loads else None,
         write_method=method,
         exactly_once=values.boolean("exactly_once") if values.text("exactly_once") else None,
     )
+
+
+def _summary_path(
+    sinks: Sinks, options: PipelineOptions, run_id: str, *, streaming: bool
+) -> str | None:
+    """Where the closing summary goes: a local stream's always into a file.
+
+    The table of runs has a row for each of its minutes, which one of the whole would double.
+    """
+    if sinks.summary_path is None and streaming and is_local(options):
+        folder = FileSystems.join(tempfile.gettempdir(), "batch-inference")
+        return str(FileSystems.join(folder, f"{run_id}.json"))
+    return sinks.summary_path
 
 
 def _folder(path: str | None) -> str | None:

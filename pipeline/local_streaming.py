@@ -7,7 +7,9 @@ the only worker waiting up to 30 seconds while nothing comes, and never ends. Th
 - acknowledges a bundle when every step has done with it (what a grouping still holds excepted),
 - waits a twentieth of a second at most while nothing comes, so that timers fire in time, and
 - ends when `drain` is called: what was not yet taken is given back, what was taken is finished,
-  and then the pipeline ends as a bounded one does.
+  and then the pipeline ends as a bounded one does. In two steps: at the window's end timers hand
+  over what they hold, and everything behind them works; only then there is no more time, and side
+  inputs are whole.
 
 It leans on names of Beam 2.77 that begin with an underscore; a test drives all of them.
 """
@@ -24,10 +26,10 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.io.gcp.pubsub import PubsubMessage
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.direct import executor, transform_evaluator
+from apache_beam.runners.direct import evaluation_context, executor, transform_evaluator
 from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 from apache_beam.runners.direct.watermark_manager import WatermarkManager
-from apache_beam.transforms.window import GlobalWindows
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
 RUNNER = f"{__name__}.LocalStreamingRunner"
@@ -142,11 +144,12 @@ def _subscriber() -> Any:
 
 
 class _Stream:
-    """What one run of a pipeline has leased, and whether it has failed."""
+    """What one run of a pipeline has leased, and whether it has failed or is about to end."""
 
     def __init__(self) -> None:
         self.leases: dict[str, Lease] = {}
         self.failed = False
+        self.ending = False
 
     def close(self, *, processed: bool) -> None:
         """Closes every lease; see `Lease.close`."""
@@ -166,14 +169,17 @@ class _DrainableRead(transform_evaluator._PubSubReadEvaluator):
     def finish_bundle(self) -> Any:
         result = transform_evaluator.TransformResult
         stream = self.stream
-        if _draining.is_set() and not stream.failed:
+        root = self._applied_ptransform
+        if stream.ending and not stream.failed:
             stream.close(processed=True)
             return result(self, [], [], None, {None: WatermarkManager.WATERMARK_POS_INF})
-        bundles = self._bundles_of(self._sub_name)
-        root = self._applied_ptransform
         again = self._evaluation_context.create_bundle(
             root.inputs[0] if root.inputs else beam.pvalue.PBegin(root.transform.pipeline)
         )
+        if _draining.is_set() and not stream.failed:
+            stream.ending = True
+            return result(self, [], [again], None, {None: GlobalWindow().end})
+        bundles = self._bundles_of(self._sub_name)
         return result(self, bundles, [again], None, {None: Timestamp.now()})
 
     def _bundles_of(self, subscription: str) -> list[Any]:
@@ -195,6 +201,21 @@ class _DrainableRead(transform_evaluator._PubSubReadEvaluator):
                 )
             )
         return [bundle]
+
+
+class _WholeSideInputs(evaluation_context._SideInputsContainer):
+    """Side inputs of the global window wait for the end of all time, not only of the window.
+
+    This runner holds no watermark back for timers: what they emit at the window's end would come
+    too late for a side input that is ready then.
+    """
+
+    def get_value_or_block_until_ready(
+        self, side_input: Any, task: Any, block_until: Timestamp
+    ) -> Any:
+        if block_until >= GlobalWindow().end:
+            block_until = WatermarkManager.WATERMARK_POS_INF
+        return super().get_value_or_block_until_ready(side_input, task, block_until)
 
 
 class _FailureNoted(executor._CompletionCallback):
@@ -222,6 +243,7 @@ class LocalStreamingRunner(BundleBasedDirectRunner):
         with (
             _replaced(transform_evaluator, "_PubSubReadEvaluator", read),
             _replaced(executor, "_CompletionCallback", callback),
+            _replaced(evaluation_context, "_SideInputsContainer", _WholeSideInputs),
         ):
             result = super().run_pipeline(pipeline, options)
         return _StreamResult(result, stream)

@@ -12,26 +12,23 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import (
-    DebugOptions,
-    DirectOptions,
     GoogleCloudOptions,
     PipelineOptions,
-    SetupOptions,
-    StandardOptions,
 )
 from rich.console import Console
 
 from pipeline import VERSION, local_streaming
 from pipeline.build import build
 from pipeline.checks import run_checks
-from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
-from pipeline.options import InferenceOptions, Values, help_text, parse_flags
+from pipeline.config import RunConfig
+from pipeline.defaults import name_job, set_defaults
+from pipeline.options import help_text, parse_flags
 from pipeline.preview import print_preview
 from pipeline.progress import Progress
 from pipeline.report import print_places, print_report, read_summary
@@ -47,14 +44,6 @@ STOP_TIMEOUT_S = 5.0
 
 OPEN_FILES = 8192
 """For the default ``--max_concurrency`` and the files of a run."""
-
-LOCAL_THREADS = 4
-"""Bundles at once: while one waits for its last calls, others give the model its next ones.
-
-They run in the runner's ``in_memory`` mode, which does use several threads, whatever its warning
-says. Its ``multi_threading`` mode loses records in Beam 2.77: a timer flushes the buffer of encoded
-elements, also in the middle of an element (`docs/beam.md` has the experiment).
-"""
 
 _log = logging.getLogger(__name__)
 
@@ -101,45 +90,13 @@ def run(argv: Sequence[str], console: Console) -> int:
     set_defaults(
         options, {word.lstrip("-").partition("=")[0] for word in argv}, streaming=config.streaming
     )
+    name_job(options, config)
     set_aside_old_summary(config)
     pipeline = beam.Pipeline(options=options)
     build(pipeline, config)
     if config.local:
         return _run_here(pipeline, config, console)
     return _launch(pipeline, options, config, console)
-
-
-def set_defaults(
-    options: PipelineOptions, given: Container[str] = (), *, streaming: bool = False
-) -> None:
-    """Beam's own options that inference needs, where the user set none.
-
-    Args:
-      options: What to complete.
-      given: The names of the flags that the user has set.
-      streaming: The input never ends; of the local runners one can do that.
-    """
-    standard = options.view_as(StandardOptions)
-    if standard.runner is None:
-        standard.runner = LOCAL_RUNNER
-    if streaming:
-        standard.streaming = True
-        if is_local(options):
-            standard.runner = local_streaming.RUNNER
-    if is_local(options):
-        direct = options.view_as(DirectOptions)
-        if "direct_num_workers" not in given:
-            direct.direct_num_workers = LOCAL_THREADS
-        if direct.direct_running_mode == "multi_threading":
-            direct.direct_running_mode = "in_memory"  # see LOCAL_THREADS
-    else:
-        worker = options.view_as(DebugOptions)
-        if worker.number_of_worker_harness_threads is None:
-            worker.number_of_worker_harness_threads = LOCAL_THREADS
-        cloud = options.view_as(GoogleCloudOptions)
-        ours = Values.of(options.view_as(InferenceOptions)).pairs("resource_labels")
-        cloud.labels = [*(cloud.labels or []), *(f"{key}={value}" for key, value in ours.items())]
-    options.view_as(SetupOptions).save_main_session = False
 
 
 def set_aside_old_summary(config: RunConfig) -> None:
@@ -186,6 +143,8 @@ def _run_here(pipeline: beam.Pipeline, config: RunConfig, console: Console) -> i
     row = read_summary(config)
     if row is None:
         return _failed(RuntimeError("the run has left no summary"), config, console)
+    if config.summary.path not in (None, config.sinks.summary_path):  # only for the table below
+        FileSystems.delete([config.summary.path])
     print_report(console, config, row)
     if not row["reconciled"]:
         return EXIT_FAILED
@@ -286,7 +245,8 @@ def _failed(error: BaseException, config: RunConfig, console: Console) -> int:
 
 
 def _clean_up_files(config: RunConfig) -> None:
-    for folder in (config.sinks.results_path, config.sinks.dead_letter_path):
+    sinks = config.sinks
+    for folder in (sinks.results_path, sinks.dead_letter_path, sinks.runs_path):
         if folder:
             _delete_folder(temporary_folder(folder, config.run_id))
 

@@ -16,12 +16,13 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.option import Option
+from pipeline.pace_options import PACE_OPTIONS
 from pipeline.source_options import SOURCE_OPTIONS
 from pipeline.texts import read_text, suggestion
 from transforms.errors import ConfigurationError
 
 _REQUEST, _MODEL = "Request", "Model"
-_PACE, _SINKS, _RUN = "Pace", "Sinks", "Run"
+_SINKS, _RUN = "Sinks", "Run"
 _BOOLEAN = ("true", "false")
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
@@ -120,35 +121,7 @@ OPTIONS: tuple[Option, ...] = (
         "provisioned throughput where there is some, else standard.",
         choices=("standard", "flex", "priority", "provisioned"),
     ),
-    Option(
-        "max_requests_per_minute",
-        _PACE,
-        "A quota of the whole job; each process takes its share. On Dataflow it needs "
-        "--max_num_workers.",
-        metavar="N",
-    ),
-    Option("max_tokens_per_minute", _PACE, "Likewise, of input and output tokens.", metavar="N"),
-    Option(
-        "max_concurrency",
-        _PACE,
-        "The most calls in flight at once, per process; the pace below it adapts itself.",
-        "2048",
-        metavar="N",
-    ),
-    Option("max_attempts", _PACE, "Calls per record that may fail.", "5", metavar="N"),
-    Option("request_timeout_s", _PACE, "Seconds that one call may take.", "120", metavar="S"),
-    Option(
-        "record_deadline_s", _PACE, "A record's seconds, from its first call.", "3600", metavar="S"
-    ),
-    Option(
-        "max_dead_letter_ratio",
-        _PACE,
-        "When more than this share of at least 1,000 records has failed at the model, the run "
-        "stops: what is left is not_attempted. 1 for never.",
-        "0.2",
-        metavar="X",
-    ),
-    Option("max_batch_size", _PACE, "Requests in a workload batch.", "256", metavar="N"),
+    *PACE_OPTIONS,
     Option(
         "output_table",
         _SINKS,
@@ -209,7 +182,12 @@ OPTIONS: tuple[Option, ...] = (
         "all",
         metavar="all|none|A,B",
     ),
-    Option("run_id", _RUN, "The run's name; time plus random by default."),
+    Option(
+        "run_id",
+        _RUN,
+        "The run's name. By default time plus random; of a stream the job's name, so that it stays "
+        "the same when the job is updated.",
+    ),
     Option("wait", _RUN, "Wait for a remote job to end.", "false", _BOOLEAN),
     Option(
         "temp_dataset", _RUN, "A dataset for temporary query results.", metavar="PROJECT:DATASET"

@@ -3,16 +3,22 @@
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.coders import TupleCoder, VarIntCoder
 
 from pipeline.config import RunConfig
 from transforms.coders import AnswerCoder
 from transforms.errors import ConfigurationError
+from transforms.minute_summary import MINUTE_COLUMNS
 from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS
 from transforms.sinks.bigquery import LoadRows, TableSpec, latest_view_sql
 from transforms.sinks.files import WriteFiles
 from transforms.sinks.pubsub import PublishDeadLetters
 from transforms.sinks.storage_write import AppendRows
 from transforms.sinks.write import RowSink, WriteDeadLetters, WriteResults, shorten_dead_letter
+from transforms.state_coders import TallyCoder
+
+MINUTE_TALLY_CODER = TupleCoder((VarIntCoder(), TallyCoder()))
+"""How the count of one dead letter travels with its row."""
 
 
 def write_results(config: RunConfig, *, bounded: bool) -> beam.PTransform:
@@ -33,8 +39,14 @@ def write_results(config: RunConfig, *, bounded: bool) -> beam.PTransform:
         if write_method(config, bounded=bounded) == "file_loads":
             tables.append(("LoadTable", _load(config, sinks.output_table, "results", view)))
         else:
-            append = _append(config, sinks.output_table, "results", bounded, view_sql=view)
-            append.owner_coder = AnswerCoder()
+            append = _append(
+                config,
+                sinks.output_table,
+                "results",
+                bounded,
+                view_sql=view,
+                owner_coder=AnswerCoder(),
+            )
             appender = ("AppendTable", append)
     return WriteResults(
         run=config.run, price=config.prices, sinks=[*files, *tables], appender=appender
@@ -64,7 +76,14 @@ def write_dead_letters(config: RunConfig, *, bounded: bool) -> beam.PTransform:
         if write_method(config, bounded=bounded) == "file_loads":
             tables.append(("LoadTable", _load(config, table, "dead_letters")))
         else:
-            append = _append(config, table, "dead_letters", bounded, refit=shorten_dead_letter)
+            append = _append(
+                config,
+                table,
+                "dead_letters",
+                bounded,
+                refit=shorten_dead_letter,
+                owner_coder=MINUTE_TALLY_CODER,
+            )
             appender = ("AppendTable", append)
     return WriteDeadLetters(
         run=config.run,
@@ -73,6 +92,30 @@ def write_dead_letters(config: RunConfig, *, bounded: bool) -> beam.PTransform:
         short_sinks=tables,
         appender=appender,
     )
+
+
+def minute_sinks(config: RunConfig) -> list[tuple[str, AppendRows | WriteFiles]]:
+    """Where a stream's summary rows go: into the table of runs, beside the files, or both.
+
+    Rows of the table may come twice: the same revision, which says the same.
+    """
+    sinks = config.sinks
+    found: list[tuple[str, AppendRows | WriteFiles]] = []
+    if sinks.runs_table:
+        append = _append(config, sinks.runs_table, "runs", bounded=False)
+        append.exactly_once = append.report = False
+        found.append(("AppendTable", append))
+    if sinks.runs_path:
+        write = WriteFiles(
+            folder=sinks.runs_path,
+            run_id=config.run_id,
+            columns=MINUTE_COLUMNS,
+            kind="runs",
+            format=sinks.output_format,
+            replace=sinks.replace,
+        )
+        found.append(("WriteFiles", write))
+    return found
 
 
 def write_method(config: RunConfig, *, bounded: bool) -> str:
@@ -101,6 +144,7 @@ def _append(
         kind=kind,
         method="streaming_inserts" if streaming_inserts else "storage_write",
         exactly_once=(bounded if wanted is None else wanted) and not streaming_inserts,
+        report=bounded or config.local,  # a local stream ends when it is drained
         **more,
     )
 

@@ -6,7 +6,7 @@ has become of it are summed in state, under the minute that travels with each re
 timer's timestamp. ``difference = records - results - dead_letters`` is what is still under way, or
 lost.
 
-`minute_row` is the pure part, `MinuteTallies` and `TallyReadMinutes` count, `SummariseMinutes` sums.
+`minute_row` is the pure part; `transforms.minute_tally` counts, `SummariseMinutes` sums.
 """
 
 import dataclasses
@@ -20,22 +20,18 @@ from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindow, GlobalWindows
-from apache_beam.utils.windowed_value import WindowedValue
+from apache_beam.transforms.window import GlobalWindows
 
 from transforms import metrics
 from transforms.errors import ConfigurationError, WriteRejected
+from transforms.minute_tally import MinuteTally
 from transforms.reconcile import SummarySpec, summarise
-from transforms.records import DeadLetter, Record
 from transforms.rows import SUMMARY_COLUMNS, Column, Row, encode_row
 from transforms.sinks.staging import SinkReport
 from transforms.state_coders import Backlog, BacklogCoder, MinuteCount, MinuteCountCoder
 from transforms.tally import Tally
 
 MINUTE_S = 60
-UNKNOWN_MINUTE = 0
-"""Where records without a `read_minute` are counted."""
-
 MINUTE_COLUMNS: tuple[Column, ...] = (
     *SUMMARY_COLUMNS,
     Column("read_minute", "TIMESTAMP", help="Streaming: the minute of reading that it sums."),
@@ -47,79 +43,8 @@ MINUTE_COLUMNS: tuple[Column, ...] = (
 
 _LOGGER = logging.getLogger(__name__)
 
-MinuteTally = tuple[int, Tally]
-"""Minutes since the Unix epoch, and what was counted for records that were read then."""
 Written: TypeAlias = bytes | TaggedOutput[Literal["watched"], tuple[int, tuple[int, int]]]
 """A row, or ``(0, (minute, difference))`` for the gauges."""
-
-
-class MinuteTallies:
-    """What a DoFn counts within a bundle, by minute of reading; one small element per minute.
-
-    >>> tallies = MinuteTallies()
-    >>> tallies.of(29_000_000).counts["records"] += 1
-    >>> [(minute, tally.counts["records"]) for minute, tally in tallies.take()]
-    [(29000000, 1)]
-    """
-
-    def __init__(self) -> None:
-        self._tallies: dict[int, Tally] = {}
-
-    def of(self, read_minute: int | None) -> Tally:
-        """The tally to add to."""
-        minute = UNKNOWN_MINUTE if read_minute is None else read_minute
-        if minute not in self._tallies:
-            self._tallies[minute] = Tally()
-        return self._tallies[minute]
-
-    def take(self) -> list[MinuteTally]:
-        """Everything counted so far; counting starts anew."""
-        taken, self._tallies = list(self._tallies.items()), {}
-        return taken
-
-    def emit(self) -> Iterator[WindowedValue]:
-        """The same, as ``finish_bundle`` emits it."""
-        window = GlobalWindow()
-        for tally in self.take():
-            yield WindowedValue(tally, window.max_timestamp(), [window])
-
-
-class _TallyReadDoFn(beam.DoFn):
-    """Counts records, or what could not be read: both were read."""
-
-    def start_bundle(self) -> None:
-        self._tallies = MinuteTallies()
-
-    def process(self, read: Any) -> None:
-        self._tallies.of(read.read_minute).counts["records"] += 1
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        return self._tallies.emit()
-
-
-@dataclasses.dataclass(kw_only=True, eq=False)
-class TallyReadMinutes(beam.PTransform):
-    """Counts what was read, by minute; unbounded.
-
-    Takes ``(records, unread)``. Stands in front of the first shuffle, so that a record that is lost
-    behind it shows. Ids that occur again are not counted: that would keep every id for ever.
-
-    Returns:
-      A PCollection of `MinuteTally`, a few per bundle.
-    """
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def expand(
-        self, read: tuple[beam.PCollection[Record], beam.PCollection[DeadLetter]]
-    ) -> beam.PCollection[MinuteTally]:
-        records, unread = read
-        count = [
-            records | "CountRecords" >> beam.ParDo(_TallyReadDoFn()).with_output_types(MinuteTally),
-            unread | "CountUnread" >> beam.ParDo(_TallyReadDoFn()).with_output_types(MinuteTally),
-        ]
-        return count | "AllRead" >> beam.Flatten()
 
 
 def difference(tally: Tally) -> int:

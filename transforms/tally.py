@@ -74,14 +74,18 @@ class Tally:
             if type(values[name]) is int:  # a server may report anything
                 self.counts[name] += values[name]
 
+    def add(self, other: "Tally") -> None:
+        """Adds another's sums."""
+        self.counts.update(other.counts)
+        self.error_types.update(other.error_types)
+        self._add_cost(other.cost_usd)
+
     @classmethod
     def total(cls, tallies: Iterable["Tally"]) -> "Tally":
         """The sum of tallies."""
         total = cls()
         for tally in tallies:
-            total.counts.update(tally.counts)
-            total.error_types.update(tally.error_types)
-            total._add_cost(tally.cost_usd)
+            total.add(tally)
         return total
 
 

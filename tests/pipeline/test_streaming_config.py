@@ -9,8 +9,8 @@ from apache_beam.runners.runner import create_runner
 from pipeline import local_streaming
 from pipeline.checks import all_checks
 from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
+from pipeline.defaults import set_defaults
 from pipeline.local_streaming import LocalStreamingRunner
-from pipeline.main import set_defaults
 from pipeline.options import parse_flags
 from transforms.errors import ConfigurationError
 from transforms.sources.base import IdRule
@@ -24,8 +24,7 @@ DATAFLOW = (
     "--runner=DataflowRunner",
     "--project=p",
     "--region=r",
-    "--temp_location=gs://b/t",
-    "--output_path=gs://b/out",
+    "--output_table=p:d.t",
 )
 
 

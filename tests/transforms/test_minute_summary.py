@@ -26,17 +26,14 @@ from transforms.coders import pack
 from transforms.errors import ConfigurationError
 from transforms.minute_summary import (
     MINUTE_COLUMNS,
-    UNKNOWN_MINUTE,
-    MinuteTallies,
-    MinuteTally,
     SummariseMinutes,
-    TallyReadMinutes,
     difference,
     encode_minute_row,
     gauges,
     minute_row,
     watch,
 )
+from transforms.minute_tally import UNKNOWN_MINUTE, MinuteTallies, MinuteTally, TallyReadMinutes
 from transforms.reconcile import SummarySpec
 from transforms.records import DeadLetter, Record, Usage
 from transforms.rows import RunInfo, result_row

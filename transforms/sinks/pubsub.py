@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.pvalue import AsList
+from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from transforms import json_values
+from transforms import json_values, metrics
 from transforms.errors import ConfigurationError, RunError
 from transforms.rows import Row, cut_payload
 from transforms.sinks.staging import SinkReport
@@ -143,6 +143,8 @@ class _PublishDoFn(beam.DoFn):
     that takes an attribute named ``timeout`` or ``topic`` for its own argument.
     """
 
+    _published_counter = Metrics.counter(metrics.NAMESPACE, "published_dead_letters")
+
     def __init__(self, topic: str) -> None:
         self._topic = topic
         self._client: Any = None
@@ -166,8 +168,10 @@ class _PublishDoFn(beam.DoFn):
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         self._publish()
+        self._published_counter.inc(self._published)
         window = GlobalWindow()
-        yield WindowedValue(self._published, window.max_timestamp(), [window])
+        report = SinkReport("dead_letters", "pubsub", self._topic, self._published)
+        yield WindowedValue(report, window.max_timestamp(), [window])
 
     def teardown(self) -> None:
         if self._client is not None:
@@ -189,14 +193,6 @@ class _PublishDoFn(beam.DoFn):
         self._waiting, self._waiting_bytes = [], 0
 
 
-class _ReportDoFn(beam.DoFn):
-    def __init__(self, topic: str) -> None:
-        self._topic = topic
-
-    def process(self, _: None, published: list[int]) -> Iterator[SinkReport]:
-        yield SinkReport("dead_letters", "pubsub", self._topic, sum(published))
-
-
 @dataclasses.dataclass(kw_only=True, eq=False)
 class PublishDeadLetters(beam.PTransform):
     """Publishes encoded dead-letter rows to a topic; bounded or unbounded, at least once.
@@ -208,8 +204,8 @@ class PublishDeadLetters(beam.PTransform):
       topic: ``projects/P/topics/T``; it exists.
 
     Returns:
-      A PCollection of one `SinkReport`, when the input ends: how many messages the service took,
-      a retried bundle's counted once.
+      A PCollection of `SinkReport`, one per bundle and one of none at the beginning: how many
+      messages the service took, a retried bundle's counted once.
     """
 
     topic: str
@@ -219,9 +215,9 @@ class PublishDeadLetters(beam.PTransform):
         check_topic(self.topic)
 
     def expand(self, rows: beam.PCollection[bytes]) -> beam.PCollection[SinkReport]:
-        published = rows | "Publish" >> beam.ParDo(_PublishDoFn(self.topic)).with_output_types(int)
-        return (
-            rows.pipeline
-            | "Once" >> beam.Create([None])
-            | "Report" >> beam.ParDo(_ReportDoFn(self.topic), AsList(published))
+        published = rows | "Publish" >> beam.ParDo(_PublishDoFn(self.topic)).with_output_types(
+            SinkReport
         )
+        none = SinkReport("dead_letters", "pubsub", self.topic, 0)
+        nothing_yet = rows.pipeline | "NothingYet" >> beam.Create([none])
+        return (published, nothing_yet) | "Reports" >> beam.Flatten()

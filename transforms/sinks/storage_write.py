@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeAlias
 
 import apache_beam as beam
 from apache_beam.coders import BytesCoder, Coder
-from apache_beam.pvalue import AsSingleton, TaggedOutput
+from apache_beam.pvalue import AsList, TaggedOutput
+from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms.sinks.bigquery import TableSpec
@@ -87,6 +88,20 @@ class _PrepareDoFn(beam.DoFn):
             self._spec.make_view(client, self._view_sql)
 
 
+class _CountBundleDoFn(beam.DoFn):
+    """One number per bundle: what waits for the end shall be small."""
+
+    def start_bundle(self) -> None:
+        self._count = 0
+
+    def process(self, _: OwnedRow) -> None:
+        self._count += 1
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        window = GlobalWindow()
+        yield WindowedValue(self._count, window.max_timestamp(), [window])
+
+
 class _ReportDoFn(beam.DoFn):
     """Counts the table's rows of the run, when every row has been answered."""
 
@@ -94,7 +109,7 @@ class _ReportDoFn(beam.DoFn):
         self._spec, self._run_id, self._kind = sink.spec, sink.run_id, sink.kind
         self._started_at = sink.started_at
 
-    def process(self, _: None, answered: int) -> Iterator[SinkReport]:
+    def process(self, _: None, answered: list[int]) -> Iterator[SinkReport]:
         del answered  # only waited for
         client = self._spec.client()
         self._spec.create(client)
@@ -133,11 +148,13 @@ class AppendRows(beam.PTransform):
       refit: Makes of a refused row one that takes its place, so that none is lost. What it has
         made it must leave alone; a table that refuses that, too, raises.
       view_sql: A statement to run when the table is there.
+      report: Whether the table is counted when the input has ended; None for when it is bounded. An
+        unbounded one ends nowhere but in a local stream that is drained.
 
     Returns:
       ``(written, refused, reports)``: the rows that the table holds, with their owners; pairs of
-      such a row and its `Refusal`; and, of a bounded input, one `SinkReport` with the table's own
-      count of the run's rows (none of an unbounded one, which has no end to count at).
+      such a row and its `Refusal`; and, where asked for, one `SinkReport` with the table's own count
+      of the run's rows.
     """
 
     spec: TableSpec
@@ -149,6 +166,7 @@ class AppendRows(beam.PTransform):
     owner_coder: Coder = dataclasses.field(default_factory=BytesCoder)
     refit: Refit | None = None
     view_sql: str | None = None
+    report: bool | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -175,8 +193,9 @@ class AppendRows(beam.PTransform):
                 "refused", main="written"
             )
             written, refused = ended.written, ended.refused
-        if not rows.is_bounded:
-            return written, refused, rows.pipeline | "NoReport" >> beam.Create([])
-        answered = written | "CountWritten" >> beam.combiners.Count.Globally()
-        report = once | "CountTable" >> beam.ParDo(_ReportDoFn(self), AsSingleton(answered))
+        if not (rows.is_bounded if self.report is None else self.report):
+            no_report = rows.pipeline | "NoReport" >> beam.Create([]).with_output_types(SinkReport)
+            return written, refused, no_report
+        answered = written | "CountWritten" >> beam.ParDo(_CountBundleDoFn()).with_output_types(int)
+        report = once | "CountTable" >> beam.ParDo(_ReportDoFn(self), AsList(answered))
         return written, refused, report
