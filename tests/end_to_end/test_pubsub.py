@@ -2,7 +2,6 @@
 
 import collections
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,45 +15,11 @@ from typing import Any
 import pytest
 
 from tests.emulators.environment import REPOSITORY
-from tests.emulators.google_cloud import LoopbackCloud
 from tests.emulators.pubsub import PubSubEmulator
-from tests.end_to_end.runs import check_summary, in_files, in_tables, run
-from transforms import metrics
+from tests.end_to_end.runs import check_summary, in_files, run
+from tests.end_to_end.streams import DEADLINE_S, ended, run_until
 
-DEADLINE_S = 120.0
 Message = tuple[bytes, dict[str, str]]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Returns when it is true."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not true within {DEADLINE_S:g} s"
-        threading.Event().wait(0.05)
-
-
-def run_until(condition: Callable[[], bool], *arguments: str) -> int:
-    """The exit code of a command line in this process, with Ctrl-C as soon as it is true."""
-    errors: list[AssertionError] = []
-
-    def interrupt() -> None:
-        try:
-            wait_until(condition)
-        except AssertionError as error:
-            errors.append(error)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    metrics.LIVE.reset()
-    threading.Thread(target=interrupt, daemon=True).start()
-    code = run(*arguments)
-    assert not errors, errors[0]
-    return code
-
-
-def ended() -> int:
-    """How many records of the run in this process have a row."""
-    counts = metrics.LIVE.snapshot()
-    return sum(n for name, n in counts.items() if name == "results" or "dead_letters_" in name)
 
 
 def drained(pubsub: PubSubEmulator, subscription: str, count: int) -> list[Message]:
@@ -189,28 +154,6 @@ def test_a_stream_in_which_nothing_came(pubsub: PubSubEmulator, tmp_path: Path) 
     held = in_files(tmp_path / "out")
     check_summary(held)
     assert held.summary["records"] == 0
-
-
-def test_a_stream_into_tables(
-    pubsub: PubSubEmulator, redirected_clients: LoopbackCloud, bigquery_dataset: str
-) -> None:
-    """The table sinks of this process are loaded when the stream is stopped."""
-    topic = pubsub.new_topic()
-    subscription = pubsub.new_subscription(topic)
-    pubsub.publish(topic, [(b'{"id": "a", "text": "x"}', {}), (b"bad", {"id": "b"})])
-    code = run_until(
-        lambda: ended() >= 2,
-        f"--input_subscription={subscription}",
-        "--prompt={{ text }}",
-        "--backend=fake",
-        f"--output_table={bigquery_dataset}.answers",
-    )
-    assert code == 130
-    held = in_tables(f"{bigquery_dataset}.answers")
-    check_summary(held)
-    (result,), (letter,) = held.results, held.letters
-    assert (result["record_id"], letter["record_id"]) == ("a", "b")
-    assert letter["attributes"] == [{"key": "id", "value": "b"}]
 
 
 @pytest.fixture
