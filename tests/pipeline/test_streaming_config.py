@@ -1,18 +1,21 @@
 """The flags of a stream: what they make, what they refuse, and which runner takes them."""
 
 import pickle
+import re
+import tempfile
 
 import pytest
-from apache_beam.options.pipeline_options import StandardOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, StandardOptions
 from apache_beam.runners.runner import create_runner
 
 from pipeline import local_streaming
 from pipeline.checks import all_checks
 from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
-from pipeline.defaults import set_defaults
+from pipeline.defaults import name_job, set_defaults
 from pipeline.local_streaming import LocalStreamingRunner
 from pipeline.options import parse_flags
 from transforms.errors import ConfigurationError
+from transforms.minute_summary import MINUTE_COLUMNS
 from transforms.sources.base import IdRule
 from transforms.sources.pubsub import PubSubSource
 
@@ -58,6 +61,42 @@ def test_a_stream() -> None:
     ]
 
 
+def test_a_stream_holds_its_messages_and_waits_for_batches() -> None:
+    """Through an outage; a bounded run gives up."""
+    config = config_of(*STREAM, OUT, "--max_batch_wait_s=0.5", "--batch_keys=4")
+    assert config.limits.hold
+    assert (config.batch.max_batch_wait_s, config.batch_keys) == (0.5, 4)
+    default = config_of(*STREAM, OUT)
+    assert (default.batch.max_batch_wait_s, default.batch_keys) == (1.0, 1)
+    assert not config_of("--input_files=a.jsonl", "--prompt=x", "--backend=fake", OUT).limits.hold
+
+
+def test_a_stream_is_called_as_its_job() -> None:
+    """An update keeps the job's name, and with it the run; without a name the job gets the run's."""
+    assert config_of(*STREAM, *DATAFLOW, "--job_name=tickets").run_id == "tickets"
+    assert config_of(*STREAM, *DATAFLOW, "--job_name=tickets", "--run_id=r").run_id == "r"
+    options = parse_flags([*STREAM, *DATAFLOW])
+    config = RunConfig.from_options(options)
+    name_job(options, config)
+    assert options.view_as(GoogleCloudOptions).job_name == config.run_id
+    assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", config.run_id)
+    batch = ("--input_table=p:d.t", *STREAM[1:], *DATAFLOW[:3], "--temp_location=gs://b/t")
+    assert config_of(*batch, "--output_table=p:d.o", "--job_name=tickets").run_id != "tickets"
+
+
+def test_summaries_of_a_stream() -> None:
+    """A row per minute in the table; the whole of a local one is told by a file."""
+    table = config_of(*STREAM, "--output_table=p:d.t", "--run_id=r")
+    assert table.sinks.runs_table is not None
+    assert table.sinks.runs_table.columns == MINUTE_COLUMNS
+    assert table.summary.table is None
+    assert table.summary.path == f"{tempfile.gettempdir()}/batch-inference/r.json"
+    assert config_of(*STREAM, OUT).summary.path == "/out/run.json"
+    dataflow = config_of(*STREAM, *DATAFLOW)
+    assert (dataflow.summary.table, dataflow.summary.path) == (None, None)
+    assert dataflow.sinks.staging is None
+
+
 def test_files_are_no_stream() -> None:
     """And need no topic."""
     config = config_of("--input_files=a.jsonl", "--prompt=x", "--backend=fake", OUT)
@@ -88,6 +127,22 @@ def test_de_duplication_is_for_dataflow() -> None:
         (
             (*STREAM, OUT, "--dead_letter_topic=dead"),
             "the topic is 'dead', but must be written as projects/PROJECT/topics/NAME",
+        ),
+        (
+            (*STREAM, *DATAFLOW, "--dead_letter_path=gs://b/dead"),
+            (
+                "--dead_letter_path is 'gs://b/dead', but files are written when the input has "
+                "ended, which --input_subscription on Dataflow never does: use --output_table, and "
+                "for dead letters --dead_letter_table or --dead_letter_topic"
+            ),
+        ),
+        (
+            (*STREAM, *DATAFLOW[:-1], "--output_path=gs://b/out"),
+            (
+                "--output_path is 'gs://b/out', but files are written when the input has "
+                "ended, which --input_subscription on Dataflow never does: use --output_table, and "
+                "for dead letters --dead_letter_table or --dead_letter_topic"
+            ),
         ),
         (
             (*STREAM, OUT, "--limit=5"),

@@ -108,15 +108,16 @@ def messages_from(pull: Callable[[], Sequence[bytes]]) -> Iterator[beam.PTransfo
         yield beam.io.ReadFromPubSub(subscription=SUBSCRIPTION)
 
 
-def described(pipeline: beam.Pipeline, under: str) -> list[str]:
-    """What an updated job has to find again: steps, state, timers and coders below one label."""
+def described(pipeline: beam.Pipeline, under: str = "") -> list[str]:
+    """What an updated job has to find again: steps, state, timers and coders, below one label."""
     proto = pipeline.to_runner_api()
     context = PipelineContext(proto.components)
     lines = []
     for step in proto.components.transforms.values():
-        if not step.unique_name.startswith(f"{under}/") or step.subtransforms:
+        prefix = f"{under}/" if under else ""
+        if not step.unique_name.startswith(prefix) or step.subtransforms or not step.unique_name:
             continue
-        name = step.unique_name.removeprefix(f"{under}/")
+        name = step.unique_name.removeprefix(prefix)
         for tag, output in sorted(step.outputs.items()):
             coder = context.coders.get_by_id(proto.components.pcollections[output].coder_id)
             lines.append(f"{name} [{tag}] {coder!r}")

@@ -168,6 +168,8 @@ class _PublishDoFn(beam.DoFn):
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         self._publish()
+        if not self._published:
+            return
         self._published_counter.inc(self._published)
         window = GlobalWindow()
         report = SinkReport("dead_letters", "pubsub", self._topic, self._published)
@@ -204,8 +206,8 @@ class PublishDeadLetters(beam.PTransform):
       topic: ``projects/P/topics/T``; it exists.
 
     Returns:
-      A PCollection of `SinkReport`, one per bundle and one of none at the beginning: how many
-      messages the service took, a retried bundle's counted once.
+      A PCollection of `SinkReport`, one per bundle that published something and one of none at the
+      beginning: how many messages the service took, a retried bundle's counted once.
     """
 
     topic: str

@@ -174,13 +174,13 @@ def test_rejected_result_keeps_what_was_paid_for(given: dict[str, Any], message:
         model_version="v",
         fields={"n": 1},
     )
-    assert dofn._tally.counts["results"] == 2
+    assert dofn._tallies.of(None).counts["results"] == 2
     line = encode_dead_letter_row(dead_letter_row(dead, RUN, _no_price))
     assert json.loads(line)["input_tokens"] == 10
 
 
 def _results_dofn() -> Any:
-    dofn = _ResultRowsDoFn(RUN, _no_price)
+    dofn = _ResultRowsDoFn(RUN, _no_price, by_minute=False)
     dofn.start_bundle()
     return dofn
 
