@@ -1,4 +1,5 @@
 # make run    the example: embeds support tickets, then classifies them (simulated model)
+# make stream the streaming example: Pub/Sub, BigQuery and a model server on this machine, until Ctrl-C
 # make test   every test; needs nothing but Python, pip and a network to install from
 # make check  tests with coverage, lint, format, types: what CI runs
 # make bench  every benchmark; writes benchmarks/RESULTS.md
@@ -13,10 +14,13 @@ PIP = $(PIP_FREE) $(shell $(BIN)/python -c 'import sys; print("--constraint cons
 TORCH := 2.13.0
 TORCH_CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: run test check bench clean lint types
+.PHONY: run stream test check bench clean lint types
 
 run: $(VENV)/.run
 	BIN=$(BIN) bash examples/demo.sh
+
+stream: $(VENV)/.dev
+	$(BIN)/python examples/stream.py
 
 test: $(VENV)/.dev
 	@# One test reads the package descriptions that apt knows; a bare image knows none.

@@ -3,7 +3,15 @@
 import subprocess
 import sys
 
-ALL = ("overhead", "embeddings", "client_cost", "real_input", "dispatch")
+ALL = (
+    "overhead",
+    "embeddings",
+    "client_cost",
+    "real_input",
+    "batching",
+    "storage_write",
+    "dispatch",
+)
 
 
 def main() -> None:

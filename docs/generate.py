@@ -13,7 +13,9 @@ DOCS = pathlib.Path(__file__).resolve().parent
 if __name__ == "__main__":  # run by path: this folder is on the path, the project's is not
     sys.path.insert(0, str(DOCS.parent))
 
-from pipeline.options import OPTIONS, Option  # noqa: E402 - behind the path
+from pipeline.option import Option  # noqa: E402 - behind the path
+from pipeline.options import OPTIONS  # noqa: E402
+from transforms.minute_summary import MINUTE_COLUMNS  # noqa: E402
 from transforms.rows import (  # noqa: E402
     DEAD_LETTER_COLUMNS,
     RESULT_COLUMNS,
@@ -25,6 +27,7 @@ TABLES = {
     "results": RESULT_COLUMNS,
     "dead letters": DEAD_LETTER_COLUMNS,
     "run summary": SUMMARY_COLUMNS,
+    "run summary of a stream": MINUTE_COLUMNS[len(SUMMARY_COLUMNS) :],
 }
 _SECTION = r"(<!-- generated: {name} -->\n).*?(<!-- end of generated -->)"
 

@@ -21,7 +21,8 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from pipeline.config import RunConfig
-from pipeline.texts import reason
+from pipeline.pubsub_checks import pubsub_checks
+from pipeline.texts import NO_CREDENTIALS, reason
 from transforms.backends.gemini import GeminiBackend
 from transforms.backends.openai import OpenAIBackend
 from transforms.backends.sentence_transformers import SentenceTransformersBackend
@@ -126,6 +127,7 @@ def all_checks(config: RunConfig) -> Iterator[tuple[str, Check]]:
         yield f"{flag} {source.table}", functools.partial(check_table, source, flag)
     elif isinstance(source, QuerySource):
         yield "--input_query", lambda: check_query(source)
+    yield from pubsub_checks(config)
     yield "--backend", lambda: check_backend(config)
     if config.preview is not None:
         return
@@ -210,12 +212,6 @@ def _ask_bigquery(flag: str, ask: Callable[[], Any]) -> Any:
         raise ConfigurationError(f"{flag}: {message}") from None
     except DefaultCredentialsError:
         raise ConfigurationError(f"{flag}: {NO_CREDENTIALS}") from None
-
-
-NO_CREDENTIALS = (
-    "no Google credentials are found: run `gcloud auth application-default login`, or set "
-    "GOOGLE_APPLICATION_CREDENTIALS to a service account's key file"
-)
 
 
 def _dry_run(client: "bigquery.Client", sql: str) -> None:

@@ -10,7 +10,6 @@ import re
 import secrets
 import tempfile
 from collections.abc import Mapping
-from typing import Any
 
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import (
@@ -20,14 +19,14 @@ from apache_beam.options.pipeline_options import (
 )
 
 from pipeline import VERSION, registry
-from pipeline.media import media_fields
 from pipeline.options import InferenceOptions, Values
-from pipeline.pace import dispatch_limits
-from pipeline.texts import read_text
+from pipeline.pace import batch_limits, dispatch_limits
+from pipeline.request import request_spec
 from transforms.backends.base import Backend
 from transforms.batch import BatchLimits
 from transforms.dispatch.limits import DispatchLimits
 from transforms.errors import ConfigurationError
+from transforms.minute_summary import MINUTE_COLUMNS
 from transforms.prices import TokenPrices
 from transforms.reconcile import SummarySpec
 from transforms.records import Json
@@ -41,11 +40,19 @@ from transforms.rows import (
     now,
 )
 from transforms.sinks.bigquery import TableName, TableSpec
+from transforms.sinks.pubsub import check_topic
 from transforms.sources.base import DEFAULT_ID_FIELD, IdRule, Source
+from transforms.sources.pubsub import PubSubSource
 from transforms.validate import check_schema
 
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
-_LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner", "PrismRunner")
+_LOCAL_RUNNERS = (
+    "FnApiRunner",
+    "DirectRunner",
+    "BundleBasedDirectRunner",
+    "LocalStreamingRunner",
+    "PrismRunner",
+)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
@@ -59,9 +66,12 @@ class Sinks:
       output_format: ``jsonl`` or ``parquet``.
       dead_letter_table: Dead letters in BigQuery.
       dead_letter_path: Dead letters in files: this is their folder.
+      dead_letter_topic: Dead letters as messages, ``projects/P/topics/T``.
       runs_table: Run summaries in BigQuery.
       write_mode: ``append``, ``replace``, ``fail`` or None for each sink's default.
       staging: The folder where rows wait for a load job.
+      write_method: How tables get their rows; None for what the input asks for.
+      exactly_once: Whether appended rows are kept from being doubled; None likewise.
     """
 
     output_table: TableSpec | None = None
@@ -69,9 +79,12 @@ class Sinks:
     output_format: str = "jsonl"
     dead_letter_table: TableSpec | None = None
     dead_letter_path: str | None = None
+    dead_letter_topic: str | None = None
     runs_table: TableSpec | None = None
     write_mode: str | None = None
     staging: str | None = None
+    write_method: str | None = None
+    exactly_once: bool | None = None
 
     @property
     def count(self) -> int:
@@ -81,6 +94,7 @@ class Sinks:
             self.output_path,
             self.dead_letter_table,
             self.dead_letter_path,
+            self.dead_letter_topic,
         )
         return sum(sink is not None for sink in sinks)
 
@@ -101,6 +115,11 @@ class Sinks:
         return FileSystems.join(self.output_path, "results") if self.output_path else None
 
     @property
+    def runs_path(self) -> str | None:
+        """The folder of a stream's summaries, one row per minute."""
+        return FileSystems.join(self.output_path, "runs") if self.output_path else None
+
+    @property
     def summary_path(self) -> str | None:
         """``run.json``."""
         return FileSystems.join(self.output_path, "run.json") if self.output_path else None
@@ -118,6 +137,7 @@ class RunConfig:
     backend: Backend
     limits: DispatchLimits
     batch: BatchLimits
+    batch_keys: int
     output_schema: Mapping[str, Json] | None
     prices: TokenPrices
     run: RunInfo
@@ -127,6 +147,11 @@ class RunConfig:
     wait: bool = False
     local: bool = True
 
+    @property
+    def streaming(self) -> bool:
+        """Whether the run goes on until it is stopped."""
+        return isinstance(self.source, PubSubSource)
+
     @classmethod
     def from_options(cls, options: PipelineOptions) -> "RunConfig":
         """The configuration that the flags describe.
@@ -135,18 +160,19 @@ class RunConfig:
           ConfigurationError: A value or a combination that cannot run, with the remedy.
         """
         values = Values.of(options.view_as(InferenceOptions))
-        run_id = _run_id(values)
+        source = registry.make_source(values, options)
+        streaming = isinstance(source, PubSubSource)
+        run_id = _run_id(values, options, streaming=streaming)
         backend = registry.make_backend(values, options)
         schema = values.json_object("output_schema") or None
         if schema is not None:
             check_schema(schema)
-        source = registry.make_source(values, options)
-        request = _request(values, backend, schema, source)
+        request = request_spec(values, backend, schema, source)
         request.check()
         started_at = now()
         preview = values.integer("preview")
-        sinks = _sinks(values, options, run_id, needed=preview is None)
-        _check_reachable(values, options)
+        sinks = _sinks(values, options, run_id, needed=preview is None, streaming=streaming)
+        _check_reachable(values, options, streaming=streaming)
         record_fields = values.text("record_fields") or "all"
         return cls(
             run_id=run_id,
@@ -157,8 +183,9 @@ class RunConfig:
             ),
             request=request,
             backend=backend,
-            limits=dispatch_limits(values, options, local=is_local(options)),
-            batch=BatchLimits(max_batch_size=values.integer("max_batch_size") or 256),
+            limits=dispatch_limits(values, options, local=is_local(options), streaming=streaming),
+            batch=batch_limits(values),
+            batch_keys=values.integer("batch_keys") or 1,
             output_schema=schema,
             prices=TokenPrices(registry.price_provider(backend), backend.model),
             run=RunInfo(
@@ -181,8 +208,8 @@ class RunConfig:
                 config={
                     name: _without_secrets(value) for name, value in values.given.items() if value
                 },
-                table=sinks.runs_table,
-                path=sinks.summary_path,
+                table=None if streaming else sinks.runs_table,
+                path=_summary_path(sinks, options, run_id, streaming=streaming),
                 sinks=sinks.count,
             ),
             preview=preview,
@@ -191,8 +218,16 @@ class RunConfig:
         )
 
 
-def _check_reachable(values: Values, options: PipelineOptions) -> None:
-    """Dataflow's workers see neither this machine's files nor each other's."""
+def _check_reachable(values: Values, options: PipelineOptions, *, streaming: bool) -> None:
+    """Dataflow's workers see no machine's files; a local runner cannot de-duplicate messages.
+
+    Files appear when all their rows are there, which in a stream on Dataflow is never.
+    """
+    if is_local(options) and values.text("pubsub_id_attribute"):
+        raise ConfigurationError(
+            f"--pubsub_id_attribute is {values.text('pubsub_id_attribute')!r}, but it is Dataflow "
+            "that de-duplicates, and this run is local: remove it"
+        )
     runner = str(options.view_as(StandardOptions).runner)
     if "Dataflow" not in runner:
         return
@@ -201,6 +236,12 @@ def _check_reachable(values: Values, options: PipelineOptions) -> None:
         if path and "://" not in path:
             raise ConfigurationError(
                 f"--{name} is {path!r}, a local path, but --runner is {runner!r}: give a gs:// one"
+            )
+        if path and streaming and name != "input_files":
+            raise ConfigurationError(
+                f"--{name} is {path!r}, but files are written when the input has ended, which "
+                "--input_subscription on Dataflow never does: use --output_table, and for dead "
+                "letters --dead_letter_table or --dead_letter_topic"
             )
 
 
@@ -218,11 +259,15 @@ def is_local(options: PipelineOptions) -> bool:
     return runner is None or str(runner).rpartition(".")[2] in _LOCAL_RUNNERS
 
 
-def _run_id(values: Values) -> str:
+def _run_id(values: Values, options: PipelineOptions, *, streaming: bool) -> str:
+    """The name that was given; else a stream's is its job's, which an update keeps."""
     run_id = values.text("run_id")
+    if run_id is None and streaming:
+        run_id = options.view_as(GoogleCloudOptions).job_name
     if run_id is None:
         moment = dt.datetime.now(dt.timezone.utc)
-        return f"{moment:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        name = f"{moment:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        return f"inference-{name}" if streaming and not is_local(options) else name
     if not _RUN_ID.fullmatch(run_id):
         raise ConfigurationError(
             f"--run_id is {run_id!r}, but may hold letters, digits, - and _ only (100 at most)"
@@ -230,83 +275,9 @@ def _run_id(values: Values) -> str:
     return run_id
 
 
-def _request(
-    values: Values, backend: Backend, schema: dict[str, Any] | None, source: Source
-) -> RequestSpec:
-    prompt, prompt_name = _text_or_file(values, "prompt")
-    system, _ = _text_or_file(values, "system_prompt")
-    sources = [
-        name
-        for name in (
-            "prompt",
-            "prompt_file",
-            "messages_field",
-            "request_field",
-            "instance_fields",
-        )
-        if values.text(name)
-    ]
-    if len(sources) != 1:
-        given = f"--{' and --'.join(sources)} are given" if sources else "none is given"
-        raise ConfigurationError(
-            f"what to ask is not clear: {given}; use exactly one of --prompt, --prompt_file, "
-            "--messages_field, --request_field, --instance_fields"
-        )
-    generation = values.json_object("generation_config")
-    for name, value in (
-        ("max_output_tokens", values.integer("max_output_tokens")),
-        ("temperature", values.number("temperature")),
-    ):
-        if value is not None:
-            if generation.get(name, value) != value:
-                raise ConfigurationError(
-                    f"--{name} is {value}, but --generation_config says {generation[name]}: "
-                    "give one of them"
-                )
-            generation[name] = value
-    options = {} if backend.family == "fake" else values.json_object("request_options")
-    params: dict[str, Json] = {
-        "generation_config": generation,
-        "request_options": options,
-        "output_schema": schema,
-    }
-    params = {name: part for name, part in params.items() if part}
-    if values.text("request_field"):
-        for name in ("system_prompt", "generation_config", "request_options"):
-            if (name == "system_prompt" and system) or params.get(name):
-                raise ConfigurationError(
-                    f"--request_field sends each request as it stands: remove --{name} "
-                    "(or --max_output_tokens, --temperature)"
-                )
-        params = {}
-    if system and values.text("instance_fields"):
-        raise ConfigurationError("--system_prompt does not go with --instance_fields: remove it")
-    return RequestSpec(
-        prompt=prompt,
-        prompt_name=prompt_name,
-        messages_field=values.text("messages_field"),
-        request_field=values.text("request_field"),
-        instance_fields=values.items("instance_fields"),
-        system_prompt=system,
-        media_fields=media_fields(values, backend, source),
-        task=values.text("task") or "generate",
-        instance=backend.family == "vertex_endpoint",
-        params=params,
-        backend=backend.family,
-        model=backend.model,
-    )
-
-
-def _text_or_file(values: Values, name: str) -> tuple[str | None, str]:
-    text, uri = values.text(name), values.text(f"{name}_file")
-    if text and uri:
-        raise ConfigurationError(f"--{name} and --{name}_file are both given: remove one")
-    if uri is None:
-        return text, f"--{name}"
-    return read_text(uri, f"--{name}_file"), uri
-
-
-def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) -> Sinks:
+def _sinks(
+    values: Values, options: PipelineOptions, run_id: str, *, needed: bool, streaming: bool
+) -> Sinks:
     project = registry.project_of(options)
     location = values.text("bigquery_location")
     output_path = _folder(values.text("output_path"))
@@ -346,21 +317,40 @@ def _sinks(values: Values, options: PipelineOptions, run_id: str, needed: bool) 
     letters_path = _folder(values.text("dead_letter_path")) or (
         FileSystems.join(output_path, "dead_letters") if output_path else None
     )
+    topic = values.text("dead_letter_topic")
+    method = registry.write_method(values, to_table=letters is not None)
+    loads = letters is not None and (method == "file_loads" or (method is None and not streaming))
     return Sinks(
         output_table=table(results, RESULT_COLUMNS, "created_at", "run_id", "record_id"),
         output_path=output_path,
         output_format=values.text("output_format") or "jsonl",
         dead_letter_table=table(letters, DEAD_LETTER_COLUMNS, "timestamp", "run_id", "error_type"),
         dead_letter_path=letters_path,
+        dead_letter_topic=check_topic(topic) if topic else None,
         runs_table=table(
             results.sibling("_runs") if results else None,
-            SUMMARY_COLUMNS,
+            MINUTE_COLUMNS if streaming else SUMMARY_COLUMNS,
             "started_at",
             "run_id",
         ),
         write_mode=values.text("write_mode"),
-        staging=_staging(options, run_id) if letters else None,
+        staging=_staging(options, run_id) if loads else None,
+        write_method=method,
+        exactly_once=values.boolean("exactly_once") if values.text("exactly_once") else None,
     )
+
+
+def _summary_path(
+    sinks: Sinks, options: PipelineOptions, run_id: str, *, streaming: bool
+) -> str | None:
+    """Where the closing summary goes: a local stream's always into a file.
+
+    The table of runs has a row for each of its minutes, which one of the whole would double.
+    """
+    if sinks.summary_path is None and streaming and is_local(options):
+        folder = FileSystems.join(tempfile.gettempdir(), "batch-inference")
+        return str(FileSystems.join(folder, f"{run_id}.json"))
+    return sinks.summary_path
 
 
 def _folder(path: str | None) -> str | None:

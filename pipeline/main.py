@@ -12,26 +12,23 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import (
-    DebugOptions,
-    DirectOptions,
     GoogleCloudOptions,
     PipelineOptions,
-    SetupOptions,
-    StandardOptions,
 )
 from rich.console import Console
 
-from pipeline import VERSION
+from pipeline import VERSION, local_streaming
 from pipeline.build import build
 from pipeline.checks import run_checks
-from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
-from pipeline.options import InferenceOptions, Values, help_text, parse_flags
+from pipeline.config import RunConfig
+from pipeline.defaults import name_job, set_defaults
+from pipeline.options import help_text, parse_flags
 from pipeline.preview import print_preview
 from pipeline.progress import Progress
 from pipeline.report import print_places, print_report, read_summary
@@ -47,14 +44,6 @@ STOP_TIMEOUT_S = 5.0
 
 OPEN_FILES = 8192
 """For the default ``--max_concurrency`` and the files of a run."""
-
-LOCAL_THREADS = 4
-"""Bundles at once: while one waits for its last calls, others give the model its next ones.
-
-They run in the runner's ``in_memory`` mode, which does use several threads, whatever its warning
-says. Its ``multi_threading`` mode loses records in Beam 2.77: a timer flushes the buffer of encoded
-elements, also in the middle of an element (`docs/beam.md` has the experiment).
-"""
 
 _log = logging.getLogger(__name__)
 
@@ -98,39 +87,16 @@ def run(argv: Sequence[str], console: Console) -> int:
     if config.preview is not None:
         print_preview(Console(soft_wrap=True), config, config.preview)
         return EXIT_DONE
-    set_defaults(options, {word.lstrip("-").partition("=")[0] for word in argv})
+    set_defaults(
+        options, {word.lstrip("-").partition("=")[0] for word in argv}, streaming=config.streaming
+    )
+    name_job(options, config)
     set_aside_old_summary(config)
     pipeline = beam.Pipeline(options=options)
     build(pipeline, config)
     if config.local:
         return _run_here(pipeline, config, console)
     return _launch(pipeline, options, config, console)
-
-
-def set_defaults(options: PipelineOptions, given: Container[str] = ()) -> None:
-    """Beam's own options that inference needs, where the user set none.
-
-    Args:
-      options: What to complete.
-      given: The names of the flags that the user has set.
-    """
-    standard = options.view_as(StandardOptions)
-    if standard.runner is None:
-        standard.runner = LOCAL_RUNNER
-    if is_local(options):
-        direct = options.view_as(DirectOptions)
-        if "direct_num_workers" not in given:
-            direct.direct_num_workers = LOCAL_THREADS
-        if direct.direct_running_mode == "multi_threading":
-            direct.direct_running_mode = "in_memory"  # see LOCAL_THREADS
-    else:
-        worker = options.view_as(DebugOptions)
-        if worker.number_of_worker_harness_threads is None:
-            worker.number_of_worker_harness_threads = LOCAL_THREADS
-        cloud = options.view_as(GoogleCloudOptions)
-        ours = Values.of(options.view_as(InferenceOptions)).pairs("resource_labels")
-        cloud.labels = [*(cloud.labels or []), *(f"{key}={value}" for key, value in ours.items())]
-    options.view_as(SetupOptions).save_main_session = False
 
 
 def set_aside_old_summary(config: RunConfig) -> None:
@@ -168,8 +134,7 @@ def _run_here(pipeline: beam.Pipeline, config: RunConfig, console: Console) -> i
     try:
         with _terminate_as_interrupt(), Progress(console, metrics.LIVE.snapshot) as progress:
             worker.start()
-            while not ended.wait(0.2):
-                progress.tick()
+            stopped = _watch(ended, progress, config, console)
     except KeyboardInterrupt:
         return _interrupted(ended, config, console)
     _remove_staging(config)
@@ -178,8 +143,40 @@ def _run_here(pipeline: beam.Pipeline, config: RunConfig, console: Console) -> i
     row = read_summary(config)
     if row is None:
         return _failed(RuntimeError("the run has left no summary"), config, console)
+    if config.summary.path not in (None, config.sinks.summary_path):  # only for the table below
+        FileSystems.delete([config.summary.path])
     print_report(console, config, row)
-    return EXIT_DONE if row["reconciled"] else EXIT_FAILED
+    if not row["reconciled"]:
+        return EXIT_FAILED
+    return EXIT_INTERRUPTED if stopped else EXIT_DONE
+
+
+def _watch(ended: threading.Event, progress: Progress, config: RunConfig, console: Console) -> bool:
+    """Shows progress until the run has ended; whether it was a stream that was asked to stop.
+
+    A stream is drained: no more messages are taken, those taken are finished, and the run ends with
+    its summary. Asked once more, it stops as a bounded run does.
+
+    Raises:
+      KeyboardInterrupt: The run is to stop at once.
+    """
+    stopped = False
+    while True:
+        try:
+            while not ended.wait(0.2):
+                progress.tick()
+            return stopped
+        except KeyboardInterrupt:
+            if stopped or not config.streaming:
+                raise
+            stopped = True
+            console.print(
+                "stopping: no more messages are taken, what was taken is finished; again to stop "
+                "at once",
+                style="yellow",
+                highlight=False,
+            )
+            local_streaming.drain()
 
 
 def _allow_connections() -> None:
@@ -248,7 +245,8 @@ def _failed(error: BaseException, config: RunConfig, console: Console) -> int:
 
 
 def _clean_up_files(config: RunConfig) -> None:
-    for folder in (config.sinks.results_path, config.sinks.dead_letter_path):
+    sinks = config.sinks
+    for folder in (sinks.results_path, sinks.dead_letter_path, sinks.runs_path):
         if folder:
             _delete_folder(temporary_folder(folder, config.run_id))
 

@@ -15,58 +15,20 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.option import Option
+from pipeline.pace_options import PACE_OPTIONS
+from pipeline.source_options import SOURCE_OPTIONS
 from pipeline.texts import read_text, suggestion
 from transforms.errors import ConfigurationError
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Option:
-    """One flag.
-
-    Attributes:
-      name: In snake case; the flag is ``--name``, the template parameter ``name``.
-      group: The heading it stands under.
-      help: What it does, in a sentence or two.
-      default: As the user would write it; ``''`` for none.
-      choices: The values it takes, when it takes only some.
-      metavar: What stands for the value in the help.
-    """
-
-    name: str
-    group: str
-    help: str
-    default: str = ""
-    choices: tuple[str, ...] = ()
-    metavar: str = "TEXT"
-
-
-_SOURCE, _REQUEST, _MODEL = "Source", "Request", "Model"
-_PACE, _SINKS, _RUN = "Pace", "Sinks", "Run"
+_REQUEST, _MODEL = "Request", "Model"
+_SINKS, _RUN = "Sinks", "Run"
 _BOOLEAN = ("true", "false")
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
 
 OPTIONS: tuple[Option, ...] = (
-    Option("input_files", _SOURCE, "Files to read: a local or gs:// glob.", metavar="GLOB"),
-    Option(
-        "input_format",
-        _SOURCE,
-        "Format of the files, when their names do not tell. `objects` makes one record per file, "
-        "with its uri and mime_type; the file goes with the prompt.",
-        choices=("jsonl", "csv", "parquet", "avro", "txt", "objects"),
-    ),
-    Option("input_table", _SOURCE, "A BigQuery table to read.", metavar="PROJECT:DATASET.TABLE"),
-    Option("input_fields", _SOURCE, "The table's columns to read; all by default.", metavar="A,B"),
-    Option("input_filter", _SOURCE, "Which of the table's rows to read: SQL, as in WHERE."),
-    Option("input_query", _SOURCE, "A BigQuery query (GoogleSQL) to read.", metavar="SQL"),
-    Option(
-        "input_dead_letters",
-        _SOURCE,
-        "Dead letters of earlier runs, to try again: a BigQuery table (with --input_filter) or "
-        "files.",
-        metavar="TABLE_OR_GLOB",
-    ),
-    Option("limit", _SOURCE, "Read only so many inputs.", metavar="N"),
+    *SOURCE_OPTIONS,
     Option(
         "prompt",
         _REQUEST,
@@ -124,7 +86,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "id_field",
         _REQUEST,
-        "The field that names a record. By default `id` where there is one, else a hash.",
+        "The field, or a message's attribute, that names a record. By default `id` where there is "
+        "one, else the message id or a hash.",
     ),
     Option("task", _REQUEST, "What to ask for.", "generate", ("generate", "embed")),
     Option("preview", _REQUEST, "Render so many requests, print them, send nothing.", metavar="N"),
@@ -158,35 +121,7 @@ OPTIONS: tuple[Option, ...] = (
         "provisioned throughput where there is some, else standard.",
         choices=("standard", "flex", "priority", "provisioned"),
     ),
-    Option(
-        "max_requests_per_minute",
-        _PACE,
-        "A quota of the whole job; each process takes its share. On Dataflow it needs "
-        "--max_num_workers.",
-        metavar="N",
-    ),
-    Option("max_tokens_per_minute", _PACE, "Likewise, of input and output tokens.", metavar="N"),
-    Option(
-        "max_concurrency",
-        _PACE,
-        "The most calls in flight at once, per process; the pace below it adapts itself.",
-        "2048",
-        metavar="N",
-    ),
-    Option("max_attempts", _PACE, "Calls per record that may fail.", "5", metavar="N"),
-    Option("request_timeout_s", _PACE, "Seconds that one call may take.", "120", metavar="S"),
-    Option(
-        "record_deadline_s", _PACE, "A record's seconds, from its first call.", "3600", metavar="S"
-    ),
-    Option(
-        "max_dead_letter_ratio",
-        _PACE,
-        "When more than this share of at least 1,000 records has failed at the model, the run "
-        "stops: what is left is not_attempted. 1 for never.",
-        "0.2",
-        metavar="X",
-    ),
-    Option("max_batch_size", _PACE, "Requests in a workload batch.", "256", metavar="N"),
+    *PACE_OPTIONS,
     Option(
         "output_table",
         _SINKS,
@@ -213,11 +148,32 @@ OPTIONS: tuple[Option, ...] = (
         metavar="DIR",
     ),
     Option(
+        "dead_letter_topic",
+        _SINKS,
+        "A Pub/Sub topic for dead letters: the payload, with error_type, stage and run_id as "
+        "attributes.",
+        metavar="projects/P/topics/T",
+    ),
+    Option(
         "write_mode",
         _SINKS,
         "What to do with rows of earlier runs. Tables append by default; a folder that holds "
         "another run is refused unless this says append or replace.",
         choices=("append", "replace", "fail"),
+    ),
+    Option(
+        "write_method",
+        _SINKS,
+        "How tables get their rows. By default file_loads for an input that ends (all rows or none), "
+        "storage_write for one that does not (rows are visible as they come).",
+        choices=("file_loads", "storage_write", "streaming_inserts"),
+    ),
+    Option(
+        "exactly_once",
+        _SINKS,
+        "Whether storage_write keeps rows from being appended twice when work is repeated, at the "
+        "cost of three shuffles. By default true for an input that ends, else false.",
+        choices=_BOOLEAN,
     ),
     Option(
         "record_fields",
@@ -226,7 +182,12 @@ OPTIONS: tuple[Option, ...] = (
         "all",
         metavar="all|none|A,B",
     ),
-    Option("run_id", _RUN, "The run's name; time plus random by default."),
+    Option(
+        "run_id",
+        _RUN,
+        "The run's name. By default time plus random; of a stream the job's name, so that it stays "
+        "the same when the job is updated.",
+    ),
     Option("wait", _RUN, "Wait for a remote job to end.", "false", _BOOLEAN),
     Option(
         "temp_dataset", _RUN, "A dataset for temporary query results.", metavar="PROJECT:DATASET"

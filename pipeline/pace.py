@@ -1,18 +1,33 @@
-"""The pace of each worker process, from flags that are about the whole job."""
+"""The pace of each worker process and its batches, from flags that are about the whole job."""
 
 import re
 
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, WorkerOptions
 
 from pipeline.options import Values
+from transforms.batch import BatchLimits
 from transforms.dispatch.limits import DispatchLimits
 from transforms.errors import ConfigurationError
 
 _QUOTAS = ("max_requests_per_minute", "max_tokens_per_minute")
 
 
-def dispatch_limits(values: Values, options: PipelineOptions, *, local: bool) -> DispatchLimits:
+def batch_limits(values: Values) -> BatchLimits:
+    """The most that a workload batch holds, and how long it may wait."""
+    default = BatchLimits()
+    wait_s = values.number("max_batch_wait_s")
+    return BatchLimits(
+        max_batch_size=values.integer("max_batch_size") or default.max_batch_size,
+        max_batch_wait_s=default.max_batch_wait_s if wait_s is None else wait_s,
+    )
+
+
+def dispatch_limits(
+    values: Values, options: PipelineOptions, *, local: bool, streaming: bool = False
+) -> DispatchLimits:
     """The limits of one process; job-wide quotas are divided by the most processes there can be.
+
+    A streaming run never stops by itself: it holds its messages through an outage.
 
     Raises:
       ConfigurationError: A quota on Dataflow, and the number of processes is not known.
@@ -36,6 +51,7 @@ def dispatch_limits(values: Values, options: PipelineOptions, *, local: bool) ->
         request_timeout_s=values.number("request_timeout_s", 0.001) or default.request_timeout_s,
         record_deadline_s=values.number("record_deadline_s", 0.001) or default.record_deadline_s,
         max_dead_letter_ratio=default.max_dead_letter_ratio if ratio is None else ratio,
+        hold=streaming,
     )
 
 

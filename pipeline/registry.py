@@ -19,8 +19,15 @@ from transforms.sources.base import Source
 from transforms.sources.bigquery import QuerySource, TableSource
 from transforms.sources.dead_letters import DeadLetterSource, is_table
 from transforms.sources.files import FileSource
+from transforms.sources.pubsub import PubSubSource
 
-INPUTS = ("input_files", "input_table", "input_query", "input_dead_letters")
+INPUTS = (
+    "input_files",
+    "input_table",
+    "input_query",
+    "input_subscription",
+    "input_dead_letters",
+)
 
 
 def project_of(options: PipelineOptions) -> str | None:
@@ -52,7 +59,14 @@ def make_source(values: Values, options: PipelineOptions) -> Source:
     letters_in_table = name == "input_dead_letters" and is_table(values.require(name, ""))
     filtered = name == "input_table" or letters_in_table
     _only_with(values, "input_filter", filtered, "--input_table or a table of dead letters")
-    _only_with(values, "temp_dataset", name != "input_files", "--input_query or --input_table")
+    queried = name in ("input_table", "input_query", "input_dead_letters")
+    _only_with(values, "temp_dataset", queried, "--input_query or --input_table")
+    _only_with(values, "limit", name != "input_subscription", "an input that ends")
+    _only_with(values, "pubsub_id_attribute", name == "input_subscription", "--input_subscription")
+    if name == "input_subscription":
+        return PubSubSource(
+            subscription=values.require(name, ""), id_attribute=values.text("pubsub_id_attribute")
+        )
     limit = values.integer("limit")
     if name == "input_files" or (name == "input_dead_letters" and not letters_in_table):
         files = FileSource(
@@ -210,6 +224,30 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
         _only_with(values, "system_prompt_file", False, "--task=generate")
         _only_with(values, "messages_field", False, "--task=generate")
     return BACKENDS[name](values, options)
+
+
+def write_method(values: Values, *, to_table: bool) -> str | None:
+    """How tables get their rows; None for what the input asks for.
+
+    Raises:
+      ConfigurationError: The flag does not go with another.
+    """
+    method, mode = values.text("write_method"), values.text("write_mode")
+    for flag in ("write_method", "exactly_once"):
+        if values.text(flag) and not to_table:
+            raise ConfigurationError(
+                f"--{flag} is {values.text(flag)!r}, but goes with a table only: remove it"
+            )
+    if method == "streaming_inserts" and values.boolean("exactly_once"):
+        raise ConfigurationError(
+            "--exactly_once is 'true', but --write_method is 'streaming_inserts': use storage_write"
+        )
+    if method not in (None, "file_loads") and mode == "replace":
+        raise ConfigurationError(
+            f"--write_mode is 'replace', but --write_method is {method!r}, which only adds rows: "
+            "use file_loads"
+        )
+    return method
 
 
 def price_provider(backend: Backend) -> str | None:

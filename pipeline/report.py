@@ -15,15 +15,15 @@ from transforms.rows import Row
 
 
 def read_summary(config: RunConfig) -> Row | None:
-    """The summary that the run has written, from ``run.json`` or the runs table; None without."""
-    sinks = config.sinks
-    if sinks.summary_path is not None:
-        if not FileSystems.exists(sinks.summary_path):
+    """The summary that the run has written, from its file or the runs table; None without."""
+    sinks, path = config.sinks, config.summary.path
+    if path is not None:
+        if not FileSystems.exists(path):
             return None
-        with FileSystems.open(sinks.summary_path) as file:
+        with FileSystems.open(path) as file:
             row: Row = json.loads(file.read())
         return row if row["run_id"] == config.run_id else None
-    if sinks.runs_table is None:
+    if sinks.runs_table is None or config.streaming:  # a stream's table has a row per minute
         return None
     from google.cloud import bigquery
 
@@ -125,6 +125,8 @@ def places(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("dead letters", str(sinks.dead_letter_table.name)))
     if sinks.summary_path:
         found.append(("summary", sinks.summary_path))
+    if config.streaming and sinks.runs_path:
+        found.append(("by minute", f"{sinks.runs_path}/{run_id}-*.{sinks.output_format}"))
     if sinks.runs_table:
         found.append(("summary", str(sinks.runs_table.name)))
     return found

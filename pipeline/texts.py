@@ -7,6 +7,11 @@ from apache_beam.io.filesystems import FileSystems
 
 from transforms.errors import ConfigurationError
 
+NO_CREDENTIALS = (
+    "no Google credentials are found: run `gcloud auth application-default login`, or set "
+    "GOOGLE_APPLICATION_CREDENTIALS to a service account's key file"
+)
+
 
 def read_text(uri: str, name: str) -> str:
     """The text of a local or gs:// file.

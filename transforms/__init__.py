@@ -36,12 +36,15 @@ from transforms.render import RenderRequests, RequestSpec
 from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, SUMMARY_COLUMNS, RunInfo
 from transforms.sinks.bigquery import LoadRows, TableName, TableSpec
 from transforms.sinks.files import WriteFiles
+from transforms.sinks.pubsub import PublishDeadLetters
 from transforms.sinks.staging import SinkReport
+from transforms.sinks.storage_write import AppendRows
 from transforms.sinks.write import WriteDeadLetters, WriteResults
 from transforms.sources.base import IdRule, ReadRecords
 from transforms.sources.bigquery import QuerySource, ReadRows, TableSource
 from transforms.sources.dead_letters import DeadLetterSource, ReadDeadLetters
 from transforms.sources.files import FileSource, ReadFiles
+from transforms.sources.pubsub import PubSubSource, ReadMessages
 from transforms.tally import Tally, TallyRecords
 from transforms.validate import ValidateOutputs
 
@@ -50,6 +53,7 @@ __all__ = [
     "RESULT_COLUMNS",
     "SUMMARY_COLUMNS",
     "Answer",
+    "AppendRows",
     "Backend",
     "BackendUnusable",
     "BatchClient",
@@ -72,9 +76,12 @@ __all__ = [
     "NotReconciled",
     "OpenAIBackend",
     "PipelineError",
+    "PubSubSource",
+    "PublishDeadLetters",
     "QuerySource",
     "ReadDeadLetters",
     "ReadFiles",
+    "ReadMessages",
     "ReadRecords",
     "ReadRows",
     "Record",

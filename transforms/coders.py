@@ -12,7 +12,8 @@ old bytes readable: append fields, never move or reuse a place; give each a defa
 (written by an older version) take the defaults, longer ones (by a newer one) lose what is unknown.
 A change that cannot follow these rules takes a new version byte, and the old one stays readable.
 
-The tail holds what JSON would bloat: an embedding as float64, a payload's bytes.
+The tail holds what JSON would bloat: an embedding as float64, a payload's bytes. What only streaming
+jobs hold has its coders in `transforms.state_coders`.
 """
 
 import array
@@ -32,24 +33,47 @@ _HEADER = struct.Struct("<BI")
 _ANY_DEPTH = 1_000
 
 
+HEADER_BYTES = _HEADER.size
+
+
 class UnreadableBytes(ValueError):
     """Bytes that no version of this coder has written."""
 
 
-def _pack(values: list[Any], tail: bytes = b"") -> bytes:
+def pack_header(number: int) -> bytes:
+    """The version byte and a number below 2³²."""
+    return _HEADER.pack(VERSION, number)
+
+
+def pack(values: list[Any], tail: bytes = b"") -> bytes:
+    """Values as JSON behind the header, then the tail."""
     body = json_values.dumps(values)
-    return _HEADER.pack(VERSION, len(body)) + body + tail
+    return pack_header(len(body)) + body + tail
 
 
-def _unpack(encoded: bytes) -> tuple[list[Any], bytes]:
-    version, length = _HEADER.unpack_from(encoded)
+def unpack_header(encoded: bytes) -> int:
+    """The number behind the version byte.
+
+    Raises:
+      UnreadableBytes: Another release has written this.
+    """
+    version, number = _HEADER.unpack_from(encoded)
     if version != VERSION:
         raise UnreadableBytes(
             f"coder version {version} is not known to this release (it knows {VERSION}); "
             "drain the job instead of updating it"
         )
-    end = _HEADER.size + length
-    return json_values.loads(encoded[_HEADER.size : end], _ANY_DEPTH), encoded[end:]
+    return int(number)
+
+
+def unpack(encoded: bytes) -> tuple[list[Any], bytes]:
+    """The values and the tail.
+
+    Raises:
+      UnreadableBytes: Another release has written this.
+    """
+    end = HEADER_BYTES + unpack_header(encoded)
+    return json_values.loads(encoded[HEADER_BYTES:end], _ANY_DEPTH), encoded[end:]
 
 
 def _record_values(record: Record) -> list[Any]:
@@ -73,17 +97,17 @@ def _usage_values(usage: Usage) -> list[Any]:
 
 def encode_record(record: Record) -> bytes:
     """A record as bytes."""
-    return _pack(_record_values(record))
+    return pack(_record_values(record))
 
 
 def decode_record(encoded: bytes) -> Record:
     """The inverse of `encode_record`."""
-    return Record(*_unpack(encoded)[0][:5])
+    return Record(*unpack(encoded)[0][:5])
 
 
 def encode_request(request: Request) -> bytes:
     """A request as bytes."""
-    return _pack(
+    return pack(
         [
             _record_values(request.record),
             request.body,
@@ -96,7 +120,7 @@ def encode_request(request: Request) -> bytes:
 
 def decode_request(encoded: bytes) -> Request:
     """The inverse of `encode_request`."""
-    record, *rest = _unpack(encoded)[0][:5]
+    record, *rest = unpack(encoded)[0][:5]
     return Request(Record(*record[:5]), *rest)
 
 
@@ -120,7 +144,7 @@ def _from_doubles(tail: bytes) -> tuple[float, ...]:
 def encode_answer(answer: Answer) -> bytes:
     """An answer as bytes; the embedding is the tail."""
     completion = answer.completion
-    return _pack(
+    return pack(
         [
             _record_values(answer.record),
             answer.fingerprint,
@@ -142,7 +166,7 @@ def encode_answer(answer: Answer) -> bytes:
 
 def decode_answer(encoded: bytes) -> Answer:
     """The inverse of `encode_answer`."""
-    values, tail = _unpack(encoded)
+    values, tail = unpack(encoded)
     record, fingerprint, output, output_json, embedded, finish_reason, usage, *rest = values[:13]
     completion = Completion(
         output,
@@ -157,7 +181,7 @@ def decode_answer(encoded: bytes) -> Answer:
 
 def encode_dead_letter(letter: DeadLetter) -> bytes:
     """A dead letter as bytes; `payload_bytes` is the tail."""
-    return _pack(
+    return pack(
         [
             letter.stage,
             letter.error_type,
@@ -185,13 +209,13 @@ def encode_dead_letter(letter: DeadLetter) -> bytes:
 
 def decode_dead_letter(encoded: bytes) -> DeadLetter:
     """The inverse of `encode_dead_letter`."""
-    values, tail = _unpack(encoded)
+    values, tail = unpack(encoded)
     values[10] = Usage(*values[10][:4])
     values[13] = tail if values[13] else None
     return DeadLetter(*values[:19])
 
 
-class _RecordsCoder(Coder):
+class VersionedCoder(Coder):
     """A coder over a pair of functions; equal values give equal bytes."""
 
     encoder: Callable[[Any], bytes]
@@ -217,25 +241,25 @@ class _RecordsCoder(Coder):
         return hash(type(self))
 
 
-class RecordCoder(_RecordsCoder):
+class RecordCoder(VersionedCoder):
     """Bytes of a `Record`."""
 
     encoder, decoder, kind = staticmethod(encode_record), staticmethod(decode_record), Record
 
 
-class RequestCoder(_RecordsCoder):
+class RequestCoder(VersionedCoder):
     """Bytes of a `Request`."""
 
     encoder, decoder, kind = staticmethod(encode_request), staticmethod(decode_request), Request
 
 
-class AnswerCoder(_RecordsCoder):
+class AnswerCoder(VersionedCoder):
     """Bytes of an `Answer`."""
 
     encoder, decoder, kind = staticmethod(encode_answer), staticmethod(decode_answer), Answer
 
 
-class DeadLetterCoder(_RecordsCoder):
+class DeadLetterCoder(VersionedCoder):
     """Bytes of a `DeadLetter`."""
 
     encoder = staticmethod(encode_dead_letter)

@@ -5,6 +5,7 @@ it was read (`transforms.tally`) with the sinks when they have finished, writes 
 raises if they do not agree: a run that lost a record is a failed run.
 """
 
+import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -51,6 +52,7 @@ def summarise(spec: SummarySpec, total: Tally, reports: Sequence[SinkReport]) ->
     it is the smaller one, so that what is missing shows.
     """
     counts = total.counts
+    reports = _by_sink(reports)
     held = {
         kind: [report.rows for report in reports if report.kind == kind] or [0]
         for kind in ("results", "dead_letters")
@@ -83,6 +85,14 @@ def summarise(spec: SummarySpec, total: Tally, reports: Sequence[SinkReport]) ->
         "cost_usd": None if total.cost_usd is None else format(total.cost_usd, "f"),
         "reconciled": reconciled,
     }
+
+
+def _by_sink(reports: Sequence[SinkReport]) -> list[SinkReport]:
+    """One report per sink: some report each bundle."""
+    rows: collections.Counter[tuple[str, str, str]] = collections.Counter()
+    for report in reports:
+        rows[report.kind, report.sink, report.location] += report.rows
+    return [SinkReport(*sink, amount) for sink, amount in rows.items()]
 
 
 def check_reconciled(row: Row) -> None:

@@ -74,14 +74,18 @@ class Tally:
             if type(values[name]) is int:  # a server may report anything
                 self.counts[name] += values[name]
 
+    def add(self, other: "Tally") -> None:
+        """Adds another's sums."""
+        self.counts.update(other.counts)
+        self.error_types.update(other.error_types)
+        self._add_cost(other.cost_usd)
+
     @classmethod
     def total(cls, tallies: Iterable["Tally"]) -> "Tally":
         """The sum of tallies."""
         total = cls()
         for tally in tallies:
-            total.counts.update(tally.counts)
-            total.error_types.update(tally.error_types)
-            total._add_cost(tally.cost_usd)
+            total.add(tally)
         return total
 
 
@@ -150,7 +154,7 @@ def _duplicates_tally(partition: tuple[int, Iterable[bytes]]) -> Tally:
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class TallyRecords(beam.PTransform):
-    """Counts what was read, and ids that occur more than once; bounded.
+    """Counts what was read, and in bounded input also the ids that occur more than once.
 
     Takes ``(records, unread)``, gives a PCollection of `Tally`. Only hashes are shuffled, eight
     bytes a record, in 64 groups: an id that ten million records share does no harm.
@@ -166,10 +170,11 @@ class TallyRecords(beam.PTransform):
         counted = records | "CountRecords" >> beam.ParDo(_TallyRecordsDoFn()).with_outputs(
             "tally", main="hashes"
         )
-        duplicates = (
-            counted.hashes
-            | "GroupHashes" >> beam.GroupByKey()
-            | "CountDuplicates" >> beam.Map(_duplicates_tally)
-        )
-        unreadable = unread | "CountUnread" >> beam.ParDo(_TallyUnreadDoFn())
-        return (counted.tally, duplicates, unreadable) | "Tallies" >> beam.Flatten()
+        tallies = [counted.tally, unread | "CountUnread" >> beam.ParDo(_TallyUnreadDoFn())]
+        if records.is_bounded:  # what never ends cannot be grouped as a whole
+            tallies.append(
+                counted.hashes
+                | "GroupHashes" >> beam.GroupByKey()
+                | "CountDuplicates" >> beam.Map(_duplicates_tally)
+            )
+        return tallies | "Tallies" >> beam.Flatten()

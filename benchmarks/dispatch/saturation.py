@@ -7,7 +7,7 @@ from benchmarks.dispatch.scenarios import Check, Sizes, accounted, folder, ids, 
 from benchmarks.simulator import luck
 from benchmarks.simulator.log import Log, busy_slots, last_first_send_s
 from benchmarks.simulator.settings import Settings
-from pipeline.main import LOCAL_THREADS
+from pipeline.defaults import LOCAL_THREADS
 
 LATENCY = "lognormal:1,8"
 

@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from benchmarks.dispatch.runs import prompt_of
 from pipeline.config import LOCAL_RUNNER
-from pipeline.main import LOCAL_THREADS
+from pipeline.defaults import LOCAL_THREADS
 
 
 class _LocalGemini(GeminiModelHandler):

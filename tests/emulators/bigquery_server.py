@@ -2,7 +2,8 @@
 
 Run by the servers' interpreter:
 ``python -m tests.emulators.bigquery_server FOLDER --objects OBJECTS --storage-url URL``.
-The data lives in memory and ends with the process.
+The data lives in memory and ends with the process, unless ``--keep`` names a folder for it: a
+server that is started there again, on the same ports, goes on where the last one was killed.
 """
 
 import argparse
@@ -31,6 +32,9 @@ def main() -> None:
     parser.add_argument("--project", required=True)
     parser.add_argument("--objects", type=Path, required=True, help="where gs:// objects lie")
     parser.add_argument("--storage-url", required=True, help="the storage emulator")
+    parser.add_argument("--keep", type=Path, help="where the data outlives the process")
+    parser.add_argument("--rest-port", type=int, default=0)
+    parser.add_argument("--grpc-port", type=int, default=0)
     arguments = parser.parse_args()
     link = OwnerLink()
     link.end_with_owner()
@@ -41,9 +45,12 @@ def main() -> None:
 
     install(arguments.storage_url)
     settings = Settings(
-        rest_port=0,
-        grpc_port=0,
-        persistence_mode=PersistenceMode.EPHEMERAL,
+        rest_port=arguments.rest_port,
+        grpc_port=arguments.grpc_port,
+        persistence_mode=(
+            PersistenceMode.PERSISTENT if arguments.keep else PersistenceMode.EPHEMERAL
+        ),
+        data_dir=arguments.keep,
         default_project_id=arguments.project,
         gcs_local_root=arguments.objects,
         upload_staging_dir=arguments.folder / "uploads",

@@ -574,6 +574,8 @@ def test_summary_holds_the_flags_and_no_secret(monkeypatch: pytest.MonkeyPatch) 
         "record_deadline_s": "3600",
         "max_dead_letter_ratio": "0.2",
         "max_batch_size": "256",
+        "max_batch_wait_s": "1",
+        "batch_keys": "1",
         "output_path": "/out",
         "output_format": "jsonl",
         "record_fields": "all",

@@ -59,6 +59,8 @@ def test_defaults_of_the_contract() -> None:
         "record_deadline_s": "3600",
         "max_dead_letter_ratio": "0.2",
         "max_batch_size": "256",
+        "max_batch_wait_s": "1",
+        "batch_keys": "1",
         "output_format": "jsonl",
         "record_fields": "all",
         "wait": "false",

@@ -111,21 +111,21 @@ def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
             [],
             (
                 "exactly one input is needed, but none is given: use one of --input_files, "
-                "--input_table, --input_query, --input_dead_letters"
+                "--input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
         (
             ["--input_files=a", "--input_query=b"],
             (
                 "exactly one input is needed, but --input_files and --input_query are given: use one "
-                "of --input_files, --input_table, --input_query, --input_dead_letters"
+                "of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
         (
             ["--input_files=a", "--input_table=p:d.t", "--input_query=b"],
             (
                 "exactly one input is needed, but --input_files and --input_table and --input_query "
-                "are given: use one of --input_files, --input_table, --input_query, --input_dead_letters"
+                "are given: use one of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
         (

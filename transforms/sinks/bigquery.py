@@ -136,6 +136,15 @@ class TableSpec:
         table.labels = dict(self.labels)
         client.create_table(table, exists_ok=True)
 
+    def make_view(self, client: "bigquery.Client", sql: str) -> None:
+        """Makes the view beside the table; one that cannot be made is no reason to fail."""
+        from google.api_core.exceptions import GoogleAPICallError
+
+        try:
+            client.query(sql).result()
+        except GoogleAPICallError as error:
+            _log.warning("view %s_latest was not made: %s", self.name, error)
+
     def count(self, client: "bigquery.Client", run_id: str, started_at: str) -> int:
         """How many rows of a run the table holds."""
         from google.cloud import bigquery
@@ -326,8 +335,6 @@ class _LoadDoFn(beam.DoFn):
         self._started_at, self._view_sql = sink.started_at, sink.view_sql
 
     def process(self, _: None, staged: list[StagedFile]) -> Iterator[SinkReport]:
-        from google.api_core.exceptions import GoogleAPICallError
-
         client = self._spec.client()
         self._spec.create(client)
         load_files(
@@ -339,10 +346,7 @@ class _LoadDoFn(beam.DoFn):
         )
         rows = self._spec.count(client, self._run_id, self._started_at)
         if self._view_sql:
-            try:
-                client.query(self._view_sql).result()
-            except GoogleAPICallError as error:  # the rows are loaded: no reason to fail
-                _log.warning("view %s_latest was not made: %s", self._spec.name, error)
+            self._spec.make_view(client, self._view_sql)
         if rows == sum(file.rows for file in staged):
             delete_folder(self._folder)
         yield SinkReport(self._kind, "bigquery", str(self._spec.name), rows)

@@ -9,6 +9,7 @@ import apache_beam as beam
 
 from transforms import json_values
 from transforms.errors import MissingField
+from transforms.minute_tally import MinuteTally, TallyReadMinutes
 from transforms.records import DeadLetter, Json, Record
 from transforms.tally import Tally, TallyRecords
 
@@ -71,11 +72,11 @@ class Source(Protocol):
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class ReadRecords(beam.PTransform):
-    """Reads every record of a bounded source once; what cannot be read is a dead letter.
+    """Reads every record of a source; what cannot be read is a dead letter.
 
-    A shuffle stands behind the read: one compressed file would else be one worker. What was read is
-    counted in front of it, so that the reconciliation sees a record that a shuffle loses. Order is
-    not kept.
+    A shuffle stands behind the read: one compressed file would else be one worker, and a message is
+    not acknowledged before the model has answered. What was read is counted in front of the shuffle,
+    so that the reconciliation sees a record that a shuffle loses. Order is not kept.
 
     Args:
       source: What to read.
@@ -83,7 +84,8 @@ class ReadRecords(beam.PTransform):
 
     Returns:
       ``(records, unread, tallies)``: PCollections of `Record`, of `DeadLetter` (stage ``read``) and
-      of `Tally`: how many were read, and how many ids occur again.
+      of `Tally`: how many were read, and how many ids occur again. Of a source that never ends
+      `MinuteTally` instead: how many were read in which minute.
     """
 
     source: Source
@@ -94,7 +96,14 @@ class ReadRecords(beam.PTransform):
 
     def expand(
         self, root: beam.Pipeline
-    ) -> tuple[beam.PCollection[Record], beam.PCollection[DeadLetter], beam.PCollection[Tally]]:
+    ) -> tuple[
+        beam.PCollection[Record],
+        beam.PCollection[DeadLetter],
+        beam.PCollection[Tally | MinuteTally],
+    ]:
         records, unread = root | "Read" >> self.source.transform(self.id_rule)
-        tallies = (records, unread) | "TallyRecords" >> TallyRecords()
+        if records.is_bounded:
+            tallies = (records, unread) | "TallyRecords" >> TallyRecords()
+        else:
+            tallies = (records, unread) | "TallyReadMinutes" >> TallyReadMinutes()
         return records | "SpreadRecords" >> beam.Reshuffle(), unread, tallies

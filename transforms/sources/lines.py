@@ -28,8 +28,8 @@ Line = tuple[int, bytes]
 """A line's place (1-based number, or byte offset within a later range) and its bytes."""
 
 
-def dead_line(error: RecordError, raw: bytes) -> DeadLetter:
-    """The dead letter of one raw line: as text where it is UTF-8, else as bytes."""
+def dead_line(error: Exception, raw: bytes) -> DeadLetter:
+    """The dead letter of one raw line or message: as text where it is UTF-8, else as bytes."""
     try:
         return DeadLetter.of(error, stage="read", payload=raw.decode("utf-8"))
     except UnicodeDecodeError:
@@ -81,7 +81,7 @@ def read_json_lines(
     file: BinaryIO, path: str, id_rule: IdRule, start: int = 0, stop: int | None = None
 ) -> Iterator[Record | DeadLetter]:
     """One JSON object per line."""
-    return _read_each(file, path, id_rule, start, stop, _json_object)
+    return _read_each(file, path, id_rule, start, stop, json_object)
 
 
 def read_text_lines(
@@ -116,7 +116,12 @@ def _check_length(line: bytes) -> None:
         raise TooLarge(f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
 
 
-def _json_object(line: bytes) -> dict[str, Json]:
+def json_object(line: bytes) -> dict[str, Json]:
+    """The JSON object that a line or a message holds.
+
+    Raises:
+      ParseError: It is not UTF-8, not JSON, or no object.
+    """
     try:
         fields = json_values.loads(line)
     except UnicodeDecodeError as error:

@@ -9,13 +9,14 @@ into the emulator:
 - ``query_jobs.py``: destination tables; errors of ``jobs.query`` as HTTP errors
 - ``extract_jobs.py``: extract jobs whose files Cloud Storage lists
 - ``job_ids.py``: a job id works once, then 409
-- ``resources.py``: filtered dataset lists; schemas with the API's type names
+- ``resources.py``: filtered dataset lists; schemas with the API's type names; added columns
 - ``streaming_inserts.py``: ``insertAll`` that rejects what the service rejects
+- ``write_api.py``: the Storage Write API: row errors, nested columns, streams that outlive a server
 
 What it does not prove. The error contract (statuses, reasons, all-or-nothing rules) was
 written from the API's documentation and never compared with the service; message texts are
 only similar. Not emulated: permissions, quotas, prices (``totalBytesProcessed`` is 0),
 locations, jobs that take time (each is DONE when it is created), the streaming buffer's
-limits on DML, ``maxBadRecords``, load ``schemaUpdateOptions``, MERGE errors on several
+limits on DML, time travel, ``maxBadRecords``, load ``schemaUpdateOptions``, MERGE errors on several
 matches, and keeping a table's partitioning when a query's WRITE_TRUNCATE replaces it.
 """

@@ -1,12 +1,17 @@
 """Puts the shim into the installed emulator, and only into the version it was written for."""
 
+import functools
 import importlib.metadata
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 from bqemulator import server
 from bqemulator.api.dependencies import get_caller, get_context
 from bqemulator.api.routes import jobs, tables, upload
+from bqemulator.grpc_api import write_servicer
+from bqemulator.versioning.snapshots import SnapshotManager
 from fastapi import APIRouter, FastAPI, Request
 
 from tests.emulators.bigquery_shim import (
@@ -16,9 +21,14 @@ from tests.emulators.bigquery_shim import (
     query_jobs,
     resources,
     streaming_inserts,
+    write_api,
 )
 
 PATCHED_VERSIONS = {"bqemulator": "1.4.0", "duckdb": "1.5.5"}
+
+CONNECTIONS = 256
+"""How many gRPC calls may be open: each connection of the Storage Write API holds a thread, and those
+beyond the emulator's own pool (cores + 4) would wait for ever."""
 
 PROJECT = "/bigquery/v2/projects/{project}"
 
@@ -47,6 +57,13 @@ def install(storage_url: str) -> None:
     upload._load_configuration_from_envelope = lambda envelope: load_jobs.keep_upload_job_id(
         envelope, stock_configuration(envelope)
     )
+    write_servicer._table_arrow_schema = write_api.arrow_schema
+    write_servicer.BigQueryWriteHandler = write_api.WriteHandler
+    grpc.aio.server = functools.partial(
+        grpc.aio.server, migration_thread_pool=ThreadPoolExecutor(CONNECTIONS)
+    )
+    # Time travel: a copy of the whole table for each append, and nobody reads it.
+    SnapshotManager.capture = lambda *_, **__: None
     # google-cloud-bigquery sends the file's part as */*.
     stock_is_permitted = upload._is_permitted_media_type
     upload._is_permitted_media_type = lambda kind: kind == "*/*" or stock_is_permitted(kind)
@@ -79,6 +96,12 @@ def _with_replaced_routes(stock_create_app: Callable[[Any], FastAPI]) -> Callabl
             return await query_jobs.query(
                 project, request, get_context(request), get_caller(request)
             )
+
+        @router.patch(PROJECT + "/datasets/{dataset}/tables/{table}")
+        async def patch_table(
+            project: str, dataset: str, table: str, request: Request
+        ) -> dict[str, Any]:
+            return await resources.patch_table((project, dataset, table), request, context)
 
         @router.get(PROJECT + "/datasets")
         def list_datasets(project: str, request: Request) -> dict[str, Any]:

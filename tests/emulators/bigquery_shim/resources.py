@@ -9,7 +9,9 @@ type names (INTEGER for INT64), whatever name created the column.
 from collections.abc import Callable
 from typing import Any
 
-from bqemulator.api.routes import datasets
+from bqemulator.api.routes import datasets, tables
+from bqemulator.storage.sql_identifiers import quoted_table_ref
+from bqemulator.storage.type_map import bq_schema_to_duckdb_columns
 
 LEGACY_TYPE_NAMES = {
     "INT64": "INTEGER",
@@ -54,3 +56,14 @@ def with_legacy_type_names(
         return rendered | {"type": LEGACY_TYPE_NAMES.get(rendered["type"], rendered["type"])}
 
     return field_to_rest
+
+
+async def patch_table(names: tuple[str, str, str], request: Any, context: Any) -> dict[str, Any]:
+    """Changes a table; the columns that a new schema adds are added to what is stored, too."""
+    before = context.catalog.get_table(*names)
+    answer: dict[str, Any] = await tables.patch_table(*names, request, context)
+    known = {field.name for field in before.schema_.fields} if before else set()
+    fields = (await request.json()).get("schema", {}).get("fields", [])
+    for name, kind in bq_schema_to_duckdb_columns([f for f in fields if f["name"] not in known]):
+        context.engine.execute(f'ALTER TABLE {quoted_table_ref(*names)} ADD COLUMN "{name}" {kind}')
+    return answer

@@ -1,8 +1,8 @@
-"""Points the two BigQuery clients that have no setting for it at an emulator.
+"""Points the three BigQuery clients that have no setting for it at an emulator.
 
-Of the three clients that Beam uses, ``google.cloud.bigquery.Client`` follows
+Of the clients that Beam and this project use, ``google.cloud.bigquery.Client`` follows
 ``BIGQUERY_EMULATOR_HOST`` by itself. The apitools client has its URL as a class attribute, and
-``BigQueryReadClient`` opens a TLS channel unless it is given another. Each function takes the
+``BigQueryReadClient`` and ``BigQueryWriteClient`` open a TLS channel unless they are given another. Each function takes the
 module that defines its class, so that an import hook can call it as the module loads, and
 returns what undoes the change. Imports nothing heavy: ``sitecustomize`` loads it everywhere.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 REST_CLIENT_MODULE = "apache_beam.io.gcp.internal.clients.bigquery.bigquery_v2_client"
 READ_CLIENT_MODULE = "google.cloud.bigquery_storage_v1.services.big_query_read.client"
+WRITE_CLIENT_MODULE = "google.cloud.bigquery_storage_v1.services.big_query_write.client"
 
 
 def point_rest_client(module: ModuleType) -> Callable[[], None]:
@@ -30,7 +31,15 @@ def point_rest_client(module: ModuleType) -> Callable[[], None]:
 
 def point_read_client(module: ModuleType) -> Callable[[], None]:
     """Makes every Storage Read client use ``BIGQUERY_STORAGE_EMULATOR_HOST``, without TLS."""
-    client = module.BigQueryReadClient
+    return _point_storage_client(module.BigQueryReadClient, module.BigQueryReadGrpcTransport)
+
+
+def point_write_client(module: ModuleType) -> Callable[[], None]:
+    """Makes every Storage Write client use ``BIGQUERY_STORAGE_EMULATOR_HOST``, without TLS."""
+    return _point_storage_client(module.BigQueryWriteClient, module.BigQueryWriteGrpcTransport)
+
+
+def _point_storage_client(client: Any, transport: Any) -> Callable[[], None]:
     before = client.__init__
     address = os.environ["BIGQUERY_STORAGE_EMULATOR_HOST"]
 
@@ -38,8 +47,10 @@ def point_read_client(module: ModuleType) -> Callable[[], None]:
         if options.get("transport") is None:
             import grpc
 
-            transport = module.BigQueryReadGrpcTransport
-            unlimited = [("grpc.max_receive_message_length", -1)]
+            unlimited = [
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+            ]
             channel = grpc.insecure_channel(address, options=unlimited)
             options = {"transport": transport(channel=channel)}
         before(self, **options)
@@ -55,4 +66,5 @@ def point_read_client(module: ModuleType) -> Callable[[], None]:
 POINT_CLIENT = {
     REST_CLIENT_MODULE: point_rest_client,
     READ_CLIENT_MODULE: point_read_client,
+    WRITE_CLIENT_MODULE: point_write_client,
 }

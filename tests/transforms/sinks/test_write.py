@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import apache_beam as beam
+import orjson
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from transforms.rows import (
     encode_row,
 )
 from transforms.sinks.files import WriteFiles
+from transforms.sinks.row_batches import Refusal
 from transforms.sinks.staging import SinkReport
 from transforms.sinks.write import (
     WriteDeadLetters,
@@ -30,6 +32,7 @@ from transforms.sinks.write import (
     _ResultRowsDoFn,
     encode_dead_letter_row,
     encode_result,
+    shorten_dead_letter,
 )
 from transforms.tally import Tally
 
@@ -171,13 +174,13 @@ def test_rejected_result_keeps_what_was_paid_for(given: dict[str, Any], message:
         model_version="v",
         fields={"n": 1},
     )
-    assert dofn._tally.counts["results"] == 2
+    assert dofn._tallies.of(None).counts["results"] == 2
     line = encode_dead_letter_row(dead_letter_row(dead, RUN, _no_price))
     assert json.loads(line)["input_tokens"] == 10
 
 
 def _results_dofn() -> Any:
-    dofn = _ResultRowsDoFn(RUN, _no_price)
+    dofn = _ResultRowsDoFn(RUN, _no_price, by_minute=False)
     dofn.start_bundle()
     return dofn
 
@@ -348,3 +351,26 @@ def test_long_text_with_a_lone_surrogate() -> None:
     letter = DeadLetter("infer", "internal", "m", output="a\ud83d" * MIB, stacktrace="\ud83d" * MIB)
     held = json.loads(encode_dead_letter_row(cut_payload(dead_letter_row(letter, RUN, _no_price))))
     assert len(held["output"]) == len(held["stacktrace"]) == MIB
+
+
+def test_a_dead_letter_that_a_table_refuses_is_shortened() -> None:
+    """Texts are cut, what is refused is in the message; a short one is left as it is."""
+    letter = DeadLetter(
+        stage="infer",
+        error_type="internal",
+        error_message="m" * 5_000,
+        retryable=False,
+        record_id="1",
+        payload="p" * 200_000,
+        attributes={"a": "b"},
+        stacktrace="s" * 5_000,
+    )
+    line = encode_dead_letter_row(dead_letter_row(letter, RUN, FREE))
+
+    short = shorten_dead_letter(line, Refusal("write_rejected", "too long"))
+
+    row = orjson.loads(short)
+    assert (len(row["payload"]), row["payload_truncated"], row["attributes"]) == (100_000, True, [])
+    assert row["error_message"] == "m" * 2_000 + " (row cut: too long)"
+    assert (row["record_id"], row["stage"], len(row["stacktrace"])) == ("1", "infer", 4_000)
+    assert shorten_dead_letter(short, Refusal("write_rejected", "again")) == short

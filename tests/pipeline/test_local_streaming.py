@@ -1,0 +1,237 @@
+"""The local stream: leases until processed, drains when asked, gives everything back when it fails."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pvalue import AsList
+from apache_beam.runners.direct import executor, transform_evaluator
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
+
+from pipeline import local_streaming
+from tests.emulators.pubsub import PubSubEmulator
+
+DEADLINE_S = 60.0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Returns when it is true."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not true within {DEADLINE_S:g} s"
+        threading.Event().wait(0.02)
+
+
+class Stream:
+    """A pipeline that reads a subscription, on the local streaming runner, in a thread."""
+
+    def __init__(
+        self, subscription: str, then: Callable[[beam.PCollection[bytes]], object]
+    ) -> None:
+        built = beam.Pipeline(local_streaming.RUNNER, options=PipelineOptions(["--streaming"]))
+        then(built | beam.io.ReadFromPubSub(subscription=subscription))
+        self.failure: BaseException | None = None
+        self.state = ""
+        self.result: Any = built.run()
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread.start()
+
+    def _wait(self) -> None:
+        try:
+            self.state = self.result.wait_until_finish()
+        except BaseException as error:
+            self.failure = error
+
+    def join(self) -> None:
+        """Returns when it has ended."""
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive()
+
+
+class Seen:
+    """What steps have seen; in the runner's only thread."""
+
+    items: ClassVar[list[Any]] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_seen() -> Iterator[None]:
+    Seen.items.clear()
+    yield
+    local_streaming._draining.clear()
+
+
+def see(item: Any) -> None:
+    """The last step of a pipeline."""
+    Seen.items.append(item)
+
+
+def subscribed(pubsub: PubSubEmulator, *bodies: bytes) -> str:
+    """A subscription in which these messages wait."""
+    topic = pubsub.new_topic()
+    subscription = pubsub.new_subscription(topic)
+    pubsub.publish(topic, [(body, {}) for body in bodies])
+    return subscription
+
+
+def test_a_drained_stream_ends_as_a_bounded_pipeline(pubsub: PubSubEmulator) -> None:
+    """What was taken is finished, side inputs included, and does not come again."""
+    bodies = [b"%d" % n for n in range(700)]
+    subscription = subscribed(pubsub, *bodies)
+
+    def steps(messages: beam.PCollection[bytes]) -> None:
+        seen = messages | beam.Reshuffle() | beam.Map(lambda body: see(body) or body)
+        once = messages.pipeline | beam.Create([None])
+        _ = once | "Whole" >> beam.Map(lambda _, whole: see(len(whole)), AsList(seen))
+
+    stream = Stream(subscription, steps)
+    wait_until(lambda: len(Seen.items) == 700)
+    local_streaming.drain()
+    stream.join()
+    assert (stream.failure, stream.state) == (None, "DONE")
+    assert Seen.items[700:] == [700]
+    assert sorted(Seen.items[:700]) == sorted(bodies)
+    assert pubsub.pull(subscription) == []
+
+
+def test_an_empty_side_input_is_no_obstacle(pubsub: PubSubEmulator) -> None:
+    """A stream in which nothing came drains too."""
+
+    def steps(messages: beam.PCollection[bytes]) -> None:
+        once = messages.pipeline | beam.Create([None])
+        _ = once | "Whole" >> beam.Map(lambda _, whole: see(whole), AsList(messages))
+
+    local_streaming.drain()  # before it has begun
+    stream = Stream(subscribed(pubsub), steps)
+    stream.join()
+    assert (stream.failure, Seen.items) == (None, [[]])
+
+
+def test_a_failing_step_gives_its_messages_back(pubsub: PubSubEmulator) -> None:
+    """At once and all of them: nothing was acknowledged that was not processed."""
+
+    def fail(body: bytes) -> None:
+        if body == b"13":
+            raise ValueError("unlucky")
+
+    bodies = [b"%d" % n for n in range(20)]
+    subscription = subscribed(pubsub, *bodies)
+    stream = Stream(subscription, lambda messages: messages | beam.Map(fail))
+    stream.join()
+    assert isinstance(stream.failure, ValueError)
+    back: set[bytes] = set()
+
+    def all_are_back() -> bool:
+        back.update(received.message.data for received in pubsub.pull(subscription))
+        return b"13" in back
+
+    wait_until(all_are_back)
+
+
+def test_what_a_lease_gives_back_comes_again(pubsub: PubSubEmulator) -> None:
+    """To the next one; what was processed does not."""
+    subscription = subscribed(pubsub, b"0")
+    for processed in (False, True):
+        lease = local_streaming.Lease(subscription)
+        wait_until(lambda lease=lease: bool(lease.take()))
+        lease.close(processed=processed)
+    assert pubsub.pull(subscription, timeout_s=2) == []
+
+
+def test_nothing_is_taken_or_acknowledged_behind_a_failure() -> None:
+    """The runner asks for more before it has noticed: it gets nothing."""
+
+    class NotToBeAsked:
+        def take(self) -> list[Any]:
+            raise AssertionError("taken behind a failure")
+
+    stream = local_streaming._Stream()
+    stream.leases["s"] = NotToBeAsked()
+    stream.failed = True
+    read = object.__new__(type("_Read", (local_streaming._DrainableRead,), {"stream": stream}))
+    assert read._bundles_of("s") == []
+
+
+def test_a_cancelled_stream_gives_back_what_it_has_not_processed(pubsub: PubSubEmulator) -> None:
+    """Between two steps."""
+    entered, go_on = threading.Event(), threading.Event()
+    Seen.items.append((entered, go_on))
+
+    def block(body: bytes) -> None:
+        events = Seen.items[0]
+        events[0].set()
+        assert events[1].wait(DEADLINE_S)
+
+    subscription = subscribed(pubsub, b"only")
+    stream = Stream(subscription, lambda messages: messages | beam.Map(block))
+    assert entered.wait(DEADLINE_S)
+    canceller = threading.Thread(target=stream.result.cancel)
+    canceller.start()
+    wait_until(lambda: stream.result._stream.failed)
+    go_on.set()
+    canceller.join(DEADLINE_S)
+    back: list[Any] = []
+
+    def comes_back() -> bool:
+        back.extend(pubsub.pull(subscription))
+        return bool(back)
+
+    wait_until(comes_back)
+    assert [received.message.data for received in back] == [b"only"]
+
+
+class _BatchUntilTimer(beam.DoFn):
+    BAG = BagStateSpec("bag", beam.coders.BytesCoder())
+    TIMER = TimerSpec("timer", TimeDomain.REAL_TIME)
+
+    def process(
+        self,
+        element: tuple[int, bytes],
+        bag: Any = beam.DoFn.StateParam(BAG),  # noqa: B008
+        timer: Any = beam.DoFn.TimerParam(TIMER),  # noqa: B008
+    ) -> None:
+        bag.add(element[1])
+        timer.set(time.time() + 0.1)
+
+    @on_timer(TIMER)
+    def flush(self, bag: Any = beam.DoFn.StateParam(BAG)) -> Iterator[list[bytes]]:  # noqa: B008
+        yield list(bag.read())
+        bag.clear()
+
+
+def test_timers_fire_while_nothing_comes(pubsub: PubSubEmulator) -> None:
+    """A batch that waits for more does not wait for the next message."""
+    subscription = subscribed(pubsub, b"a", b"b")
+
+    def steps(messages: beam.PCollection[bytes]) -> None:
+        keyed = messages | beam.Map(lambda body: (0, body))
+        _ = keyed | beam.ParDo(_BatchUntilTimer()) | "See" >> beam.Map(see)
+
+    stream = Stream(subscription, steps)
+    wait_until(lambda: sum(map(len, Seen.items)) == 2)
+    local_streaming.drain()
+    stream.join()
+    assert stream.failure is None
+
+
+def test_a_subscription_that_is_gone_fails_the_stream(pubsub: PubSubEmulator) -> None:
+    """With the service's own error."""
+    subscription = f"{subscribed(pubsub)}-not"
+    stream = Stream(subscription, lambda messages: messages | beam.Map(see))
+    stream.join()
+    assert "NotFound" in type(stream.failure).__name__
+
+
+def test_beam_is_left_as_it_was(pubsub: PubSubEmulator) -> None:
+    """Another pipeline of this process reads with Beam's own evaluators."""
+    before = (transform_evaluator._PubSubReadEvaluator, executor._CompletionCallback)
+    local_streaming.drain()
+    stream = Stream(subscribed(pubsub), lambda messages: messages | beam.Map(see))
+    stream.join()
+    assert (transform_evaluator._PubSubReadEvaluator, executor._CompletionCallback) == before
+    assert not local_streaming._draining.is_set()

@@ -1,0 +1,70 @@
+"""Worker processes that run one bundle of appends each, and may be killed behind any of them.
+
+The parent stays and has imported everything; it forks a worker for each task, before anything of
+gRPC has started. What a worker gives back is what is to be committed: one that dies has committed
+nothing.
+"""
+
+import os
+import pickle
+import signal
+import sys
+from typing import Any
+
+from apache_beam.coders import BytesCoder
+
+from tests.transforms.sinks.keyed_bundles import run_bundle
+from transforms.sinks.append_stream import AppendStream
+from transforms.sinks.exactly_once import _AppendInOrderDoFn
+
+
+def run_task(task: bytes) -> bytes:
+    """One bundle: its elements, then its timers."""
+    spec, committed, elements, timers, die_behind = pickle.loads(task)
+    answered = 0
+    append = AppendStream.append
+
+    def append_and_die(self: AppendStream, *arguments: Any) -> Any:
+        nonlocal answered
+        refusals = append(self, *arguments)
+        answered += 1
+        if answered == die_behind:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return refusals
+
+    AppendStream.append = append_and_die  # type: ignore[method-assign]
+    dofn = _AppendInOrderDoFn(spec, BytesCoder(), None, bounded=True)
+    dofn.setup()
+    result = pickle.dumps(run_bundle(dofn, committed, elements, timers))
+    dofn.teardown()
+    return result
+
+
+def in_a_fork(task: bytes) -> tuple[int, bytes]:
+    """The wait status of a worker, and what it gave back."""
+    read, write = os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        os.close(read)
+        with os.fdopen(write, "wb") as pipe:
+            pipe.write(run_task(task))
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        result = pipe.read()
+    return os.waitpid(worker, 0)[1], result
+
+
+def main() -> None:
+    """Tasks come on standard input, one after the other, until it ends."""
+    while True:
+        try:
+            task = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump(in_a_fork(task), sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

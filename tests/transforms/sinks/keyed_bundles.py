@@ -1,0 +1,117 @@
+"""A runner for one stateful DoFn, small enough to kill: bundles whose state commits at their end.
+
+Local runners do not repeat a bundle whose worker died. This one does what the Beam model says of
+such a bundle: its outputs, its state and its timers vanish together, and its elements come again,
+in any order and in other bundles.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from apache_beam.pvalue import TaggedOutput
+
+from transforms.sinks.exactly_once import _AppendInOrderDoFn
+from transforms.sinks.ordered_batches import Numbered
+
+Element = tuple[str, Numbered]
+
+
+@dataclasses.dataclass
+class KeyState:
+    """What a runner keeps of one key.
+
+    Attributes:
+      place: The value of the state cell of this name.
+      waiting: The content of the bag of this name.
+      due: Whether a timer is set.
+    """
+
+    place: Any = None
+    waiting: list[Numbered] = dataclasses.field(default_factory=list)
+    due: bool = False
+
+
+class _Cell:
+    def __init__(self, state: KeyState) -> None:
+        self._state = state
+
+    def read(self) -> Any:
+        return self._state.place
+
+    def write(self, value: Any) -> None:
+        self._state.place = value
+
+    def clear(self) -> None:
+        self._state.place = None
+
+
+class _Bag:
+    def __init__(self, state: KeyState) -> None:
+        self._state = state
+
+    def read(self) -> list[Numbered]:
+        return list(self._state.waiting)
+
+    def add(self, value: Numbered) -> None:
+        self._state.waiting.append(value)
+
+    def clear(self) -> None:
+        self._state.waiting.clear()
+
+
+class _Timer:
+    def __init__(self, state: KeyState) -> None:
+        self._state = state
+
+    def set(self, _: Any) -> None:
+        self._state.due = True
+
+
+@dataclasses.dataclass
+class Committed:
+    """What has been committed: it outlives every worker.
+
+    Attributes:
+      keys: The state by key.
+      written: What was emitted as written.
+      refused: What was emitted as refused.
+    """
+
+    keys: dict[str, KeyState] = dataclasses.field(default_factory=dict)
+    written: list[Any] = dataclasses.field(default_factory=list)
+    refused: list[Any] = dataclasses.field(default_factory=list)
+
+    @property
+    def due(self) -> list[str]:
+        """The keys whose timers are set."""
+        return [key for key, state in self.keys.items() if state.due]
+
+
+def run_bundle(
+    dofn: _AppendInOrderDoFn,
+    committed: Committed,
+    elements: Iterable[Element] = (),
+    timers: Iterable[str] = (),
+) -> Committed:
+    """One bundle; what it returns is committed by whoever keeps it, and gone otherwise."""
+    after = copy.deepcopy(committed)
+    dofn.start_bundle()
+    outputs: list[Any] = []
+    for key, batch in elements:
+        state = after.keys.setdefault(key, KeyState())
+        outputs += dofn.process(
+            (key, batch), _Cell(state), _Bag(state), _Timer(state), _Timer(state)
+        )
+    for key in timers:
+        state = after.keys[key]
+        state.due = False
+        for fire in (dofn.go_on_soon, dofn.go_on_at_the_end):  # a runner may fire both at once
+            outputs += fire(key, _Cell(state), _Bag(state), _Timer(state), _Timer(state))
+    for output in outputs:
+        if isinstance(output, TaggedOutput):
+            after.refused.append(output.value)
+        else:
+            after.written.append(output)
+    return after

@@ -1,0 +1,210 @@
+"""Pub/Sub as a source: one record per message, unbounded; what cannot be read is a dead letter.
+
+`parse_message` is the pure part. It never raises: a message that makes a reader fail would be
+delivered, fail and be delivered again for as long as the subscription keeps it.
+"""
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import apache_beam as beam
+from apache_beam.io.gcp.pubsub import PubsubMessage, ReadFromPubSub
+from apache_beam.pvalue import TaggedOutput
+
+from transforms.errors import ConfigurationError, MissingField, ParseError, RecordError
+from transforms.records import DeadLetter, Json, Record
+from transforms.sources.base import IdRule, ReadResult
+from transforms.sources.lines import dead_line, json_object
+
+_SUBSCRIPTION = re.compile(
+    r"projects/[a-z][-a-z0-9:.]{4,61}[a-z0-9]/subscriptions/[A-Za-z][A-Za-z0-9._~+%-]{2,254}"
+)
+PREVIEW_TIMEOUT_S = 5.0
+"""How long a preview waits for another message."""
+
+
+def parse_message(
+    data: bytes,
+    attributes: Mapping[str, str],
+    message_id: str,
+    source: str,
+    id_rule: IdRule,
+    read_minute: int,
+) -> Record | DeadLetter:
+    """The record of one message, or the dead letter that says why it is none; never raises.
+
+    A dead letter holds the whole body, the attributes, and an id: the attribute that the rule
+    names, else the message id.
+
+    Args:
+      data: The body: a JSON object in UTF-8.
+      attributes: The message's attributes; they are kept, and are no fields.
+      message_id: The service's id of the message; ``""`` when it is not known.
+      source: The subscription.
+      id_rule: Names a field or, where the record has no such field, an attribute.
+      read_minute: Minutes since the Unix epoch.
+    """
+    known: dict[str, Any] = {"attributes": dict(attributes), "read_minute": read_minute}
+    place = f"{source}, message {message_id or 'without an id'}"
+    fields: dict[str, Json] | None = None
+    try:
+        if not data:
+            raise ParseError("the body is empty")
+        fields = json_object(data)
+        record_id = _record_id(fields, attributes, message_id, id_rule)
+        return Record(record_id, fields, dict(attributes), source, read_minute)
+    except MissingField as error:
+        letter = DeadLetter.of(error, stage="read", fields=fields)
+    except RecordError as error:
+        letter = dead_line(type(error)(f"{place}: {error}"), data)
+    except Exception as error:  # what nobody foresaw is this message's `internal`
+        letter = dead_line(error, data)
+    known["record_id"] = attributes.get(id_rule.field) or message_id or None
+    return dataclasses.replace(letter, **known)
+
+
+def _record_id(
+    fields: dict[str, Json], attributes: Mapping[str, str], message_id: str, id_rule: IdRule
+) -> str:
+    """The field's value as text, else the attribute's; by default then the message id.
+
+    Raises:
+      MissingField: The user named the id, and the message has it nowhere.
+    """
+    if fields.get(id_rule.field) in (None, ""):
+        if attribute := attributes.get(id_rule.field):
+            return attribute
+        if id_rule.required:
+            raise MissingField(
+                f"id field {id_rule.field!r} is missing or empty, and no attribute has that name"
+            )
+        if message_id:
+            return message_id
+    return id_rule.record_id(fields)
+
+
+def _minute() -> int:
+    return int(time.time() // 60)
+
+
+class _ParseDoFn(beam.DoFn):
+    def __init__(self, source: str, id_rule: IdRule, minute: Callable[[], int]) -> None:
+        self._source, self._id_rule, self._minute = source, id_rule, minute
+
+    def process(
+        self, message: PubsubMessage
+    ) -> Iterator[Record | TaggedOutput[Literal["unread"], DeadLetter]]:
+        item = parse_message(
+            message.data or b"",
+            message.attributes or {},
+            message.message_id or "",
+            self._source,
+            self._id_rule,
+            self._minute(),
+        )
+        yield item if isinstance(item, Record) else TaggedOutput("unread", item)
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class ReadMessages(beam.PTransform):
+    """Reads a subscription; unbounded, at least once, in no order.
+
+    A message that is no JSON object is a dead letter and is acknowledged like any other: it does
+    not come back. On Dataflow a message is acknowledged when what was made of it is committed, and
+    then delivered again only in rare cases; ``id_attribute`` has Dataflow drop copies of what it
+    has seen in the last ten minutes. Local runners refuse ``id_attribute``.
+
+    Args:
+      subscription: ``projects/P/subscriptions/S``.
+      id_rule: Which field, or else attribute, names a record; by default also the message id.
+      id_attribute: The attribute by which Dataflow de-duplicates; None for not at all.
+      minute: The present minute since the Unix epoch.
+
+    Returns:
+      ``(records, unread)``: PCollections of `Record` and of `DeadLetter` (stage ``read``), in the
+      global window, with the time of publishing as their timestamp.
+    """
+
+    subscription: str
+    id_rule: IdRule = IdRule()
+    id_attribute: str | None = None
+    minute: Callable[[], int] = _minute
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, root: beam.Pipeline) -> ReadResult:
+        messages = root | "ReadFromPubSub" >> ReadFromPubSub(
+            subscription=self.subscription, id_label=self.id_attribute, with_attributes=True
+        )
+        parsed = messages | "ParseMessages" >> beam.ParDo(
+            _ParseDoFn(self.subscription, self.id_rule, self.minute)
+        ).with_outputs("unread", main="records")
+        return parsed.records, parsed.unread
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PubSubSource:
+    """``--input_subscription``: see `ReadMessages`.
+
+    Attributes:
+      subscription: ``projects/P/subscriptions/S``.
+      id_attribute: The attribute by which Dataflow de-duplicates.
+    """
+
+    subscription: str
+    id_attribute: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _SUBSCRIPTION.fullmatch(self.subscription):
+            raise ConfigurationError(
+                f"the subscription is {self.subscription!r}, but must be written as "
+                "projects/PROJECT/subscriptions/NAME"
+            )
+
+    def transform(self, id_rule: IdRule) -> beam.PTransform:
+        """The transform that reads it."""
+        return ReadMessages(
+            subscription=self.subscription, id_rule=id_rule, id_attribute=self.id_attribute
+        )
+
+    def first(self, id_rule: IdRule, count: int) -> Iterator[Record | DeadLetter]:
+        """Up to so many of the messages that wait; all are given back and will be read again."""
+        from google.api_core.exceptions import DeadlineExceeded
+        from google.cloud import pubsub_v1
+
+        left = count
+        taken: list[str] = []
+        with pubsub_v1.SubscriberClient() as client:
+            try:
+                while left:
+                    answer = client.pull(
+                        subscription=self.subscription,
+                        max_messages=left,
+                        timeout=PREVIEW_TIMEOUT_S,
+                        retry=None,
+                    )
+                    if not answer.received_messages:
+                        return
+                    taken += [received.ack_id for received in answer.received_messages]
+                    left -= len(answer.received_messages)
+                    for received in answer.received_messages:
+                        message = received.message
+                        yield parse_message(
+                            message.data,
+                            dict(message.attributes),
+                            message.message_id,
+                            self.subscription,
+                            id_rule,
+                            _minute(),
+                        )
+            except DeadlineExceeded:
+                return
+            finally:
+                if taken:
+                    client.modify_ack_deadline(
+                        subscription=self.subscription, ack_ids=taken, ack_deadline_seconds=0
+                    )
