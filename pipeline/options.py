@@ -133,9 +133,11 @@ OPTIONS: tuple[Option, ...] = (
         _MODEL,
         "Who serves the model.",
         "gemini",
-        ("gemini", "vertex_endpoint", "openai", "sentence_transformers", "fake"),
+        ("gemini", "vertex_endpoint", "openai", "vllm", "sentence_transformers", "fake"),
     ),
-    Option("model", _MODEL, "The model's name, or a local path for sentence_transformers."),
+    Option("model", _MODEL, "The model's name; a path for sentence_transformers and vllm."),
+    Option("vllm_args", _MODEL, "Arguments of vLLM's server (backend vllm).", metavar="ARGS"),
+    Option("vllm_python", _MODEL, "The interpreter that has vLLM (backend vllm).", metavar="PATH"),
     Option(
         "endpoint",
         _MODEL,
@@ -228,9 +230,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("run_id", _RUN, "The run's name; time plus random by default."),
     Option("wait", _RUN, "Wait for a remote job to end.", "false", _BOOLEAN),
-    Option(
-        "temp_dataset", _RUN, "A dataset for temporary query results.", metavar="PROJECT:DATASET"
-    ),
+    Option("temp_dataset", _RUN, "For temporary query results.", metavar="PROJECT:DATASET"),
     Option("bigquery_location", _RUN, "Location of BigQuery jobs; the dataset's by default."),
     Option("resource_labels", _RUN, "Labels for cloud resources.", metavar="K=V,K=V"),
 )

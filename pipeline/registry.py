@@ -1,6 +1,7 @@
 """From names to parts: which flags make which source, backend and sink."""
 
 import os
+import shlex
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -13,6 +14,7 @@ from transforms.backends.gemini import GeminiBackend, ServiceTier
 from transforms.backends.openai import OPENAI_URL, OpenAIBackend
 from transforms.backends.sentence_transformers import SentenceTransformersBackend
 from transforms.backends.vertex_endpoint import VertexEndpointBackend
+from transforms.backends.vllm import VLLMBackend
 from transforms.errors import ConfigurationError
 from transforms.sinks.bigquery import TableName
 from transforms.sources.base import Source
@@ -176,6 +178,36 @@ def _sentence_transformers(values: Values, options: PipelineOptions) -> Backend:
     )
 
 
+_OURS = ("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key")
+
+
+def _vllm(values: Values, options: PipelineOptions) -> Backend:
+    for flag in ("generation_config", "request_options"):
+        given = values.json_object(flag) or {}
+        if ignored := [name for name in given if name.startswith("guided_")]:
+            raise ConfigurationError(
+                f"--{flag} has {ignored[0]!r}, which vLLM ignores without a word: use "
+                "--output_schema, or structured_outputs in --request_options"
+            )
+    text = values.text("vllm_args") or ""
+    try:
+        args = tuple(shlex.split(text))
+    except ValueError as error:
+        raise ConfigurationError(f"--vllm_args is {text!r}: {error}") from None
+    for word in args:
+        if (name := word.partition("=")[0].replace("_", "-")) in _OURS:
+            raise ConfigurationError(
+                f"--vllm_args has {name}, which the pipeline sets itself: remove it"
+            )
+    return VLLMBackend(
+        model=values.require("model", "a name on the Hugging Face hub, a folder, or gs://…"),
+        task=_task(values),
+        python=values.text("vllm_python"),
+        args=args,
+        accept_truncated=values.boolean("accept_truncated"),
+    )
+
+
 def _fake(values: Values, options: PipelineOptions) -> Backend:
     return FakeBackend.from_request_options(
         values.json_object("request_options"),
@@ -188,6 +220,7 @@ BACKENDS: dict[str, Callable[[Values, PipelineOptions], Backend]] = {
     "gemini": _gemini,
     "vertex_endpoint": _vertex_endpoint,
     "openai": _openai,
+    "vllm": _vllm,
     "sentence_transformers": _sentence_transformers,
     "fake": _fake,
 }
@@ -200,7 +233,9 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
       ConfigurationError: A flag that it needs is missing, or one does not go with it.
     """
     name = values.require("backend", f"one of {', '.join(BACKENDS)}")
-    if name in ("sentence_transformers", "fake"):
+    for flag in ("vllm_args", "vllm_python"):
+        _only_with(values, flag, name == "vllm", "--backend=vllm")
+    if name in ("vllm", "sentence_transformers", "fake"):
         _only_with(values, "endpoint", False, "a backend that is a server")
     _only_with(values, "instance_fields", name == "vertex_endpoint", "--backend=vertex_endpoint")
     _only_with(values, "service_tier", name == "gemini", "--backend=gemini")

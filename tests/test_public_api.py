@@ -53,6 +53,7 @@ PUBLIC = [
     "TallyRecords",
     "TokenPrices",
     "Usage",
+    "VLLMBackend",
     "ValidateOutputs",
     "VertexEndpointBackend",
     "WriteDeadLetters",

@@ -11,6 +11,7 @@ from transforms.backends.gemini import GeminiBackend
 from transforms.backends.openai import OpenAIBackend
 from transforms.backends.sentence_transformers import SentenceTransformersBackend
 from transforms.backends.vertex_endpoint import VertexEndpointBackend
+from transforms.backends.vllm import VLLMBackend
 from transforms.errors import ConfigurationError
 from transforms.sinks.bigquery import TableName
 from transforms.sources.bigquery import QuerySource, TableSource
@@ -258,6 +259,61 @@ def test_vertex_endpoint() -> None:
         "--task is 'embed', but backend vertex_endpoint has predictions only: remove it; a "
         "prediction that is a list is in output_json"
     )
+
+
+def test_vllm() -> None:
+    """The server's arguments are those of a shell."""
+    argv = [
+        "--backend=vllm",
+        "--model=Qwen/Qwen3-8B",
+        "--task=embed",
+        "--vllm_python=/v/bin/python",
+    ]
+    assert _backend(
+        *argv, "--vllm_args=--max-model-len 8192 --override='{\"a b\": 1}'"
+    ) == VLLMBackend(
+        model="Qwen/Qwen3-8B",
+        task="embed",
+        python="/v/bin/python",
+        args=("--max-model-len", "8192", '--override={"a b": 1}'),
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--model is missing: a name on the Hugging Face hub, a folder, or gs://…"),
+        (
+            ["--model=m", "--vllm_args=--served_model_name=x"],
+            "--vllm_args has --served-model-name, which the pipeline sets itself: remove it",
+        ),
+        (
+            ["--model=m", "--vllm_args='"],
+            '--vllm_args is "\'": No closing quotation',
+        ),
+        (
+            ["--model=m", '--request_options={"guided_json": {}}'],
+            (
+                "--request_options has 'guided_json', which vLLM ignores without a word: use "
+                "--output_schema, or structured_outputs in --request_options"
+            ),
+        ),
+        (
+            ["--model=m", "--endpoint=http://x/v1"],
+            "--endpoint is 'http://x/v1', but goes with a backend that is a server only: remove it",
+        ),
+    ],
+)
+def test_vllm_refuses(flags: list[str], message: str) -> None:
+    """Before anything is launched."""
+    assert _refused(_backend, "--backend=vllm", *flags) == message
+
+
+@pytest.mark.parametrize("flag", ["vllm_args", "vllm_python"])
+def test_flags_of_vllm_go_with_it_alone(flag: str) -> None:
+    """Elsewhere they would do nothing."""
+    message = _refused(_backend, "--backend=openai", "--model=m", f"--{flag}=x")
+    assert message == f"--{flag} is 'x', but goes with --backend=vllm only: remove it"
 
 
 def test_sentence_transformers() -> None:

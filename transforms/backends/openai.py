@@ -105,7 +105,7 @@ class OpenAIClient:
             body = chat_body(request, backend.model, limit_name=self._limit_name)
         reply = await self._http.post(self._url, body, self._headers)
         if backend.task == "embed":
-            return shaped(_embedding, reply.data, what=backend.model)
+            return shaped(embedding_of, reply.data, what=backend.model)
         return shaped(
             lambda data: completion_of(data, accept_truncated=backend.accept_truncated),
             reply.data,
@@ -286,7 +286,7 @@ def usage_of(data: Any) -> Usage:
     )
 
 
-def _embedding(data: Any) -> Completion:
+def embedding_of(data: Any) -> Completion:
     """Reads a reply of ``embeddings``: floats, or base64 where the request asked for it."""
     if not data["data"] or not data["data"][0]["embedding"]:
         raise EmptyOutput("the reply holds no embedding", model_version=data.get("model"))
