@@ -22,7 +22,9 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
     )
     requests, unrendered = records | "RenderRequests" >> RenderRequests(spec=config.request)
     batches = requests | "BatchRequests" >> BatchRequests(limits=config.batch)
-    answered, unserved = batches | "Infer" >> Infer(backend=config.backend, limits=config.limits)
+    answered, unserved = batches | "Infer" >> Infer(
+        backend=config.backend, limits=config.limits, resource_hints=config.resource_hints
+    )
     failures = [unread, unrendered, unserved]
     if config.output_schema is not None:
         answered, invalid = answered | "ValidateOutputs" >> ValidateOutputs(

@@ -20,6 +20,7 @@ from apache_beam.options.pipeline_options import (
 )
 
 from pipeline import VERSION, registry
+from pipeline.gpu_options import resource_hints
 from pipeline.media import media_fields
 from pipeline.options import InferenceOptions, Values
 from pipeline.pace import dispatch_limits
@@ -123,6 +124,7 @@ class RunConfig:
     run: RunInfo
     sinks: Sinks
     summary: SummarySpec
+    resource_hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     preview: int | None = None
     wait: bool = False
     local: bool = True
@@ -185,6 +187,7 @@ class RunConfig:
                 path=sinks.summary_path,
                 sinks=sinks.count,
             ),
+            resource_hints=resource_hints(values.given, backend, options),
             preview=preview,
             wait=values.boolean("wait"),
             local=is_local(options),

@@ -31,6 +31,8 @@ from pipeline import VERSION
 from pipeline.build import build
 from pipeline.checks import run_checks
 from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
+from pipeline.gpu_options import set_gpu_defaults
+from pipeline.launch_checks import check_launch
 from pipeline.options import InferenceOptions, Values, help_text, parse_flags
 from pipeline.preview import print_preview
 from pipeline.progress import Progress
@@ -92,6 +94,7 @@ def run(argv: Sequence[str], console: Console) -> int:
     """
     options = parse_flags(argv)
     config = RunConfig.from_options(options)
+    check_launch(options)
     for warned in run_checks(config):
         text = f"warning: {warned.what}: not checked: {warned.why}"
         console.print(text, style="yellow", markup=False, highlight=False)
@@ -127,8 +130,9 @@ def set_defaults(options: PipelineOptions, given: Container[str] = ()) -> None:
         worker = options.view_as(DebugOptions)
         if worker.number_of_worker_harness_threads is None:
             worker.number_of_worker_harness_threads = LOCAL_THREADS
-        cloud = options.view_as(GoogleCloudOptions)
-        ours = Values.of(options.view_as(InferenceOptions)).pairs("resource_labels")
+        values = Values.of(options.view_as(InferenceOptions))
+        set_gpu_defaults(values.given, options)
+        cloud, ours = options.view_as(GoogleCloudOptions), values.pairs("resource_labels")
         cloud.labels = [*(cloud.labels or []), *(f"{key}={value}" for key, value in ours.items())]
     options.view_as(SetupOptions).save_main_session = False
 

@@ -15,30 +15,10 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.gpu_options import GPU_OPTIONS
+from pipeline.option import Option
 from pipeline.texts import read_text, suggestion
 from transforms.errors import ConfigurationError
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Option:
-    """One flag.
-
-    Attributes:
-      name: In snake case; the flag is ``--name``, the template parameter ``name``.
-      group: The heading it stands under.
-      help: What it does, in a sentence or two.
-      default: As the user would write it; ``''`` for none.
-      choices: The values it takes, when it takes only some.
-      metavar: What stands for the value in the help.
-    """
-
-    name: str
-    group: str
-    help: str
-    default: str = ""
-    choices: tuple[str, ...] = ()
-    metavar: str = "TEXT"
-
 
 _SOURCE, _REQUEST, _MODEL = "Source", "Request", "Model"
 _PACE, _SINKS, _RUN = "Pace", "Sinks", "Run"
@@ -160,6 +140,7 @@ OPTIONS: tuple[Option, ...] = (
         "provisioned throughput where there is some, else standard.",
         choices=("standard", "flex", "priority", "provisioned"),
     ),
+    *GPU_OPTIONS,
     Option(
         "max_requests_per_minute",
         _PACE,
