@@ -116,12 +116,20 @@ OPTIONS: tuple[Option, ...] = (
         ("gemini", "vertex_endpoint", "openai", "vllm", "sentence_transformers", "fake"),
     ),
     Option("model", _MODEL, "The model's name; a path for sentence_transformers and vllm."),
+    Option(
+        "generate_api",
+        _MODEL,
+        "What is asked of openai and vllm: chat, or completions for base models without a chat "
+        "template. Chat by default.",
+        choices=("chat", "completions"),
+    ),
     Option("vllm_args", _MODEL, "Arguments of vLLM's server (backend vllm).", metavar="ARGS"),
     Option("vllm_python", _MODEL, "The interpreter that has vLLM (backend vllm).", metavar="PATH"),
     Option(
         "endpoint",
         _MODEL,
-        "A base URL (ending in /v1 for openai), or a Vertex AI endpoint's resource name.",
+        "A base URL (ending in /v1 for openai, which takes several, separated by commas), or a "
+        "Vertex AI endpoint's resource name.",
         metavar="URL_OR_RESOURCE",
     ),
     Option(

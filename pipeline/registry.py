@@ -108,10 +108,18 @@ def _require_url(endpoint: str) -> None:
         raise ConfigurationError(
             f"--endpoint is {endpoint!r}, but must be a URL that begins with http:// or https://"
         )
+    if "," in endpoint:
+        raise ConfigurationError(
+            f"--endpoint is {endpoint!r}, but only --backend=openai takes several: give one"
+        )
 
 
 def _task(values: Values) -> Literal["generate", "embed"]:
     return "embed" if values.text("task") == "embed" else "generate"
+
+
+def _api(values: Values) -> Literal["chat", "completions"]:
+    return "completions" if values.text("generate_api") == "completions" else "chat"
 
 
 def _gemini(values: Values, options: PipelineOptions) -> Backend:
@@ -158,14 +166,24 @@ def _vertex_endpoint(values: Values, options: PipelineOptions) -> Backend:
 
 
 def _openai(values: Values, options: PipelineOptions) -> Backend:
-    endpoint = values.text("endpoint") or OPENAI_URL
-    _require_url(endpoint)
-    return OpenAIBackend(
+    endpoints = values.items("endpoint") or (OPENAI_URL,)
+    for endpoint in endpoints:
+        _require_url(endpoint)
+    if len({url.rstrip("/") for url in endpoints}) < len(endpoints):
+        raise ConfigurationError(f"--endpoint names a server twice: {', '.join(endpoints)}")
+    backend = OpenAIBackend(
         model=values.require("model", "the name that the server knows the model by"),
-        endpoint=endpoint,
+        endpoint=endpoints if len(endpoints) > 1 else endpoints[0],
         task=_task(values),
+        api=_api(values),
         accept_truncated=values.boolean("accept_truncated"),
     )
+    if backend.at_openai() and len(endpoints) > 1:
+        raise ConfigurationError(
+            f"--endpoint is {', '.join(endpoints)}, but several must serve the same model, and "
+            "OpenAI's own is at one: give that alone, or leave it out"
+        )
+    return backend
 
 
 def _sentence_transformers(values: Values, options: PipelineOptions) -> Backend:
@@ -202,6 +220,7 @@ def _vllm(values: Values, options: PipelineOptions) -> Backend:
     return VLLMBackend(
         model=values.require("model", "a name on the Hugging Face hub, a folder, or gs://…"),
         task=_task(values),
+        api=_api(values),
         python=values.text("vllm_python"),
         args=args,
         accept_truncated=values.boolean("accept_truncated"),
@@ -235,6 +254,11 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
     name = values.require("backend", f"one of {', '.join(BACKENDS)}")
     for flag in ("vllm_args", "vllm_python"):
         _only_with(values, flag, name == "vllm", "--backend=vllm")
+    if values.text("generate_api") and name not in ("openai", "vllm"):
+        raise ConfigurationError(
+            f"--generate_api is {values.text('generate_api')!r}, but goes with --backend=openai or "
+            "vllm only: remove it"
+        )
     if name in ("vllm", "sentence_transformers", "fake"):
         _only_with(values, "endpoint", False, "a backend that is a server")
     _only_with(values, "instance_fields", name == "vertex_endpoint", "--backend=vertex_endpoint")
@@ -244,6 +268,7 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
         _only_with(values, "system_prompt", False, "--task=generate")
         _only_with(values, "system_prompt_file", False, "--task=generate")
         _only_with(values, "messages_field", False, "--task=generate")
+        _only_with(values, "generate_api", False, "--task=generate")
     return BACKENDS[name](values, options)
 
 
@@ -251,7 +276,6 @@ def price_provider(backend: Backend) -> str | None:
     """Whose list prices a backend's tokens have; None where there are none."""
     if backend.family == "gemini":
         return "google"
-    endpoint = getattr(backend, "endpoint", None)
-    if backend.family == "openai" and (endpoint is None or "api.openai.com" in endpoint):
+    if isinstance(backend, OpenAIBackend) and "api.openai.com" in " ".join(backend.urls):
         return "openai"
     return None

@@ -386,3 +386,53 @@ def test_fake() -> None:
 def test_backend_conflicts(argv: list[str], message: str) -> None:
     """Each names the flag, its value and what it goes with."""
     assert _refused(_backend, *argv) == message
+
+
+def test_several_endpoints() -> None:
+    """Commas separate them; one is what it always was."""
+    both = _backend("--backend=openai", "--model=m", "--endpoint=http://a/v1, http://b/v1")
+    assert both == OpenAIBackend(model="m", endpoint=("http://a/v1", "http://b/v1"))
+    one = _backend("--backend=openai", "--model=m", "--endpoint=http://a/v1,")
+    assert one == OpenAIBackend(model="m", endpoint="http://a/v1")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--backend=openai", "--endpoint=http://a/v1,b/v1"],
+            "--endpoint is 'b/v1', but must be a URL",
+        ),
+        (
+            ["--backend=openai", "--endpoint=http://a/v1,http://a/v1/"],
+            "--endpoint names a server twice: http://a/v1, http://a/v1/",
+        ),
+        (
+            ["--backend=openai", "--endpoint=https://api.openai.com/v1,http://a/v1"],
+            "--endpoint is https://api.openai.com/v1, http://a/v1, but several must serve the same",
+        ),
+        (
+            ["--backend=gemini", "--model_location=l", "--endpoint=http://a,http://b"],
+            "--endpoint is 'http://a,http://b', but only --backend=openai takes several: give one",
+        ),
+        (
+            ["--backend=fake", "--generate_api=chat"],
+            "--generate_api is 'chat', but goes with --backend=openai or vllm only: remove it",
+        ),
+        (
+            ["--backend=vllm", "--generate_api=completions", "--task=embed"],
+            "--generate_api is 'completions', but goes with --task=generate only: remove it",
+        ),
+    ],
+)
+def test_endpoints_and_apis_that_cannot_be(argv: list[str], message: str) -> None:
+    """Each with its value and the remedy."""
+    assert _refused(_backend, "--model=m", *argv).startswith(message)
+
+
+def test_base_models() -> None:
+    """The completions API by a flag, with both backends that have one."""
+    argv = ("--model=m", "--generate_api=completions")
+    assert _backend("--backend=vllm", *argv) == VLLMBackend(model="m", api="completions")
+    asked = _backend("--backend=openai", "--endpoint=http://a/v1", *argv)
+    assert asked == OpenAIBackend(model="m", endpoint="http://a/v1", api="completions")

@@ -10,11 +10,10 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from transforms import json_values
 from transforms.backends.http import JsonClient, Reply, shaped
-from transforms.backends.openai import chat_body, completion_of, embed_body, embedding_of
+from transforms.backends.openai import PATHS, answer_of, chat_body, embed_body, plain_text
 from transforms.errors import InvalidRequest, RecordError, Unavailable
 from transforms.records import Completion, Json, Request
 from transforms.vllm_server import gauges as server_gauges
@@ -31,7 +30,6 @@ well below any timeout of a request."""
 _POLL_S = 0.05
 _METRICS_EVERY_S = 1.0
 _IGNORED = "guided_"
-_PATHS = {"chat": "chat/completions", "completions": "completions", "embed": "embeddings"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +211,9 @@ class VLLMClient:
 
     async def _metrics(self, server: _Server) -> dict[str, float]:
         with contextlib.suppress(RecordError):
-            reply = await self._http.get(f"{server.lease.state.url}/metrics", parse=_read_metrics)
+            reply = await self._http.get(
+                f"{server.lease.state.url}/metrics", parse=server_gauges.read_page
+            )
             found: dict[str, float] = reply.data
             return found
         return {}
@@ -221,10 +221,6 @@ class VLLMClient:
 
 def _ready(server: _Server) -> bool:
     return server.lease.state.status == "ready"
-
-
-def _read_metrics(page: bytes) -> dict[str, float]:
-    return server_gauges.read_metrics(page.decode("utf-8", "replace"))
 
 
 def body_of(request: Request, backend: VLLMBackend) -> tuple[str, dict[str, Json]]:
@@ -254,39 +250,11 @@ def body_of(request: Request, backend: VLLMBackend) -> tuple[str, dict[str, Json
     else:
         kind, body = backend.api, chat_body(request, backend.model, limit_name="max_tokens")
         if kind == "completions":
-            body["prompt"] = _plain_text(body.pop("messages"))
+            body["prompt"] = plain_text(body.pop("messages"))
     ignored = sorted(name for name in body if name.startswith(_IGNORED))
     if ignored:
         raise InvalidRequest(
             f"vLLM ignores {', '.join(ignored)} without a word: use --output_schema, "
             "response_format or structured_outputs"
         )
-    return _PATHS[kind], body
-
-
-def _plain_text(messages: Any) -> str:
-    """What a base model continues: the messages' texts, one behind the other."""
-    contents = [message.get("content") for message in messages if isinstance(message, Mapping)]
-    texts = [text for text in contents if isinstance(text, str)]
-    if not texts or len(texts) < len(contents):
-        raise InvalidRequest("a base model continues text: give messages whose content is text")
-    return "\n\n".join(texts)
-
-
-def answer_of(data: Any, path: str, *, accept_truncated: bool) -> Completion:
-    """Reads a reply; logprobs that were asked for are in ``output_json``.
-
-    Raises:
-      Blocked, EmptyOutput, Truncated: With what there was.
-    """
-    if path == _PATHS["embed"]:
-        return embedding_of(data)
-    if path == _PATHS["completions"]:
-        choices = [{**c, "message": {"content": c["text"]}} for c in data["choices"]]
-        data = {**data, "choices": choices}
-    completion = completion_of(data, accept_truncated=accept_truncated)
-    logprobs = data["choices"][0].get("logprobs")
-    if logprobs and completion.output_json is None:
-        text = json_values.dumps({"logprobs": logprobs}).decode()
-        completion = dataclasses.replace(completion, output_json=text)
-    return completion
+    return PATHS[kind], body

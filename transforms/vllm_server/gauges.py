@@ -3,13 +3,16 @@
 import re
 from collections.abc import Mapping
 
-_LINE = re.compile(r"^(vllm:\w+)(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+_LINE = re.compile(r"^((?:vllm|sglang):\w+)(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _WANTED = {
     "vllm:num_requests_running": "running",
     "vllm:num_requests_waiting": "waiting",
     "vllm:prefix_cache_queries_total": "cache_queries",
     "vllm:prefix_cache_hits_total": "cache_hits",
     "vllm:generation_tokens_total": "output_tokens",
+    "sglang:num_running_reqs": "running",
+    "sglang:num_queue_reqs": "waiting",
+    "sglang:generation_tokens_total": "output_tokens",
 }
 _QUEUE = 1.25
 _LEAST = 32
@@ -26,6 +29,11 @@ def read_metrics(text: str) -> dict[str, float]:
         if (wanted := _WANTED.get(name)) is not None:
             found[wanted] = found.get(wanted, 0.0) + float(value)
     return found
+
+
+def read_page(page: bytes) -> dict[str, float]:
+    """`read_metrics` of a page as it came."""
+    return read_metrics(page.decode("utf-8", "replace"))
 
 
 def wanted_in_flight(now: Mapping[str, float], in_flight: int, before: int) -> int:
@@ -46,6 +54,23 @@ def wanted_in_flight(now: Mapping[str, float], in_flight: int, before: int) -> i
     if not running:
         return before
     return max(before, _LEAST, 2 * in_flight)
+
+
+def wanted_of_a_shared_server(now: Mapping[str, float], in_flight: int, before: int) -> int:
+    """`wanted_in_flight`, where other processes and other users ask the same server.
+
+    Each lengthens or shortens the queue by its share of what the server holds, so that all of them
+    together get to the same queue, however many they are.
+
+    >>> wanted_of_a_shared_server({"running": 256.0, "waiting": 256.0}, in_flight=256, before=512)
+    160
+    >>> wanted_of_a_shared_server({"running": 256.0, "waiting": 256.0}, in_flight=512, before=512)
+    320
+    """
+    running, waiting = now.get("running", 0.0), now.get("waiting", 0.0)
+    if waiting <= 0:
+        return wanted_in_flight(now, in_flight, before)
+    return max(_LEAST, round(_QUEUE * running * min(1.0, in_flight / (running + waiting))))
 
 
 def gauges_between(

@@ -18,7 +18,8 @@ from apache_beam.ml.inference.base import RunInference
 
 from tests.transforms.backends import opened, prompt, request_of
 from tests.transforms.vllm_server.servers import FAKE_VLLM, eventually, processes_of, starts
-from transforms.backends.vllm import VLLMBackend, VLLMClient, answer_of, body_of
+from transforms.backends.openai import answer_of
+from transforms.backends.vllm import VLLMBackend, VLLMClient, body_of
 from transforms.dispatch import loop
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure, Outcome
 from transforms.errors import BackendUnusable, InvalidRequest, Unavailable
