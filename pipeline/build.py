@@ -22,7 +22,9 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
     batches = requests | "BatchRequests" >> BatchRequests(
         limits=config.batch, keys=config.batch_keys
     )
-    answered, unserved = batches | "Infer" >> Infer(backend=config.backend, limits=config.limits)
+    answered, unserved = batches | "Infer" >> Infer(
+        backend=config.backend, limits=config.limits, resource_hints=config.resource_hints
+    )
     failures = [unread, unrendered, unserved]
     if config.output_schema is not None:
         answered, invalid = answered | "ValidateOutputs" >> ValidateOutputs(

@@ -19,6 +19,7 @@ from apache_beam.options.pipeline_options import (
 )
 
 from pipeline import VERSION, registry
+from pipeline.gpu_options import resource_hints
 from pipeline.options import InferenceOptions, Values
 from pipeline.pace import batch_limits, dispatch_limits
 from pipeline.request import request_spec
@@ -143,6 +144,7 @@ class RunConfig:
     run: RunInfo
     sinks: Sinks
     summary: SummarySpec
+    resource_hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     preview: int | None = None
     wait: bool = False
     local: bool = True
@@ -212,6 +214,7 @@ class RunConfig:
                 path=_summary_path(sinks, options, run_id, streaming=streaming),
                 sinks=sinks.count,
             ),
+            resource_hints=resource_hints(values.given, backend, options),
             preview=preview,
             wait=values.boolean("wait"),
             local=is_local(options),

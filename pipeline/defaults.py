@@ -13,6 +13,7 @@ from apache_beam.options.pipeline_options import (
 
 from pipeline import local_streaming
 from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
+from pipeline.gpu_options import set_gpu_defaults
 from pipeline.options import InferenceOptions, Values
 
 LOCAL_THREADS = 4
@@ -52,7 +53,9 @@ def set_defaults(
         if worker.number_of_worker_harness_threads is None:
             worker.number_of_worker_harness_threads = LOCAL_THREADS
         cloud = options.view_as(GoogleCloudOptions)
-        ours = Values.of(options.view_as(InferenceOptions)).pairs("resource_labels")
+        values = Values.of(options.view_as(InferenceOptions))
+        set_gpu_defaults(values.given, options)
+        ours = values.pairs("resource_labels")
         cloud.labels = [*(cloud.labels or []), *(f"{key}={value}" for key, value in ours.items())]
     options.view_as(SetupOptions).save_main_session = False
 

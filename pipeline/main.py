@@ -28,6 +28,7 @@ from pipeline.build import build
 from pipeline.checks import run_checks
 from pipeline.config import RunConfig
 from pipeline.defaults import name_job, set_defaults
+from pipeline.launch_checks import check_launch
 from pipeline.options import help_text, parse_flags
 from pipeline.preview import print_preview
 from pipeline.progress import Progress
@@ -81,6 +82,7 @@ def run(argv: Sequence[str], console: Console) -> int:
     """
     options = parse_flags(argv)
     config = RunConfig.from_options(options)
+    check_launch(options)
     for warned in run_checks(config):
         text = f"warning: {warned.what}: not checked: {warned.why}"
         console.print(text, style="yellow", markup=False, highlight=False)

@@ -15,6 +15,7 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.gpu_options import GPU_OPTIONS
 from pipeline.option import Option
 from pipeline.pace_options import PACE_OPTIONS
 from pipeline.source_options import SOURCE_OPTIONS
@@ -96,13 +97,23 @@ OPTIONS: tuple[Option, ...] = (
         _MODEL,
         "Who serves the model.",
         "gemini",
-        ("gemini", "vertex_endpoint", "openai", "sentence_transformers", "fake"),
+        ("gemini", "vertex_endpoint", "openai", "vllm", "sentence_transformers", "fake"),
     ),
-    Option("model", _MODEL, "The model's name, or a local path for sentence_transformers."),
+    Option("model", _MODEL, "The model's name; a path for sentence_transformers and vllm."),
+    Option(
+        "generate_api",
+        _MODEL,
+        "What is asked of openai and vllm: chat, or completions for base models without a chat "
+        "template. Chat by default.",
+        choices=("chat", "completions"),
+    ),
+    Option("vllm_args", _MODEL, "Arguments of vLLM's server (backend vllm).", metavar="ARGS"),
+    Option("vllm_python", _MODEL, "The interpreter that has vLLM (backend vllm).", metavar="PATH"),
     Option(
         "endpoint",
         _MODEL,
-        "A base URL (ending in /v1 for openai), or a Vertex AI endpoint's resource name.",
+        "A base URL (ending in /v1 for openai, which takes several, separated by commas), or a "
+        "Vertex AI endpoint's resource name.",
         metavar="URL_OR_RESOURCE",
     ),
     Option(
@@ -121,6 +132,7 @@ OPTIONS: tuple[Option, ...] = (
         "provisioned throughput where there is some, else standard.",
         choices=("standard", "flex", "priority", "provisioned"),
     ),
+    *GPU_OPTIONS,
     *PACE_OPTIONS,
     Option(
         "output_table",
@@ -189,9 +201,7 @@ OPTIONS: tuple[Option, ...] = (
         "the same when the job is updated.",
     ),
     Option("wait", _RUN, "Wait for a remote job to end.", "false", _BOOLEAN),
-    Option(
-        "temp_dataset", _RUN, "A dataset for temporary query results.", metavar="PROJECT:DATASET"
-    ),
+    Option("temp_dataset", _RUN, "For temporary query results.", metavar="PROJECT:DATASET"),
     Option("bigquery_location", _RUN, "Location of BigQuery jobs; the dataset's by default."),
     Option("resource_labels", _RUN, "Labels for cloud resources.", metavar="K=V,K=V"),
 )

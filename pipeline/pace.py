@@ -4,6 +4,7 @@ import re
 
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, WorkerOptions
 
+from pipeline.gpu_options import has_one_process
 from pipeline.options import Values
 from transforms.batch import BatchLimits
 from transforms.dispatch.limits import DispatchLimits
@@ -36,7 +37,7 @@ def dispatch_limits(
     quotas = {name: values.number(name, 0.001) for name in _QUOTAS}
     processes = 1
     if not local and (given := [name for name, quota in quotas.items() if quota]):
-        processes = _most_processes(given[0], options)
+        processes = _most_processes(given[0], values, options)
     requests, tokens = (quota and quota / processes for quota in quotas.values())
     ratio = values.number("max_dead_letter_ratio")
     if ratio is not None and ratio > 1:
@@ -55,14 +56,14 @@ def dispatch_limits(
     )
 
 
-def _most_processes(flag: str, options: PipelineOptions) -> int:
+def _most_processes(flag: str, values: Values, options: PipelineOptions) -> int:
     """Workers times SDK processes of each: one per vCPU, unless the experiment says one."""
     worker = options.view_as(WorkerOptions)
     if not worker.max_num_workers:
         raise ConfigurationError(
             f"--{flag} is of the whole job and divided among its workers: give --max_num_workers"
         )
-    if "no_use_multiple_sdk_containers" in (options.view_as(DebugOptions).experiments or ()):
+    if has_one_process(values.given, options.view_as(DebugOptions).experiments):
         return int(worker.max_num_workers)
     machine = worker.machine_type or ""
     found = re.search(r"-(\d+)(?:-\d+)?$", machine)  # n2-standard-8, n2-custom-4-16384

@@ -1,6 +1,7 @@
 """From names to parts: which flags make which source, backend and sink."""
 
 import os
+import shlex
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -13,6 +14,7 @@ from transforms.backends.gemini import GeminiBackend, ServiceTier
 from transforms.backends.openai import OPENAI_URL, OpenAIBackend
 from transforms.backends.sentence_transformers import SentenceTransformersBackend
 from transforms.backends.vertex_endpoint import VertexEndpointBackend
+from transforms.backends.vllm import VLLMBackend
 from transforms.errors import ConfigurationError
 from transforms.sinks.bigquery import TableName
 from transforms.sources.base import Source
@@ -120,10 +122,18 @@ def _require_url(endpoint: str) -> None:
         raise ConfigurationError(
             f"--endpoint is {endpoint!r}, but must be a URL that begins with http:// or https://"
         )
+    if "," in endpoint:
+        raise ConfigurationError(
+            f"--endpoint is {endpoint!r}, but only --backend=openai takes several: give one"
+        )
 
 
 def _task(values: Values) -> Literal["generate", "embed"]:
     return "embed" if values.text("task") == "embed" else "generate"
+
+
+def _api(values: Values) -> Literal["chat", "completions"]:
+    return "completions" if values.text("generate_api") == "completions" else "chat"
 
 
 def _gemini(values: Values, options: PipelineOptions) -> Backend:
@@ -170,14 +180,24 @@ def _vertex_endpoint(values: Values, options: PipelineOptions) -> Backend:
 
 
 def _openai(values: Values, options: PipelineOptions) -> Backend:
-    endpoint = values.text("endpoint") or OPENAI_URL
-    _require_url(endpoint)
-    return OpenAIBackend(
+    endpoints = values.items("endpoint") or (OPENAI_URL,)
+    for endpoint in endpoints:
+        _require_url(endpoint)
+    if len({url.rstrip("/") for url in endpoints}) < len(endpoints):
+        raise ConfigurationError(f"--endpoint names a server twice: {', '.join(endpoints)}")
+    backend = OpenAIBackend(
         model=values.require("model", "the name that the server knows the model by"),
-        endpoint=endpoint,
+        endpoint=endpoints if len(endpoints) > 1 else endpoints[0],
         task=_task(values),
+        api=_api(values),
         accept_truncated=values.boolean("accept_truncated"),
     )
+    if backend.at_openai() and len(endpoints) > 1:
+        raise ConfigurationError(
+            f"--endpoint is {', '.join(endpoints)}, but several must serve the same model, and "
+            "OpenAI's own is at one: give that alone, or leave it out"
+        )
+    return backend
 
 
 def _sentence_transformers(values: Values, options: PipelineOptions) -> Backend:
@@ -187,6 +207,37 @@ def _sentence_transformers(values: Values, options: PipelineOptions) -> Backend:
         raise ConfigurationError("backend sentence_transformers embeds only: give --task=embed")
     return SentenceTransformersBackend(
         model=values.require("model", "a model's name or path, e.g. all-MiniLM-L6-v2")
+    )
+
+
+_OURS = ("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key")
+
+
+def _vllm(values: Values, options: PipelineOptions) -> Backend:
+    for flag in ("generation_config", "request_options"):
+        given = values.json_object(flag) or {}
+        if ignored := [name for name in given if name.startswith("guided_")]:
+            raise ConfigurationError(
+                f"--{flag} has {ignored[0]!r}, which vLLM ignores without a word: use "
+                "--output_schema, or structured_outputs in --request_options"
+            )
+    text = values.text("vllm_args") or ""
+    try:
+        args = tuple(shlex.split(text))
+    except ValueError as error:
+        raise ConfigurationError(f"--vllm_args is {text!r}: {error}") from None
+    for word in args:
+        if (name := word.partition("=")[0].replace("_", "-")) in _OURS:
+            raise ConfigurationError(
+                f"--vllm_args has {name}, which the pipeline sets itself: remove it"
+            )
+    return VLLMBackend(
+        model=values.require("model", "a name on the Hugging Face hub, a folder, or gs://…"),
+        task=_task(values),
+        api=_api(values),
+        python=values.text("vllm_python"),
+        args=args,
+        accept_truncated=values.boolean("accept_truncated"),
     )
 
 
@@ -202,6 +253,7 @@ BACKENDS: dict[str, Callable[[Values, PipelineOptions], Backend]] = {
     "gemini": _gemini,
     "vertex_endpoint": _vertex_endpoint,
     "openai": _openai,
+    "vllm": _vllm,
     "sentence_transformers": _sentence_transformers,
     "fake": _fake,
 }
@@ -214,7 +266,14 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
       ConfigurationError: A flag that it needs is missing, or one does not go with it.
     """
     name = values.require("backend", f"one of {', '.join(BACKENDS)}")
-    if name in ("sentence_transformers", "fake"):
+    for flag in ("vllm_args", "vllm_python"):
+        _only_with(values, flag, name == "vllm", "--backend=vllm")
+    if values.text("generate_api") and name not in ("openai", "vllm"):
+        raise ConfigurationError(
+            f"--generate_api is {values.text('generate_api')!r}, but goes with --backend=openai or "
+            "vllm only: remove it"
+        )
+    if name in ("vllm", "sentence_transformers", "fake"):
         _only_with(values, "endpoint", False, "a backend that is a server")
     _only_with(values, "instance_fields", name == "vertex_endpoint", "--backend=vertex_endpoint")
     _only_with(values, "service_tier", name == "gemini", "--backend=gemini")
@@ -223,6 +282,7 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
         _only_with(values, "system_prompt", False, "--task=generate")
         _only_with(values, "system_prompt_file", False, "--task=generate")
         _only_with(values, "messages_field", False, "--task=generate")
+        _only_with(values, "generate_api", False, "--task=generate")
     return BACKENDS[name](values, options)
 
 
@@ -254,7 +314,6 @@ def price_provider(backend: Backend) -> str | None:
     """Whose list prices a backend's tokens have; None where there are none."""
     if backend.family == "gemini":
         return "google"
-    endpoint = getattr(backend, "endpoint", None)
-    if backend.family == "openai" and (endpoint is None or "api.openai.com" in endpoint):
+    if isinstance(backend, OpenAIBackend) and "api.openai.com" in " ".join(backend.urls):
         return "openai"
     return None

@@ -22,7 +22,11 @@ HEAVY = (
     "vllm",
 )
 """What takes seconds or hundreds of megabytes to import."""
-BACKEND_HELPERS = {"transforms.backends.http", "transforms.backends.google_auth"}
+BACKEND_HELPERS = {
+    "transforms.backends.http",
+    "transforms.backends.google_auth",
+    "transforms.backends.endpoints",
+}
 
 
 def _name(path: pathlib.Path) -> str:
@@ -123,11 +127,31 @@ def test_the_protocol_of_backends_is_plain() -> None:
 
 @pytest.mark.parametrize("name", [n for n in LIBRARY if n.startswith("transforms.backends.")])
 def test_backends_know_the_protocol_and_no_pipeline(name: str) -> None:
-    """Records, errors, JSON, media and what backends share: no Beam, dispatch or other backend."""
+    """Records, errors, JSON, media and what backends share: no Beam, dispatch or other backend.
+
+    vLLM speaks OpenAI's dialect, to a server of its own; somebody else's has the same metrics.
+    """
     shared = {"transforms", "transforms.backends", "transforms.json_values", "transforms.media"}
     shared |= {"transforms.backends.base", "transforms.records", "transforms.errors"}
+    if name == "transforms.backends.vllm":
+        shared |= {"transforms.backends.openai"}
+        shared |= {n for n in LIBRARY if n.startswith("transforms.vllm_server")}
+    if name == "transforms.backends.endpoints":
+        shared |= {"transforms.vllm_server", "transforms.vllm_server.gauges"}
     assert _own_imports(LIBRARY[name]) <= shared | BACKEND_HELPERS
     assert not [i for i in _imported(LIBRARY[name]) if i.partition(".")[0] == "apache_beam"]
+
+
+@pytest.mark.parametrize("name", [n for n in LIBRARY if n.startswith("transforms.vllm_server")])
+def test_the_supervisor_of_vllm_is_plain(name: str) -> None:
+    """Errors and itself: no Beam; what runs as a process of its own, not even the errors."""
+    own = {i for i in _own_imports(LIBRARY[name]) if not i.startswith("transforms.vllm_server")}
+    assert own <= {"transforms", "transforms.errors"}
+    assert not [i for i in _imported(LIBRARY[name]) if i.partition(".")[0] == "apache_beam"]
+    if name.rpartition(".")[2] in ("keeper", "guard", "child", "processes", "wire"):
+        for imported in _imported(LIBRARY[name]):
+            top = imported.partition(".")[0]
+            assert top in sys.stdlib_module_names or imported.startswith("transforms.vllm_server")
 
 
 @pytest.mark.parametrize(

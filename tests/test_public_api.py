@@ -57,6 +57,7 @@ PUBLIC = [
     "TallyRecords",
     "TokenPrices",
     "Usage",
+    "VLLMBackend",
     "ValidateOutputs",
     "VertexEndpointBackend",
     "WriteDeadLetters",

@@ -17,6 +17,7 @@ from transforms.backends.gemini import GeminiBackend
 from transforms.backends.openai import OpenAIBackend
 from transforms.backends.sentence_transformers import SentenceTransformersBackend
 from transforms.backends.vertex_endpoint import VertexEndpointBackend
+from transforms.backends.vllm import VLLMBackend
 from transforms.batch import BatchLimits, BatchRequests
 from transforms.dispatch.dispatcher import DispatchLimits
 from transforms.errors import (
@@ -101,6 +102,7 @@ __all__ = [
     "TallyRecords",
     "TokenPrices",
     "Usage",
+    "VLLMBackend",
     "ValidateOutputs",
     "VertexEndpointBackend",
     "WriteDeadLetters",

@@ -166,7 +166,7 @@ def test_beams_flags_pass() -> None:
             "--backend=gemeni",
             (
                 "--backend is 'gemeni', but must be one of: gemini, vertex_endpoint, openai, "
-                "sentence_transformers, fake; did you mean gemini?"
+                "vllm, sentence_transformers, fake; did you mean gemini?"
             ),
         ),
         (

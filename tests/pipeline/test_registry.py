@@ -11,6 +11,7 @@ from transforms.backends.gemini import GeminiBackend
 from transforms.backends.openai import OpenAIBackend
 from transforms.backends.sentence_transformers import SentenceTransformersBackend
 from transforms.backends.vertex_endpoint import VertexEndpointBackend
+from transforms.backends.vllm import VLLMBackend
 from transforms.errors import ConfigurationError
 from transforms.sinks.bigquery import TableName
 from transforms.sources.bigquery import QuerySource, TableSource
@@ -260,6 +261,61 @@ def test_vertex_endpoint() -> None:
     )
 
 
+def test_vllm() -> None:
+    """The server's arguments are those of a shell."""
+    argv = [
+        "--backend=vllm",
+        "--model=Qwen/Qwen3-8B",
+        "--task=embed",
+        "--vllm_python=/v/bin/python",
+    ]
+    assert _backend(
+        *argv, "--vllm_args=--max-model-len 8192 --override='{\"a b\": 1}'"
+    ) == VLLMBackend(
+        model="Qwen/Qwen3-8B",
+        task="embed",
+        python="/v/bin/python",
+        args=("--max-model-len", "8192", '--override={"a b": 1}'),
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--model is missing: a name on the Hugging Face hub, a folder, or gs://…"),
+        (
+            ["--model=m", "--vllm_args=--served_model_name=x"],
+            "--vllm_args has --served-model-name, which the pipeline sets itself: remove it",
+        ),
+        (
+            ["--model=m", "--vllm_args='"],
+            '--vllm_args is "\'": No closing quotation',
+        ),
+        (
+            ["--model=m", '--request_options={"guided_json": {}}'],
+            (
+                "--request_options has 'guided_json', which vLLM ignores without a word: use "
+                "--output_schema, or structured_outputs in --request_options"
+            ),
+        ),
+        (
+            ["--model=m", "--endpoint=http://x/v1"],
+            "--endpoint is 'http://x/v1', but goes with a backend that is a server only: remove it",
+        ),
+    ],
+)
+def test_vllm_refuses(flags: list[str], message: str) -> None:
+    """Before anything is launched."""
+    assert _refused(_backend, "--backend=vllm", *flags) == message
+
+
+@pytest.mark.parametrize("flag", ["vllm_args", "vllm_python"])
+def test_flags_of_vllm_go_with_it_alone(flag: str) -> None:
+    """Elsewhere they would do nothing."""
+    message = _refused(_backend, "--backend=openai", "--model=m", f"--{flag}=x")
+    assert message == f"--{flag} is 'x', but goes with --backend=vllm only: remove it"
+
+
 def test_sentence_transformers() -> None:
     """Embeddings only."""
     argv = ["--backend=sentence_transformers", "--model=all-MiniLM-L6-v2"]
@@ -330,3 +386,53 @@ def test_fake() -> None:
 def test_backend_conflicts(argv: list[str], message: str) -> None:
     """Each names the flag, its value and what it goes with."""
     assert _refused(_backend, *argv) == message
+
+
+def test_several_endpoints() -> None:
+    """Commas separate them; one is what it always was."""
+    both = _backend("--backend=openai", "--model=m", "--endpoint=http://a/v1, http://b/v1")
+    assert both == OpenAIBackend(model="m", endpoint=("http://a/v1", "http://b/v1"))
+    one = _backend("--backend=openai", "--model=m", "--endpoint=http://a/v1,")
+    assert one == OpenAIBackend(model="m", endpoint="http://a/v1")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--backend=openai", "--endpoint=http://a/v1,b/v1"],
+            "--endpoint is 'b/v1', but must be a URL",
+        ),
+        (
+            ["--backend=openai", "--endpoint=http://a/v1,http://a/v1/"],
+            "--endpoint names a server twice: http://a/v1, http://a/v1/",
+        ),
+        (
+            ["--backend=openai", "--endpoint=https://api.openai.com/v1,http://a/v1"],
+            "--endpoint is https://api.openai.com/v1, http://a/v1, but several must serve the same",
+        ),
+        (
+            ["--backend=gemini", "--model_location=l", "--endpoint=http://a,http://b"],
+            "--endpoint is 'http://a,http://b', but only --backend=openai takes several: give one",
+        ),
+        (
+            ["--backend=fake", "--generate_api=chat"],
+            "--generate_api is 'chat', but goes with --backend=openai or vllm only: remove it",
+        ),
+        (
+            ["--backend=vllm", "--generate_api=completions", "--task=embed"],
+            "--generate_api is 'completions', but goes with --task=generate only: remove it",
+        ),
+    ],
+)
+def test_endpoints_and_apis_that_cannot_be(argv: list[str], message: str) -> None:
+    """Each with its value and the remedy."""
+    assert _refused(_backend, "--model=m", *argv).startswith(message)
+
+
+def test_base_models() -> None:
+    """The completions API by a flag, with both backends that have one."""
+    argv = ("--model=m", "--generate_api=completions")
+    assert _backend("--backend=vllm", *argv) == VLLMBackend(model="m", api="completions")
+    asked = _backend("--backend=openai", "--endpoint=http://a/v1", *argv)
+    assert asked == OpenAIBackend(model="m", endpoint="http://a/v1", api="completions")

@@ -2,7 +2,8 @@
 
 A `Backend` is a frozen, picklable description; `Backend.open` gives a live `Client` in the worker.
 A client answers one request, or raises a classified `transforms.errors.RecordError`. A client that
-is faster with many at once (a model in the worker) is a `BatchClient` as well.
+is faster with many at once (a model in the worker) is a `BatchClient` as well, one that knows how busy
+its server is a `MeasuredClient`.
 
 Clients never retry, pace or batch: `transforms.dispatch` does. They run on one event loop per
 process and need no locks.
@@ -43,6 +44,22 @@ class BatchClient(Client, Protocol):
 
         For models that compute in this process: such a call has no timeout and no pace.
         """
+        ...
+
+
+@runtime_checkable
+class MeasuredClient(Client, Protocol):
+    """A client that knows how busy its server is."""
+
+    def wanted_in_flight(self) -> int:
+        """How many requests the server can use at once; 0 while that is not known.
+
+        The pace then sends so many, if ``max_concurrency`` allows, without finding out by itself.
+        """
+        ...
+
+    def gauges(self) -> dict[str, int]:
+        """Figures of the moment, by name with their unit; they become metrics."""
         ...
 
 

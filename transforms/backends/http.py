@@ -60,10 +60,13 @@ class Kind(NamedTuple):
 
 # Codes that OpenAI's dialect sends in `error.code`; they are more specific than the status.
 # `context_length_exceeded` and `content_filter` come as a plain 400, `insufficient_quota` (no
-# credit left) as a 429 that waiting does not cure.
+# credit left) as a 429 that waiting does not cure. vLLM's code only repeats the status: what counts
+# is the parameter: `input_tokens` or `input_text` for a prompt beyond the model's context.
 _BY_CODE: Mapping[tuple[int, str], Kind] = {
     (400, "context_length_exceeded"): Kind(TooLarge),
     (400, "content_filter"): Kind(Blocked),
+    (400, "input_tokens"): Kind(TooLarge),
+    (400, "input_text"): Kind(TooLarge),
     (429, "insufficient_quota"): Kind(Forbidden, fatal_at_start=True),
 }
 _BY_STATUS: Mapping[int, Kind] = {
@@ -142,9 +145,15 @@ class JsonClient:
         headers = {"Content-Type": "application/json", **(headers or {})}
         return await self._send("POST", url, headers, json_values.dumps(body), parse)
 
-    async def get(self, url: str, headers: Mapping[str, str] | None = None) -> Reply:
-        """Gets a JSON value; raises as `post` does."""
-        return await self._send("GET", url, headers or {}, None, parse_json)
+    async def get(
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        parse: Callable[[bytes], Any] = parse_json,
+    ) -> Reply:
+        """Gets a JSON value, or whatever ``parse`` reads; raises as `post` does."""
+        return await self._send("GET", url, headers or {}, None, parse)
 
     async def close(self) -> None:
         """Closes the connections; no request may be in flight."""
@@ -272,6 +281,8 @@ def _explanation(body: bytes) -> tuple[str, str]:
     code = ""
     if isinstance(inner, dict):
         data, code = inner, str(inner.get("code") or "")
+        if code.isdecimal():
+            code = str(inner.get("param") or "")
     elif isinstance(inner, str):
         data = {"message": inner}
     text = data.get("message") or data.get("detail")

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from yarl import URL
 
 from transforms import json_values
-from transforms.backends.http import JsonClient, shaped, token_count
+from transforms.backends.endpoints import Endpoints
+from transforms.backends.http import shaped, token_count
 from transforms.errors import (
     BackendUnusable,
     Blocked,
@@ -29,6 +30,8 @@ from transforms.records import Completion, Json, Request, Usage
 OPENAI_URL = "https://api.openai.com/v1"
 _OPENAI_HOST = "api.openai.com"
 _MEDIA_KINDS = {"image": "image_url", "audio": "audio_url", "video": "video_url"}
+PATHS = {"chat": "chat/completions", "completions": "completions", "embed": "embeddings"}
+"""Where each kind of request goes, below the base URL."""
 _NOT_STRICT = {
     "allOf",
     "oneOf",
@@ -48,15 +51,19 @@ class OpenAIBackend:
 
     Attributes:
       model: The name the server knows it by.
-      endpoint: The base URL, ending in ``/v1``.
-      task: ``generate`` asks ``chat/completions``, ``embed`` asks ``embeddings``.
+      endpoint: The base URL, ending in ``/v1``; or several, of servers that are alike: the least
+        loaded is asked, dead ones are left out (`transforms.backends.endpoints`).
+      task: ``generate`` or ``embed``.
+      api: How texts are generated: ``chat``, or ``completions`` for base models, which continue the
+        messages' text as it stands.
       api_key: Else ``OPENAI_API_KEY`` where the client opens; only OpenAI itself requires one.
       accept_truncated: An answer that ended at its token limit is a result, not a failure.
     """
 
     model: str
-    endpoint: str = OPENAI_URL
+    endpoint: str | tuple[str, ...] = OPENAI_URL
     task: Literal["generate", "embed"] = "generate"
+    api: Literal["chat", "completions"] = "chat"
     api_key: str | None = dataclasses.field(default=None, repr=False)
     accept_truncated: bool = False
 
@@ -80,41 +87,57 @@ class OpenAIBackend:
 
     def at_openai(self) -> bool:
         """Whether this is OpenAI's own API, which is ahead of the dialect in some names."""
-        return URL(self.endpoint).host == _OPENAI_HOST
+        return any(URL(url).host == _OPENAI_HOST for url in self.urls)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The servers' base URLs."""
+        return (self.endpoint,) if isinstance(self.endpoint, str) else self.endpoint
 
 
 class OpenAIClient:
-    """A live connection to one model."""
+    """A live connection to one model, on one server or several."""
 
     def __init__(self, backend: OpenAIBackend, key: str) -> None:
         self._backend = backend
         self._limit_name = "max_completion_tokens" if backend.at_openai() else "max_tokens"
-        path = "chat/completions" if backend.task == "generate" else "embeddings"
-        self._url = f"{backend.endpoint.rstrip('/')}/{path}"
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = JsonClient()
+        self._servers = Endpoints(backend.urls, self._headers, measured=not backend.at_openai())
 
     async def generate(self, request: Request) -> Completion:
         """Answers one request; raises as `transforms.backends.base.Client` says."""
         backend = self._backend
+        kind: str = backend.api
+        if backend.task == "embed":
+            kind = "embed"
         if "request" in request.body:
             body = request.body["request"]
-        elif backend.task == "embed":
+            if kind == "chat" and "messages" not in body and "prompt" in body:
+                kind = "completions"
+        elif kind == "embed":
             body = embed_body(request, backend.model)
         else:
             body = chat_body(request, backend.model, limit_name=self._limit_name)
-        reply = await self._http.post(self._url, body, self._headers)
-        if backend.task == "embed":
-            return shaped(_embedding, reply.data, what=backend.model)
+            if kind == "completions":
+                body["prompt"] = plain_text(body.pop("messages"))
+        reply = await self._servers.post(PATHS[kind], body)
         return shaped(
-            lambda data: completion_of(data, accept_truncated=backend.accept_truncated),
+            lambda data: answer_of(data, PATHS[kind], accept_truncated=backend.accept_truncated),
             reply.data,
             what=backend.model,
         )
 
+    def wanted_in_flight(self) -> int:
+        """How many requests the servers can use, where they tell; 0 where they do not."""
+        return self._servers.wanted_in_flight()
+
+    def gauges(self) -> dict[str, int]:
+        """The servers' queues, where they tell, and how many servers are left out."""
+        return self._servers.gauges()
+
     async def close(self) -> None:
         """Closes the connections."""
-        await self._http.close()
+        await self._servers.close()
 
 
 def chat_body(request: Request, model: str, *, limit_name: str) -> dict[str, Json]:
@@ -264,6 +287,38 @@ def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
     )
 
 
+def answer_of(data: Any, path: str, *, accept_truncated: bool) -> Completion:
+    """Reads a reply; logprobs that were asked for are in ``output_json``.
+
+    Raises:
+      Blocked, EmptyOutput, Truncated: With what there was.
+    """
+    if path == PATHS["embed"]:
+        return embedding_of(data)
+    if path == PATHS["completions"]:
+        choices = [{**c, "message": {"content": c["text"]}} for c in data["choices"]]
+        data = {**data, "choices": choices}
+    completion = completion_of(data, accept_truncated=accept_truncated)
+    logprobs = data["choices"][0].get("logprobs")
+    if logprobs and completion.output_json is None:
+        text = json_values.dumps({"logprobs": logprobs}).decode()
+        completion = dataclasses.replace(completion, output_json=text)
+    return completion
+
+
+def plain_text(messages: Any) -> str:
+    """What a base model continues: the messages' texts, one behind the other.
+
+    Raises:
+      InvalidRequest: There is something else than text.
+    """
+    contents = [message.get("content") for message in messages if isinstance(message, Mapping)]
+    texts = [text for text in contents if isinstance(text, str)]
+    if not texts or len(texts) < len(contents):
+        raise InvalidRequest("a base model continues text: give messages whose content is text")
+    return "\n\n".join(texts)
+
+
 def _text(message: Any) -> str:
     """A message's text; some compatible servers send a list of parts."""
     content = message.get("content") or ""
@@ -286,7 +341,7 @@ def usage_of(data: Any) -> Usage:
     )
 
 
-def _embedding(data: Any) -> Completion:
+def embedding_of(data: Any) -> Completion:
     """Reads a reply of ``embeddings``: floats, or base64 where the request asked for it."""
     if not data["data"] or not data["data"][0]["embedding"]:
         raise EmptyOutput("the reply holds no embedding", model_version=data.get("model"))

@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from transforms.backends.base import BatchClient, Client
+from transforms.backends.base import BatchClient, Client, MeasuredClient
 from transforms.dispatch import interrupt, loop
 from transforms.dispatch.at_once import ask_at_once
 from transforms.dispatch.inbox import Ended, Failure, Inbox, Outcome, gather
@@ -63,6 +63,7 @@ class Dispatcher:
             loop.now(),
             requests_per_minute=limits.requests_per_minute,
             tokens_per_minute=limits.tokens_per_minute,
+            wanted=client.wanted_in_flight if isinstance(client, MeasuredClient) else lambda: 0,
         )
         self._rules = StopRules(limits)
         self._retries = RetryRules(limits, self._pace)
@@ -116,7 +117,7 @@ class Dispatcher:
         gauges = self._pace.gauges(loop.now())
         gauges["in_flight_requests"] += self._at_once
         gauges["waiting_requests"] = self._backlog()
-        return gauges
+        return gauges | (self._client.gauges() if isinstance(self._client, MeasuredClient) else {})
 
     def throttled_s(self) -> float:
         """Seconds in all in which requests waited for a quota, a Retry-After or an outage."""

@@ -14,6 +14,7 @@ loop owns it.
 
 import enum
 import math
+from collections.abc import Callable
 
 from transforms.dispatch.concurrency import AdaptiveConcurrency
 from transforms.dispatch.rate import AdaptiveRate, Call, TokenBucket
@@ -88,6 +89,7 @@ class Pace:
       now: The time at the start.
       requests_per_minute: This process's share of the quota; None for no limit.
       tokens_per_minute: Likewise, of input and output tokens.
+      wanted: How many calls the backend says that it can use; 0 for unknown.
     """
 
     def __init__(
@@ -97,8 +99,10 @@ class Pace:
         *,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
+        wanted: Callable[[], int] = lambda: 0,
     ) -> None:
         self._concurrency = AdaptiveConcurrency(max_concurrency, now)
+        self._wanted = wanted
         self._rate = AdaptiveRate(now)
         self._buckets = tuple(
             TokenBucket(per_minute / 60, _BURST_S, now) if per_minute else None
@@ -119,7 +123,7 @@ class Pace:
     @property
     def limit(self) -> int:
         """Calls that may be in flight."""
-        return self._concurrency.limit
+        return max(self._concurrency.limit, min(self._wanted(), self._most))
 
     @property
     def in_outage(self) -> bool:
@@ -154,7 +158,7 @@ class Pace:
             if self._probe is not None or self.in_flight >= self._most:
                 return math.inf
             return max(0.0, self._probe_at - now, self._gate_until - now)
-        if self.in_flight >= self._concurrency.limit:
+        if self.in_flight >= self.limit:
             return math.inf
         wait_s = max(self._gate_until - now, self._rate.wait_s(now))
         for bucket in self._buckets:

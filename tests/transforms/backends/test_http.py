@@ -80,6 +80,18 @@ def test_status(
 
 
 @pytest.mark.parametrize(
+    ("parameter", "error"),
+    [("input_tokens", TooLarge), ("input_text", TooLarge), ("temperature", InvalidRequest)],
+)
+def test_the_parameter_counts_where_the_code_repeats_the_status(
+    parameter: str, error: type[RecordError]
+) -> None:
+    """As vLLM answers: its code is the status."""
+    body = orjson.dumps({"error": {"message": "No.", "param": parameter, "code": 400}})
+    assert type(error_of(400, {}, body, URL)) is error
+
+
+@pytest.mark.parametrize(
     ("status", "code", "error", "fatal_at_start", "congestion"),
     [
         (400, "context_length_exceeded", TooLarge, False, False),

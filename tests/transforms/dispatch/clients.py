@@ -74,6 +74,18 @@ class Client:
         return [n for _, n in self.calls]
 
 
+class MeasuredClient(Client):
+    """Likewise, and says how many calls its server can use."""
+
+    wanted = 0
+
+    def wanted_in_flight(self) -> int:
+        return self.wanted
+
+    def gauges(self) -> dict[str, int]:
+        return {"server_queue": 7}
+
+
 class ManyClient(Client):
     """Likewise, and by the batch with a function of the requests."""
 

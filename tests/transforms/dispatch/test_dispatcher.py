@@ -16,6 +16,7 @@ from tests.transforms.dispatch.clients import (
     HANG,
     Client,
     ManyClient,
+    MeasuredClient,
     answer,
     collect,
     drain,
@@ -303,6 +304,20 @@ def test_gauges(clock: Clock) -> None:
         assert shared.gauges() == {**idle, "in_flight_requests": 3, "waiting_requests": 4}
     collect(inbox)
     assert shared.gauges() == idle
+
+
+@pytest.mark.parametrize(
+    ("wanted", "most", "highest"), [(0, 2048, 32), (100, 2048, 100), (100, 50, 50)]
+)
+def test_what_the_server_can_use(wanted: int, most: int, highest: int) -> None:
+    """It gets it at once, up to the ceiling; where it does not say, the climb begins as ever."""
+    client = MeasuredClient(lambda n, _: f"{n}", 1.0)
+    client.wanted = wanted
+    shared = Dispatcher(client, DispatchLimits(max_concurrency=most))
+    assert shared.gauges()["server_queue"] == 7
+    assert outputs(shared.answer(make_requests(200))) == [f"{n}" for n in range(200)]
+    assert client.times[:highest] == [0.0] * highest
+    assert client.times[highest] > 0
 
 
 def test_gauge_of_a_learnt_rate(clock: Clock) -> None:

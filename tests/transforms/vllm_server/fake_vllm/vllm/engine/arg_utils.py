@@ -1,0 +1,1 @@
+"""Only its text is looked at: --performance-mode."""

@@ -1,0 +1,79 @@
+"""A server with vLLM's addresses and its tree of processes, which is ready in no time.
+
+What a prompt holds decides what happens: ``DIE`` kills the server, ``SLOW`` is answered when the
+file that ``FAKE_RELEASE`` names exists, ``FAIL`` is a 500, ``HANG-ENGINE`` makes /health answer 503.
+``FAKE_STARTS`` names a file that gets a line with the arguments of each start; while the file that
+``FAKE_BROKEN`` names exists, a start fails.
+"""
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as vLLM does, as far as its clients look."""
+
+    protocol_version = "HTTP/1.1"
+    ill = False
+
+    def do_GET(self) -> None:
+        """/health and /metrics."""
+        if self.path == "/metrics":
+            text = 'vllm:num_requests_running{engine="0"} 3.0\nvllm:num_requests_waiting{engine="0"} 2.0\n'
+            self._answer(200, text.encode())
+        else:
+            self._answer(503 if Handler.ill else 200, b"{}")
+
+    def do_POST(self) -> None:
+        """Every model call; the answer repeats the request."""
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = json.dumps(body)
+        if "DIE" in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while "SLOW" in text and not os.path.exists(os.environ["FAKE_RELEASE"]):
+            time.sleep(0.01)
+        if "HANG-ENGINE" in text:
+            Handler.ill = True
+        if "HANG-ENGINE" in text or "FAIL" in text:
+            self._answer(500, b'{"error": {"message": "failed", "code": 500}}')
+            return
+        message = {"role": "assistant", "content": f"{os.getpid()} {text}"}
+        choice = {"index": 0, "message": message, "text": text, "finish_reason": "stop"}
+        answer = {"model": body.get("model"), "choices": [choice], "usage": {"prompt_tokens": 1}}
+        if self.path.endswith("/embeddings"):
+            answer["data"] = [{"embedding": [0.5, 1.0]}]
+        self._answer(200, json.dumps(answer).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def main() -> None:
+    """Serves until it is killed; an engine below it, as vLLM has."""
+    if name := os.environ.get("FAKE_STARTS"):
+        with open(name, "a", encoding="utf-8") as starts:
+            starts.write(json.dumps(sys.argv[1:]) + "\n")
+    if os.path.exists(os.environ.get("FAKE_BROKEN", "")):
+        sys.exit("ValueError: there is no such model")
+    engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1e6)"])
+    print(f"WARNING engine {engine.pid}", flush=True)
+    port = int(sys.argv[sys.argv.index("--port") + 1])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.request_queue_size = 512
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

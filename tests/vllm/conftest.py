@@ -1,0 +1,28 @@
+"""Fixtures of the real vLLM: without its environment the tests are skipped; with CI=true it is made."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.vllm import environment
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> str:
+    """The interpreter that has vLLM."""
+    if os.environ.get("CI") != "true" and not environment.is_there():
+        pytest.skip(f"the real vLLM is not here: {environment.HOW_TO_GET_IT}")
+    try:
+        return environment.vllm_python()
+    except environment.EnvironmentUnavailableError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that loads in seconds and says nonsense."""
+    del vllm_python
+    return environment.tiny_model(Path(tmp_path_factory.mktemp("model")) / "tiny")

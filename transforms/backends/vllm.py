@@ -1,0 +1,260 @@
+"""vLLM on the workers' own GPUs: one server per machine, which survives its crashes.
+
+`transforms.vllm_server` starts the server, shares it among the processes of the machine and starts
+it again; here is what is asked of it. A crash is ``unavailable``, costs no record an attempt, and
+its requests are sent to the next generation of the server. A request that crashes the server again
+and again is found, and is a dead letter (`transforms.vllm_server.suspects`).
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from transforms.backends.http import JsonClient, Reply, shaped
+from transforms.backends.openai import PATHS, answer_of, chat_body, embed_body, plain_text
+from transforms.errors import InvalidRequest, RecordError, Unavailable
+from transforms.records import Completion, Json, Request
+from transforms.vllm_server import gauges as server_gauges
+from transforms.vllm_server.keeper import Settings
+from transforms.vllm_server.launch import ServerSpec, plan
+from transforms.vllm_server.lease import Lease, acquire, release
+from transforms.vllm_server.suspects import Suspects
+from transforms.vllm_server.weights import local_model
+from transforms.vllm_server.wire import ServerState
+
+_WAIT_READY_S = 5.0
+"""How long a request waits for a server that starts again, before it is given back to the pace:
+well below any timeout of a request."""
+_POLL_S = 0.05
+_METRICS_EVERY_S = 1.0
+_IGNORED = "guided_"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VLLMBackend:
+    """A model that vLLM serves on the worker machine itself.
+
+    Attributes:
+      model: A name on the Hugging Face hub, a local folder, or a ``gs://`` folder, which is copied
+        once per machine.
+      task: ``generate``, or ``embed``.
+      api: How texts are generated: by the model's chat template, or (``completions``) for base
+        models, from the messages' text as it stands.
+      python: The interpreter that has vLLM; else ``VLLM_PYTHON`` in the workers' environment, else
+        the one that runs Beam.
+      args: Arguments of vLLM's server, such as ``("--max-model-len=8192",)``; they win over ours.
+      environment: Further variables of its environment.
+      folder: For locks, state and copied weights; the same for all processes of a machine. By
+        default below the temporary folder.
+      start_timeout_s: How long loading the model may take, in seconds.
+      accept_truncated: An answer that ended at its token limit is a result, not a failure.
+    """
+
+    model: str
+    task: Literal["generate", "embed"] = "generate"
+    api: Literal["chat", "completions"] = "chat"
+    python: str | None = None
+    args: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    folder: str | None = None
+    start_timeout_s: float = 1800.0
+    accept_truncated: bool = False
+
+    @property
+    def family(self) -> str:
+        """The registered name; part of every fingerprint."""
+        return "vllm"
+
+    async def open(self) -> "VLLMClient":
+        """Waits until the machine's server is ready; starts it where it is not.
+
+        Raises:
+          BackendUnusable: vLLM, the model or the arguments cannot be used; with the end of the
+            server's log.
+        """
+        servers = await asyncio.to_thread(self._servers)
+        return VLLMClient(self, servers)
+
+    def _servers(self) -> "list[_Server]":
+        spec = ServerSpec(
+            model=local_model(self.model, self.folder),
+            served_name=self.model,
+            pooling=self.task == "embed",
+            python=self.python,
+            args=self.args,
+            environment=self.environment,
+            folder=self.folder,
+            start_timeout_s=self.start_timeout_s,
+        )
+        servers: list[_Server] = []
+        try:
+            servers.extend(_Server(acquire(settings), settings) for settings in plan(spec))
+            for server in servers:
+                server.lease.wait_ready()
+        except BaseException:
+            for server in servers:
+                server.close()
+            raise
+        return servers
+
+
+class _Server:
+    """One accelerator group's server, as a client sees it."""
+
+    def __init__(self, lease: Lease, settings: Settings) -> None:
+        self.lease = lease
+        self.settings = settings
+        self.in_flight = 0
+
+    def close(self) -> None:
+        release(self.lease, self.settings)
+
+
+class VLLMClient:
+    """A connection to the machine's servers; the least loaded one is asked."""
+
+    def __init__(self, backend: VLLMBackend, servers: list[_Server]) -> None:
+        self._backend = backend
+        self._servers = servers
+        self._http = JsonClient()
+        self._suspects = Suspects(servers[0].lease.take_solo, servers[0].lease.give_solo)
+        self._gauges: dict[str, int] = {}
+        self._wanted = 0
+        self._watch = asyncio.get_running_loop().create_task(self._watch_metrics())
+
+    async def generate(self, request: Request) -> Completion:
+        """Answers one request; raises as `transforms.backends.base.Client` says."""
+        path, body = body_of(request, self._backend)
+        name = f"{request.fingerprint} {request.record.record_id}"
+        async with self._suspects.turn(name):
+            server = min(self._servers, key=lambda one: (not _ready(one), one.in_flight))
+            server.in_flight += 1
+            try:
+                reply = await self._ask(server, path, body, name)
+            finally:
+                server.in_flight -= 1
+        self._suspects.cleared(name)
+        return shaped(
+            lambda data: answer_of(data, path, accept_truncated=self._backend.accept_truncated),
+            reply.data,
+            what=self._backend.model,
+        )
+
+    async def close(self) -> None:
+        """Lets go of the servers; they end a little later, unless others use them."""
+        self._watch.cancel()
+        await self._http.close()
+        for server in self._servers:
+            server.close()
+
+    def gauges(self) -> dict[str, int]:
+        """The state of the moment: load time, restarts, the servers' queues, tokens and cache."""
+        states = [server.lease.state for server in self._servers]
+        return {
+            "vllm_load_s": round(max(state.load_s for state in states)),
+            "vllm_restarts": sum(state.restarts for state in states),
+            **self._gauges,
+        }
+
+    def wanted_in_flight(self) -> int:
+        """How many requests the servers can use at once, as their queues say; 0: not known yet."""
+        return self._wanted
+
+    async def _ask(self, server: _Server, path: str, body: Json, name: str) -> Reply:
+        state = await self._ready_state(server)
+        try:
+            return await self._http.post(f"{state.url}/v1/{path}", body)
+        except Unavailable as error:
+            if await server.lease.still_serves(state.generation):
+                error.fatal_at_start = False  # it is there: this request's own failure
+                raise
+            if self._suspects.crashed(name):
+                raise InvalidRequest(
+                    "the vLLM server has crashed again and again while it worked on this request, "
+                    "at last on it alone; its log says why"
+                ) from None
+            raise Unavailable(
+                f"the vLLM server crashed (start {state.generation}); it is started again",
+                congestion=True,
+            ) from error
+        except RecordError:
+            self._suspects.cleared(name)
+            raise
+
+    async def _ready_state(self, server: _Server) -> ServerState:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _WAIT_READY_S
+        while (state := server.lease.checked()).status != "ready":
+            if loop.time() > until:
+                raise Unavailable(f"the vLLM server is {state.status}", congestion=True)
+            await asyncio.sleep(_POLL_S)
+        return state
+
+    async def _watch_metrics(self) -> None:
+        """Reads the servers' own figures now and then."""
+        loop = asyncio.get_running_loop()
+        before: dict[str, float] = {}
+        read_at = loop.time()
+        while True:
+            await asyncio.sleep(_METRICS_EVERY_S)
+            now: dict[str, float] = {}
+            for server in self._servers:
+                for name, value in (await self._metrics(server)).items():
+                    now[name] = now.get(name, 0.0) + value
+            in_flight = sum(server.in_flight for server in self._servers)
+            self._wanted = server_gauges.wanted_in_flight(now, in_flight, self._wanted)
+            seconds, read_at = loop.time() - read_at, loop.time()
+            self._gauges = server_gauges.gauges_between(before, now, seconds)
+            before = now
+
+    async def _metrics(self, server: _Server) -> dict[str, float]:
+        with contextlib.suppress(RecordError):
+            reply = await self._http.get(
+                f"{server.lease.state.url}/metrics", parse=server_gauges.read_page
+            )
+            found: dict[str, float] = reply.data
+            return found
+        return {}
+
+
+def _ready(server: _Server) -> bool:
+    return server.lease.state.status == "ready"
+
+
+def body_of(request: Request, backend: VLLMBackend) -> tuple[str, dict[str, Json]]:
+    """Where a request goes, below ``/v1/``, and what with.
+
+    A whole request (``{"request": …}``) goes where its content belongs, with the model filled in;
+    it is how each record has parameters of its own. Names that are not OpenAI's pass through:
+    ``top_k``, ``min_tokens``, ``ignore_eos``, ``structured_outputs``.
+
+    Raises:
+      InvalidRequest: It is no request for this task, or asks for what vLLM would silently ignore.
+    """
+    whole = request.body.get("request")
+    if whole is not None:
+        if not isinstance(whole, Mapping):
+            raise InvalidRequest(f"a request must be a JSON object, not a {type(whole).__name__}")
+        kinds = {"messages": "chat", "prompt": "completions", "input": "embed"}
+        kind = next((kind for name, kind in kinds.items() if name in whole), None)
+        if kind is None or (kind == "embed") != (backend.task == "embed"):
+            raise InvalidRequest(
+                f"a request with {sorted(whole)} is none for --task={backend.task}: it needs "
+                + ("an input" if backend.task == "embed" else "messages or a prompt")
+            )
+        body = {"model": backend.model, **whole}
+    elif backend.task == "embed":
+        kind, body = "embed", embed_body(request, backend.model)
+    else:
+        kind, body = backend.api, chat_body(request, backend.model, limit_name="max_tokens")
+        if kind == "completions":
+            body["prompt"] = plain_text(body.pop("messages"))
+    ignored = sorted(name for name in body if name.startswith(_IGNORED))
+    if ignored:
+        raise InvalidRequest(
+            f"vLLM ignores {', '.join(ignored)} without a word: use --output_schema, "
+            "response_format or structured_outputs"
+        )
+    return PATHS[kind], body
