@@ -244,9 +244,14 @@ def test_what_a_timer_hands_over_at_the_end_is_not_lost(pubsub: PubSubEmulator) 
     subscription = subscribed(pubsub, b"a", b"b")
 
     def steps(messages: beam.PCollection[bytes]) -> None:
-        keyed = messages | "Seen" >> beam.Map(lambda body: see(body) or (0, body))
+        seen = messages | "Seen" >> beam.Map(lambda body: see(body) or body).with_output_types(
+            bytes
+        )
+        keyed = seen | beam.WithKeys(0).with_output_types(tuple[int, bytes])
         first = keyed | "First" >> beam.ParDo(_BatchUntilTheEnd()) | beam.Reshuffle()
-        again = first | beam.FlatMap(lambda batch: ((1, body) for body in batch))
+        again = first | beam.FlatMap(lambda batch: ((1, body) for body in batch)).with_output_types(
+            tuple[int, bytes]
+        )
         second = again | "Second" >> beam.ParDo(_BatchUntilTheEnd()) | "Keep" >> beam.Reshuffle()
         once = messages.pipeline | beam.Create([None])
         _ = once | "Whole" >> beam.Map(lambda _, whole: see(whole), AsList(second))
