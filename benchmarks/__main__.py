@@ -10,6 +10,7 @@ ALL = (
     "real_input",
     "batching",
     "storage_write",
+    "streaming",
     "dispatch",
 )
 

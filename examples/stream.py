@@ -89,7 +89,7 @@ def main() -> int:
         stopped = threading.Event()
         threading.Thread(target=publish, args=(pubsub, topic, stopped), daemon=True).start()
         environment = cloud.subprocess_environment(**pubsub.environment)
-        pipeline = subprocess.Popen(  # noqa: S603 - our own command
+        pipeline = subprocess.Popen(
             command, cwd=ROOT, env=environment, start_new_session=True
         )
         stack.callback(pipeline.kill)

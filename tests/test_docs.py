@@ -117,6 +117,7 @@ def test_every_simulator_of_a_page_could_start() -> None:
         arguments
         for page in COMMANDS
         for fence in fences(page)
+        if fence.language in ("bash", "sh")
         for arguments in commands(fence, "benchmarks.simulator")
     ]
     assert len(found) > 5

@@ -30,6 +30,8 @@ from transforms.errors import (
 )
 from transforms.infer import Infer, InferenceHandler
 from transforms.media import MediaField
+from transforms.minute_summary import MINUTE_COLUMNS, SummariseMinutes
+from transforms.minute_tally import MinuteTallies, MinuteTally, TallyReadMinutes
 from transforms.prices import TokenPrices
 from transforms.reconcile import SummarySpec, WriteRunSummary
 from transforms.records import Answer, Completion, DeadLetter, Record, Request, Usage
@@ -51,6 +53,7 @@ from transforms.validate import ValidateOutputs
 
 __all__ = [
     "DEAD_LETTER_COLUMNS",
+    "MINUTE_COLUMNS",
     "RESULT_COLUMNS",
     "SUMMARY_COLUMNS",
     "Answer",
@@ -74,6 +77,8 @@ __all__ = [
     "InferenceHandler",
     "LoadRows",
     "MediaField",
+    "MinuteTallies",
+    "MinuteTally",
     "NotReconciled",
     "OpenAIBackend",
     "PipelineError",
@@ -94,11 +99,13 @@ __all__ = [
     "RunInfo",
     "SentenceTransformersBackend",
     "SinkReport",
+    "SummariseMinutes",
     "SummarySpec",
     "TableName",
     "TableSource",
     "TableSpec",
     "Tally",
+    "TallyReadMinutes",
     "TallyRecords",
     "TokenPrices",
     "Usage",

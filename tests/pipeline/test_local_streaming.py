@@ -219,6 +219,52 @@ def test_timers_fire_while_nothing_comes(pubsub: PubSubEmulator) -> None:
     assert stream.failure is None
 
 
+class _BatchUntilTheEnd(beam.DoFn):
+    BAG = BagStateSpec("bag", beam.coders.BytesCoder())
+    TIMER = TimerSpec("timer", TimeDomain.WATERMARK)
+
+    def process(
+        self,
+        element: tuple[int, bytes],
+        window: Any = beam.DoFn.WindowParam,
+        bag: Any = beam.DoFn.StateParam(BAG),  # noqa: B008
+        timer: Any = beam.DoFn.TimerParam(TIMER),  # noqa: B008
+    ) -> None:
+        bag.add(element[1])
+        timer.set(window.end)
+
+    @on_timer(TIMER)
+    def flush(self, bag: Any = beam.DoFn.StateParam(BAG)) -> Iterator[list[bytes]]:  # noqa: B008
+        yield sorted(bag.read())
+        bag.clear()
+
+
+def test_what_a_timer_hands_over_at_the_end_is_not_lost(pubsub: PubSubEmulator) -> None:
+    """It passes two groupings, one behind the other's state, and is in the side input of the whole."""
+    subscription = subscribed(pubsub, b"a", b"b")
+
+    def steps(messages: beam.PCollection[bytes]) -> None:
+        seen = messages | "Seen" >> beam.Map(lambda body: see(body) or body).with_output_types(
+            bytes
+        )
+        keyed = seen | beam.WithKeys(0).with_output_types(tuple[int, bytes])
+        first = keyed | "First" >> beam.ParDo(_BatchUntilTheEnd()) | beam.Reshuffle()
+        again = first | beam.FlatMap(lambda batch: ((1, body) for body in batch)).with_output_types(
+            tuple[int, bytes]
+        )
+        second = again | "Second" >> beam.ParDo(_BatchUntilTheEnd()) | "Keep" >> beam.Reshuffle()
+        once = messages.pipeline | beam.Create([None])
+        _ = once | "Whole" >> beam.Map(lambda _, whole: see(whole), AsList(second))
+
+    stream = Stream(subscription, steps)
+    wait_until(lambda: len(Seen.items) == 2)
+    local_streaming.drain()
+    stream.join()
+    assert stream.failure is None
+    assert Seen.items[2:] == [[[b"a", b"b"]]]
+    assert pubsub.pull(subscription) == []
+
+
 def test_a_subscription_that_is_gone_fails_the_stream(pubsub: PubSubEmulator) -> None:
     """With the service's own error."""
     subscription = f"{subscribed(pubsub)}-not"

@@ -1,5 +1,6 @@
 """The reconciliation: it holds only if every sink holds exactly what was counted."""
 
+import dataclasses
 import decimal
 import json
 import logging
@@ -136,6 +137,15 @@ def test_reconciled_means_what_it_says(
     whole = set(held) <= {results} and set(held_letters) <= {letters}
     present = (bool(held) or not results) and (bool(held_letters) or not letters)
     assert row["reconciled"] is (whole and present and records == results + letters)
+
+
+def test_a_sink_that_reports_each_bundle_is_one_sink() -> None:
+    """A topic says at the beginning that it has none, and then of each bundle how many it took."""
+    reports = _reports([4], [0]) + [SinkReport("dead_letters", "files", "d0", n) for n in (2, 3)]
+    spec = dataclasses.replace(SPEC, sinks=2)
+    row = summarise(spec, _tally(9, 4, 5), reports)
+    assert (row["results"], row["dead_letters"], row["reconciled"]) == (4, 5, True)
+    assert not summarise(spec, _tally(9, 4, 5), reports[:-1])["reconciled"]
 
 
 def test_summary_row() -> None:

@@ -1,0 +1,303 @@
+"""A whole stream on one machine: every message accounted for, and what our steps cost.
+
+Google's Pub/Sub emulator, an emulated BigQuery and the simulated model server of
+``benchmarks.simulator`` run beside the pipeline, all on the same cores. Each program reads the same
+backlog from a subscription of its own, in a process of its own, until every message has ended:
+
+* ``whole``: ``python -m pipeline`` with the model and the tables. 1 % of the messages are malformed,
+  1 % are refused by the model, 0.5 % of the rows are refused by the table (its owner has made
+  ``record_id`` a column of JSON; a number is JSON, other ids are not).
+* ``local``: the same with the fake backend and files, so that no server but Pub/Sub takes part.
+* ``pass-through``: the same steps in number and kind (read, shuffles, state, timers), each of which
+  only passes on what it gets: what Beam's local streaming runner does of itself. It is made for
+  trying things out: it fuses no steps and works in one thread.
+
+What this does not prove: throughput on Dataflow.
+
+``python -m benchmarks.streaming`` prints a table and writes it to ``benchmarks/RESULTS.md``;
+``--messages N --repeats N`` for less of it.
+"""
+
+import argparse
+import collections
+import contextlib
+import json
+import os
+import pathlib
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from google.cloud import bigquery
+
+from benchmarks.results import machine, write_section
+from benchmarks.simulator import luck
+from benchmarks.simulator.settings import Settings
+from pipeline import checks, local_streaming
+from pipeline.main import main as run_pipeline
+from tests.emulators.environment import REPOSITORY, emulator_python
+from tests.emulators.google_cloud import LoopbackCloud
+from tests.emulators.pubsub import PubSubEmulator
+from transforms import metrics
+from transforms.rows import RESULT_COLUMNS, Column
+from transforms.sinks.bigquery import TableName, TableSpec
+
+TEXT = "A ticket about an invoice that came twice, and nobody answers. " * 9
+TIMEOUT_S = 3600
+PROMPT = "--prompt=Classify record {{ id }}: {{ text }}"
+SIMULATOR = {"latency": "constant:0.05", "faults": "poison:0.01"}
+GOAL = 0.8
+
+
+def messages(count: int) -> Iterator[tuple[str, str, bytes]]:
+    """Id, how it ends, and body."""
+    settings = Settings.parse(SIMULATOR)
+    for n in range(count):
+        key = f"x{n}" if n % 200 == 7 else str(n)
+        if n % 100 == 3:
+            yield key, "parse_error", b'{"text": "cut'
+            continue
+        poison = luck.is_poison(settings, key)
+        outcome = (
+            "invalid_request" if poison else "write_rejected" if key.startswith("x") else "result"
+        )
+        yield key, outcome, json.dumps({"id": key, "text": TEXT}).encode()
+
+
+# One run, in a process of its own
+
+
+class Passed:
+    """How many elements have come to the end; the last step finds it in the module."""
+
+    count = 0
+
+
+def count_passed(item: Any) -> Any:
+    """The last step of the pass-through graph."""
+    Passed.count += 1
+    return item
+
+
+def same(item: Any) -> Any:
+    """A step that does nothing."""
+    return item
+
+
+def pass_through(subscription: str) -> beam.Pipeline:
+    """As many steps as `pipeline.build` makes for a record that becomes a result, in its order."""
+    root = beam.Pipeline(local_streaming.RUNNER, options=PipelineOptions(["--streaming"]))
+    items = root | beam.io.ReadFromPubSub(subscription=subscription)
+    items = items | "AddMetrics" >> beam.Map(same) | "Parse" >> beam.Map(same)
+    _ = items | "CountRecords" >> beam.FlatMap(lambda _: ())
+    items = items | "SpreadRecords" >> beam.Reshuffle() | "Render" >> beam.Map(same)
+    batches = (
+        items
+        | "Key" >> beam.Map(lambda item: (0, item)).with_output_types(tuple[int, bytes])
+        | "BatchByKey" >> beam.GroupIntoBatches(256, 1)
+        | "SpreadBatches" >> beam.Reshuffle()
+        | "OpenBatches" >> beam.Map(lambda batch: list(batch[1])).with_output_types(list[bytes])
+    )
+    items = batches | "CallModel" >> beam.FlatMap(same).with_output_types(bytes)
+    items = items | "KeepAnswers" >> beam.Reshuffle()
+    for label in ("MakeRows", "AppendRows", "TallyRows"):
+        items = items | label >> beam.Map(same)
+    _ = items | "Count" >> beam.Map(count_passed)
+    return root
+
+
+def ended() -> int:
+    """How many records of the run in this process have a row."""
+    counts = metrics.LIVE.snapshot()
+    return sum(n for name, n in counts.items() if name == "results" or "dead_letters_" in name)
+
+
+def child(program: str, count: int, *arguments: str) -> dict[str, float]:
+    """Runs until every message has ended; seconds from the first to the last."""
+    seconds: list[float] = []
+    done = (lambda: Passed.count) if program == "pass-through" else ended
+
+    def watch() -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not done() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        began, first = time.perf_counter(), done()
+        while done() < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seconds.append((time.perf_counter() - began) * count / (count - first))
+        if program == "pass-through":
+            local_streaming.drain()
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
+    if program == "pass-through":
+        pass_through(arguments[0]).run().wait_until_finish()
+    else:
+        checks._check_columns = lambda *_: None  # the table refuses rows on purpose
+        code = run_pipeline([f"--input_subscription={arguments[0]}", PROMPT, *arguments[1:]])
+        if code != 130:
+            raise SystemExit(f"{program} ended with {code}")
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "wall_s": seconds[0],
+        "cpu_s": used.ru_utime + used.ru_stime,
+        "peak_mb": used.ru_maxrss / 1024,
+    }
+
+
+# Not as ``__main__``, whose functions are pickled with copies of their globals.
+_CHILD = """
+import json, sys
+from benchmarks import streaming
+made = streaming.child(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
+print(json.dumps(made))
+"""
+
+
+# What is around it
+
+
+@contextlib.contextmanager
+def model_server(folder: pathlib.Path) -> Iterator[str]:
+    """The simulator's address."""
+    ready = folder / "simulator"
+    flags = [f"--{name}={value}" for name, value in SIMULATOR.items()]
+    command = [sys.executable, "-m", "benchmarks.simulator", *flags, f"--ready_file={ready}"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    try:
+        while not ready.exists():
+            if process.poll() is not None:
+                raise SystemExit("the simulator has not started")
+            time.sleep(0.05)
+        yield f"{ready.read_text().strip()}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def strict_table(cloud: LoopbackCloud) -> str:
+    """A table for results that refuses ids which are no JSON."""
+    table = f"{cloud.new_dataset()}.answers"
+    columns = tuple(
+        Column(c.name, "JSON" if c.name == "record_id" else c.type, c.mode) for c in RESULT_COLUMNS
+    )
+    name = TableName.parse(table)
+    spec = TableSpec(name=name, columns=columns, partition_by="created_at", cluster_by=("run_id",))
+    with cloud.clients_redirected():
+        spec.create(spec.client())
+    return table
+
+
+def check_accounts(cloud: LoopbackCloud, table: str, count: int) -> None:
+    """Every id is where it belongs, once, and the minutes reconcile.
+
+    Raises:
+      SystemExit: One is not.
+    """
+    expected = collections.Counter((key, outcome) for key, outcome, _ in messages(count))
+    with cloud.clients_redirected(), bigquery.Client() as client:
+
+        def rows(query: str) -> list[Any]:
+            return list(client.query(query.format(table)).result())
+
+        found = collections.Counter(
+            (str(row.record_id), "result") for row in rows("SELECT record_id FROM `{}`")
+        )
+        letters = rows("SELECT record_id, error_type FROM `{}_dead_letters`")
+        found.update((row.record_id, row.error_type) for row in letters)
+        minutes = rows(
+            "SELECT records, difference FROM `{}_runs` QUALIFY ROW_NUMBER() OVER "
+            "(PARTITION BY read_minute ORDER BY revision DESC) = 1"
+        )
+    if found != expected:
+        missing, more = expected - found, found - expected
+        raise SystemExit(f"{missing.total()} messages are missing, {more.total()} too many")
+    if sum(row.records for row in minutes) != count or any(row.difference for row in minutes):
+        raise SystemExit("the summary by minute does not reconcile")
+
+
+def measure(
+    program: str, count: int, cloud: LoopbackCloud, pubsub: PubSubEmulator, model: str
+) -> dict[str, float]:
+    """One run over a backlog of its own; what is to be accounted for is."""
+    topic = pubsub.new_topic()
+    subscription = pubsub.new_subscription(topic, ack_deadline_s=60)
+    pubsub.publish(topic, [(body, {"id": key}) for key, _, body in messages(count)])
+    arguments = [subscription]
+    with tempfile.TemporaryDirectory() as folder:
+        if program == "whole":
+            table = strict_table(cloud)
+            arguments += ["--backend=openai", "--model=m", f"--endpoint={model}"]
+            arguments += [f"--output_table={table}"]
+        elif program == "local":
+            arguments += ["--backend=fake", f"--output_path={folder}/out"]
+        done = subprocess.run(
+            [sys.executable, "-c", _CHILD, program, str(count), *arguments],
+            env=cloud.subprocess_environment(**pubsub.environment),
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise SystemExit(f"{program}: {done.stderr[-3000:]}")
+    if program == "whole":
+        check_accounts(cloud, table, count)
+    made: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return made
+
+
+def main() -> None:
+    """Interleaved runs of the three."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--messages", type=int, default=20_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    programs = ("pass-through", "local", "whole")
+    made: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
+    with contextlib.ExitStack() as stack:
+        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        cloud = stack.enter_context(LoopbackCloud.running(emulator_python(), folder))
+        pubsub = stack.enter_context(PubSubEmulator.running(folder))
+        model = stack.enter_context(model_server(folder))
+        for _ in range(args.repeats):
+            for program in programs:
+                made[program].append(measure(program, args.messages, cloud, pubsub, model))
+    middle = {
+        program: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        for program, runs in made.items()
+    }
+    base = middle["pass-through"]["wall_s"]
+    lines = [
+        (
+            f"{args.messages:,} messages of about 600 bytes wait in a subscription: 1 % malformed, "
+            "1 % refused by the model, 0.5 % of the rows refused by the table. Medians of "
+            f"{args.repeats} interleaved runs in processes of their own, with the servers on the "
+            f"same machine ({machine()}). In every `whole` run each message was accounted for by its "
+            f"id, and the minutes reconciled. The goal is {GOAL:g} of pass-through."
+        ),
+        "",
+        "| | messages/s | of pass-through | wall s | CPU s of the pipeline | peak MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for program in programs:
+        run = middle[program]
+        lines.append(
+            f"| {program} | {args.messages / run['wall_s']:,.0f} | {base / run['wall_s']:.2f} "
+            f"| {run['wall_s']:.1f} | {run['cpu_s']:.1f} | {run['peak_mb']:.0f} |"
+        )
+    write_section("Streaming", "python -m benchmarks.streaming", lines)
+
+
+if __name__ == "__main__":
+    main()
