@@ -160,7 +160,7 @@ def _wrong_use(
             [*whole, "--input_table=p.d.t"],
             (
                 "exactly one input is needed, but --input_files and --input_table are given: use one "
-                "of --input_files, --input_table, --input_query, --input_dead_letters"
+                "of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
         "unreadable file": (
@@ -301,7 +301,7 @@ _FILES = {
             ["--input_files="],
             (
                 "exactly one input is needed, but none is given: use one of --input_files, "
-                "--input_table, --input_query, --input_dead_letters"
+                "--input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
         (
