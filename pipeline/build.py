@@ -5,6 +5,7 @@ import apache_beam as beam
 from pipeline.config import RunConfig, Sinks
 from transforms.batch import BatchRequests
 from transforms.infer import Infer
+from transforms.order import OrderByPrefix
 from transforms.reconcile import WriteRunSummary
 from transforms.render import RenderRequests
 from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS
@@ -21,7 +22,13 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
         source=config.source, id_rule=config.id_rule
     )
     requests, unrendered = records | "RenderRequests" >> RenderRequests(spec=config.request)
-    batches = requests | "BatchRequests" >> BatchRequests(limits=config.batch)
+    if config.order.prefix_chars is not None:
+        requests = requests | "OrderByPrefix" >> OrderByPrefix(
+            prefix_chars=config.order.prefix_chars
+        )
+    batches = requests | "BatchRequests" >> BatchRequests(
+        limits=config.batch, order_by_prefix=config.order.in_batch
+    )
     answered, unserved = batches | "Infer" >> Infer(
         backend=config.backend, limits=config.limits, resource_hints=config.resource_hints
     )

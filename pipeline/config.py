@@ -23,6 +23,7 @@ from pipeline import VERSION, registry
 from pipeline.gpu_options import resource_hints
 from pipeline.media import media_fields
 from pipeline.options import InferenceOptions, Values
+from pipeline.order import Order, order_of
 from pipeline.pace import dispatch_limits
 from pipeline.texts import read_text
 from transforms.backends.base import Backend
@@ -124,6 +125,7 @@ class RunConfig:
     run: RunInfo
     sinks: Sinks
     summary: SummarySpec
+    order: Order = Order()
     resource_hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     preview: int | None = None
     wait: bool = False
@@ -187,6 +189,7 @@ class RunConfig:
                 path=sinks.summary_path,
                 sinks=sinks.count,
             ),
+            order=order_of(values),
             resource_hints=resource_hints(values.given, backend, options),
             preview=preview,
             wait=values.boolean("wait"),

@@ -17,6 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.gpu_options import GPU_OPTIONS
 from pipeline.option import Option
+from pipeline.order_options import ORDER_OPTIONS
 from pipeline.texts import read_text, suggestion
 from transforms.errors import ConfigurationError
 
@@ -178,6 +179,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="X",
     ),
     Option("max_batch_size", _PACE, "Requests in a workload batch.", "256", metavar="N"),
+    *ORDER_OPTIONS,
     Option(
         "output_table",
         _SINKS,

@@ -30,6 +30,7 @@ PUBLIC = [
     "MediaField",
     "NotReconciled",
     "OpenAIBackend",
+    "OrderByPrefix",
     "PipelineError",
     "QuerySource",
     "ReadDeadLetters",

@@ -30,6 +30,7 @@ from transforms.errors import (
 )
 from transforms.infer import Infer, InferenceHandler
 from transforms.media import MediaField
+from transforms.order import OrderByPrefix
 from transforms.prices import TokenPrices
 from transforms.reconcile import SummarySpec, WriteRunSummary
 from transforms.records import Answer, Completion, DeadLetter, Record, Request, Usage
@@ -72,6 +73,7 @@ __all__ = [
     "MediaField",
     "NotReconciled",
     "OpenAIBackend",
+    "OrderByPrefix",
     "PipelineError",
     "QuerySource",
     "ReadDeadLetters",

@@ -12,6 +12,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms.errors import ConfigurationError
+from transforms.order import prefix_text
 from transforms.records import Request
 from transforms.render import BYTES_PER_TOKEN
 
@@ -72,20 +73,24 @@ class Batcher:
 
 
 class _BatchDoFn(beam.DoFn):
-    def __init__(self, limits: BatchLimits) -> None:
+    def __init__(self, limits: BatchLimits, order_by_prefix: bool) -> None:
         self._limits = limits
+        self._order_by_prefix = order_by_prefix
 
     def start_bundle(self) -> None:
         self._batcher = Batcher(self._limits)
 
     def process(self, request: Request) -> Iterator[list[Request]]:
         if batch := self._batcher.add(request):
-            yield batch
+            yield self._ordered(batch)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         if batch := self._batcher.flush():
             window = GlobalWindow()
-            yield WindowedValue(batch, window.max_timestamp(), [window])
+            yield WindowedValue(self._ordered(batch), window.max_timestamp(), [window])
+
+    def _ordered(self, batch: list[Request]) -> list[Request]:
+        return sorted(batch, key=prefix_text) if self._order_by_prefix else batch
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -93,21 +98,22 @@ class BatchRequests(beam.PTransform):
     """Groups requests into workload batches within each bundle, in the global window.
 
     For bounded input, where bundles are large. Every request is in exactly one batch; order within
-    a bundle is kept.
+    a bundle is kept, unless batches are ordered.
 
     Args:
       limits: The most that one batch holds.
+      order_by_prefix: Whether the requests of a batch that begin alike run one behind the other.
 
     Returns:
       A PCollection of non-empty lists of `Request`.
     """
 
     limits: BatchLimits = BatchLimits()
+    order_by_prefix: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, requests: beam.PCollection[Request]) -> beam.PCollection[list[Request]]:
-        return requests | "Batch" >> beam.ParDo(_BatchDoFn(self.limits)).with_output_types(
-            list[Request]
-        )
+        batch = _BatchDoFn(self.limits, self.order_by_prefix)
+        return requests | "Batch" >> beam.ParDo(batch).with_output_types(list[Request])
