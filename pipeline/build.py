@@ -7,6 +7,7 @@ from pipeline.sinks import write_dead_letters, write_results
 from pipeline.summaries import write_summary
 from transforms.batch import BatchRequests
 from transforms.infer import Infer
+from transforms.order import OrderByPrefix
 from transforms.render import RenderRequests
 from transforms.sources.base import ReadRecords
 from transforms.validate import ValidateOutputs
@@ -19,8 +20,12 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
     )
     bounded = records.is_bounded
     requests, unrendered = records | "RenderRequests" >> RenderRequests(spec=config.request)
+    if config.order.prefix_chars is not None:
+        requests = requests | "OrderByPrefix" >> OrderByPrefix(
+            prefix_chars=config.order.prefix_chars
+        )
     batches = requests | "BatchRequests" >> BatchRequests(
-        limits=config.batch, keys=config.batch_keys
+        limits=config.batch, keys=config.batch_keys, order_by_prefix=config.order.in_batch
     )
     answered, unserved = batches | "Infer" >> Infer(
         backend=config.backend, limits=config.limits, resource_hints=config.resource_hints

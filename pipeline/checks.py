@@ -7,7 +7,6 @@ forbidden or a timeout only warns, because the workers may be another identity w
 import concurrent.futures
 import dataclasses
 import functools
-import importlib.util
 import itertools
 import os
 import queue
@@ -21,11 +20,11 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from pipeline.config import RunConfig
+from pipeline.local_model_checks import check_local_model
 from pipeline.pubsub_checks import pubsub_checks
 from pipeline.texts import NO_CREDENTIALS, reason
 from transforms.backends.gemini import GeminiBackend
 from transforms.backends.openai import OpenAIBackend
-from transforms.backends.sentence_transformers import SentenceTransformersBackend
 from transforms.backends.vertex_endpoint import VertexEndpointBackend
 from transforms.errors import BackendUnusable, ConfigurationError
 from transforms.sinks.bigquery import TableSpec, make_client
@@ -282,14 +281,8 @@ def check_backend(config: RunConfig) -> None:
                 "--backend openai: OPENAI_API_KEY is not set: set it, or give --endpoint for a "
                 "server that needs no key"
             )
-    elif (
-        isinstance(backend, SentenceTransformersBackend)
-        and config.local
-        and importlib.util.find_spec("sentence_transformers") is None
-    ):
-        raise ConfigurationError(
-            "--backend sentence_transformers: the package is not installed: pip install '.[embed]'"
-        )
+    elif config.local:
+        check_local_model(backend)
 
 
 def check_output_path(config: RunConfig) -> None:

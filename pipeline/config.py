@@ -21,6 +21,7 @@ from apache_beam.options.pipeline_options import (
 from pipeline import VERSION, registry
 from pipeline.gpu_options import resource_hints
 from pipeline.options import InferenceOptions, Values
+from pipeline.order import Order, order_of
 from pipeline.pace import batch_limits, dispatch_limits
 from pipeline.request import request_spec
 from transforms.backends.base import Backend
@@ -144,6 +145,7 @@ class RunConfig:
     run: RunInfo
     sinks: Sinks
     summary: SummarySpec
+    order: Order = Order()
     resource_hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     preview: int | None = None
     wait: bool = False
@@ -214,6 +216,7 @@ class RunConfig:
                 path=_summary_path(sinks, options, run_id, streaming=streaming),
                 sinks=sinks.count,
             ),
+            order=order_of(values, streaming=streaming),
             resource_hints=resource_hints(values.given, backend, options),
             preview=preview,
             wait=values.boolean("wait"),

@@ -17,6 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.gpu_options import GPU_OPTIONS
 from pipeline.option import Option
+from pipeline.order_options import ORDER_OPTIONS
 from pipeline.pace_options import PACE_OPTIONS
 from pipeline.source_options import SOURCE_OPTIONS
 from pipeline.texts import read_text, suggestion
@@ -134,6 +135,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     *GPU_OPTIONS,
     *PACE_OPTIONS,
+    *ORDER_OPTIONS,
     Option(
         "output_table",
         _SINKS,

@@ -44,7 +44,7 @@ _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_]*\b(?!-)")
 _SIMULATORS = {field.name for field in dataclasses.fields(Settings)} | {
     *("outage", "port", "ready_file", "log")
 }
-_NOT_OURS = {"--name", "--check"} | {f"--{name}" for name in _SIMULATORS}
+_NOT_OURS = {"--name", "--check", "--lines"} | {f"--{name}" for name in _SIMULATORS}
 """A placeholder, and flags of ``docs/generate.py`` and of the simulated model servers."""
 
 

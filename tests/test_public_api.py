@@ -34,6 +34,7 @@ PUBLIC = [
     "MinuteTally",
     "NotReconciled",
     "OpenAIBackend",
+    "OrderByPrefix",
     "PipelineError",
     "PubSubSource",
     "PublishDeadLetters",

@@ -32,6 +32,7 @@ from transforms.infer import Infer, InferenceHandler
 from transforms.media import MediaField
 from transforms.minute_summary import MINUTE_COLUMNS, SummariseMinutes
 from transforms.minute_tally import MinuteTallies, MinuteTally, TallyReadMinutes
+from transforms.order import OrderByPrefix
 from transforms.prices import TokenPrices
 from transforms.reconcile import SummarySpec, WriteRunSummary
 from transforms.records import Answer, Completion, DeadLetter, Record, Request, Usage
@@ -81,6 +82,7 @@ __all__ = [
     "MinuteTally",
     "NotReconciled",
     "OpenAIBackend",
+    "OrderByPrefix",
     "PipelineError",
     "PubSubSource",
     "PublishDeadLetters",

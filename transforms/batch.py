@@ -25,6 +25,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms import metrics
 from transforms.errors import ConfigurationError
+from transforms.order import prefix_text
 from transforms.records import Request
 from transforms.render import BYTES_PER_TOKEN
 from transforms.state_coders import (
@@ -154,20 +155,24 @@ class Batcher:
 
 
 class _BatchDoFn(beam.DoFn):
-    def __init__(self, limits: BatchLimits) -> None:
+    def __init__(self, limits: BatchLimits, order_by_prefix: bool) -> None:
         self._limits = limits
+        self._order_by_prefix = order_by_prefix
 
     def start_bundle(self) -> None:
         self._batcher = Batcher(self._limits)
 
     def process(self, request: Request) -> Iterator[list[Request]]:
         if batch := self._batcher.add(request):
-            yield batch
+            yield self._ordered(batch)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         if batch := self._batcher.flush():
             window = GlobalWindow()
-            yield WindowedValue(batch, window.max_timestamp(), [window])
+            yield WindowedValue(self._ordered(batch), window.max_timestamp(), [window])
+
+    def _ordered(self, batch: list[Request]) -> list[Request]:
+        return sorted(batch, key=prefix_text) if self._order_by_prefix else batch
 
 
 class _KeyDoFn(beam.DoFn):
@@ -257,12 +262,16 @@ class _BatchByKeyDoFn(beam.DoFn):
         return batch
 
 
+def _open_ordered(batch: EncodedBatch) -> list[Request]:
+    return sorted(batch.open(), key=prefix_text)
+
+
 @dataclasses.dataclass(kw_only=True, eq=False)
 class BatchRequests(beam.PTransform):
     """Groups requests into workload batches; every request is in exactly one.
 
     Bounded input, where bundles are large, is batched within each bundle, in the global window;
-    order within a bundle is kept.
+    order within a bundle is kept, unless batches are ordered.
 
     Unbounded input is batched across bundles, whose size then does not matter: each of a few keys
     has one open batch in state. It is handed over when it is full, `max_batch_wait_s` after its
@@ -276,6 +285,7 @@ class BatchRequests(beam.PTransform):
       keys: Across bundles only: batches that are open at a time. Few keys fill their batches
         sooner: that takes `keys` · `max_batch_size` requests in `max_batch_wait_s`. Many spread the
         work of batching, which one core does for one key.
+      order_by_prefix: Whether the requests of a batch that begin alike run one behind the other.
       across_bundles: None for what the input asks for: whether it is unbounded.
       clock: Seconds since the epoch; for tests, whose runners have a clock of their own.
 
@@ -285,6 +295,7 @@ class BatchRequests(beam.PTransform):
 
     limits: BatchLimits = BatchLimits()
     keys: int = 1
+    order_by_prefix: bool = False
     across_bundles: bool | None = None
     clock: Callable[[], float] = time.time
 
@@ -296,13 +307,13 @@ class BatchRequests(beam.PTransform):
     def expand(self, requests: beam.PCollection[Request]) -> beam.PCollection[list[Request]]:
         across = not requests.is_bounded if self.across_bundles is None else self.across_bundles
         if not across:
-            return requests | "Batch" >> beam.ParDo(_BatchDoFn(self.limits)).with_output_types(
-                list[Request]
-            )
+            batch = _BatchDoFn(self.limits, self.order_by_prefix)
+            return requests | "Batch" >> beam.ParDo(batch).with_output_types(list[Request])
+        open_batch = _open_ordered if self.order_by_prefix else EncodedBatch.open
         return (
             requests
             | "KeyRequests" >> beam.ParDo(_KeyDoFn(self.keys))
             | "BatchByKey" >> beam.ParDo(_BatchByKeyDoFn(self.limits, self.clock))
             | "SpreadBatches" >> beam.Reshuffle()
-            | "OpenBatches" >> beam.Map(EncodedBatch.open).with_output_types(list[Request])
+            | "OpenBatches" >> beam.Map(open_batch).with_output_types(list[Request])
         )

@@ -208,7 +208,7 @@ def _wrong_use(
             bare,
             [*whole, "--backend=gemeni"],
             (
-                "--backend is 'gemeni', but must be one of: gemini, vertex_endpoint, openai, "
+                "--backend is 'gemeni', but must be one of: gemini, vertex_endpoint, openai, vllm, "
                 "sentence_transformers, fake; did you mean gemini?"
             ),
         ),

@@ -115,7 +115,7 @@ def test_limits_that_cannot_be(name: str, value: int) -> None:
 
 def test_bundles_do_not_mix() -> None:
     """What a bundle leaves is flushed at its end, into the global window; the next starts empty."""
-    dofn = _BatchDoFn(BatchLimits(max_batch_size=2))
+    dofn = _BatchDoFn(BatchLimits(max_batch_size=2), False)
     a, b, c, d = _requests([1, 1, 1, 1])
     dofn.start_bundle()
     assert [batch for request in (a, b, c) for batch in dofn.process(request)] == [[a, b]]

@@ -18,7 +18,7 @@ from transforms.errors import InvalidRequest, RecordError, Unavailable
 from transforms.records import Completion, Json, Request
 from transforms.vllm_server import gauges as server_gauges
 from transforms.vllm_server.keeper import Settings
-from transforms.vllm_server.launch import ServerSpec, plan
+from transforms.vllm_server.launch import ServerSpec, interpreter, plan, server_environment
 from transforms.vllm_server.lease import Lease, acquire, release
 from transforms.vllm_server.suspects import Suspects
 from transforms.vllm_server.weights import local_model
@@ -76,6 +76,17 @@ class VLLMBackend:
         """
         servers = await asyncio.to_thread(self._servers)
         return VLLMClient(self, servers)
+
+    def interpreter(self, environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+        """The Python that would run vLLM in such an environment, and its own environment there."""
+        spec = ServerSpec(
+            model=self.model,
+            served_name=self.model,
+            python=self.python,
+            environment=self.environment,
+        )
+        python = interpreter(spec, environment)
+        return python, server_environment(spec, python, environment)
 
     def _servers(self) -> "list[_Server]":
         spec = ServerSpec(
