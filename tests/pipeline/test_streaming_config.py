@@ -188,3 +188,11 @@ def test_a_batch_run_does_not_stream() -> None:
     set_defaults(options)
     standard = options.view_as(StandardOptions)
     assert (standard.runner, standard.streaming) == (LOCAL_RUNNER, False)
+
+
+def test_a_stream_has_no_order() -> None:
+    """There is no whole of it to bring prefixes together from; within a batch there is."""
+    assert refused(*STREAM, OUT, "--order_by_prefix=data_set") == (
+        "--order_by_prefix is 'data_set', but the input never ends: use batch"
+    )
+    assert config_of(*STREAM, OUT, "--order_by_prefix=batch").order.in_batch
