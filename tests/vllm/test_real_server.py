@@ -169,7 +169,7 @@ def test_a_kill_in_the_middle_of_a_run(client: VLLMClient, victim: str) -> None:
     before = server.lease.state
 
     def kill() -> None:
-        eventually(lambda: server.in_flight == 32)
+        eventually(lambda: server.in_flight >= 32)
         pid = before.pid
         if victim == "engine":
             below = [one for one in processes.descendants(pid) if one.parent == pid]
