@@ -89,9 +89,7 @@ def main() -> int:
         stopped = threading.Event()
         threading.Thread(target=publish, args=(pubsub, topic, stopped), daemon=True).start()
         environment = cloud.subprocess_environment(**pubsub.environment)
-        pipeline = subprocess.Popen(
-            command, cwd=ROOT, env=environment, start_new_session=True
-        )
+        pipeline = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
         stack.callback(pipeline.kill)
         signal.signal(signal.SIGINT, lambda *_: pipeline.send_signal(signal.SIGINT))
         with contextlib.suppress(subprocess.TimeoutExpired):
