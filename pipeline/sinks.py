@@ -112,9 +112,7 @@ def write_method(config: RunConfig, *, bounded: bool) -> str:
     return method
 
 
-def _files(
-    config: RunConfig, folder: str, kind: str, columns: tuple[Column, ...]
-) -> WriteFiles:
+def _files(config: RunConfig, folder: str, kind: str, columns: tuple[Column, ...]) -> WriteFiles:
     return WriteFiles(
         folder=folder,
         run_id=config.run_id,
