@@ -60,7 +60,8 @@ def check_topic(topic: str) -> str:
     """
     if not _TOPIC.fullmatch(topic):
         raise ConfigurationError(
-            f"the topic is {topic!r}, but must be written as projects/PROJECT/topics/NAME"
+            f"the topic is {topic!r}, but must be written as projects/PROJECT/topics/NAME: a "
+            "project's id has at least 6 characters, NAME at least 3"
         )
     return topic
 
