@@ -9,7 +9,7 @@ from pipeline.config import RunConfig
 from transforms.coders import AnswerCoder
 from transforms.errors import ConfigurationError
 from transforms.minute_summary import MINUTE_COLUMNS
-from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS
+from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, Column
 from transforms.sinks.bigquery import LoadRows, TableSpec, latest_view_sql
 from transforms.sinks.files import WriteFiles
 from transforms.sinks.pubsub import PublishDeadLetters
@@ -26,13 +26,7 @@ def write_results(config: RunConfig, *, bounded: bool) -> beam.PTransform:
     sinks = config.sinks
     files, tables, appender = [], [], None
     if sinks.results_path:
-        write = WriteFiles(
-            folder=sinks.results_path,
-            run_id=config.run_id,
-            columns=RESULT_COLUMNS,
-            format=sinks.output_format,
-            replace=sinks.replace,
-        )
+        write = _files(config, sinks.results_path, "results", RESULT_COLUMNS)
         files.append(("WriteFiles", write))
     if sinks.output_table:
         view = latest_view_sql(sinks.output_table.name, config.output_schema)
@@ -60,14 +54,7 @@ def write_dead_letters(config: RunConfig, *, bounded: bool) -> beam.PTransform:
     tables: list[tuple[str, RowSink]] = []
     appender = None
     if sinks.dead_letter_path:
-        write = WriteFiles(
-            folder=sinks.dead_letter_path,
-            run_id=config.run_id,
-            columns=DEAD_LETTER_COLUMNS,
-            kind="dead_letters",
-            format=sinks.output_format,
-            replace=sinks.replace,
-        )
+        write = _files(config, sinks.dead_letter_path, "dead_letters", DEAD_LETTER_COLUMNS)
         files.append(("WriteFiles", write))
     if sinks.dead_letter_topic:
         files.append(("PublishDeadLetters", PublishDeadLetters(topic=sinks.dead_letter_topic)))
@@ -106,14 +93,7 @@ def minute_sinks(config: RunConfig) -> list[tuple[str, AppendRows | WriteFiles]]
         append.exactly_once = append.report = False
         found.append(("AppendTable", append))
     if sinks.runs_path:
-        write = WriteFiles(
-            folder=sinks.runs_path,
-            run_id=config.run_id,
-            columns=MINUTE_COLUMNS,
-            kind="runs",
-            format=sinks.output_format,
-            replace=sinks.replace,
-        )
+        write = _files(config, sinks.runs_path, "runs", MINUTE_COLUMNS)
         found.append(("WriteFiles", write))
     return found
 
@@ -130,6 +110,17 @@ def write_method(config: RunConfig, *, bounded: bool) -> str:
             "--write_method is 'file_loads', but the input never ends: use storage_write"
         )
     return method
+
+
+def _files(config: RunConfig, folder: str, kind: str, columns: tuple[Column, ...]) -> WriteFiles:
+    return WriteFiles(
+        folder=folder,
+        run_id=config.run_id,
+        columns=columns,
+        kind=kind,
+        format=config.sinks.output_format,
+        replace=config.sinks.replace,
+    )
 
 
 def _append(

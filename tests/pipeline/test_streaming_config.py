@@ -121,12 +121,16 @@ def test_de_duplication_is_for_dataflow() -> None:
             ("--input_subscription=tickets", *STREAM[1:], OUT),
             (
                 "the subscription is 'tickets', but must be written as "
-                "projects/PROJECT/subscriptions/NAME"
+                "projects/PROJECT/subscriptions/NAME: a project's id has at least 6 characters, "
+                "NAME at least 3"
             ),
         ),
         (
             (*STREAM, OUT, "--dead_letter_topic=dead"),
-            "the topic is 'dead', but must be written as projects/PROJECT/topics/NAME",
+            (
+                "the topic is 'dead', but must be written as projects/PROJECT/topics/NAME: a "
+                "project's id has at least 6 characters, NAME at least 3"
+            ),
         ),
         (
             (*STREAM, *DATAFLOW, "--dead_letter_path=gs://b/dead"),

@@ -97,12 +97,12 @@ class _Connection:
     """One bidirectional call. gRPC's own thread reads the queue until it is given None."""
 
     def __init__(
-        self, client: "bigquery_storage_v1.BigQueryWriteClient", name: str, s: float
+        self, client: "bigquery_storage_v1.BigQueryWriteClient", name: str, timeout_s: float
     ) -> None:
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._call = client.transport.append_rows(
             iter(self._requests.get, None),
-            timeout=s,
+            timeout=timeout_s,
             metadata=[("x-goog-request-params", f"write_stream={name}")],
         )
 
@@ -201,7 +201,8 @@ class AppendStream:
     def reset(self) -> None:
         """Forgets what is in flight: a bundle that failed has left it, and will be repeated."""
         if self._in_flight:
-            self.close()
+            self._in_flight.clear()
+            self._disconnect()
 
     def close(self) -> None:
         """Lets go of the connection and of what is in flight."""

@@ -24,7 +24,7 @@ What is not emitted as written has not been committed, and is sent again.
 import dataclasses
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import apache_beam as beam
@@ -86,11 +86,9 @@ class _GatherDoFn(beam.DoFn):
     ) -> Iterator[tuple[int, bytes] | TaggedOutput[Literal["refused"], Any]]:
         line, owner = row
         encoded = encode_or_refuse(self._encode, line)
-        if isinstance(encoded, Refusal) and self._refit is not None:
+        while isinstance(encoded, Refusal) and self._refit is not None:
             line = refitted(line, encoded, self._refit)
             encoded = encode_or_refuse(self._encode, line)
-            if isinstance(encoded, Refusal):
-                refitted(line, encoded, self._refit)
         if isinstance(encoded, Refusal):
             yield TaggedOutput("refused", (row, encoded))
             return
@@ -122,17 +120,17 @@ class _NumberDoFn(beam.DoFn):
     )
     CURRENT = beam.DoFn.StateParam(STREAM)
 
-    def __init__(self, spec: TableSpec, clock: Callable[[], float] = time.time) -> None:
-        self._spec, self._clock = spec, clock
+    def __init__(self, spec: TableSpec) -> None:
+        self._spec = spec
         self._client: Any = None
 
     def process(
         self, batch: tuple[int, bytes], stream: Any = CURRENT
     ) -> Iterator[tuple[str, Numbered]]:
         _, rows = batch
-        name, number, size, made_at = stream.read() or (self._make(), 0, 0, int(self._clock()))
+        name, number, size, made_at = stream.read() or (self._make(), 0, 0, int(time.time()))
         size += len(rows)
-        last = size >= STREAM_BYTES or self._clock() - made_at >= STREAM_AGE_S
+        last = size >= STREAM_BYTES or time.time() - made_at >= STREAM_AGE_S
         if last:
             stream.clear()
         else:
@@ -148,7 +146,9 @@ class _NumberDoFn(beam.DoFn):
         from google.cloud.bigquery_storage_v1 import types
 
         if self._client is None:
-            prepare_table(self._spec, self._spec.client())
+            tables = self._spec.client()
+            prepare_table(self._spec, tables)
+            tables.close()
             self._client = make_write_client()
         committed = types.WriteStream(type_=types.WriteStream.Type.COMMITTED)
         made = self._client.create_write_stream(

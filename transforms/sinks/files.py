@@ -98,7 +98,7 @@ class WriteFiles(beam.PTransform):
       folder: Local or ``gs://``.
       run_id: The files' prefix.
       columns: What the rows hold.
-      kind: ``results`` or ``dead_letters``, for the report.
+      kind: ``results``, ``dead_letters`` or ``runs``, for the report.
       format: ``jsonl`` or ``parquet``.
       replace: Delete the files of other runs when the new ones are there.
 

@@ -60,7 +60,8 @@ def check_topic(topic: str) -> str:
     """
     if not _TOPIC.fullmatch(topic):
         raise ConfigurationError(
-            f"the topic is {topic!r}, but must be written as projects/PROJECT/topics/NAME"
+            f"the topic is {topic!r}, but must be written as projects/PROJECT/topics/NAME: a "
+            "project's id has at least 6 characters, NAME at least 3"
         )
     return topic
 
@@ -128,12 +129,8 @@ def _attributes(row: Row) -> dict[str, str]:
 
 
 def _is_publishable(key: Any) -> bool:
-    """Pub/Sub refuses names that are empty, too long or begin with ``goog``."""
-    return (
-        bool(key)
-        and not key.lower().startswith("goog")
-        and len(key.encode("utf-8", "backslashreplace")) <= MAX_KEY_BYTES
-    )
+    """Pub/Sub refuses names that are empty, too long, no UTF-8, or begin with ``goog``."""
+    return bool(key) and not key.lower().startswith("goog") and cut_text(key, MAX_KEY_BYTES) == key
 
 
 class _PublishDoFn(beam.DoFn):

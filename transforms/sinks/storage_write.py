@@ -88,18 +88,15 @@ class _PrepareDoFn(beam.DoFn):
             self._spec.make_view(client, self._view_sql)
 
 
-class _CountBundleDoFn(beam.DoFn):
-    """One number per bundle: what waits for the end shall be small."""
-
-    def start_bundle(self) -> None:
-        self._count = 0
+class _BundleEndDoFn(beam.DoFn):
+    """One element per bundle: what waits for the end shall be small."""
 
     def process(self, _: OwnedRow) -> None:
-        self._count += 1
+        pass
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         window = GlobalWindow()
-        yield WindowedValue(self._count, window.max_timestamp(), [window])
+        yield WindowedValue(1, window.max_timestamp(), [window])
 
 
 class _ReportDoFn(beam.DoFn):
@@ -196,6 +193,6 @@ class AppendRows(beam.PTransform):
         if not (rows.is_bounded if self.report is None else self.report):
             no_report = rows.pipeline | "NoReport" >> beam.Create([]).with_output_types(SinkReport)
             return written, refused, no_report
-        answered = written | "CountWritten" >> beam.ParDo(_CountBundleDoFn()).with_output_types(int)
+        answered = written | "CountWritten" >> beam.ParDo(_BundleEndDoFn()).with_output_types(int)
         report = once | "CountTable" >> beam.ParDo(_ReportDoFn(self), AsList(answered))
         return written, refused, report

@@ -52,9 +52,8 @@ class DefaultStreamWriter(AppendStream):
 
     def __init__(self, spec: TableSpec, patience: Patience | None = None) -> None:
         self._proto = ProtoRows(spec.columns)
-        self._owned_client = make_write_client()
         name = f"{table_path(spec.name)}/streams/_default"
-        super().__init__(self._owned_client, name, self._proto.descriptor, patience=patience)
+        super().__init__(make_write_client(), name, self._proto.descriptor, patience=patience)
 
     def encode(self, line: bytes) -> bytes:
         """A JSON row as a message.
@@ -67,7 +66,7 @@ class DefaultStreamWriter(AppendStream):
     def close(self) -> None:
         """Closes the connection and the client's channel."""
         super().close()
-        self._owned_client.transport.close()
+        self._client.transport.close()
 
 
 class InsertAllWriter:

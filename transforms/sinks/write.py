@@ -221,9 +221,9 @@ def _tallies(counted: Any, *, by_minute: bool) -> beam.PCollection[Tally | Minut
 
 
 Written: TypeAlias = tuple[
-    "beam.PCollection[DeadLetter]",
-    "beam.PCollection[SinkReport]",
-    "beam.PCollection[Tally | MinuteTally]",
+    beam.PCollection[DeadLetter],
+    beam.PCollection[SinkReport],
+    beam.PCollection[Tally | MinuteTally],
 ]
 
 

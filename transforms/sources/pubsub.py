@@ -162,7 +162,8 @@ class PubSubSource:
         if not _SUBSCRIPTION.fullmatch(self.subscription):
             raise ConfigurationError(
                 f"the subscription is {self.subscription!r}, but must be written as "
-                "projects/PROJECT/subscriptions/NAME"
+                "projects/PROJECT/subscriptions/NAME: a project's id has at least 6 characters, "
+                "NAME at least 3"
             )
 
     def transform(self, id_rule: IdRule) -> beam.PTransform:

@@ -17,8 +17,11 @@ from google.rpc import status_pb2
 
 from transforms.errors import RunError
 from transforms.rows import Column
+from transforms.sinks import storage_writer
 from transforms.sinks.append_stream import Append, AppendStream, Patience
+from transforms.sinks.bigquery import TableName, TableSpec
 from transforms.sinks.proto_rows import row_descriptor
+from transforms.sinks.storage_writer import DefaultStreamWriter
 
 NAME = "projects/p/datasets/d/tables/t/streams/_default"
 DESCRIPTOR = row_descriptor((Column("a", "STRING"),))
@@ -228,3 +231,21 @@ def test_a_failed_bundle_leaves_nothing(scripted: Callable[..., Server]) -> None
     assert list(stream.drain()) == []
     assert stream.append([b"new"]) == {}
     stream.close()
+
+
+def test_a_writer_goes_on_behind_a_failed_bundle(
+    scripted: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its client: only the connection with what was in flight is gone."""
+    monkeypatch.setattr(storage_writer, "make_write_client", lambda: scripted().client)
+    spec = TableSpec(
+        name=TableName("p", "d", "t"),
+        columns=(Column("a", "STRING"),),
+        partition_by="a",
+        cluster_by=("a",),
+    )
+    writer = DefaultStreamWriter(spec)
+    writer.send(Append([b"old"]))
+    writer.reset()
+    assert writer.append([b"new"]) == {}
+    writer.close()

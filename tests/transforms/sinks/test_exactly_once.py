@@ -184,6 +184,7 @@ def test_windows_are_refused() -> None:
 def test_refusals_in_every_batch(bigquery_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each waits for a commit, on a runner; also of rows at the end of time."""
     monkeypatch.setattr(exactly_once, "SHARDS", 2)
+    monkeypatch.setattr(exactly_once, "STREAM_BYTES", 1000)  # a stream is full after a batch or two
     monkeypatch.setattr(row_batches, "BATCH_ROWS", 10)
     spec = spec_of(bigquery_dataset)
     create_table(spec, document="JSON")

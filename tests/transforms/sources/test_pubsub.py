@@ -222,13 +222,16 @@ def test_the_read_is_unbounded_and_de_duplicates_only_when_told() -> None:
         assert read._source.id_label == attribute
 
 
-@pytest.mark.parametrize("name", ["tickets", "projects/a-project/topics/t", "", "projects/x/y"])
+@pytest.mark.parametrize(
+    "name", ["tickets", "projects/a-project/topics/t", "", "projects/p/subscriptions/tickets"]
+)
 def test_a_name_that_is_not_written_in_full(name: str) -> None:
     """Is refused with the form that it needs."""
     with pytest.raises(ConfigurationError) as refused:
         PubSubSource(subscription=name)
     assert str(refused.value) == (
         f"the subscription is {name!r}, but must be written as projects/PROJECT/subscriptions/NAME"
+        ": a project's id has at least 6 characters, NAME at least 3"
     )
 
 
