@@ -193,11 +193,13 @@ def test_nothing_is_left_of_a_killed_owner(client: VLLMClient, backend: VLLMBack
     assert len(mine) >= 4
     script = [sys.executable, "-c", OWNER, pickle.dumps(backend).hex()]
     owner = subprocess.Popen(script, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert owner.stdout.readline() == "ready\n"
-    lease.end_all()
-    assert processes.process(state.pid) is not None
-    owner.kill()
-    owner.communicate()
+    try:
+        assert owner.stdout.readline() == "ready\n"
+        lease.end_all()
+        assert processes.process(state.pid) is not None
+    finally:
+        owner.kill()
+        owner.communicate()
 
     def left() -> list[int]:
         found = (processes.process(pid) for pid in mine)
