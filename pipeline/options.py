@@ -15,30 +15,9 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.option import Option
 from pipeline.texts import read_text, suggestion
 from transforms.errors import ConfigurationError
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Option:
-    """One flag.
-
-    Attributes:
-      name: In snake case; the flag is ``--name``, the template parameter ``name``.
-      group: The heading it stands under.
-      help: What it does, in a sentence or two.
-      default: As the user would write it; ``''`` for none.
-      choices: The values it takes, when it takes only some.
-      metavar: What stands for the value in the help.
-    """
-
-    name: str
-    group: str
-    help: str
-    default: str = ""
-    choices: tuple[str, ...] = ()
-    metavar: str = "TEXT"
-
 
 _SOURCE, _REQUEST, _MODEL = "Source", "Request", "Model"
 _PACE, _SINKS, _RUN = "Pace", "Sinks", "Run"
@@ -141,6 +120,13 @@ OPTIONS: tuple[Option, ...] = (
         _MODEL,
         "A base URL (ending in /v1 for openai), or a Vertex AI endpoint's resource name.",
         metavar="URL_OR_RESOURCE",
+    ),
+    Option(
+        "api_key_secret",
+        _MODEL,
+        "The Secret Manager version that holds the API key (backend openai); workers read it. "
+        "Without it their OPENAI_API_KEY.",
+        metavar="projects/P/secrets/S/versions/V",
     ),
     Option(
         "predict_method",
