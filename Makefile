@@ -2,6 +2,7 @@
 # make test   every test; needs nothing but Python, pip and a network to install from
 # make check  tests with coverage, lint, format, types: what CI runs
 # make bench  every benchmark; writes benchmarks/RESULTS.md
+# make lock   the images' lock files, from setup.py, constraints.txt and requirements-gpu.in
 # make clean  removes what the above have made
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +14,7 @@ PIP = $(PIP_FREE) $(shell $(BIN)/python -c 'import sys; print("--constraint cons
 TORCH := 2.13.0
 TORCH_CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: run test check bench clean lint types
+.PHONY: run test check bench lock clean lint types
 
 run: $(VENV)/.run
 	BIN=$(BIN) bash examples/demo.sh
@@ -32,12 +33,21 @@ check: test lint types
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m templates.render --check
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+# The images are Debian 12 (glibc 2.36) on x86_64 with Python 3.11, whatever this machine is.
+UV_COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --upgrade \
+	--generate-hashes --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_36
+
+lock: $(VENV)/.dev
+	$(UV_COMPILE) setup.py --constraint constraints.txt --output-file templates/requirements.lock
+	$(UV_COMPILE) templates/requirements-gpu.in --only-binary :all: --output-file templates/requirements-gpu.lock
 
 clean:
 	rm -rf $(VENV) .venv-emulators out build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
