@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from apache_beam.io.filesystem import BeamIOError
@@ -56,13 +56,13 @@ class Warned:
     why: str
 
 
-def run_checks(config: RunConfig) -> list[Warned]:
-    """Runs every check of a configuration, side by side; returns what could not be told.
+def run_checks(config: RunConfig, more: Iterable[tuple[str, Check]] = ()) -> list[Warned]:
+    """Runs every check of a configuration, and more, side by side; returns what is not known.
 
     Raises:
       ConfigurationError: The first definite problem, in the order of the checks.
     """
-    checks = list(all_checks(config))
+    checks = [*all_checks(config), *more]
     outcomes: dict[int, BaseException | None] = {}
     done: queue.Queue[tuple[int, BaseException | None]] = queue.Queue()
 

@@ -31,7 +31,9 @@ from pipeline import VERSION
 from pipeline.build import build
 from pipeline.checks import run_checks
 from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
+from pipeline.launch_checks import check_launch
 from pipeline.options import InferenceOptions, Values, help_text, parse_flags
+from pipeline.placement import placement_checks
 from pipeline.preview import print_preview
 from pipeline.progress import Progress
 from pipeline.report import print_places, print_report, read_summary
@@ -89,7 +91,8 @@ def run(argv: Sequence[str], console: Console) -> int:
     """
     options = parse_flags(argv)
     config = RunConfig.from_options(options)
-    for warned in run_checks(config):
+    check_launch(options)
+    for warned in run_checks(config, placement_checks(options, config)):
         text = f"warning: {warned.what}: not checked: {warned.why}"
         console.print(text, style="yellow", markup=False, highlight=False)
     if config.preview is not None:

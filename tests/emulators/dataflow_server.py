@@ -89,7 +89,7 @@ def serve_dataflow() -> Iterator[DataflowServer]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def _handle(self) -> None:
+        def do_POST(self) -> None:
             raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if self.headers.get("Content-Encoding") == "gzip":
                 raw = gzip.decompress(raw)
@@ -104,7 +104,11 @@ def serve_dataflow() -> Iterator[DataflowServer]:
             self.end_headers()
             self.wfile.write(body)
 
-        do_GET = do_POST = do_PUT = _handle
+        def do_GET(self) -> None:
+            self.do_POST()
+
+        def do_PUT(self) -> None:
+            self.do_POST()
 
         def log_message(self, format: str, *args: object) -> None:
             """Prints nothing."""

@@ -1,0 +1,167 @@
+"""What a job on Dataflow needs and what excludes each other: checked without asking a service.
+
+Beam takes all of these, and the job fails minutes later on its workers, or runs without its GPU.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    SetupOptions,
+    StandardOptions,
+    WorkerOptions,
+)
+
+from pipeline.options import InferenceOptions, Values
+from transforms.errors import ConfigurationError
+
+_GPUS_OF_MACHINES = (
+    ("g2-", ("nvidia-l4",)),
+    ("a2-highgpu-", ("nvidia-tesla-a100",)),
+    ("a2-ultragpu-", ("nvidia-a100-80gb",)),
+    ("a3-", ("nvidia-h100-80gb", "nvidia-h100-mega-80gb", "nvidia-h200-141gb")),
+    (
+        "n1-",
+        ("nvidia-tesla-t4", "nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4"),
+    ),
+)
+"""Which GPUs a machine family can have; other families have none."""
+
+_WITHOUT_BF16 = ("nvidia-tesla-t4", "nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4")
+"""Older than compute capability 8.0."""
+_DTYPES_WITHOUT_BF16 = re.compile(r"\b(half|float16|float32)\b")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Accelerator:
+    """GPUs that each worker is to have.
+
+    Attributes:
+      type: As Compute Engine calls it.
+      count: Per worker.
+      driver: Whether Dataflow installs one.
+    """
+
+    type: str
+    count: int
+    driver: bool
+
+
+def on_dataflow(options: PipelineOptions) -> bool:
+    """Whether the job runs there."""
+    return "Dataflow" in str(options.view_as(StandardOptions).runner)
+
+
+def check_launch(options: PipelineOptions) -> None:
+    """Everything that can be told from the flags of a job on Dataflow.
+
+    Raises:
+      ConfigurationError: The job could not run; with the value and the remedy.
+    """
+    if not on_dataflow(options):
+        return
+    cloud, setup = options.view_as(GoogleCloudOptions), options.view_as(SetupOptions)
+    if not cloud.temp_location:
+        raise ConfigurationError(
+            "--temp_location is missing: Dataflow keeps temporary files there; give a gs:// folder"
+        )
+    shipped = (setup.setup_file, setup.extra_packages, setup.requirements_file)
+    if not options.view_as(WorkerOptions).sdk_container_image and not any(shipped):
+        raise ConfigurationError(
+            "--sdk_container_image is missing: the workers would not have this code; give the "
+            "template's image, or --setup_file=./setup.py"
+        )
+    check_accelerators(options)
+
+
+def service_options(options: PipelineOptions) -> list[str]:
+    """Service options and experiments: a template's launch can carry the former as the latter."""
+    return [
+        *(options.view_as(GoogleCloudOptions).dataflow_service_options or ()),
+        *(options.view_as(DebugOptions).experiments or ()),
+    ]
+
+
+def accelerators(words: list[str]) -> Iterator[Accelerator]:
+    """The GPUs that service options ask for.
+
+    >>> list(accelerators(["worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"]))
+    [Accelerator(type='nvidia-l4', count=1, driver=True)]
+
+    Raises:
+      ConfigurationError: One that cannot be read.
+    """
+    for word in words:
+        name, _, value = word.partition("=")
+        if name != "worker_accelerator":
+            continue
+        parts = dict(part.partition(":")[::2] for part in value.split(";"))
+        if not parts.get("type") or not re.fullmatch("[1-9][0-9]?", parts.get("count", "")):
+            raise ConfigurationError(
+                f"{word!r} is no accelerator: write "
+                "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"
+            )
+        yield Accelerator(parts["type"], int(parts["count"]), "install-nvidia-driver" in parts)
+
+
+def check_accelerators(options: PipelineOptions) -> None:
+    """GPU options that exclude each other, or the machine.
+
+    Raises:
+      ConfigurationError: They do.
+    """
+    words = service_options(options)
+    names = {word.partition("=")[0] for word in words}
+    if {"use_nvidia_mps", "no_use_multiple_sdk_containers"} <= names:
+        raise ConfigurationError(
+            "use_nvidia_mps shares a GPU among processes and no_use_multiple_sdk_containers leaves "
+            "one process: remove one of them"
+        )
+    found = list(accelerators(words))
+    if len(found) > 1:
+        raise ConfigurationError(f"worker_accelerator is given {len(found)} times: give it once")
+    for gpu in found:
+        _check_accelerator(options, gpu)
+
+
+def _check_accelerator(options: PipelineOptions, gpu: Accelerator) -> None:
+    goal = options.view_as(GoogleCloudOptions).flexrs_goal
+    if goal:
+        raise ConfigurationError(
+            f"--flexrs_goal is {goal!r}, but FlexRS has no GPUs and {gpu.type} is asked for: "
+            "remove one of them"
+        )
+    if not gpu.driver:
+        raise ConfigurationError(
+            f"worker_accelerator asks for {gpu.type} without a driver: add ;install-nvidia-driver"
+        )
+    if any("accelerator" in hint for hint in options.view_as(StandardOptions).resource_hints or ()):
+        raise ConfigurationError(
+            "an accelerator is asked for twice: remove worker_accelerator or --resource_hints"
+        )
+    machine = options.view_as(WorkerOptions).machine_type
+    if machine:
+        family = (known for prefix, known in _GPUS_OF_MACHINES if machine.startswith(prefix))
+        fitting = next(family, ())
+        if gpu.type not in fitting:
+            has = f"it can have {' or '.join(fitting)}" if fitting else "it has no GPUs"
+            raise ConfigurationError(
+                f"--machine_type is {machine!r}, which cannot have {gpu.type}: {has}"
+            )
+    _check_bf16(Values.of(options.view_as(InferenceOptions)), gpu)
+
+
+def _check_bf16(values: Values, gpu: Accelerator) -> None:
+    """Most models are published in bfloat16; a server started with one ends at once on these."""
+    if values.text("backend") != "vllm" or gpu.type not in _WITHOUT_BF16:
+        return
+    said = [f"{value}" for name, value in values.given.items() if name.startswith("vllm_")]
+    if not any(_DTYPES_WITHOUT_BF16.search(value) for value in said):
+        raise ConfigurationError(
+            f"{gpu.type} cannot compute in bfloat16, which most models are published in: add "
+            "--dtype=half to --vllm_args, or take another GPU, such as nvidia-l4"
+        )
