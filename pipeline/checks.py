@@ -281,10 +281,11 @@ def check_backend(config: RunConfig) -> None:
         except DefaultCredentialsError:
             raise ConfigurationError(f"--backend {backend.family}: {NO_CREDENTIALS}") from None
     elif isinstance(backend, OpenAIBackend):
-        if backend.at_openai() and not os.environ.get("OPENAI_API_KEY"):
+        key = backend.api_key_secret or os.environ.get("OPENAI_API_KEY")
+        if backend.at_openai() and not key:
             raise ConfigurationError(
-                "--backend openai: OPENAI_API_KEY is not set: set it, or give --endpoint for a "
-                "server that needs no key"
+                "--backend openai: OPENAI_API_KEY is not set: set it or give --api_key_secret, or "
+                "--endpoint for a server that needs no key"
             )
     elif (
         isinstance(backend, SentenceTransformersBackend)

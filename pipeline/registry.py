@@ -14,6 +14,7 @@ from transforms.backends.openai import OPENAI_URL, OpenAIBackend
 from transforms.backends.sentence_transformers import SentenceTransformersBackend
 from transforms.backends.vertex_endpoint import VertexEndpointBackend
 from transforms.errors import ConfigurationError
+from transforms.secrets import check_secret_name
 from transforms.sinks.bigquery import TableName
 from transforms.sources.base import Source
 from transforms.sources.bigquery import QuerySource, TableSource
@@ -158,11 +159,13 @@ def _vertex_endpoint(values: Values, options: PipelineOptions) -> Backend:
 def _openai(values: Values, options: PipelineOptions) -> Backend:
     endpoint = values.text("endpoint") or OPENAI_URL
     _require_url(endpoint)
+    secret = values.text("api_key_secret")
     return OpenAIBackend(
         model=values.require("model", "the name that the server knows the model by"),
         endpoint=endpoint,
         task=_task(values),
         accept_truncated=values.boolean("accept_truncated"),
+        api_key_secret=check_secret_name(secret, "--api_key_secret") if secret else None,
     )
 
 
@@ -204,6 +207,8 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
         _only_with(values, "endpoint", False, "a backend that is a server")
     _only_with(values, "instance_fields", name == "vertex_endpoint", "--backend=vertex_endpoint")
     _only_with(values, "service_tier", name == "gemini", "--backend=gemini")
+    if values.text("api_key_secret") and name != "openai":
+        raise ConfigurationError("--api_key_secret goes with --backend=openai only: remove it")
     if name == "sentence_transformers" or values.text("task") == "embed":
         _only_with(values, "output_schema", False, "--task=generate")
         _only_with(values, "system_prompt", False, "--task=generate")

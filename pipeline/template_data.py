@@ -95,7 +95,7 @@ FORMS = {
     ),
     "projects/P/secrets/S/versions/V": Form(
         "TEXT",
-        "^projects/[^/]+/secrets/[^/]+/versions/[^/]+$",
+        "^projects/[^/]+/(locations/[^/]+/)?secrets/[^/]+/versions/[^/]+$",
         "projects/p/secrets/openai/versions/1",
     ),
     "MACHINE_TYPE": Form("MACHINE_TYPE", "^[a-z0-9-]+$", "g2-standard-8"),

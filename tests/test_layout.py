@@ -22,7 +22,11 @@ HEAVY = (
     "vllm",
 )
 """What takes seconds or hundreds of megabytes to import."""
-BACKEND_HELPERS = {"transforms.backends.http", "transforms.backends.google_auth"}
+BACKEND_HELPERS = {
+    "transforms.backends.http",
+    "transforms.backends.google_auth",
+    "transforms.secrets",
+}
 
 
 def _name(path: pathlib.Path) -> str:
