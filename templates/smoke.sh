@@ -45,6 +45,7 @@ common=(--project="$project" --region="$region" --bucket="$bucket" --max_workers
 # Also when a step fails; a job that still runs is cancelled.
 clean_up() {
   local name job
+  rm -f "$records"
   for name in "$id-batch" "$id-streaming"; do
     job=$(job_id "$project" "$region" "$name") || true
     [ -z "$job" ] || run gcloud dataflow jobs cancel "$job" --project="$project" --region="$region"
@@ -57,7 +58,8 @@ clean_up() {
     run gcloud pubsub topics delete "$topic" --project="$project" --quiet || true
   fi
 }
-[ "$dry_run" = true ] || trap clean_up EXIT
+records=$(mktemp)
+if [ "$dry_run" = true ]; then trap 'rm -f "$records"' EXIT; else trap clean_up EXIT; fi
 
 # One number of a query.
 ask() {
@@ -88,7 +90,8 @@ wait_for() {
 reconcile() {
   local results letters ids cost
   results=$(ask "SELECT COUNT(*) FROM \`$project.$dataset.$1\`")
-  letters=$(ask "SELECT COUNT(*) FROM \`$project.$dataset.$1_dead_letters\`")
+  # The table is made with the first dead letter.
+  letters=$(ask "SELECT COUNT(*) FROM \`$project.$dataset.$1_dead_letters\`" 2>&1) || letters=0
   ids=$(ask "SELECT COUNT(DISTINCT record_id) FROM \`$project.$dataset.$1\`")
   cost=$(ask "SELECT SUM(cost_usd) FROM \`$project.$dataset.$1\`")
   echo "$1: $results results, $letters dead letters, model cost (list price) USD ${cost:-unknown}"
@@ -105,7 +108,6 @@ resources() {
     --format='table(name.name, scalar)' | grep -E 'TotalVcpuTime|TotalMemoryUsage|Pd' || true
 }
 
-records=$(mktemp)
 for number in $(seq 100); do
   printf '{"id": "%d", "text": "Record %d."}\n' "$number" "$number"
 done >"$records"
@@ -147,4 +149,4 @@ if [ "$only" != batch ]; then
     reconcile streaming
   fi
 fi
-echo "done: every record ended exactly once" >&2
+[ "$dry_run" = true ] || echo "done: every record ended exactly once" >&2
