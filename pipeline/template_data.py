@@ -16,6 +16,8 @@ BATCH, STREAMING = "batch", "streaming"
 BOTH = (BATCH, STREAMING)
 BOOLEAN = ("true", "false")
 _ANY = "(.|[[:space:]])*"
+_PROJECT = "([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]"
+_PUBSUB_NAME = "[A-Za-z][A-Za-z0-9._~%+-]{2,254}"
 _LIST = "^[^,]+(,[^,]+)*$"
 _OBJECT = "gs://[^/[:space:]]+/[^[:space:]].*"
 
@@ -88,10 +90,14 @@ FORMS = {
         "TEXT", "^(https?://[^[:space:]]+|projects/[^[:space:]]+)$", "https://models.example.com/v1"
     ),
     "projects/P/subscriptions/S": Form(
-        "PUBSUB_SUBSCRIPTION", "^projects/[^/]+/subscriptions/[^/]+$", "projects/p/subscriptions/s"
+        "PUBSUB_SUBSCRIPTION",
+        f"^projects/{_PROJECT}/subscriptions/{_PUBSUB_NAME}$",
+        "projects/my-project/subscriptions/tickets",
     ),
     "projects/P/topics/T": Form(
-        "PUBSUB_TOPIC", "^projects/[^/]+/topics/[^/]+$", "projects/p/topics/failed"
+        "PUBSUB_TOPIC",
+        f"^projects/{_PROJECT}/topics/{_PUBSUB_NAME}$",
+        "projects/my-project/topics/tickets-failed",
     ),
     "projects/P/secrets/S/versions/V": Form(
         "TEXT",

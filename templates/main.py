@@ -58,4 +58,5 @@ def launcher_flags(argv: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(launcher_flags(sys.argv[1:])))
+    sys.argv[1:] = launcher_flags(sys.argv[1:])  # parts of Beam read them there by themselves
+    sys.exit(run(sys.argv[1:]))

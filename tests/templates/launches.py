@@ -126,9 +126,9 @@ class Launched:
 
     @property
     def pipeline(self) -> beam_runner_api_pb2.Pipeline:
-        """The staged pipeline."""
-        (staged,) = [body for name, body in self.objects.items() if name.endswith("/pipeline.pb")]
-        return beam_runner_api_pb2.Pipeline.FromString(staged)
+        """The pipeline that was staged last: folders are named by job and time."""
+        staged = sorted(name for name in self.objects if name.endswith("/pipeline.pb"))
+        return beam_runner_api_pb2.Pipeline.FromString(self.objects[staged[-1]])
 
     @property
     def steps(self) -> set[str]:

@@ -193,11 +193,12 @@ def test_refused_launches(
 def test_streaming_job_and_its_update(
     script: Script, dataflow: DataflowServer, loopback_cloud: LoopbackCloud, inputs: str
 ) -> None:
-    """A stream, on the Streaming Engine; an update has the same steps and names the old job."""
+    """A stream, on the Streaming Engine; the same flags give the same steps again."""
+    table = loopback_cloud.new_dataset().replace(".", ":") + ".answers"
     flags = [
         "--project=emu-proj", "--region=us-central1", f"--bucket={inputs}", "--job=answers",
-        "input_subscription=projects/emu-proj/subscriptions/s", "prompt=Say {{ text }}",
-        "backend=fake", "output_table=emu-proj:d.answers",
+        "input_subscription=projects/emu-proj/subscriptions/tickets", "prompt=Say {{ text }}",
+        "backend=fake", f"output_table={table}",
     ]  # fmt: skip
     done = script("run_streaming.sh", *flags)
     assert done.returncode == 0, done.stderr
@@ -207,6 +208,16 @@ def test_streaming_job_and_its_update(
     assert first.options["streaming"] is True
     assert "enable_streaming_engine" in first.environment["experiments"]
     assert first.steps >= {"ReadRecords", "RenderRequests", "BatchRequests", "Infer"}
+
+    dataflow.calls.clear()
+    dataflow.jobs.append(RUNNING)
+    done = script("update_streaming.sh", *flags, "max_batch_size=64")
+    assert done.returncode == 0, done.stderr
+    assert sent(dataflow)["update"] is True
+    second = streamed(loopback_cloud, dataflow, inputs)
+    (job,) = second.jobs
+    assert job["replaceJobId"] == RUNNING["id"]
+    assert second.steps == first.steps
 
 
 def streamed(cloud: LoopbackCloud, dataflow: DataflowServer, bucket: str) -> Launched:

@@ -27,7 +27,7 @@ JOB = {
     "model": "gemini-2.5-flash",
     "output_table": "p:d.t",
 }
-INPUTS = {BATCH: {"input_files": "gs://b/a"}, STREAMING: {"input_subscription": "projects/p/subscriptions/s"}}  # fmt: skip
+INPUTS = {BATCH: {"input_files": "gs://b/a"}, STREAMING: {"input_subscription": "projects/my-project/subscriptions/tickets"}}  # fmt: skip
 OF_BACKEND = {
     "vertex_endpoint": {"endpoint": "projects/p/locations/l/endpoints/1"},
     "openai": {"endpoint": "http://h/v1"},
@@ -48,6 +48,7 @@ VALUES = {
     "request_field": "request",
     "run_id": "other",
     "system_prompt": "Be short.",
+    "input_subscription": "projects/my-project/subscriptions/others",
     "task": "embed",
     "bigquery_location": "EU",
     "input_filter": "a = 1",
