@@ -39,8 +39,10 @@ _FENCE = re.compile(
 )
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_]*\b(?!-)")
-_NOT_OURS = {"--name", "--check", "--port"}
-"""A placeholder, and flags of ``docs/generate.py`` and of the simulated model server."""
+_SCRIPTS = "".join(path.read_text("utf-8") for path in (ROOT / "templates").glob("*.sh"))
+_NOT_OURS = {"--name", "--check", "--port", *_FLAG.findall(_SCRIPTS)}
+_NOT_OURS |= {"--location", "--member", "--role"}
+"""A placeholder, and flags of ``docs/generate.py``, the simulated model server, scripts, Google."""
 
 
 @dataclasses.dataclass(frozen=True)
