@@ -69,6 +69,8 @@ FORMS = {
     "S": _DECIMAL,
     "X": _DECIMAL,
     "NAME": Form("TEXT", "^[^[:space:]]+$", "key"),
+    "PATH": Form("TEXT", "^/[^[:space:]]+$", "/opt/vllm/bin/python"),
+    "ARGS": Form("TEXT", "^--.*$", "--max-model-len=8192 --dtype=half"),
     "A,B": Form("TEXT", _LIST, "subject,body"),
     "A,B:TYPE": Form("TEXT", _LIST, "photo:image/jpeg"),
     "all|none|A,B": Form("TEXT", _LIST, "subject,body"),
@@ -132,6 +134,8 @@ PLACES = {
         form=Form("TEXT", f"^([{{]{_ANY}|{_OBJECT})$", "gs://bucket/schemas/classify.json")
     ),
     "output_format": Place(parent="output_path"),
+    "write_method": Place(parent="output_table"),
+    "exactly_once": Place(parent="output_table"),
     "instance_fields": _OF_VERTEX,
     "predict_method": _OF_VERTEX,
     "service_tier": _IN_A_MODEL,

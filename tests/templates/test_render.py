@@ -183,7 +183,7 @@ def test_what_patterns_refuse(metavar: str, value: str, accepted: bool) -> None:
     assert matches(FORMS[metavar].pattern, value) is accepted
 
 
-AWAITED = {"input_subscription", "pubsub_id_attribute"}
+AWAITED = {"input_subscription", "pubsub_id_attribute", "write_method", "exactly_once"}
 """Described before they exist; empty this set when they do."""
 
 
