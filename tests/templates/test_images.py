@@ -3,19 +3,21 @@
 What this does not prove: that the images build and start. Nobody here has built them.
 """
 
+import doctest
 import importlib.metadata
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from templates import main
+from templates import main, render
 from tests.end_to_end.runs import missing_part
 from tests.templates.launches import ROOT
 
@@ -207,6 +209,13 @@ def test_build_steps() -> None:
 
 
 # The entry point
+
+
+@pytest.mark.parametrize("module", [main, render])
+def test_examples(module: ModuleType) -> None:
+    """The docstrings' examples are true."""
+    tried = doctest.testmod(module)
+    assert (tried.failed, tried.attempted > 0) == (0, True)
 
 
 def test_switches_of_the_launcher() -> None:
