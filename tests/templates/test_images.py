@@ -117,6 +117,13 @@ def test_the_gpu_lock_follows_its_input() -> None:
     assert all(each.specifier.contains(pins[each.name]) for each in wanted)
 
 
+@pytest.mark.parametrize("name", LOCKS)
+def test_the_guide_counts_the_packages(name: str) -> None:
+    """As many as the lock file pins."""
+    guide = (ROOT / "docs/deploy.md").read_text("utf-8")
+    assert f"{len(_pins(name))} pinned packages" in guide
+
+
 # Images
 
 
