@@ -4,6 +4,7 @@
 # make check  tests with coverage, lint, format, types: what CI runs
 # make bench  every benchmark; writes benchmarks/RESULTS.md
 # make vllm   the real vLLM on a CPU, in .venv-vllm: 2.5 GB, for Python 3.11; tests use it where it is
+# make lock   the images' lock files, from setup.py, constraints.txt and requirements-gpu.in
 # make clean  removes what the above have made
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -15,7 +16,7 @@ PIP = $(PIP_FREE) $(shell $(BIN)/python -c 'import sys; print("--constraint cons
 TORCH := 2.13.0
 TORCH_CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: run stream test check bench vllm clean lint types
+.PHONY: run stream test check bench vllm lock clean lint types
 
 run: $(VENV)/.run
 	BIN=$(BIN) bash examples/demo.sh
@@ -37,6 +38,7 @@ check: test lint types
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m templates.render --check
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
@@ -46,6 +48,14 @@ bench: $(VENV)/.dev
 
 vllm: $(VENV)/.dev
 	$(BIN)/python -m tests.vllm.environment
+
+# The images are Debian 12 (glibc 2.36) on x86_64 with Python 3.11, whatever this machine is.
+UV_COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --upgrade \
+	--generate-hashes --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_36
+
+lock: $(VENV)/.dev
+	$(UV_COMPILE) setup.py --constraint constraints.txt --output-file templates/requirements.lock
+	$(UV_COMPILE) templates/requirements-gpu.in --only-binary :all: --output-file templates/requirements-gpu.lock
 
 clean:
 	rm -rf $(VENV) .venv-emulators .venv-vllm out build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

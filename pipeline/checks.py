@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from apache_beam.io.filesystem import BeamIOError
@@ -56,13 +56,13 @@ class Warned:
     why: str
 
 
-def run_checks(config: RunConfig) -> list[Warned]:
-    """Runs every check of a configuration, side by side; returns what could not be told.
+def run_checks(config: RunConfig, more: Iterable[tuple[str, Check]] = ()) -> list[Warned]:
+    """Runs every check of a configuration, and more, side by side; returns what is not known.
 
     Raises:
       ConfigurationError: The first definite problem, in the order of the checks.
     """
-    checks = list(all_checks(config))
+    checks = [*all_checks(config), *more]
     outcomes: dict[int, BaseException | None] = {}
     done: queue.Queue[tuple[int, BaseException | None]] = queue.Queue()
 
@@ -276,10 +276,11 @@ def check_backend(config: RunConfig) -> None:
         except DefaultCredentialsError:
             raise ConfigurationError(f"--backend {backend.family}: {NO_CREDENTIALS}") from None
     elif isinstance(backend, OpenAIBackend):
-        if backend.at_openai() and not os.environ.get("OPENAI_API_KEY"):
+        key = backend.api_key_secret or os.environ.get("OPENAI_API_KEY")
+        if backend.at_openai() and not key:
             raise ConfigurationError(
-                "--backend openai: OPENAI_API_KEY is not set: set it, or give --endpoint for a "
-                "server that needs no key"
+                "--backend openai: OPENAI_API_KEY is not set: set it or give --api_key_secret, or "
+                "--endpoint for a server that needs no key"
             )
     elif config.local:
         check_local_model(backend)

@@ -30,6 +30,7 @@ from pipeline.config import RunConfig
 from pipeline.defaults import name_job, set_defaults
 from pipeline.launch_checks import check_launch
 from pipeline.options import help_text, parse_flags
+from pipeline.placement import placement_checks
 from pipeline.preview import print_preview
 from pipeline.progress import Progress
 from pipeline.report import print_places, print_report, read_summary
@@ -83,7 +84,7 @@ def run(argv: Sequence[str], console: Console) -> int:
     options = parse_flags(argv)
     config = RunConfig.from_options(options)
     check_launch(options)
-    for warned in run_checks(config):
+    for warned in run_checks(config, placement_checks(options, config)):
         text = f"warning: {warned.what}: not checked: {warned.why}"
         console.print(text, style="yellow", markup=False, highlight=False)
     if config.preview is not None:

@@ -118,6 +118,13 @@ OPTIONS: tuple[Option, ...] = (
         metavar="URL_OR_RESOURCE",
     ),
     Option(
+        "api_key_secret",
+        _MODEL,
+        "The Secret Manager version that holds the API key (backend openai); workers read it. "
+        "Without it their OPENAI_API_KEY.",
+        metavar="projects/P/secrets/S/versions/V",
+    ),
+    Option(
         "predict_method",
         _MODEL,
         "How a custom model is called (backend vertex_endpoint).",

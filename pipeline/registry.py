@@ -16,6 +16,7 @@ from transforms.backends.sentence_transformers import SentenceTransformersBacken
 from transforms.backends.vertex_endpoint import VertexEndpointBackend
 from transforms.backends.vllm import VLLMBackend
 from transforms.errors import ConfigurationError
+from transforms.secrets import check_secret_name
 from transforms.sinks.bigquery import TableName
 from transforms.sources.base import Source
 from transforms.sources.bigquery import QuerySource, TableSource
@@ -185,12 +186,14 @@ def _openai(values: Values, options: PipelineOptions) -> Backend:
         _require_url(endpoint)
     if len({url.rstrip("/") for url in endpoints}) < len(endpoints):
         raise ConfigurationError(f"--endpoint names a server twice: {', '.join(endpoints)}")
+    secret = values.text("api_key_secret")
     backend = OpenAIBackend(
         model=values.require("model", "the name that the server knows the model by"),
         endpoint=endpoints if len(endpoints) > 1 else endpoints[0],
         task=_task(values),
         api=_api(values),
         accept_truncated=values.boolean("accept_truncated"),
+        api_key_secret=check_secret_name(secret, "--api_key_secret") if secret else None,
     )
     if backend.at_openai() and len(endpoints) > 1:
         raise ConfigurationError(
@@ -277,6 +280,8 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
         _only_with(values, "endpoint", False, "a backend that is a server")
     _only_with(values, "instance_fields", name == "vertex_endpoint", "--backend=vertex_endpoint")
     _only_with(values, "service_tier", name == "gemini", "--backend=gemini")
+    if values.text("api_key_secret") and name != "openai":
+        raise ConfigurationError("--api_key_secret goes with --backend=openai only: remove it")
     if name == "sentence_transformers" or values.text("task") == "embed":
         _only_with(values, "output_schema", False, "--task=generate")
         _only_with(values, "system_prompt", False, "--task=generate")

@@ -44,8 +44,10 @@ _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_]*\b(?!-)")
 _SIMULATORS = {field.name for field in dataclasses.fields(Settings)} | {
     *("outage", "port", "ready_file", "log")
 }
-_NOT_OURS = {"--name", "--check", "--lines"} | {f"--{name}" for name in _SIMULATORS}
-"""A placeholder, and flags of ``docs/generate.py`` and of the simulated model servers."""
+_SCRIPTS = "".join(path.read_text("utf-8") for path in (ROOT / "templates").glob("*.sh"))
+_NOT_OURS = {"--name", "--check", "--lines", *_FLAG.findall(_SCRIPTS)}
+_NOT_OURS |= {f"--{name}" for name in _SIMULATORS} | {"--location", "--member", "--role"}
+"""A placeholder, and flags of ``docs/generate.py``, simulated model servers, scripts, Google."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ def fences(page: Path) -> list[Fence]:
 def commands(fence: Fence, module: str = "pipeline") -> list[list[str]]:
     """The arguments of each ``python -m pipeline``, or of another module, in a block."""
     lines = fence.text.replace("\\\n", " ").splitlines()
-    words = [shlex.split(line, comments=True) for line in lines]
+    words = [shlex.split(line, comments=True) for line in lines if f" -m {module}" in line]
     return [
         line[3:]
         for line in words

@@ -26,6 +26,7 @@ BACKEND_HELPERS = {
     "transforms.backends.http",
     "transforms.backends.google_auth",
     "transforms.backends.endpoints",
+    "transforms.secrets",
 }
 
 

@@ -416,8 +416,8 @@ _FILES = {
         (
             ["--backend=openai", "--model=m"],
             (
-                "--backend openai: OPENAI_API_KEY is not set: set it, or give --endpoint for a "
-                "server that needs no key"
+                "--backend openai: OPENAI_API_KEY is not set: set it or give --api_key_secret, or "
+                "--endpoint for a server that needs no key"
             ),
         ),
         (

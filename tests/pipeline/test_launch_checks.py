@@ -4,7 +4,7 @@ import doctest
 
 import pytest
 
-from pipeline import launch_checks
+from pipeline import launch_checks, placement
 from pipeline.launch_checks import check_launch
 from pipeline.options import parse_flags
 from transforms.errors import ConfigurationError
@@ -26,9 +26,10 @@ def _refused(*argv: str) -> str:
     return str(raised.value)
 
 
-def test_examples() -> None:
+@pytest.mark.parametrize("module", [launch_checks, placement])
+def test_examples(module: object) -> None:
     """The docstrings' examples are true."""
-    assert doctest.testmod(launch_checks).failed == 0
+    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 
 
 def test_what_can_run() -> None:

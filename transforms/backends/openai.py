@@ -26,6 +26,7 @@ from transforms.errors import (
 )
 from transforms.media import media_part, shown
 from transforms.records import Completion, Json, Request, Usage
+from transforms.secrets import read_secret
 
 OPENAI_URL = "https://api.openai.com/v1"
 _OPENAI_HOST = "api.openai.com"
@@ -56,7 +57,9 @@ class OpenAIBackend:
       task: ``generate`` or ``embed``.
       api: How texts are generated: ``chat``, or ``completions`` for base models, which continue the
         messages' text as it stands.
-      api_key: Else ``OPENAI_API_KEY`` where the client opens; only OpenAI itself requires one.
+      api_key: Else that of ``api_key_secret``, else ``OPENAI_API_KEY`` where the client opens;
+        only OpenAI itself requires one.
+      api_key_secret: The name of a Secret Manager version; its value is read where the client opens.
       accept_truncated: An answer that ended at its token limit is a result, not a failure.
     """
 
@@ -66,6 +69,7 @@ class OpenAIBackend:
     api: Literal["chat", "completions"] = "chat"
     api_key: str | None = dataclasses.field(default=None, repr=False)
     accept_truncated: bool = False
+    api_key_secret: str | None = None
 
     @property
     def family(self) -> str:
@@ -76,12 +80,15 @@ class OpenAIBackend:
         """A client; nothing is asked yet.
 
         Raises:
-          BackendUnusable: OpenAI's own API, and no key.
+          BackendUnusable: OpenAI's own API, and no key; or a secret that cannot be read.
         """
-        key = (self.api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
+        secret = self.api_key_secret
+        key = self.api_key or (await read_secret(secret) if secret else "")
+        key = (key or os.environ.get("OPENAI_API_KEY") or "").strip()
         if not key and self.at_openai():
             raise BackendUnusable(
-                "no OpenAI API key: set OPENAI_API_KEY in the workers' environment"
+                "no OpenAI API key: set OPENAI_API_KEY in the workers' environment, or give "
+                "--api_key_secret"
             )
         return OpenAIClient(self, key)
 

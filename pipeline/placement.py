@@ -1,0 +1,90 @@
+"""Checks that a job runs where its data is: they ask BigQuery and Cloud Storage.
+
+Data that leaves its region costs egress, is slow, and may not be allowed to; BigQuery refuses a job
+in another location than its dataset's.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+
+from pipeline.checks import CHECK_TIMEOUT_S, Check, check_writable
+from pipeline.config import RunConfig
+from pipeline.launch_checks import on_dataflow
+from transforms.errors import ConfigurationError
+from transforms.sinks.bigquery import TableName, make_client
+from transforms.sources.bigquery import TableSource
+
+if TYPE_CHECKING:
+    from google.cloud import bigquery
+
+_MULTI_REGIONS = {"us": "us-", "eu": "europe-"}
+
+
+def placement_checks(options: PipelineOptions, config: RunConfig) -> Iterator[tuple[str, Check]]:
+    """The checks of a job on Dataflow, with what each is about; none for other runners."""
+    if not on_dataflow(options):
+        return
+    cloud = options.view_as(GoogleCloudOptions)
+    temp = str(cloud.temp_location).rstrip("/")
+    yield f"--temp_location {temp}", lambda: check_writable(temp, "--temp_location")
+    region = cloud.region
+    tables: list[tuple[str, TableName, str | None]] = []
+    if isinstance(config.source, TableSource):
+        tables.append(("--input_table", config.source.table, config.source.location))
+    for flag, spec in (
+        ("--output_table", config.sinks.output_table),
+        ("--dead_letter_table", config.sinks.dead_letter_table),
+    ):
+        if spec is not None:
+            tables.append((flag, spec.name, spec.location))
+    seen = set()
+    for flag, table, location in tables:
+        if region and (table.project, table.dataset) not in seen:
+            seen.add((table.project, table.dataset))
+            check = functools.partial(check_dataset, flag, table, location, str(region))
+            yield f"{flag} {table} beside --region {region}", check
+
+
+def check_dataset(flag: str, table: TableName, location: str | None, region: str) -> None:
+    """The dataset is where the job runs.
+
+    A job that is meant to run elsewhere says so, by naming the dataset's location as
+    ``--bigquery_location``.
+
+    Raises:
+      ConfigurationError: It is elsewhere; or --bigquery_location is not the dataset's.
+    """
+    from google.api_core.exceptions import NotFound
+
+    client: bigquery.Client = make_client(table.project)
+    try:
+        dataset = client.get_dataset(
+            f"{table.project}.{table.dataset}", retry=None, timeout=CHECK_TIMEOUT_S
+        )
+    except NotFound:
+        return  # another check says so
+    where = str(dataset.location or "US")
+    name = f"{table.project}.{table.dataset}"
+    if location and location.lower() != where.lower():
+        raise ConfigurationError(
+            f"--bigquery_location is {location!r}, but {flag}'s dataset {name} is in {where}: "
+            "give that, or leave it out"
+        )
+    if not location and not holds(where, region):
+        raise ConfigurationError(
+            f"--region is {region!r}, but {flag}'s dataset {name} is in {where}: run the job "
+            f"there, or say --bigquery_location={where} if the data may leave"
+        )
+
+
+def holds(location: str, region: str) -> bool:
+    """Whether a location of BigQuery holds a region.
+
+    >>> holds("EU", "europe-west4"), holds("us-central1", "us-central1"), holds("US", "asia-east1")
+    (True, True, False)
+    """
+    location = location.lower()
+    return location == region or region.startswith(_MULTI_REGIONS.get(location, "\n"))

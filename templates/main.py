@@ -1,0 +1,62 @@
+"""The template's entry point: what Dataflow's launcher runs, and no more than `pipeline.main`.
+
+The launcher hands over our parameters and Beam's own flags, and takes the job from
+``--template_location``. Exit code 0 means that the job description is there; any other fails the
+launch, with the message in the launcher's console log.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    SetupOptions,
+    StandardOptions,
+    WorkerOptions,
+)
+
+from pipeline.main import main as run
+
+_SWITCHED_ON, _SWITCHED_OFF = ("", "true", "True", "1"), ("false", "False", "0")
+
+
+def switches() -> frozenset[str]:
+    """Beam's flags that take no value, of the options that a launch can carry.
+
+    >>> "--no_use_public_ips" in switches()
+    True
+    """
+    import argparse
+
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    for kind in (GoogleCloudOptions, SetupOptions, StandardOptions, WorkerOptions):
+        kind._add_argparse_args(parser)  # noqa: SLF001 - the only list of Beam's flags
+    return frozenset(
+        name
+        for action in parser._actions  # noqa: SLF001
+        if action.nargs == 0
+        for name in action.option_strings
+    )
+
+
+def launcher_flags(argv: Sequence[str]) -> list[str]:
+    """The arguments with switches as Beam wants them: ``--streaming=true`` is ``--streaming``.
+
+    A launch carries strings only, so a switch arrives with a value, which Beam refuses.
+
+    >>> launcher_flags(["--streaming=true", "--no_use_public_ips=false", "--model=true"])
+    ['--streaming', '--model=true']
+    """
+    known, found = switches(), []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name not in known or not equals or value not in _SWITCHED_ON + _SWITCHED_OFF:
+            found.append(word)
+        elif value in _SWITCHED_ON:
+            found.append(name)
+    return found
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = launcher_flags(sys.argv[1:])  # parts of Beam read them there by themselves
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,213 @@
+"""Renders the templates' metadata and container specs from the one definition of the options.
+
+``python -m templates.render`` writes ``templates/metadata/*.json``; with ``--check`` it changes
+nothing and fails when a file would change. ``python -m templates.render --image=IMAGE
+--folder=DIR`` writes one complete container spec per template, ready to be copied into a bucket:
+``gcloud dataflow flex-template build`` would drop the streaming flags.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+from pipeline.option import Option
+from pipeline.options import OPTIONS
+from pipeline.template_data import (
+    BATCH,
+    BEAM_OPTIONS,
+    NOT_OFFERED,
+    STREAMING,
+    form_of,
+    place_of,
+)
+
+HERE = pathlib.Path(__file__).resolve().parent
+METADATA = HERE / "metadata"
+_WORDS = {"Bigquery": "BigQuery", "Pubsub": "Pub/Sub", "Vllm": "vLLM", "Gpu": "GPU", "Id": "ID"}
+
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Template:
+    """One template.
+
+    Attributes:
+      name: As in the file names.
+      title: As the console shows it.
+      description: What it does, in a sentence or two.
+    """
+
+    name: str
+    title: str
+    description: str
+
+
+TEMPLATES = (
+    Template(
+        BATCH,
+        "Batch inference",
+        "Has a model answer every record of files, a BigQuery table or a query, and writes one "
+        "result or one dead letter for each.",
+    ),
+    Template(
+        STREAMING,
+        "Streaming inference",
+        "Has a model answer every message of a Pub/Sub subscription, and writes one result or one "
+        "dead letter for each.",
+    ),
+)
+
+
+def offered(template: str) -> list[Option]:
+    """The options that a template has as parameters; a parent comes before its children."""
+    found = [
+        option
+        for option in (*OPTIONS, *BEAM_OPTIONS)
+        if option.name not in NOT_OFFERED and template in place_of(option).templates
+    ]
+    return sorted(found, key=lambda option: bool(place_of(option).parent))
+
+
+def label_of(option: Option) -> str:
+    """The name of a parameter in the form.
+
+    >>> label_of(Option("request_timeout_s", "Pace", "Seconds."))
+    'Request timeout (s)'
+    """
+    if label := place_of(option).label:
+        return label
+    words = option.name.removesuffix("_s").split("_")
+    words[0] = words[0].capitalize()
+    unit = " (s)" if option.name.endswith("_s") else ""
+    return " ".join(_WORDS.get(word, word) for word in words) + unit
+
+
+def parameter(option: Option, template: str) -> Json:
+    """One ``ParameterMetadata``."""
+    place, form = place_of(option), form_of(option)
+    example = "" if option.choices or not form.example else f" Example: {form.example}"
+    found: Json = {
+        "name": option.name,
+        "label": label_of(option),
+        "helpText": option.help + example,
+        "isOptional": template not in place.required,
+        "paramType": form.param_type,
+    }
+    if form.pattern:
+        found["regexes"] = [form.pattern]
+    if form.param_type == "ENUM":
+        found["enumOptions"] = [{"value": choice, "label": choice} for choice in option.choices]
+    if option.default:
+        found["defaultValue"] = option.default
+    if place.parent:
+        found["parentName"] = place.parent
+        found["parentTriggerValues"] = list(place.triggers)
+    else:
+        found["groupName"] = option.group
+    return found
+
+
+def metadata(template: Template) -> Json:
+    """The ``TemplateMetadata``.
+
+    A stream runs exactly once by default: in at-least-once mode Dataflow may hand a message to the
+    model twice, and each answer is paid for.
+    """
+    streaming = template.name == STREAMING
+    found: Json = {
+        "name": template.title,
+        "description": template.description,
+        "streaming": streaming,
+        "supportsExactlyOnce": True,
+        "supportsAtLeastOnce": streaming,
+    }
+    if streaming:
+        found["defaultStreamingMode"] = "EXACTLY_ONCE"
+    found["parameters"] = [parameter(option, template.name) for option in offered(template.name)]
+    return found
+
+
+def container_spec(template: Template, image: str, worker_image: str = "") -> Json:
+    """The ``ContainerSpec``.
+
+    Args:
+      template: Which one.
+      image: The image that launches.
+      worker_image: The image of the workers, when it is another: the one for GPUs.
+    """
+    environment: Json = {
+        "sdkContainerImage": worker_image or image,  # else stock workers, without this code
+        "additionalUserLabels": {"pipeline": f"{template.name}-inference"},
+    }
+    if template.name == STREAMING:
+        environment |= {
+            "enableStreamingEngine": True,
+            "streamingMode": "STREAMING_MODE_EXACTLY_ONCE",  # the metadata's word has no prefix
+        }
+    if worker_image and worker_image != image:
+        environment |= {"machineType": "g2-standard-8", "diskSizeGb": 200}
+    return {
+        "image": image,
+        "sdkInfo": {"language": "PYTHON"},
+        "metadata": metadata(template),
+        "defaultEnvironment": environment,
+    }
+
+
+def text(document: Json) -> str:
+    """A document as it is written."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_metadata(*, check: bool) -> list[str]:
+    """Writes the metadata; returns the files that were not as they should be."""
+    stale = []
+    for template in TEMPLATES:
+        path, wanted = METADATA / f"{template.name}.json", text(metadata(template))
+        if path.exists() and path.read_text("utf-8") == wanted:
+            continue
+        stale.append(path.name)
+        if not check:
+            METADATA.mkdir(exist_ok=True)
+            path.write_text(wanted, "utf-8")
+    return stale
+
+
+def write_specs(folder: pathlib.Path, image: str, worker_image: str) -> None:
+    """Writes the spec of each template, and those for GPUs where there is such an image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for template in TEMPLATES:
+        path = folder / f"{template.name}.json"
+        path.write_text(text(container_spec(template, image)), "utf-8")
+        if worker_image:
+            path = folder / f"{template.name}-gpu.json"
+            path.write_text(text(container_spec(template, image, worker_image)), "utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes, or checks; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m templates.render", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail on drift")
+    parser.add_argument("--image", default="", help="the image that launches, and works")
+    parser.add_argument("--gpu_image", default="", help="the image of workers with GPUs")
+    parser.add_argument("--folder", type=pathlib.Path, help="where container specs are written")
+    given = parser.parse_args(argv)
+    if bool(given.image) != bool(given.folder) or (given.gpu_image and not given.image):
+        parser.error("a container spec needs both --image and --folder")
+    if given.image:
+        write_specs(given.folder, given.image, given.gpu_image)
+        return 0
+    stale = write_metadata(check=given.check)
+    if stale and given.check:
+        sys.stderr.write(
+            f"templates/metadata/{', '.join(stale)}: out of date: run python -m templates.render\n"
+        )
+    return 1 if stale and given.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

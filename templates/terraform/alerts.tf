@@ -1,0 +1,148 @@
+# What somebody should look at. The text of each says where.
+
+locals {
+  jobs = "resource.type = \"dataflow_job\" AND resource.labels.job_name = monitoring.regex.full_match(\"${var.name}-(batch|streaming)\")"
+  # A user counter of these jobs, as PromQL; %s is its name.
+  counter = "increase({\"__name__\"=\"dataflow.googleapis.com/job/user_counter\",\"metric_name\"=\"%s\",\"job_name\"=~\"${var.name}-(batch|streaming)\"}[10m])"
+
+  thresholds = merge(
+    {
+      failed = {
+        title  = "a job has failed"
+        filter = "metric.type = \"dataflow.googleapis.com/job/is_failed\" AND ${local.jobs}"
+        above  = 0
+        for_s  = 0
+        text   = "The job's first error is in its log. A run that does not reconcile fails as well: see docs/running.md."
+      }
+    },
+    local.batches == 0 ? {} : {
+      overdue = {
+        title  = "a batch job takes longer than it may"
+        filter = "metric.type = \"dataflow.googleapis.com/job/elapsed_time\" AND resource.type = \"dataflow_job\" AND resource.labels.job_name = \"${var.name}-batch\""
+        above  = var.batch.max_run_s
+        for_s  = 60
+        text   = "Throttled by the model, or more records than usual: compare requests and throttled time in the job's counters."
+      }
+    },
+    local.streams == 0 ? {} : {
+      system_lag = {
+        title  = "the stream lags"
+        filter = "metric.type = \"dataflow.googleapis.com/job/system_lag\" AND ${local.jobs}"
+        above  = var.max_system_lag_s
+        for_s  = 300
+        text   = "An element has been in work for so long. Look at the gauges outage_s and waiting_requests."
+      }
+      watermark_age = {
+        title  = "the stream's watermark is old"
+        filter = "metric.type = \"dataflow.googleapis.com/job/data_watermark_age\" AND ${local.jobs}"
+        above  = 2 * var.max_system_lag_s
+        for_s  = 300
+        text   = "Messages wait in the subscription: more workers, or more quota at the model."
+      }
+      dead_letters = {
+        title  = "many dead letters"
+        filter = "metric.type = \"pubsub.googleapis.com/topic/send_message_operation_count\" AND resource.type = \"pubsub_topic\" AND resource.labels.topic_id = \"${google_pubsub_topic.dead_letters[0].name}\""
+        above  = var.max_dead_letters_per_minute / 60
+        for_s  = 300
+        text   = "Group the dead-letter table by error_type."
+      }
+    },
+  )
+}
+
+resource "google_monitoring_alert_policy" "threshold" {
+  for_each = local.thresholds
+
+  project               = var.project
+  display_name          = "${var.name}: ${each.value.title}"
+  combiner              = "OR"
+  notification_channels = var.notification_channels
+  user_labels           = local.labels
+
+  conditions {
+    display_name = each.value.title
+
+    condition_threshold {
+      filter          = each.value.filter
+      comparison      = "COMPARISON_GT"
+      threshold_value = each.value.above
+      duration        = "${each.value.for_s}s"
+
+      aggregations {
+        alignment_period   = "60s"
+        per_series_aligner = each.key == "dead_letters" ? "ALIGN_RATE" : "ALIGN_MAX"
+      }
+    }
+  }
+
+  documentation {
+    content = each.value.text
+  }
+
+  depends_on = [google_project_service.needed]
+}
+
+# Records that waited because the model asked for it: more than half of the time, of ten callers.
+resource "google_monitoring_alert_policy" "throttled" {
+  project               = var.project
+  display_name          = "${var.name}: throttled by the model"
+  combiner              = "OR"
+  notification_channels = var.notification_channels
+  user_labels           = local.labels
+
+  conditions {
+    display_name = "throttled"
+
+    condition_prometheus_query_language {
+      query               = "sum(${format(local.counter, "throttled_ms")}) > ${10 * 600 * 1000 / 2}"
+      duration            = "600s"
+      evaluation_interval = "60s"
+    }
+  }
+
+  documentation {
+    content = "Ask for more quota, or give the quota as max_requests_per_minute so that calls are not refused."
+  }
+
+  depends_on = [google_project_service.needed]
+}
+
+resource "google_logging_metric" "unreconciled" {
+  project     = var.project
+  name        = "${var.name}-unreconciled"
+  description = "Runs whose sinks do not hold exactly one row per record."
+  filter      = "resource.type=\"dataflow_step\" AND resource.labels.job_name=~\"^${var.name}-(batch|streaming)$\" AND severity>=ERROR AND \"does not reconcile\""
+
+  metric_descriptor {
+    metric_kind = "DELTA"
+    value_type  = "INT64"
+  }
+}
+
+resource "google_monitoring_alert_policy" "unreconciled" {
+  project               = var.project
+  display_name          = "${var.name}: a run does not reconcile"
+  combiner              = "OR"
+  notification_channels = var.notification_channels
+  user_labels           = local.labels
+
+  conditions {
+    display_name = "unreconciled"
+
+    condition_threshold {
+      filter          = "metric.type = \"logging.googleapis.com/user/${google_logging_metric.unreconciled.name}\" AND resource.type = \"dataflow_job\""
+      comparison      = "COMPARISON_GT"
+      threshold_value = 0
+      duration        = "0s"
+
+      aggregations {
+        alignment_period   = "60s"
+        per_series_aligner = "ALIGN_DELTA"
+      }
+    }
+  }
+
+  documentation {
+    content = "docs/running.md says what to look for, under Reconciliation."
+  }
+}

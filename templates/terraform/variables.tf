@@ -1,0 +1,137 @@
+variable "project" {
+  description = "The project that runs and pays."
+  type        = string
+}
+
+variable "region" {
+  description = "Where workers, bucket and dataset are: all data stays there."
+  type        = string
+  default     = "us-central1"
+}
+
+variable "name" {
+  description = "Begins the name of everything that is made."
+  type        = string
+  default     = "inference"
+
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9-]{2,19}$", var.name))
+    error_message = "name must be 3 to 20 lower-case letters, digits and -, and begin with a letter."
+  }
+}
+
+variable "bucket" {
+  description = "The name of the bucket to make: temporary files, staging and, below templates/, the specs."
+  type        = string
+}
+
+variable "repository" {
+  description = "The Artifact Registry repository that holds the images (templates/build.sh makes it)."
+  type        = string
+  default     = "inference"
+}
+
+variable "parameters" {
+  description = "The templates' parameters, of both jobs: model, prompt_file, … (docs/parameters.md)."
+  type        = map(string)
+}
+
+variable "batch" {
+  description = "The batch job: its own parameters (an input) and when it is launched, as in cron. null for none."
+  type = object({
+    parameters = map(string)
+    schedule   = string
+    time_zone  = optional(string, "Etc/UTC")
+    max_run_s  = optional(number, 6 * 3600)
+  })
+  default = null
+}
+
+variable "streaming" {
+  description = "The streaming job's own parameters; {} for none of its own, null for no such job."
+  type        = map(string)
+  default     = null
+}
+
+variable "template" {
+  description = "The suffix of the specs: empty, or -gpu for workers with GPUs."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = contains(["", "-gpu"], var.template)
+    error_message = "template must be empty or -gpu."
+  }
+}
+
+variable "machine_type" {
+  description = "Of the workers; null for the spec's or Dataflow's default."
+  type        = string
+  default     = null
+}
+
+variable "max_workers" {
+  description = "The most workers of each job."
+  type        = number
+  default     = 10
+}
+
+variable "additional_experiments" {
+  description = "Experiments and service options, such as worker_accelerator=…"
+  type        = list(string)
+  default     = []
+}
+
+variable "subnetwork" {
+  description = "regions/R/subnetworks/S, with Private Google Access: workers have no public addresses. null for the default network's."
+  type        = string
+  default     = null
+}
+
+variable "kms_key" {
+  description = "projects/P/locations/R/keyRings/K/cryptoKeys/C for everything that is stored. null for Google's keys."
+  type        = string
+  default     = null
+}
+
+variable "api_key_secret" {
+  description = "The id of a Secret Manager secret that workers may read (backend openai). null for none."
+  type        = string
+  default     = null
+}
+
+variable "use_vertex_ai" {
+  description = "Whether workers may call Vertex AI (backends gemini and vertex_endpoint)."
+  type        = bool
+  default     = true
+}
+
+variable "labels" {
+  description = "On everything that can have labels."
+  type        = map(string)
+  default     = {}
+}
+
+variable "notification_channels" {
+  description = "Ids of monitoring channels that alerts go to."
+  type        = list(string)
+  default     = []
+}
+
+variable "max_system_lag_s" {
+  description = "A streaming job's lag from which an alert is raised."
+  type        = number
+  default     = 900
+}
+
+variable "max_dead_letters_per_minute" {
+  description = "Messages on the dead-letter topic from which an alert is raised."
+  type        = number
+  default     = 10
+}
+
+variable "deletion_protection" {
+  description = "Whether destroying leaves tables, and a bucket that is not empty, as they are."
+  type        = bool
+  default     = true
+}

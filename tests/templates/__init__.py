@@ -1,0 +1,1 @@
+"""Tests of the templates: metadata, images, scripts, the launch path."""

@@ -1,0 +1,169 @@
+"""The way of a launch, without a cloud: gcloud's request, the launcher's argv, the recorded job.
+
+What this does not prove: that Dataflow's launcher hands over exactly these flags. They are those
+that its public logs show, one per field of the runtime environment, as strings.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from apache_beam.portability.api import beam_runner_api_pb2
+from google.auth.credentials import AnonymousCredentials
+from google.cloud.storage import Client
+
+from tests.emulators.dataflow_server import DataflowServer
+from tests.emulators.google_cloud import LoopbackCloud
+
+ROOT = Path(__file__).resolve().parents[2]
+Json = dict[str, Any]
+
+_FLAGS = {
+    "numWorkers": "num_workers",
+    "maxWorkers": "max_num_workers",
+    "zone": "zone",
+    "workerRegion": "worker_region",
+    "workerZone": "worker_zone",
+    "serviceAccountEmail": "service_account_email",
+    "machineType": "machine_type",
+    "network": "network",
+    "subnetwork": "subnetwork",
+    "kmsKeyName": "dataflow_kms_key",
+    "sdkContainerImage": "sdk_container_image",
+    "diskSizeGb": "disk_size_gb",
+    "autoscalingAlgorithm": "autoscaling_algorithm",
+    "tempLocation": "temp_location",
+    "stagingLocation": "staging_location",
+}
+"""Fields of the runtime environment that become a flag with the same value."""
+_ELSEWHERE = {
+    "additionalExperiments",
+    "additionalPipelineOptions",
+    "additionalUserLabels",
+    "enableStreamingEngine",
+    "flexrsGoal",
+    "ipConfiguration",
+    "launcherMachineType",
+    "streamingMode",
+}
+
+
+def launcher_argv(launch: Json, spec: Json, project: str, region: str) -> list[str]:
+    """What Dataflow's launcher runs the entry point with.
+
+    Args:
+      launch: The ``launchParameter`` of the request.
+      spec: The container spec that it names; its environment gives way to the request's.
+      project: Of the request's path.
+      region: Likewise.
+    """
+    own, given = spec["defaultEnvironment"], launch.get("environment", {})
+    environment = own | given
+    assert not set(environment) - set(_FLAGS) - _ELSEWHERE, set(environment)
+    labels = {"goog-dataflow-provided-template-type": "flex"}
+    labels |= own.get("additionalUserLabels", {}) | given.get("additionalUserLabels", {})
+    experiments = own.get("additionalExperiments", []) + given.get("additionalExperiments", [])
+    argv = [
+        "--runner=DataflowRunner",
+        f"--project={project}",
+        f"--region={region}",
+        f"--job_name={launch['jobName']}",
+        "--labels=" + str(labels).replace("'", '"'),
+    ]
+    argv += [f"--{_FLAGS[name]}={environment[name]}" for name in environment if name in _FLAGS]
+    argv += [f"--experiments={experiment}" for experiment in experiments]
+    argv += [f"--{option}" for option in environment.get("additionalPipelineOptions", [])]
+    if environment.get("ipConfiguration") == "WORKER_IP_PRIVATE":
+        argv.append("--no_use_public_ips")
+    if environment.get("enableStreamingEngine"):
+        argv.append("--enable_streaming_engine=true")
+    if goal := environment.get("flexrsGoal"):
+        argv.append(f"--flexrs_goal={goal.removeprefix('FLEXRS_')}")
+    if launch.get("update"):
+        argv.append("--update=true")
+    declared = {parameter["name"] for parameter in spec["metadata"]["parameters"]}
+    assert set(launch["parameters"]) <= declared, "the service refuses undeclared parameters"
+    return argv + [f"--{name}={value}" for name, value in launch["parameters"].items()]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Launched:
+    """What a launch has left.
+
+    Attributes:
+      code: The entry point's exit code.
+      messages: What it printed.
+      jobs: The job requests that Dataflow got.
+      objects: What lies in the bucket, by name.
+    """
+
+    code: int
+    messages: str
+    jobs: list[Json]
+    objects: Mapping[str, bytes]
+
+    @property
+    def environment(self) -> Json:
+        """The environment of the one job."""
+        (job,) = self.jobs
+        return job["environment"]
+
+    @property
+    def pool(self) -> Json:
+        """Its one worker pool."""
+        (pool,) = self.environment["workerPools"]
+        return pool
+
+    @property
+    def options(self) -> Json:
+        """Beam's options, as the console shows them."""
+        shown = self.environment["sdkPipelineOptions"]["display_data"]
+        return {item["key"]: item.get("value") for item in shown}
+
+    @property
+    def pipeline(self) -> beam_runner_api_pb2.Pipeline:
+        """The pipeline that was staged last: folders are named by job and time."""
+        staged = sorted(name for name in self.objects if name.endswith("/pipeline.pb"))
+        return beam_runner_api_pb2.Pipeline.FromString(self.objects[staged[-1]])
+
+    @property
+    def steps(self) -> set[str]:
+        """The names of the pipeline's steps, outermost only."""
+        return {
+            transform.unique_name
+            for transform in self.pipeline.components.transforms.values()
+            if transform.unique_name and "/" not in transform.unique_name
+        }
+
+
+def storage(cloud: LoopbackCloud) -> Client:
+    """A client of the storage emulator that needs no redirection."""
+    return Client(
+        cloud.project,
+        AnonymousCredentials(),  # type: ignore[no-untyped-call]
+        client_options={"api_endpoint": cloud.environment["STORAGE_EMULATOR_HOST"]},
+    )
+
+
+def launch(
+    cloud: LoopbackCloud, dataflow: DataflowServer, bucket: str, argv: Sequence[str]
+) -> Launched:
+    """Runs the entry point as the launcher does, in a process of its own, to its end."""
+    environment = cloud.subprocess_environment()
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment["PYTHONPATH"]])
+    done = subprocess.run(
+        [sys.executable, "templates/main.py", f"--dataflow_endpoint={dataflow.url}", *argv],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    with storage(cloud) as client:
+        objects = {blob.name: blob.download_as_bytes() for blob in client.list_blobs(bucket)}
+    return Launched(done.returncode, done.stdout + done.stderr, dataflow.posted("/jobs"), objects)

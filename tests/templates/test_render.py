@@ -1,0 +1,241 @@
+"""The rendered templates: strict messages of the API, patterns that work, and no drift."""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import pytest
+from google.cloud.dataflow_v1beta3.types import StreamingMode
+from google.cloud.dataflow_v1beta3.types import templates as api
+from google.protobuf import json_format
+
+from pipeline.option import Option
+from pipeline.options import OPTIONS
+from pipeline.template_data import (
+    BATCH,
+    BEAM_OPTIONS,
+    FORMS,
+    NOT_OFFERED,
+    PLACES,
+    PREFIXES,
+    STREAMING,
+    form_of,
+    place_of,
+)
+from templates import render
+from tests.templates.posix import compiled, matches
+
+IMAGE = "us-docker.pkg.dev/p/r/batch-inference:1"
+GPU_IMAGE = f"{IMAGE}-gpu"
+BY_NAME = {option.name: option for option in (*OPTIONS, *BEAM_OPTIONS)}
+EACH = pytest.mark.parametrize("template", render.TEMPLATES, ids=lambda template: template.name)
+
+
+def spec(template: render.Template, worker_image: str = "") -> api.ContainerSpec:
+    """A template's spec, parsed into the API's message; an unknown key is an error."""
+    message = api.ContainerSpec.pb(api.ContainerSpec())
+    document = json.loads(render.text(render.container_spec(template, IMAGE, worker_image)))
+    json_format.ParseDict(document, message, ignore_unknown_fields=False)
+    return api.ContainerSpec(api.ContainerSpec.deserialize(message.SerializeToString()))
+
+
+# The API's messages
+
+
+@EACH
+def test_specs_are_messages_of_the_api(template: render.Template) -> None:
+    """And nothing is lost on the way there and back."""
+    document = render.container_spec(template, IMAGE, GPU_IMAGE)
+    message = json_format.ParseDict(document, api.ContainerSpec.pb(api.ContainerSpec()))
+    back = json_format.MessageToDict(message)
+    assert _without_defaults(back) == _without_defaults(document)
+
+
+def _without_defaults(value: Any) -> Any:
+    """Proto3 leaves out what is false or empty."""
+    if isinstance(value, dict):
+        return {k: _without_defaults(v) for k, v in value.items() if v not in (False, [], "")}
+    return [_without_defaults(v) for v in value] if isinstance(value, list) else value
+
+
+def test_the_check_is_strict() -> None:
+    """A misspelt key, as public templates have it, is refused."""
+    document = render.container_spec(render.TEMPLATES[0], IMAGE)
+    document["metadata"]["parameters"][0]["optional"] = True
+    with pytest.raises(json_format.ParseError, match="optional"):
+        json_format.ParseDict(document, api.ContainerSpec.pb(api.ContainerSpec()))
+
+
+def test_streaming_flags() -> None:
+    """What ``gcloud dataflow flex-template build`` would leave out."""
+    batch, streaming = map(spec, render.TEMPLATES)
+    assert (batch.metadata.streaming, streaming.metadata.streaming) == (False, True)
+    assert batch.metadata.supports_exactly_once
+    assert not batch.metadata.supports_at_least_once
+    assert streaming.metadata.supports_exactly_once
+    assert streaming.metadata.supports_at_least_once
+    assert streaming.metadata.default_streaming_mode == "EXACTLY_ONCE"
+    assert streaming.default_environment.streaming_mode == StreamingMode.STREAMING_MODE_EXACTLY_ONCE
+    assert streaming.default_environment.enable_streaming_engine
+    assert not batch.default_environment.enable_streaming_engine
+
+
+@EACH
+def test_workers_have_our_image(template: render.Template) -> None:
+    """The launcher's own, or the one for GPUs with a machine and a disk for them."""
+    cpu, gpu = spec(template), spec(template, GPU_IMAGE)
+    assert (cpu.image, cpu.default_environment.sdk_container_image) == (IMAGE, IMAGE)
+    assert (gpu.image, gpu.default_environment.sdk_container_image) == (IMAGE, GPU_IMAGE)
+    assert cpu.default_environment.machine_type == ""
+    assert gpu.default_environment.machine_type == "g2-standard-8"
+    assert gpu.default_environment.disk_size_gb == 200
+    assert cpu.sdk_info.language == api.SDKInfo.Language.PYTHON
+
+
+# Parameters
+
+
+@EACH
+def test_parameters_are_the_options(template: render.Template) -> None:
+    """Every option of the command line that suits the template, and nothing else."""
+    names = [parameter.name for parameter in spec(template).metadata.parameters]
+    assert len(names) == len(set(names))
+    other = {BATCH: STREAMING, STREAMING: BATCH}[template.name]
+    left_out = {name for name in BY_NAME if place_of(BY_NAME[name]).templates == (other,)}
+    assert set(names) == set(BY_NAME) - left_out - set(NOT_OFFERED)
+
+
+@EACH
+def test_parameters_say_what_they_are(template: render.Template) -> None:
+    """The API requires name, label and help; a group or a parent that comes before."""
+    seen: set[str] = set()
+    for parameter in spec(template).metadata.parameters:
+        option = BY_NAME[parameter.name]
+        assert parameter.label
+        assert parameter.help_text.startswith(option.help)
+        assert parameter.default_value == option.default
+        assert bool(parameter.group_name) != bool(parameter.parent_name)
+        assert not parameter.parent_name or parameter.parent_name in seen
+        parent = BY_NAME.get(parameter.parent_name)
+        if parent is not None and parent.choices:
+            assert set(parameter.parent_trigger_values) <= set(parent.choices)
+            assert parameter.parent_trigger_values
+        values = [choice.value for choice in parameter.enum_options]
+        assert values == (list(option.choices) if option.choices != ("true", "false") else [])
+        seen.add(parameter.name)
+
+
+@EACH
+def test_patterns_accept_their_own_values(template: render.Template) -> None:
+    """Each compiles as POSIX extended, is anchored, accepts its example, default and choices."""
+    for parameter in spec(template).metadata.parameters:
+        option = BY_NAME[parameter.name]
+        values = [form_of(option).example, option.default, *option.choices]
+        for pattern in parameter.regexes:
+            compiled(pattern)
+            assert pattern.startswith("^")
+            assert pattern.endswith("$")
+            for value in filter(None, values):
+                assert matches(pattern, value), (parameter.name, pattern, value)
+
+
+@pytest.mark.parametrize("metavar", sorted(FORMS))
+def test_forms(metavar: str) -> None:
+    """Every form in the tables works, used or not; console types are the API's."""
+    form = FORMS[metavar]
+    assert form.param_type in api.ParameterType.__members__
+    if form.pattern:
+        assert matches(form.pattern, form.example)
+        assert not matches(form.pattern, "")
+
+
+@pytest.mark.parametrize(
+    ("metavar", "value", "accepted"),
+    [
+        ("N", "12", True),
+        ("N", "1.5", False),
+        ("X", "0.25", True),
+        ("X", "1e3", False),
+        ("JSON", '{"a":\n {"b": [1]}}', True),
+        ("JSON", "gs://b/a.json", True),
+        ("JSON", "a.json", False),
+        ("GLOB", "gs://b/a*.jsonl", True),
+        ("GLOB", "/tmp/a.jsonl", False),
+        ("DIR", "gs://b/a/b", True),
+        ("DIR", "gs://b", False),
+        ("DIR", "gs://b/a*", False),
+        ("PROJECT:DATASET.TABLE", "p-1:d.t", True),
+        ("PROJECT:DATASET.TABLE", "example.com:p.d.t", True),
+        ("PROJECT:DATASET.TABLE", "d.t", True),
+        ("PROJECT:DATASET.TABLE", "t", False),
+        ("K=V,K=V", "a=b,c=", True),
+        ("K=V,K=V", "A=b", False),
+        ("projects/P/secrets/S/versions/V", "sk-123", False),
+        ("projects/P/subscriptions/S", "projects/my-project/subscriptions/s", False),
+        ("projects/P/subscriptions/S", "tickets", False),
+        ("projects/P/topics/T", "projects/example.com:my-project/topics/a.b", True),
+        ("URL_OR_RESOURCE", "projects/p/locations/l/endpoints/1", True),
+        ("URL_OR_RESOURCE", "models.example.com", False),
+    ],
+)
+def test_what_patterns_refuse(metavar: str, value: str, accepted: bool) -> None:
+    """A wrong value is caught in the form, before anything is started."""
+    assert matches(FORMS[metavar].pattern, value) is accepted
+
+
+def test_the_tables_name_options() -> None:
+    """A table that names an option that nobody has is out of date."""
+    names = {option.name for option in OPTIONS}
+    assert set(PLACES) | set(NOT_OFFERED) <= names
+    assert all(any(name.startswith(prefix) for name in names) for prefix in PREFIXES)
+
+
+def test_a_new_option_needs_a_known_metavar() -> None:
+    """Else nobody has thought of its form."""
+    with pytest.raises(KeyError, match="WORD"):
+        form_of(Option("new", "Run", "New.", metavar="WORD"))
+
+
+def test_options_of_a_backend_stand_under_it() -> None:
+    """By their names, so that they are shown only when they apply."""
+    vllm, gpu = place_of(BY_NAME["vllm_args"]), place_of(BY_NAME["gpu_count"])
+    assert (vllm.parent, vllm.triggers) == ("backend", ("vllm",))
+    assert (gpu.parent, gpu.triggers) == ("backend", ("vllm", "sentence_transformers"))
+
+
+# Files
+
+
+def test_metadata_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    """``python -m templates.render`` has been run."""
+    assert render.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_drift_is_noticed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fails with the command that repairs it, which does."""
+    monkeypatch.setattr(render, "METADATA", tmp_path / "metadata")
+    assert render.main(["--check"]) == 1
+    assert "run python -m templates.render" in capsys.readouterr().err
+    assert not (tmp_path / "metadata").exists()
+    assert render.main([]) == 0
+    assert render.main(["--check"]) == 0
+
+
+def test_specs_are_written(tmp_path: pathlib.Path) -> None:
+    """One per template; with a GPU image twice as many."""
+    assert render.main([f"--image={IMAGE}", f"--folder={tmp_path}"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["batch.json", "streaming.json"]
+    render.main([f"--image={IMAGE}", f"--gpu_image={GPU_IMAGE}", f"--folder={tmp_path}"])
+    assert len(list(tmp_path.iterdir())) == 4
+    written = json.loads((tmp_path / "streaming-gpu.json").read_text("utf-8"))
+    assert written == render.container_spec(render.TEMPLATES[1], IMAGE, GPU_IMAGE)
+
+
+def test_a_spec_needs_image_and_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of it is wrong use."""
+    with pytest.raises(SystemExit):
+        render.main([f"--image={IMAGE}"])
+    assert re.search("both --image and --folder", capsys.readouterr().err)

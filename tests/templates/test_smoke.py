@@ -1,0 +1,106 @@
+"""The smoke test's own logic, with gcloud and bq that only pretend.
+
+What this does not prove: that the commands do in a real project what they are to do.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.templates.launches import ROOT
+
+PRETENDER = """\
+#!/usr/bin/env bash
+# Notes its arguments; answers as a project would in which all goes well, with $ROWS results.
+printf '%s %s\\n' "$(basename "$0")" "$*" >>"$NOTES"
+case "$*" in
+  *_dead_letters*) echo "Not found: Table"; exit 1 ;;
+  *DISTINCT*) printf 'n\\n%s\\n' "$ROWS" ;;
+  *'SUM(cost_usd)'*) printf 'n\\n0.0042\\n' ;;
+  *'COUNT(*)'*) printf 'n\\n%s\\n' "$ROWS" ;;
+  *'jobs list'*-batch*'value(state)'*) echo Done ;;
+  *'jobs list'*-streaming*'value(state)'*)
+    if grep -q 'jobs drain' "$NOTES"; then echo Drained; else echo Running; fi ;;
+  *'jobs list'*--status=active*-streaming*)
+    grep -q 'jobs drain' "$NOTES" || echo job-2 ;;
+  *'jobs list'*--status=active*) ;;
+  *'jobs list'*) echo job-1 ;;
+  *'metrics list'*) echo 'TotalVcpuTime 123' ;;
+esac
+"""
+
+
+def smoke(folder: Path, *flags: str, rows: int = 100) -> tuple[int, str, list[str]]:
+    """The script's exit code, what it printed, and the commands that it gave."""
+    for name in ("gcloud", "bq"):
+        path = folder / name
+        path.write_text(PRETENDER, encoding="utf-8")
+        path.chmod(0o755)
+    notes = folder / "notes"
+    notes.touch()
+    environment = os.environ | {
+        "NOTES": str(notes),
+        "ROWS": str(rows),
+        "PATH": f"{folder}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        ["templates/smoke.sh", "my-project", "--bucket=b", *flags],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr, notes.read_text("utf-8").splitlines()
+
+
+def test_all_goes_well(tmp_path: Path) -> None:
+    """Both jobs; 100 messages; figures and cost; what was made is deleted, in the end."""
+    code, printed, commands = smoke(tmp_path)
+    assert code == 0, printed
+    assert "batch: 100 results, 0 dead letters, model cost (list price) USD 0.0042" in printed
+    assert "streaming: 100 results, 0 dead letters" in printed
+    assert "TotalVcpuTime 123" in printed
+    assert sum("topics publish" in command for command in commands) == 100
+    launches = [command for command in commands if "flex-template run" in command]
+    assert ["-batch " in command for command in launches] == [True, False]
+    assert all("max-workers=2" in command for command in launches)
+    order = [
+        next(number for number, command in enumerate(commands) if part in command)
+        for part in ("mk -d", "flex-template run", "topics publish", "jobs drain", "rm -r -f -d")
+    ]
+    assert order == sorted(order)
+    deleted = [command for command in commands if " delete " in command or " rm " in command]
+    assert len(deleted) == 4
+
+
+def test_a_run_that_does_not_reconcile(tmp_path: Path) -> None:
+    """Fails and says by what; cleans up all the same, unless told to keep."""
+    code, printed, commands = smoke(tmp_path, "--only=batch", rows=99)
+    assert code == 1
+    assert "FAILED: batch does not reconcile: 100 records, 99 results of 99 ids" in printed
+    assert any("rm -r -f -d" in command for command in commands)
+    assert not any("pubsub" in command for command in commands)
+
+    (tmp_path / "notes").unlink()
+    code, _, commands = smoke(tmp_path, "--only=batch", "--keep", rows=99)
+    assert code == 1
+    assert not any("rm -r -f -d" in command for command in commands)
+
+
+def test_a_dry_run_asks_nothing(tmp_path: Path) -> None:
+    """It prints what it would do."""
+    code, printed, commands = smoke(tmp_path, "--dry_run")
+    assert code == 0
+    assert printed.count("flex-template run") == 2
+    assert "every record ended" not in printed
+    assert commands == []
+
+
+@pytest.mark.parametrize("flag", ["--bucke=b", "--only=stream"])
+def test_wrong_use(tmp_path: Path, flag: str) -> None:
+    """Exit code 2, before anything is made."""
+    code, printed, commands = smoke(tmp_path, flag)
+    assert (code, commands) == (2, [])
+    assert printed.startswith(f"error: unknown flag {flag}")
