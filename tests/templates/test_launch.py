@@ -8,8 +8,13 @@ import json
 from typing import Any
 
 import pytest
+from apache_beam.options.pipeline_options import WorkerOptions
 
+from pipeline.config import RunConfig
+from pipeline.launch_checks import check_launch
+from pipeline.options import parse_flags
 from templates import render
+from templates.main import launcher_flags
 from tests.emulators.dataflow_server import DataflowServer
 from tests.emulators.google_cloud import LoopbackCloud
 from tests.templates.conftest import Script
@@ -137,6 +142,25 @@ def test_gpu_job(
     assert "no_use_multiple_sdk_containers" in experiments
     assert "automatically_use_created_reservation" in experiments
     assert "use_multiple_sdk_containers" not in experiments  # Beam's default
+
+
+def test_gpus_for_one_step_only(script: Script, dataflow: DataflowServer) -> None:
+    """By parameters: the step that calls the model has them, the machines of the others none."""
+    done = script(
+        "run_batch.sh", "--project=p", "--region=us-central1", "--bucket=b",
+        "--template=gs://b/templates/batch-gpu.json", "--machine_type=n2-standard-4",
+        "input_files=gs://b/in", "prompt={{ text }}", "output_path=gs://b/out", "backend=vllm",
+        "model=gs://b/m", "gpu_type=nvidia-l4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    spec = render.container_spec(BATCH, IMAGE, GPU_IMAGE)
+    options = parse_flags(launcher_flags(launcher_argv(sent(dataflow), spec, "p", "us-central1")))
+    check_launch(options)
+    worker = options.view_as(WorkerOptions)
+    assert (worker.machine_type, worker.disk_size_gb) == ("n2-standard-4", 200)
+    assert RunConfig.from_options(options).resource_hints == {
+        "accelerator": "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver"
+    }
 
 
 def test_template_location(
