@@ -85,6 +85,7 @@ class Endpoints:
         self._wanted = 0
         self._read_at = self._loop.time()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
         if measured:
             self._start(self._watch_metrics())
 
@@ -125,6 +126,7 @@ class Endpoints:
 
     async def close(self) -> None:
         """Ends what runs beside the calls; no call may be in flight."""
+        self._closing = True  # a probe may swallow its cancellation: `wait_for` before Python 3.12
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -196,7 +198,7 @@ class Endpoints:
 
     async def _probe(self, endpoint: Endpoint) -> None:
         """Asks until there is an answer; a server that only seems to be back is probed later."""
-        while endpoint.down:
+        while endpoint.down and not self._closing:
             await asyncio.sleep(endpoint.probe_s)
             endpoint.probe_s = min(2 * endpoint.probe_s, _LONGEST_PROBE_S)
             try:

@@ -174,6 +174,26 @@ def test_failures_with_answers_between_leave_nobody_out() -> None:
     _run(work)
 
 
+def test_closing_ends_a_probe_that_fails_in_the_same_moment() -> None:
+    """Until Python 3.12 `asyncio.wait_for` then swallows the cancellation."""
+
+    async def asked(*_: object, **__: object) -> None:
+        asking.set()
+        await answers.wait()
+        raise Unavailable("no connection")
+
+    async def work() -> None:
+        async with group(NOBODY, NOBODY + "/2") as made:
+            made._http.get = asked  # type: ignore[method-assign, assignment]
+            await _error(made)
+            await asking.wait()
+            answers.set()
+            await asyncio.sleep(0)
+
+    asking, answers = asyncio.Event(), asyncio.Event()
+    _run(work)
+
+
 def test_all_are_down() -> None:
     """They are asked as a single one is, with its errors; the first answer brings one back."""
 
