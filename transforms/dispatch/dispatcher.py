@@ -17,7 +17,6 @@ may pass is retried (`transforms.dispatch.retry`). What stops the run is in
 import asyncio
 import collections
 import dataclasses
-import heapq
 import itertools
 import logging
 import math
@@ -30,6 +29,7 @@ from transforms.dispatch import interrupt, loop
 from transforms.dispatch.at_once import ask_at_once
 from transforms.dispatch.inbox import Ended, Failure, Inbox, Outcome, gather
 from transforms.dispatch.job import Job, TokenEstimate, verdict
+from transforms.dispatch.job_queue import JobQueue
 from transforms.dispatch.limits import DispatchLimits
 from transforms.dispatch.pace import Pace, Permit
 from transforms.dispatch.retry import RetryRules
@@ -68,14 +68,12 @@ class Dispatcher:
         self._retries = RetryRules(limits, self._pace)
         self._tokens = TokenEstimate()
         self._numbers = itertools.count()
-        self._ready: list[tuple[int, Job]] = []
+        self._queue = JobQueue()
         self._unfinished = 0
         self._at_once = 0
         """Requests that a `BatchClient` works on."""
         self._not_let_in: collections.deque[Inbox] = collections.deque()
         self._inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
-        self._waiting: dict[Job, asyncio.TimerHandle] = {}
-        """Records between a failure and their next call."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake: asyncio.TimerHandle | None = None
         self._broken: BaseException | None = None
@@ -148,8 +146,7 @@ class Dispatcher:
             self._at_once += len(jobs)
             self._start(self._ask_at_once(self._client, jobs))
         else:
-            for job in jobs:
-                heapq.heappush(self._ready, (job.place, job))
+            self._queue.put(*jobs)
         self._not_let_in.append(inbox)
         self._pump()
 
@@ -157,13 +154,13 @@ class Dispatcher:
         """Sends what may be sent; everything that changes the state ends with it."""
         now = loop.now()
         wait_s: float | None = None
-        while self._ready:
+        while self._queue.ready:
             if self._stopped is None:
                 wait_s = math.inf if self._accused else self._pace.wait_s(now)
                 if wait_s > 0:
                     break
             wait_s = None
-            job = heapq.heappop(self._ready)[1]
+            job = self._queue.pop()
             if job.inbox.abandoned:
                 self._unfinished -= 1
             elif self._stopped is None:
@@ -273,8 +270,7 @@ class Dispatcher:
         finally:
             self._at_once -= len(jobs)
         if replies is None:
-            for job in jobs:
-                heapq.heappush(self._ready, (job.place, job))
+            self._queue.put(*jobs)
         else:
             self._settle_all(jobs, replies)
         self._after_call()
@@ -328,15 +324,9 @@ class Dispatcher:
             return
         LIVE.add("retried", 1)
         if wait_s > 0:
-            timer = asyncio.get_running_loop().call_later
-            self._waiting[job] = timer(wait_s, self._guard, self._ready_again, job)
+            self._queue.put_later(job, wait_s, lambda: self._guard(self._pump))
         else:
-            heapq.heappush(self._ready, (job.place, job))
-
-    def _ready_again(self, job: Job) -> None:
-        del self._waiting[job]
-        heapq.heappush(self._ready, (job.place, job))
-        self._pump()
+            self._queue.put(job)
 
     def _deliver(self, job: Job, outcome: Outcome) -> None:
         self._unfinished -= 1
@@ -372,10 +362,7 @@ class Dispatcher:
             return
         self._stopped = f"the run stopped: {reason}"
         _log.error("%s", self._stopped)
-        for job, timer in self._waiting.items():
-            timer.cancel()
-            heapq.heappush(self._ready, (job.place, job))
-        self._waiting.clear()
+        self._queue.end_back_offs()
         asyncio.get_running_loop().call_soon(self._guard, self._pump)
 
     def _break(self, error: BaseException) -> None:
@@ -383,10 +370,7 @@ class Dispatcher:
         if self._broken is not None:
             return
         self._broken = error
-        self._ready.clear()
-        for timer in self._waiting.values():
-            timer.cancel()
-        self._waiting.clear()
+        self._queue.clear()
         self._not_let_in.clear()
         for inbox in list(self._inboxes):
             inbox.put(error)
