@@ -41,7 +41,8 @@ from transforms.records import Completion, Request
 __all__ = ["DispatchLimits", "Dispatcher", "Failure", "Outcome"]
 
 _BACKLOG = 2048
-"""Requests that may wait, in flight not counted, before a further batch is let in."""
+"""Requests that may wait, in flight not counted, before a further batch is let in; a `BatchClient`
+may work on as many."""
 _VERDICT_S = 5.0
 """How long calls in flight may take to prove that a backend works which failed two records."""
 
@@ -174,7 +175,7 @@ class Dispatcher:
             self._wake = asyncio.get_running_loop().call_later(wait_s, self._guard, self._pump)
         if not self._unfinished:
             self._rules.idle()
-        while self._not_let_in and self._backlog() <= _BACKLOG:
+        while self._not_let_in and max(self._backlog(), self._at_once) <= _BACKLOG:
             self._not_let_in.popleft().put(None)
 
     def _backlog(self) -> int:
