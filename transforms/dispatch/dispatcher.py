@@ -143,7 +143,8 @@ class Dispatcher:
             Job(next(self._numbers), request, index, batch, inbox)
             for index, request in enumerate(requests)
         ]
-        if isinstance(self._client, BatchClient) and jobs and self._stopped is None:
+        may_send = self._stopped is None and self._accused is None
+        if isinstance(self._client, BatchClient) and jobs and may_send:
             self._at_once += len(jobs)
             self._start(self._ask_at_once(self._client, jobs))
         else:
