@@ -33,7 +33,7 @@ _CLEARLY_BELOW = 0.8
 _SILENT_AFTER_S = 15
 _LONGEST_PROBE_AFTER_S = 16
 """The breaker asks after 0.5, 1, 2, 4 and 8 s, and then every 10 s (`transforms.dispatch.pace`)."""
-_STOP_SHOWN_AFTER_S = 60
+_END_SHOWN_AFTER_S = 60
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class View:
       held: Whether they wait although more calls could be in flight.
       rate_per_minute: What refusals have taught, in calls per minute; None for nothing yet.
       down_s: How long the backend has been down; 0 while it is not.
+      holds: Whether the run keeps its messages for however long that is; else it stops.
       silent_s: How long no call has ended although some are in flight.
       throttled_s: A remote job's throttled time, summed over its threads.
     """
@@ -73,6 +74,7 @@ class View:
     held: bool = False
     rate_per_minute: float | None = None
     down_s: int = 0
+    holds: bool = False
     silent_s: int = 0
     throttled_s: float = 0.0
 
@@ -82,10 +84,12 @@ class Recent:
 
     Args:
       now: The time at the start, in seconds of any monotonic clock.
+      holds: See `View`.
     """
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, *, holds: bool = False) -> None:
         self._began = now
+        self._holds = holds
         self._samples: collections.deque[tuple[float, dict[str, int]]] = collections.deque()
         self._samples.append((now, {}))
         self._moved_at = now
@@ -127,6 +131,7 @@ class Recent:
             held=self._held,
             rate_per_minute=sum(rates) / len(rates) if rates else None,
             down_s=counts.get("outage_s", 0),
+            holds=self._holds,
             silent_s=int(now - self._moved_at) if counts.get("in_flight_requests") else 0,
             throttled_s=counts.get("throttled_ms", 0) / 1000,
         )
@@ -184,7 +189,8 @@ def pace_line(view: View, width: int | None = None) -> str:
         again = "every 10 s" if view.down_s >= _LONGEST_PROBE_AFTER_S else "again"
         down = f"backend is down for {_duration(view.down_s)}, asking {again}"
         stops = f"the run stops after {_duration(int(DispatchLimits().give_up_after_s))}"
-        return _fit([(2, down), (1, stops if view.down_s >= _STOP_SHOWN_AFTER_S else "")], width)
+        end = "messages are held" if view.holds else stops
+        return _fit([(2, down), (1, end if view.down_s >= _END_SHOWN_AFTER_S else "")], width)
     if not view.in_flight and not view.waiting:
         return ""
     # what a model in the worker takes is whole batches, which no limit of calls is about
@@ -255,13 +261,14 @@ class Progress:
     Args:
       console: Where to; its being a terminal decides the form.
       counts: The counts of the moment.
+      holds: See `View`.
     """
 
-    def __init__(self, console: Console, counts: Counts) -> None:
+    def __init__(self, console: Console, counts: Counts, *, holds: bool = False) -> None:
         self._console = console
         self._counts = counts
         now = time.monotonic()
-        self._recent = Recent(now)
+        self._recent = Recent(now, holds=holds)
         self._said = now
         self._sample_at = -1.0
         self._spinner = Spinner("dots")

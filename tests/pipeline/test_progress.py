@@ -218,6 +218,11 @@ def test_the_counts_of_a_large_run_fit_a_terminal() -> None:
             "backend is down for 2 min 5 s, asking every 10 s · the run stops after 15 min",
             id="it is down for minutes",
         ),
+        pytest.param(
+            {"in_flight": 0, "down_s": 125, "holds": True},
+            "backend is down for 2 min 5 s, asking every 10 s · messages are held",
+            id="it is down for minutes, and the run is a stream",
+        ),
         pytest.param({"in_flight": 0, "limit": 41}, "", id="nothing is asked"),
         pytest.param({}, "", id="nobody tells"),
         pytest.param({"throttled_s": 0.9}, "", id="a remote job that was hardly throttled"),
@@ -274,6 +279,19 @@ def test_plain_lines_come_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> 
         f"0:10  read 100 · asked 100 · 10/s · written 0 · {pace}",
         f"0:20  read 100 · asked 100 · 0/s · written 0 · {pace} · no call has ended for 19 s",
     ]
+
+
+def test_a_stream_is_not_said_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds its messages however long the backend is down."""
+    clock, file = Clock(monkeypatch), io.StringIO()
+    down = {**FULL, "outage_s": 125}
+    shown = Progress(Console(file=file, width=120, soft_wrap=True), lambda: down, holds=True)
+    clock.now += 10
+    shown.tick()
+    assert file.getvalue() == (
+        "0:10  read 0 · asked 0 · 0/s · written 0 · "
+        "backend is down for 2 min 5 s, asking every 10 s · messages are held\n"
+    )
 
 
 @pytest.mark.parametrize("width", [80, 100])
