@@ -53,6 +53,7 @@ class View:
       in_flight: Calls in flight, lately; None where nobody tells (a remote job).
       limit: How many may be.
       waiting: Requests that wait to be sent.
+      backing_off: Of those, the ones between two attempts.
       held: Whether they wait although more calls could be in flight.
       rate_per_minute: What refusals have taught, in calls per minute; None for nothing yet.
       down_s: How long the backend has been down; 0 while it is not.
@@ -71,6 +72,7 @@ class View:
     in_flight: int | None = None
     limit: int = 0
     waiting: int = 0
+    backing_off: int = 0
     held: bool = False
     rate_per_minute: float | None = None
     down_s: int = 0
@@ -128,6 +130,7 @@ class Recent:
             in_flight=round(sum(in_flight) / len(in_flight)) if in_flight else None,
             limit=counts.get("concurrency_limit", 0),
             waiting=counts.get("waiting_requests", 0),
+            backing_off=counts.get("backing_off_requests", 0),
             held=self._held,
             rate_per_minute=sum(rates) / len(rates) if rates else None,
             down_s=counts.get("outage_s", 0),
@@ -204,7 +207,7 @@ def pace_line(view: View, width: int | None = None) -> str:
 def _holds_back(view: View) -> str:
     if view.held and view.rate_per_minute is not None:
         return f"waiting for a quota (~{_two_digits(view.rate_per_minute):,}/min)"
-    if view.held and view.waiting <= view.retries:
+    if view.held and view.waiting <= view.backing_off:
         return f"{view.waiting:,} wait to be asked again"
     if view.held:
         return "waiting for a quota"

@@ -78,6 +78,12 @@ def test_calls_in_flight_and_a_learnt_rate_are_means_of_the_last_seconds() -> No
     assert view.in_flight == 3
 
 
+def test_requests_between_two_attempts_are_those_of_the_last_sample() -> None:
+    """Of those that wait."""
+    view = seen((1.0, HELD), (2.0, {**HELD, "waiting_requests": 9, "backing_off_requests": 7}))
+    assert (view.waiting, view.backing_off) == (9, 7)
+
+
 @pytest.mark.parametrize("rate", [{}, {"rate_limit_per_minute": 0}])
 def test_no_learnt_rate_is_none(rate: dict[str, int]) -> None:
     """A gauge cannot be infinite: it is absent or 0."""
@@ -178,14 +184,19 @@ def test_the_counts_of_a_large_run_fit_a_terminal() -> None:
             id="a quota that refusals have taught",
         ),
         pytest.param(
-            {"in_flight": 2, "limit": 32, "waiting": 9, "held": True, "retries": 3},
-            "in flight 2 · waiting for a quota · retries 3",
+            {"in_flight": 2, "limit": 32, "waiting": 9, "held": True, "retries": 30},
+            "in flight 2 · waiting for a quota · retries 30",
             id="a quota that was given, or a Retry-After",
         ),
         pytest.param(
-            {"in_flight": 0, "limit": 32, "waiting": 3, "held": True, "retries": 5},
-            "in flight 0 · 3 wait to be asked again · retries 5",
+            {"in_flight": 0, "limit": 32, "waiting": 3, "held": True, "backing_off": 3},
+            "in flight 0 · 3 wait to be asked again",
             id="the last ones, between two attempts",
+        ),
+        pytest.param(
+            {"in_flight": 2, "limit": 32, "waiting": 9, "held": True, "backing_off": 8},
+            "in flight 2 · waiting for a quota",
+            id="another waits for a quota",
         ),
         pytest.param(
             {"in_flight": 1, "limit": 32, "rate_per_minute": 1187.0},

@@ -114,6 +114,7 @@ class Dispatcher:
         """The state of the moment: calls in flight, their limit, requests that wait, and more."""
         gauges = self._pace.gauges(loop.now())
         gauges["in_flight_requests"] += self._at_once
+        gauges["backing_off_requests"] = self._queue.backing_off
         gauges["waiting_requests"] = self._backlog()
         return gauges
 
