@@ -318,9 +318,11 @@ class Progress:
 
     def _sample(self, now: float) -> None:
         try:
-            self._recent.note(self._counts(), now)
+            counts = self._counts()
         except Exception as error:  # a remote job's counters: the job goes on without them
             _log.debug("the counts were not had", exc_info=error)
+        else:
+            self._recent.note(counts, now)
         took_s = time.monotonic() - now
         self._sample_at = now + min(max(_SAMPLE_EVERY_S, _SAMPLE_SHARE * took_s), _PLAIN_EVERY_S)
 
