@@ -47,7 +47,6 @@ class LiveCounts:
     def set(self, values: dict[str, int]) -> None:
         """Replaces some counts: the state of the moment."""
         with self._lock:
-            self._counts.update(dict.fromkeys(values, 0))
             for name, value in values.items():
                 self._counts[name] = value
 

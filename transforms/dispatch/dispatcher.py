@@ -105,7 +105,8 @@ class Dispatcher:
           on_wait: Called after each outcome, and at least once a second while it waits.
 
         Raises:
-          BackendUnusable: Nothing has ever succeeded, and two records failed alike.
+          BackendUnusable: Nothing has ever succeeded, and two records failed alike or
+            ``give_up_after_s`` is over; or the client says so, or gives another number of outcomes.
           Interrupted: `stop_all` was called.
         """
         return gather(self.submit, requests, on_wait)
