@@ -20,6 +20,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,11 +33,16 @@ from apache_beam.runners.direct.watermark_manager import WatermarkManager
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
+from pipeline.local_steps import LongLivedDoFns, NoReshuffle, tear_down
+
 RUNNER = f"{__name__}.LocalStreamingRunner"
 
-MAX_BUNDLE = 500
-"""Messages in a bundle: the runner's cost is per bundle and step, and a bundle is what a batch of
-requests is filled from."""
+MIN_BUNDLE, FIRST_BUNDLE, MAX_BUNDLE = 100, 500, 2000
+"""Messages in a bundle. The runner's cost is per bundle and step: few messages make it slow. What a
+slow model has answered is written when its bundle ends: many keep results waiting."""
+
+BUNDLE_S = 2.0
+"""How long a bundle shall take."""
 
 _MAX_LEASED = 2 * MAX_BUNDLE
 _MAX_LEASED_BYTES = 100 << 20
@@ -55,6 +61,18 @@ def drain() -> None:
     _draining.set()
 
 
+def next_bundle(limit: int, messages: int, seconds: float) -> int:
+    """How many messages to take at most, by how the ones before went; no more than twice as many.
+
+    >>> next_bundle(500, messages=500, seconds=0.5), next_bundle(500, messages=500, seconds=40.0)
+    (1000, 250)
+    """
+    if messages < limit:  # nothing more had come
+        return limit
+    wanted = int(messages * BUNDLE_S / max(seconds, 1e-3))
+    return min(max(wanted, limit // 2, MIN_BUNDLE), limit * 2, MAX_BUNDLE)
+
+
 class Lease:
     """A subscription's messages, leased in the background until they are acknowledged.
 
@@ -68,6 +86,7 @@ class Lease:
         self._subscription = subscription
         self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._taken: list[Any] = []
+        self._taken_at, self._limit = 0.0, FIRST_BUNDLE
         self._client = _subscriber()
         self._stream = self._client.subscribe(
             subscription,
@@ -87,12 +106,14 @@ class Lease:
         """
         for message in self._taken:
             message.ack()
-        self._taken = []
+        now = time.monotonic()
+        self._limit = next_bundle(self._limit, len(self._taken), now - self._taken_at)
+        self._taken, self._taken_at = [], now
         if self._stream.done():
             self._stream.result()
         with contextlib.suppress(queue.Empty):
             self._taken.append(self._arrived.get(timeout=_IDLE_WAIT_S))
-            while len(self._taken) < MAX_BUNDLE:
+            while len(self._taken) < self._limit:
                 self._taken.append(self._arrived.get_nowait())
         return self._taken
 
@@ -148,6 +169,7 @@ class _Stream:
 
     def __init__(self) -> None:
         self.leases: dict[str, Lease] = {}
+        self.steps: dict[Any, Any] = {}
         self.failed = False
         self.ending = False
 
@@ -240,7 +262,10 @@ class LocalStreamingRunner(BundleBasedDirectRunner):
         stream = _Stream()
         read = type("_Read", (_DrainableRead,), {"stream": stream})
         callback = type("_Callback", (_FailureNoted,), {"stream": stream})
+        steps = type("_Steps", (LongLivedDoFns,), {"steps": stream.steps})
+        pipeline.replace_all([NoReshuffle()])
         with (
+            _replaced(transform_evaluator, "_ParDoEvaluator", steps),
             _replaced(transform_evaluator, "_PubSubReadEvaluator", read),
             _replaced(executor, "_CompletionCallback", callback),
             _replaced(evaluation_context, "_SideInputsContainer", _WholeSideInputs),
@@ -272,6 +297,7 @@ class _StreamResult:
         self._end()
 
     def _end(self) -> None:
+        tear_down(self._stream.steps)
         self._stream.close(processed=False)
         _draining.clear()  # not when it begins: it may be asked to end before
 
