@@ -39,6 +39,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from google.cloud import bigquery
 
+from benchmarks.dispatch.runs import simulator
 from benchmarks.results import machine, write_section
 from benchmarks.simulator import luck
 from benchmarks.simulator.settings import Settings
@@ -47,7 +48,7 @@ from pipeline.main import main as run_pipeline
 from tests.emulators.environment import REPOSITORY, emulator_python
 from tests.emulators.google_cloud import LoopbackCloud
 from tests.emulators.pubsub import PubSubEmulator
-from transforms import metrics
+from tests.end_to_end.streams import ended
 from transforms.rows import RESULT_COLUMNS, Column
 from transforms.sinks.bigquery import TableName, TableSpec
 
@@ -115,12 +116,6 @@ def pass_through(subscription: str) -> beam.Pipeline:
     return root
 
 
-def ended() -> int:
-    """How many records of the run in this process have a row."""
-    counts = metrics.LIVE.snapshot()
-    return sum(n for name, n in counts.items() if name == "results" or "dead_letters_" in name)
-
-
 def child(program: str, count: int, *arguments: str) -> dict[str, float]:
     """Runs until every message has ended; seconds from the first to the last."""
     seconds: list[float] = []
@@ -133,7 +128,8 @@ def child(program: str, count: int, *arguments: str) -> dict[str, float]:
         began, first = time.perf_counter(), done()
         while done() < count and time.monotonic() < deadline:
             time.sleep(0.01)
-        seconds.append((time.perf_counter() - began) * count / (count - first))
+        if first < count <= done():
+            seconds.append((time.perf_counter() - began) * count / (count - first))
         if program == "pass-through":
             local_streaming.drain()
         else:
@@ -147,6 +143,8 @@ def child(program: str, count: int, *arguments: str) -> dict[str, float]:
         code = run_pipeline([f"--input_subscription={arguments[0]}", PROMPT, *arguments[1:]])
         if code != 130:
             raise SystemExit(f"{program} ended with {code}")
+    if not seconds:
+        raise SystemExit(f"{program} gave no figure: {done():,} of {count:,} messages have ended")
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "wall_s": seconds[0],
@@ -165,24 +163,6 @@ print(json.dumps(made))
 
 
 # What is around it
-
-
-@contextlib.contextmanager
-def model_server(folder: pathlib.Path) -> Iterator[str]:
-    """The simulator's address."""
-    ready = folder / "simulator"
-    flags = [f"--{name}={value}" for name, value in SIMULATOR.items()]
-    command = [sys.executable, "-m", "benchmarks.simulator", *flags, f"--ready_file={ready}"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
-    try:
-        while not ready.exists():
-            if process.poll() is not None:
-                raise SystemExit("the simulator has not started")
-            time.sleep(0.05)
-        yield f"{ready.read_text().strip()}/v1"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def strict_table(cloud: LoopbackCloud) -> str:
@@ -269,10 +249,12 @@ def main() -> None:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         cloud = stack.enter_context(LoopbackCloud.running(emulator_python(), folder))
         pubsub = stack.enter_context(PubSubEmulator.running(folder))
-        model = stack.enter_context(model_server(folder))
+        model = stack.enter_context(simulator(folder, **SIMULATOR))
         for _ in range(args.repeats):
             for program in programs:
-                made[program].append(measure(program, args.messages, cloud, pubsub, model))
+                made[program].append(
+                    measure(program, args.messages, cloud, pubsub, f"{model.url}/v1")
+                )
     middle = {
         program: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
         for program, runs in made.items()

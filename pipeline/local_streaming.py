@@ -4,12 +4,16 @@ Beam's own local read acknowledges messages before they are processed, takes ten
 the only worker waiting up to 30 seconds while nothing comes, and never ends. This one
 
 - leases messages in the background, in the client library's streaming pull, which prolongs leases,
-- acknowledges a bundle when every step has done with it (what a grouping still holds excepted),
+- acknowledges a bundle when every step has done with it; what a grouping holds, or a file that is
+  not finished, counts as done,
 - waits a twentieth of a second at most while nothing comes, so that timers fire in time, and
 - ends when `drain` is called: what was not yet taken is given back, what was taken is finished,
   and then the pipeline ends as a bounded one does. In two steps: at the window's end timers hand
   over what they hold, and everything behind them works; only then there is no more time, and side
   inputs are whole.
+
+Files are finished by the drain only: a stream that fails or is killed loses every row that was to
+be in one, and what groupings hold, and none of their messages comes again.
 
 It leans on names of Beam 2.77 that begin with an underscore; a test drives all of them.
 """
@@ -253,9 +257,10 @@ class _FailureNoted(executor._CompletionCallback):
 class LocalStreamingRunner(BundleBasedDirectRunner):
     """Runs an unbounded pipeline in this process until `drain` is called, or it fails.
 
-    At least once: a message whose bundle has not been processed when the process dies is delivered
-    again when its lease ends, and at once when the pipeline fails. One thread works; the model's
-    calls of a bundle overlap.
+    At least once into tables and topics: a message whose bundle has not been processed when the
+    process dies is delivered again when its lease ends, and at once when the pipeline fails. Rows of
+    files and what groupings hold are lost then. One thread works; the model's calls of a bundle
+    overlap.
     """
 
     def run_pipeline(self, pipeline: beam.Pipeline, options: PipelineOptions) -> Any:

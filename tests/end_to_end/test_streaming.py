@@ -101,7 +101,7 @@ def test_every_message_of_a_stream_ends(
         assert received
         published += [message.message.attributes["record_id"] for message in received]
     assert sorted(published) == sorted(row["record_id"] for row in held.letters)
-    assert pubsub.pull(subscription) == []
+    assert pubsub.unacknowledged(subscription) == []
 
 
 def test_a_batch_that_waits_is_not_lost_when_the_stream_is_stopped(
@@ -139,4 +139,4 @@ def test_a_batch_that_waits_is_not_lost_when_the_stream_is_stopped(
     files = (tmp_path / "out" / "runs").glob("*.jsonl")
     lines = [orjson.loads(line) for file in files for line in file.read_bytes().splitlines()]
     check_minutes(held, lines)
-    assert pubsub.pull(subscription) == []
+    assert pubsub.unacknowledged(subscription) == []
