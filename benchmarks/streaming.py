@@ -9,8 +9,10 @@ backlog from a subscription of its own, in a process of its own, until every mes
   ``record_id`` a column of JSON; a number is JSON, other ids are not).
 * ``local``: the same with the fake backend and files, so that no server but Pub/Sub takes part.
 * ``pass-through``: the same steps in number and kind (read, shuffles, state, timers), each of which
-  only passes on what it gets: what Beam's local streaming runner does of itself. It is made for
-  trying things out: it fuses no steps and works in one thread.
+  only passes on what it gets: what the local runner does of itself. It fuses no steps and works in
+  one thread.
+* ``Beam's runner``: those steps on the runner that ours is made of, with a tenth of the messages.
+* ``read alone``: no step but the read, which is what the emulator gives.
 
 What this does not prove: throughput on Dataflow.
 
@@ -21,6 +23,7 @@ What this does not prove: throughput on Dataflow.
 import argparse
 import collections
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -48,9 +51,7 @@ from pipeline.main import main as run_pipeline
 from tests.emulators.environment import REPOSITORY, emulator_python
 from tests.emulators.google_cloud import LoopbackCloud
 from tests.emulators.pubsub import PubSubEmulator
-from tests.end_to_end.streams import ended
-from transforms.rows import RESULT_COLUMNS, Column
-from transforms.sinks.bigquery import TableName, TableSpec
+from tests.end_to_end.streams import ended, make_strict_table
 
 TEXT = "A ticket about an invoice that came twice, and nobody answers. " * 9
 TIMEOUT_S = 3600
@@ -94,9 +95,17 @@ def same(item: Any) -> Any:
     return item
 
 
-def pass_through(subscription: str) -> beam.Pipeline:
+def read_alone(subscription: str, runner: str = local_streaming.RUNNER) -> beam.Pipeline:
+    """A read, and nothing behind it."""
+    root = beam.Pipeline(runner, options=PipelineOptions(["--streaming"]))
+    items = root | beam.io.ReadFromPubSub(subscription=subscription)
+    _ = items | "Count" >> beam.Map(count_passed)
+    return root
+
+
+def pass_through(subscription: str, runner: str = local_streaming.RUNNER) -> beam.Pipeline:
     """As many steps as `pipeline.build` makes for a record that becomes a result, in its order."""
-    root = beam.Pipeline(local_streaming.RUNNER, options=PipelineOptions(["--streaming"]))
+    root = beam.Pipeline(runner, options=PipelineOptions(["--streaming"]))
     items = root | beam.io.ReadFromPubSub(subscription=subscription)
     items = items | "AddMetrics" >> beam.Map(same) | "Parse" >> beam.Map(same)
     _ = items | "CountRecords" >> beam.FlatMap(lambda _: ())
@@ -116,10 +125,18 @@ def pass_through(subscription: str) -> beam.Pipeline:
     return root
 
 
+BEAMS_RUNNER = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
+GRAPHS = {
+    "read alone": read_alone,
+    "pass-through": pass_through,
+    "Beam's runner": functools.partial(pass_through, runner=BEAMS_RUNNER),
+}
+
+
 def child(program: str, count: int, *arguments: str) -> dict[str, float]:
     """Runs until every message has ended; seconds from the first to the last."""
     seconds: list[float] = []
-    done = (lambda: Passed.count) if program == "pass-through" else ended
+    done = (lambda: Passed.count) if program in GRAPHS else ended
 
     def watch() -> None:
         deadline = time.monotonic() + TIMEOUT_S
@@ -130,14 +147,16 @@ def child(program: str, count: int, *arguments: str) -> dict[str, float]:
             time.sleep(0.01)
         if first < count <= done():
             seconds.append((time.perf_counter() - began) * count / (count - first))
-        if program == "pass-through":
+        if program in GRAPHS:
             local_streaming.drain()
         else:
             os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=watch, daemon=True).start()
-    if program == "pass-through":
-        pass_through(arguments[0]).run().wait_until_finish()
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    if program in GRAPHS:
+        result = GRAPHS[program](arguments[0]).run()
+        watching.join() if program == "Beam's runner" else result.wait_until_finish()
     else:
         checks._check_columns = lambda *_: None  # the table refuses rows on purpose
         code = run_pipeline([f"--input_subscription={arguments[0]}", PROMPT, *arguments[1:]])
@@ -155,10 +174,11 @@ def child(program: str, count: int, *arguments: str) -> dict[str, float]:
 
 # Not as ``__main__``, whose functions are pickled with copies of their globals.
 _CHILD = """
-import json, sys
+import json, os, sys
 from benchmarks import streaming
 made = streaming.child(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
-print(json.dumps(made))
+print(json.dumps(made), flush=True)
+os._exit(0)  # Beam's own runner cannot be ended
 """
 
 
@@ -168,13 +188,8 @@ print(json.dumps(made))
 def strict_table(cloud: LoopbackCloud) -> str:
     """A table for results that refuses ids which are no JSON."""
     table = f"{cloud.new_dataset()}.answers"
-    columns = tuple(
-        Column(c.name, "JSON" if c.name == "record_id" else c.type, c.mode) for c in RESULT_COLUMNS
-    )
-    name = TableName.parse(table)
-    spec = TableSpec(name=name, columns=columns, partition_by="created_at", cluster_by=("run_id",))
     with cloud.clients_redirected():
-        spec.create(spec.client())
+        make_strict_table(table)
     return table
 
 
@@ -238,12 +253,13 @@ def measure(
 
 
 def main() -> None:
-    """Interleaved runs of the three."""
+    """Interleaved runs of all."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--messages", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    programs = ("pass-through", "local", "whole")
+    programs = ("read alone", "pass-through", "local", "whole", "Beam's runner")
+    counts = dict.fromkeys(programs, args.messages) | {"Beam's runner": args.messages // 10}
     made: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -252,14 +268,13 @@ def main() -> None:
         model = stack.enter_context(simulator(folder, **SIMULATOR))
         for _ in range(args.repeats):
             for program in programs:
-                made[program].append(
-                    measure(program, args.messages, cloud, pubsub, f"{model.url}/v1")
-                )
+                count = counts[program]
+                made[program].append(measure(program, count, cloud, pubsub, f"{model.url}/v1"))
     middle = {
         program: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
         for program, runs in made.items()
     }
-    base = middle["pass-through"]["wall_s"]
+    rates = {program: counts[program] / middle[program]["wall_s"] for program in programs}
     lines = [
         (
             f"{args.messages:,} messages of about 600 bytes wait in a subscription: 1 % malformed, "
@@ -275,7 +290,7 @@ def main() -> None:
     for program in programs:
         run = middle[program]
         lines.append(
-            f"| {program} | {args.messages / run['wall_s']:,.0f} | {base / run['wall_s']:.2f} "
+            f"| {program} | {rates[program]:,.0f} | {rates[program] / rates['pass-through']:.2f} "
             f"| {run['wall_s']:.1f} | {run['cpu_s']:.1f} | {run['peak_mb']:.0f} |"
         )
     write_section("Streaming", "python -m benchmarks.streaming", lines)
