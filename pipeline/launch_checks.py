@@ -76,6 +76,13 @@ def check_launch(options: PipelineOptions) -> None:
             "--sdk_container_image is missing: the workers would not have this code; give the "
             "template's image, or --setup_file=./setup.py"
         )
+    values = Values.of(options.view_as(InferenceOptions))
+    if cloud.create_from_snapshot and values.boolean("exactly_once"):
+        raise ConfigurationError(
+            "--create_from_snapshot does not go with --exactly_once=true: the write streams in the "
+            "snapshot have gone on since, and other rows would be taken for written; drain the job, "
+            "seek the subscription and start anew"
+        )
     check_accelerators(options)
 
 

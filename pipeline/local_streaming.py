@@ -4,12 +4,15 @@ Beam's own local read acknowledges messages before they are processed, takes ten
 the only worker waiting up to 30 seconds while nothing comes, and never ends. This one
 
 - leases messages in the background, in the client library's streaming pull, which prolongs leases,
-- acknowledges a bundle when every step has done with it (what a grouping still holds excepted),
+- acknowledges a bundle when every step has done with it and no step keeps any of it,
 - waits a twentieth of a second at most while nothing comes, so that timers fire in time, and
 - ends when `drain` is called: what was not yet taken is given back, what was taken is finished,
   and then the pipeline ends as a bounded one does. In two steps: at the window's end timers hand
   over what they hold, and everything behind them works; only then there is no more time, and side
   inputs are whole.
+
+Files are finished by the drain only: a stream that fails or is killed loses every row that was to
+be in one, and what groupings hold, and none of their messages comes again.
 
 It leans on names of Beam 2.77 that begin with an underscore; a test drives all of them.
 """
@@ -20,7 +23,9 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import apache_beam as beam
@@ -32,13 +37,20 @@ from apache_beam.runners.direct.watermark_manager import WatermarkManager
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
+from pipeline.local_steps import LongLivedDoFns, NoReshuffle, tear_down
+
 RUNNER = f"{__name__}.LocalStreamingRunner"
 
-MAX_BUNDLE = 500
-"""Messages in a bundle: the runner's cost is per bundle and step, and a bundle is what a batch of
-requests is filled from."""
+MIN_BUNDLE, FIRST_BUNDLE, MAX_BUNDLE = 100, 500, 2000
+"""Messages in a bundle. The runner's cost is per bundle and step: few messages make it slow. What a
+slow model has answered is written when its bundle ends: many keep results waiting."""
 
-_MAX_LEASED = 2 * MAX_BUNDLE
+BUNDLE_S = 2.0
+"""How long a bundle shall take."""
+
+_MAX_LEASED = 5 * MAX_BUNDLE
+"""Messages at a time: those of a bundle, the next one's, and what waits in open batches."""
+
 _MAX_LEASED_BYTES = 100 << 20
 LEASE_S = 10
 """A lease is prolonged by so much at a time: what a process that died held comes again behind it."""
@@ -55,6 +67,18 @@ def drain() -> None:
     _draining.set()
 
 
+def next_bundle(limit: int, messages: int, seconds: float) -> int:
+    """How many messages to take at most, by how the ones before went; no more than twice as many.
+
+    >>> next_bundle(500, messages=500, seconds=0.5), next_bundle(500, messages=500, seconds=40.0)
+    (1000, 250)
+    """
+    if messages < limit:  # nothing more had come
+        return limit
+    wanted = int(messages * BUNDLE_S / max(seconds, 1e-3))
+    return min(max(wanted, limit // 2, MIN_BUNDLE), limit * 2, MAX_BUNDLE)
+
+
 class Lease:
     """A subscription's messages, leased in the background until they are acknowledged.
 
@@ -68,6 +92,8 @@ class Lease:
         self._subscription = subscription
         self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._taken: list[Any] = []
+        self._held: list[tuple[list[Any], Mapping[int, object]]] = []
+        self._taken_at, self._limit = 0.0, FIRST_BUNDLE
         self._client = _subscriber()
         self._stream = self._client.subscribe(
             subscription,
@@ -79,20 +105,33 @@ class Lease:
             ),
         )
 
-    def take(self) -> list[Any]:
-        """Acknowledges what was taken before; returns what has arrived, waiting for a moment.
+    def take(self, kept: Mapping[int, object] = MappingProxyType({})) -> list[Any]:
+        """Acknowledges what has been done with; returns what has arrived, waiting for a moment.
+
+        Args:
+          kept: The oldest elements that steps keep, by identity. What was taken before is held
+            until those that were kept then are not any more.
 
         Raises:
           Exception: What ended the stream, such as a subscription that was deleted.
         """
-        for message in self._taken:
-            message.ack()
-        self._taken = []
+        if self._taken:
+            self._held.append((self._taken, kept))
+        held, self._held = self._held, []
+        for messages, kept_then in held:
+            if kept_then.keys() & kept.keys():
+                self._held.append((messages, kept_then))
+            else:
+                for message in messages:
+                    message.ack()
+        now = time.monotonic()
+        self._limit = next_bundle(self._limit, len(self._taken), now - self._taken_at)
+        self._taken, self._taken_at = [], now
         if self._stream.done():
             self._stream.result()
         with contextlib.suppress(queue.Empty):
             self._taken.append(self._arrived.get(timeout=_IDLE_WAIT_S))
-            while len(self._taken) < MAX_BUNDLE:
+            while len(self._taken) < self._limit:
                 self._taken.append(self._arrived.get_nowait())
         return self._taken
 
@@ -109,16 +148,17 @@ class Lease:
         with contextlib.suppress(Exception):  # why it ended does not matter any more
             self._stream.result()
         self._client.close()
-        back = [] if processed else self._taken
+        taken = [message for messages, _ in self._held for message in messages] + self._taken
+        back = [] if processed else taken
         with contextlib.suppress(queue.Empty):
             while True:
                 back.append(self._arrived.get_nowait())
         with _subscriber() as client:
             if processed:
-                self._tell(client.acknowledge, self._taken)
+                self._tell(client.acknowledge, taken)
             end = functools.partial(client.modify_ack_deadline, ack_deadline_seconds=_BACK_IN_S)
             self._tell(end, back)
-        self._taken = []
+        self._taken, self._held = [], []
 
     def _tell(self, call: Callable[..., object], messages: list[Any]) -> None:
         for first in range(0, len(messages), MAX_BUNDLE):
@@ -148,6 +188,7 @@ class _Stream:
 
     def __init__(self) -> None:
         self.leases: dict[str, Lease] = {}
+        self.steps: dict[Any, Any] = {}
         self.failed = False
         self.ending = False
 
@@ -188,7 +229,7 @@ class _DrainableRead(transform_evaluator._PubSubReadEvaluator):
         lease = self.stream.leases.get(subscription)
         if lease is None:
             lease = self.stream.leases[subscription] = Lease(subscription)
-        messages = lease.take()
+        messages = lease.take(_kept(self._evaluation_context))
         if not messages:
             return []
         bundle = self._evaluation_context.create_bundle(next(iter(self._outputs)))
@@ -201,6 +242,18 @@ class _DrainableRead(transform_evaluator._PubSubReadEvaluator):
                 )
             )
         return [bundle]
+
+
+def _kept(context: Any) -> dict[int, object]:
+    """The first element of each bag in which a step keeps some."""
+    found = {}
+    for keyed in context._transform_keyed_states.values():
+        for state in keyed.values():
+            for values in state.state.values():
+                for name, value in values.items():
+                    if name.startswith("user/") and isinstance(value, list) and value:
+                        found[id(value[0])] = value[0]
+    return found
 
 
 class _WholeSideInputs(evaluation_context._SideInputsContainer):
@@ -231,16 +284,20 @@ class _FailureNoted(executor._CompletionCallback):
 class LocalStreamingRunner(BundleBasedDirectRunner):
     """Runs an unbounded pipeline in this process until `drain` is called, or it fails.
 
-    At least once: a message whose bundle has not been processed when the process dies is delivered
-    again when its lease ends, and at once when the pipeline fails. One thread works; the model's
-    calls of a bundle overlap.
+    At least once into tables and topics: a message whose bundle has not been processed when the
+    process dies is delivered again when its lease ends, and at once when the pipeline fails. Rows of
+    files and what groupings hold are lost then. One thread works; the model's calls of a bundle
+    overlap.
     """
 
     def run_pipeline(self, pipeline: beam.Pipeline, options: PipelineOptions) -> Any:
         stream = _Stream()
         read = type("_Read", (_DrainableRead,), {"stream": stream})
         callback = type("_Callback", (_FailureNoted,), {"stream": stream})
+        steps = type("_Steps", (LongLivedDoFns,), {"steps": stream.steps})
+        pipeline.replace_all([NoReshuffle()])
         with (
+            _replaced(transform_evaluator, "_ParDoEvaluator", steps),
             _replaced(transform_evaluator, "_PubSubReadEvaluator", read),
             _replaced(executor, "_CompletionCallback", callback),
             _replaced(evaluation_context, "_SideInputsContainer", _WholeSideInputs),
@@ -272,6 +329,7 @@ class _StreamResult:
         self._end()
 
     def _end(self) -> None:
+        tear_down(self._stream.steps)
         self._stream.close(processed=False)
         _draining.clear()  # not when it begins: it may be asked to end before
 

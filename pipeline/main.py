@@ -135,7 +135,8 @@ def _run_here(pipeline: beam.Pipeline, config: RunConfig, console: Console) -> i
     worker = threading.Thread(target=work, name="pipeline", daemon=True)
     console.print(f"run {config.run_id}", highlight=False)
     try:
-        with _terminate_as_interrupt(), Progress(console, metrics.LIVE.snapshot) as progress:
+        progress = Progress(console, metrics.LIVE.snapshot, holds=config.streaming)
+        with _terminate_as_interrupt(), progress:
             worker.start()
             stopped = _watch(ended, progress, config, console)
     except KeyboardInterrupt:

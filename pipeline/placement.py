@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
-from pipeline.checks import CHECK_TIMEOUT_S, Check, check_writable
+from pipeline.checks import Check, check_writable
 from pipeline.config import RunConfig
 from pipeline.launch_checks import on_dataflow
+from pipeline.pubsub_checks import CHECK_TIMEOUT_S
 from transforms.errors import ConfigurationError
 from transforms.sinks.bigquery import TableName, make_client
 from transforms.sources.bigquery import TableSource

@@ -33,7 +33,7 @@ _CLEARLY_BELOW = 0.8
 _SILENT_AFTER_S = 15
 _LONGEST_PROBE_AFTER_S = 16
 """The breaker asks after 0.5, 1, 2, 4 and 8 s, and then every 10 s (`transforms.dispatch.pace`)."""
-_STOP_SHOWN_AFTER_S = 60
+_END_SHOWN_AFTER_S = 60
 
 _log = logging.getLogger(__name__)
 
@@ -53,9 +53,11 @@ class View:
       in_flight: Calls in flight, lately; None where nobody tells (a remote job).
       limit: How many may be.
       waiting: Requests that wait to be sent.
+      backing_off: Of those, the ones between two attempts.
       held: Whether they wait although more calls could be in flight.
       rate_per_minute: What refusals have taught, in calls per minute; None for nothing yet.
       down_s: How long the backend has been down; 0 while it is not.
+      holds: Whether the run keeps its messages for however long that is; else it stops.
       silent_s: How long no call has ended although some are in flight.
       throttled_s: A remote job's throttled time, summed over its threads.
     """
@@ -70,9 +72,11 @@ class View:
     in_flight: int | None = None
     limit: int = 0
     waiting: int = 0
+    backing_off: int = 0
     held: bool = False
     rate_per_minute: float | None = None
     down_s: int = 0
+    holds: bool = False
     silent_s: int = 0
     throttled_s: float = 0.0
 
@@ -82,10 +86,12 @@ class Recent:
 
     Args:
       now: The time at the start, in seconds of any monotonic clock.
+      holds: See `View`.
     """
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, *, holds: bool = False) -> None:
         self._began = now
+        self._holds = holds
         self._samples: collections.deque[tuple[float, dict[str, int]]] = collections.deque()
         self._samples.append((now, {}))
         self._moved_at = now
@@ -124,9 +130,11 @@ class Recent:
             in_flight=round(sum(in_flight) / len(in_flight)) if in_flight else None,
             limit=counts.get("concurrency_limit", 0),
             waiting=counts.get("waiting_requests", 0),
+            backing_off=counts.get("backing_off_requests", 0),
             held=self._held,
             rate_per_minute=sum(rates) / len(rates) if rates else None,
             down_s=counts.get("outage_s", 0),
+            holds=self._holds,
             silent_s=int(now - self._moved_at) if counts.get("in_flight_requests") else 0,
             throttled_s=counts.get("throttled_ms", 0) / 1000,
         )
@@ -184,7 +192,8 @@ def pace_line(view: View, width: int | None = None) -> str:
         again = "every 10 s" if view.down_s >= _LONGEST_PROBE_AFTER_S else "again"
         down = f"backend is down for {_duration(view.down_s)}, asking {again}"
         stops = f"the run stops after {_duration(int(DispatchLimits().give_up_after_s))}"
-        return _fit([(2, down), (1, stops if view.down_s >= _STOP_SHOWN_AFTER_S else "")], width)
+        end = "messages are held" if view.holds else stops
+        return _fit([(2, down), (1, end if view.down_s >= _END_SHOWN_AFTER_S else "")], width)
     if not view.in_flight and not view.waiting:
         return ""
     # what a model in the worker takes is whole batches, which no limit of calls is about
@@ -198,7 +207,7 @@ def pace_line(view: View, width: int | None = None) -> str:
 def _holds_back(view: View) -> str:
     if view.held and view.rate_per_minute is not None:
         return f"waiting for a quota (~{_two_digits(view.rate_per_minute):,}/min)"
-    if view.held and view.waiting <= view.retries:
+    if view.held and view.waiting <= view.backing_off:
         return f"{view.waiting:,} wait to be asked again"
     if view.held:
         return "waiting for a quota"
@@ -255,13 +264,14 @@ class Progress:
     Args:
       console: Where to; its being a terminal decides the form.
       counts: The counts of the moment.
+      holds: See `View`.
     """
 
-    def __init__(self, console: Console, counts: Counts) -> None:
+    def __init__(self, console: Console, counts: Counts, *, holds: bool = False) -> None:
         self._console = console
         self._counts = counts
         now = time.monotonic()
-        self._recent = Recent(now)
+        self._recent = Recent(now, holds=holds)
         self._said = now
         self._sample_at = -1.0
         self._spinner = Spinner("dots")
@@ -308,9 +318,11 @@ class Progress:
 
     def _sample(self, now: float) -> None:
         try:
-            self._recent.note(self._counts(), now)
+            counts = self._counts()
         except Exception as error:  # a remote job's counters: the job goes on without them
             _log.debug("the counts were not had", exc_info=error)
+        else:
+            self._recent.note(counts, now)
         took_s = time.monotonic() - now
         self._sample_at = now + min(max(_SAMPLE_EVERY_S, _SAMPLE_SHARE * took_s), _PLAIN_EVERY_S)
 

@@ -10,6 +10,7 @@ from transforms.errors import ConfigurationError
 from transforms.sources.pubsub import PubSubSource
 
 CHECK_TIMEOUT_S = 5.0
+"""What a service gets to answer, here and in `pipeline.checks`."""
 
 
 def pubsub_checks(config: RunConfig) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -32,12 +33,17 @@ def check_subscription(subscription: str, dead_letter_topic: str | None = None) 
     from google.cloud import pubsub_v1
 
     flag = f"--input_subscription {subscription}"
+
+    def ask() -> Any:
+        with pubsub_v1.SubscriberClient() as client:
+            return client.get_subscription(
+                subscription=subscription, retry=None, timeout=CHECK_TIMEOUT_S
+            )
+
     found = _ask(
         flag,
         f"check the name, or make it with `gcloud pubsub subscriptions create {subscription}`",
-        lambda: pubsub_v1.SubscriberClient().get_subscription(
-            subscription=subscription, retry=None, timeout=CHECK_TIMEOUT_S
-        ),
+        ask,
     )
     if found.detached:
         raise ConfigurationError(f"{flag} is detached from its topic: nothing comes any more")
@@ -56,10 +62,14 @@ def check_topic(topic: str) -> None:
     """
     from google.pubsub_v1 import PublisherClient
 
+    def ask() -> Any:
+        with PublisherClient() as client:
+            return client.get_topic(topic=topic, retry=None, timeout=CHECK_TIMEOUT_S)
+
     _ask(
         f"--dead_letter_topic {topic}",
         f"check the name, or make it with `gcloud pubsub topics create {topic}`",
-        lambda: PublisherClient().get_topic(topic=topic, retry=None, timeout=CHECK_TIMEOUT_S),
+        ask,
     )
 
 

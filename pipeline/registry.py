@@ -291,7 +291,7 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
     return BACKENDS[name](values, options)
 
 
-def write_method(values: Values, *, to_table: bool) -> str | None:
+def write_method(values: Values, *, to_table: bool, streaming: bool) -> str | None:
     """How tables get their rows; None for what the input asks for.
 
     Raises:
@@ -303,6 +303,15 @@ def write_method(values: Values, *, to_table: bool) -> str | None:
             raise ConfigurationError(
                 f"--{flag} is {values.text(flag)!r}, but goes with a table only: remove it"
             )
+    if streaming and method == "file_loads":
+        raise ConfigurationError(
+            "--write_method is 'file_loads', but the input never ends: use storage_write"
+        )
+    if streaming and to_table and mode == "replace":
+        raise ConfigurationError(
+            "--write_mode is 'replace', but the input never ends, and a stream only adds rows: "
+            "remove it"
+        )
     if method == "streaming_inserts" and values.boolean("exactly_once"):
         raise ConfigurationError(
             "--exactly_once is 'true', but --write_method is 'streaming_inserts': use storage_write"

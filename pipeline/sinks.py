@@ -24,14 +24,15 @@ MINUTE_TALLY_CODER = TupleCoder((VarIntCoder(), TallyCoder()))
 def write_results(config: RunConfig, *, bounded: bool) -> beam.PTransform:
     """`WriteResults` into every sink that the configuration names."""
     sinks = config.sinks
-    files, tables, appender = [], [], None
+    made: list[tuple[str, RowSink]] = []
+    appender = None
     if sinks.results_path:
         write = _files(config, sinks.results_path, "results", RESULT_COLUMNS)
-        files.append(("WriteFiles", write))
+        made.append(("WriteFiles", write))
     if sinks.output_table:
         view = latest_view_sql(sinks.output_table.name, config.output_schema)
         if write_method(config, bounded=bounded) == "file_loads":
-            tables.append(("LoadTable", _load(config, sinks.output_table, "results", view)))
+            made.append(("LoadTable", _load(config, sinks.output_table, "results", view)))
         else:
             append = _append(
                 config,
@@ -42,9 +43,7 @@ def write_results(config: RunConfig, *, bounded: bool) -> beam.PTransform:
                 owner_coder=AnswerCoder(),
             )
             appender = ("AppendTable", append)
-    return WriteResults(
-        run=config.run, price=config.prices, sinks=[*files, *tables], appender=appender
-    )
+    return WriteResults(run=config.run, price=config.prices, sinks=made, appender=appender)
 
 
 def write_dead_letters(config: RunConfig, *, bounded: bool) -> beam.PTransform:

@@ -55,8 +55,10 @@ def unpack_header(encoded: bytes) -> int:
     """The number behind the version byte.
 
     Raises:
-      UnreadableBytes: Another release has written this.
+      UnreadableBytes: Another release has written this, or it is cut.
     """
+    if len(encoded) < HEADER_BYTES:
+        raise UnreadableBytes(f"a header of {HEADER_BYTES} bytes is cut at {len(encoded)}")
     version, number = _HEADER.unpack_from(encoded)
     if version != VERSION:
         raise UnreadableBytes(

@@ -10,7 +10,7 @@ every batch: with 256 requests and a language model's latencies, seven of eight 
 """
 
 import dataclasses
-import queue
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -25,7 +25,7 @@ from transforms import metrics
 from transforms.backends.base import Backend
 from transforms.dispatch import loop
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure, Outcome
-from transforms.dispatch.inbox import TICK_S, Inbox
+from transforms.dispatch.inbox import Inbox
 from transforms.metrics import CallMetrics
 from transforms.records import Answer, DeadLetter, Request
 from transforms.render import BYTES_PER_TOKEN
@@ -155,43 +155,15 @@ class _CallModelDoFn(beam.DoFn):
 
     def _ended(self, enough: Callable[[bool], bool]) -> Iterator[Outcomes]:
         """What ends until it is enough, told whether the batch has been let in."""
-        inbox, let_in = self._inbox, False
-        try:
-            while not enough(let_in):
-                self._calls.report_when_due()
-                try:
-                    ended = inbox.get(TICK_S)
-                except queue.Empty:
-                    continue
-                if ended is None:
-                    let_in = True
-                else:
-                    self._calls.count(ended.outcome)
-                    yield _placed(outcome_of(ended.request, ended.outcome), *ended.batch)
-        except BaseException:  # the bundle has failed: what waits shall not be paid for
-            inbox.abandoned = True
-            raise
+        for ended in self._inbox.until(enough, self._calls.report_when_due):
+            self._calls.count(ended.outcome)
+            yield _placed(outcome_of(ended.request, ended.outcome), *ended.batch)
 
 
 def _placed(outcome: Answer | DeadLetter, timestamp: Any, window: Any) -> Any:
-    if isinstance(outcome, DeadLetter):
-        return TaggedOutput("unserved", _placed_in(outcome, timestamp, window))
-    return _placed_in(outcome, timestamp, window)
-
-
-def _placed_in(value: Any, timestamp: Any, window: Any) -> Any:
-    return WindowedValue(value, timestamp, (window or GlobalWindow(),))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Open:
-    """What a worker calls once; picklable."""
-
-    backend: Backend
-    limits: DispatchLimits
-
-    def __call__(self) -> Dispatcher:
-        return open_dispatcher(self.backend, self.limits)
+    """An outcome in its output, with the timestamp and window of its batch."""
+    placed = WindowedValue(outcome, timestamp, (window or GlobalWindow(),))
+    return TaggedOutput("unserved", placed) if isinstance(outcome, DeadLetter) else placed
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -221,7 +193,8 @@ class Infer(beam.PTransform):
     def expand(
         self, batches: beam.PCollection[list[Request]]
     ) -> tuple[beam.PCollection[Answer], beam.PCollection[DeadLetter]]:
-        call = beam.ParDo(_CallModelDoFn(_Open(self.backend, self.limits)))
+        open_ = functools.partial(open_dispatcher, self.backend, self.limits)
+        call = beam.ParDo(_CallModelDoFn(open_))
         if self.resource_hints:
             call = call.with_resource_hints(**self.resource_hints)
         ended = batches | "CallModel" >> call.with_outputs("unserved", main="answered")

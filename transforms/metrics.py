@@ -14,7 +14,8 @@ silently.
                    cumulativeThrottlingSeconds: read by Dataflow's autoscaler, which then does not
                    add workers against a quota
     distributions  latency_ms: of each call that succeeded
-    gauges         in_flight_requests  concurrency_limit  waiting_requests  rate_limit_per_minute
+    gauges         in_flight_requests  concurrency_limit  rate_limit_per_minute
+                   waiting_requests, of which backing_off_requests are between two attempts
                    outage_s: how long the backend has been down, 0 while it is not
 """
 
@@ -46,7 +47,6 @@ class LiveCounts:
     def set(self, values: dict[str, int]) -> None:
         """Replaces some counts: the state of the moment."""
         with self._lock:
-            self._counts.update(dict.fromkeys(values, 0))
             for name, value in values.items():
                 self._counts[name] = value
 

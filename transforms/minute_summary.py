@@ -23,10 +23,10 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec
 from apache_beam.transforms.window import GlobalWindows
 
 from transforms import metrics
-from transforms.errors import ConfigurationError, WriteRejected
+from transforms.errors import ConfigurationError
 from transforms.minute_tally import MinuteTally
-from transforms.reconcile import SummarySpec, summarise
-from transforms.rows import SUMMARY_COLUMNS, Column, Row, encode_row
+from transforms.reconcile import SummarySpec, encode_summary, summarise
+from transforms.rows import SUMMARY_COLUMNS, Column, Row
 from transforms.sinks.staging import SinkReport
 from transforms.state_coders import Backlog, BacklogCoder, MinuteCount, MinuteCountCoder
 from transforms.tally import Tally
@@ -67,22 +67,6 @@ def minute_row(spec: SummarySpec, minute: int, count: MinuteCount, *, expired: b
         "difference": difference(count.tally),
         "expired": expired,
     }
-
-
-def encode_minute_row(row: Row) -> bytes:
-    """The row as a JSON line; a sum beyond its column (servers report nonsense) is left out."""
-    try:
-        return encode_row(row, MINUTE_COLUMNS)
-    except WriteRejected:
-        return encode_row({column.name: _fitting(column, row) for column in MINUTE_COLUMNS}, ())
-
-
-def _fitting(column: Column, row: Row) -> Any:
-    try:
-        encode_row(row, (column,))
-    except WriteRejected:
-        return None
-    return row[column.name]
 
 
 class _SumMinuteDoFn(beam.DoFn):
@@ -156,7 +140,8 @@ class _SumMinuteDoFn(beam.DoFn):
     def _outputs(
         self, minute: int, known: MinuteCount, *, expired: bool = False
     ) -> Iterator[Written]:
-        yield encode_minute_row(minute_row(self._spec, minute, known, expired=expired))
+        row = minute_row(self._spec, minute, known, expired=expired)
+        yield encode_summary(row, MINUTE_COLUMNS)
         open_records = 0 if expired else difference(known.tally)
         yield TaggedOutput("watched", (0, (minute, open_records)))
 

@@ -16,7 +16,7 @@ from apache_beam.pvalue import AsList
 
 from transforms import json_values
 from transforms.errors import NotReconciled, StoppedEarly, WriteRejected
-from transforms.rows import SUMMARY_COLUMNS, Row, encode_row, now
+from transforms.rows import SUMMARY_COLUMNS, Column, Row, encode_row, now
 from transforms.sinks.bigquery import TableSpec, load_summary
 from transforms.sinks.staging import SinkReport
 from transforms.tally import Tally
@@ -139,10 +139,7 @@ class _SummariseDoFn(beam.DoFn):
 
 def write_summary(spec: SummarySpec, row: Row) -> None:
     """Writes the summary; a repeated attempt overwrites its own."""
-    try:
-        line = encode_row(row, SUMMARY_COLUMNS)
-    except WriteRejected:  # a sum beyond its column, from a server that reports nonsense
-        line = encode_row({name: _fitting(name, row) for name in row}, SUMMARY_COLUMNS)
+    line = encode_summary(row, SUMMARY_COLUMNS)
     if spec.table is not None:
         load_summary(spec.table, line, spec.run_id)
     if spec.path is not None:
@@ -150,12 +147,21 @@ def write_summary(spec: SummarySpec, row: Row) -> None:
             file.write(line + b"\n")
 
 
-def _fitting(name: str, row: Row) -> Any:
+def encode_summary(row: Row, columns: tuple[Column, ...]) -> bytes:
+    """The row as a JSON line; a sum beyond its column (servers report nonsense) is left out."""
     try:
-        encode_row(row, tuple(column for column in SUMMARY_COLUMNS if column.name == name))
+        return encode_row(row, columns)
+    except WriteRejected:
+        fitting = {column.name: _fitting(column, row) for column in columns}
+        return encode_row(fitting, columns)
+
+
+def _fitting(column: Column, row: Row) -> Any:
+    try:
+        encode_row(row, (column,))
     except WriteRejected:
         return None
-    return row[name]
+    return row[column.name]
 
 
 def _raise_unless_reconciled(row: Row) -> Row:

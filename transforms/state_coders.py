@@ -150,6 +150,8 @@ def decode_batch(encoded: bytes) -> EncodedBatch:
     requests, start = [], HEADER_BYTES
     for _ in range(unpack_header(encoded)):
         begin = start + REQUEST_FRAME_BYTES
+        if begin > len(encoded):
+            raise UnreadableBytes(f"a batch of at least {begin} bytes is cut at {len(encoded)}")
         start = begin + _LENGTH.unpack_from(encoded, start)[0]
         requests.append(encoded[begin:start])
     if start > len(encoded):

@@ -154,9 +154,9 @@ def _duplicates_tally(partition: tuple[int, Iterable[bytes]]) -> Tally:
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class TallyRecords(beam.PTransform):
-    """Counts what was read, and in bounded input also the ids that occur more than once.
+    """Counts what was read, and ids that occur more than once; bounded.
 
-    Takes ``(records, unread)``, gives a PCollection of `Tally`. Only hashes are shuffled, eight
+    `transforms.minute_tally.TallyReadMinutes` is for what never ends. Takes ``(records, unread)``, gives a PCollection of `Tally`. Only hashes are shuffled, eight
     bytes a record, in 64 groups: an id that ten million records share does no harm.
     """
 
@@ -170,11 +170,10 @@ class TallyRecords(beam.PTransform):
         counted = records | "CountRecords" >> beam.ParDo(_TallyRecordsDoFn()).with_outputs(
             "tally", main="hashes"
         )
-        tallies = [counted.tally, unread | "CountUnread" >> beam.ParDo(_TallyUnreadDoFn())]
-        if records.is_bounded:  # what never ends cannot be grouped as a whole
-            tallies.append(
-                counted.hashes
-                | "GroupHashes" >> beam.GroupByKey()
-                | "CountDuplicates" >> beam.Map(_duplicates_tally)
-            )
-        return tallies | "Tallies" >> beam.Flatten()
+        duplicates = (
+            counted.hashes
+            | "GroupHashes" >> beam.GroupByKey()
+            | "CountDuplicates" >> beam.Map(_duplicates_tally)
+        )
+        unreadable = unread | "CountUnread" >> beam.ParDo(_TallyUnreadDoFn())
+        return (counted.tally, unreadable, duplicates) | "Tallies" >> beam.Flatten()

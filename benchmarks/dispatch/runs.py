@@ -139,7 +139,6 @@ class Ours:
         """
         folder.mkdir()
         program = ["pipeline"] if samples is None else ["benchmarks.dispatch.sampled", str(samples)]
-        given = {flag.partition("=")[0] for flag in flags}
         with (folder / "output.txt").open("wb") as output:
             process = subprocess.Popen(
                 [
@@ -148,7 +147,7 @@ class Ours:
                     f"--prompt={PROMPT}",
                     "--backend=openai",
                     f"--endpoint={url}/v1",
-                    *(["--model=simulated"] if "--model" not in given else []),
+                    "--model=simulated",
                     f"--output_path={folder / 'out'}",
                     *flags,
                 ],

@@ -141,3 +141,21 @@ class PubSubEmulator:
                     subscription=subscription, ack_ids=ack_ids, ack_deadline_seconds=0
                 )
             return received
+
+    def unacknowledged(self, subscription: str) -> list[ReceivedMessage]:
+        """Pulls, at once, what is not acknowledged, whoever has leased it; 100 messages at most.
+
+        Seeking a snapshot of the subscription ends all leases; a pull alone would show nothing of
+        what is leased. Ten times, because a stream that was closed just now is still served.
+
+        Args:
+            subscription: its full name; nobody reads it any more.
+        """
+        snapshot = f"projects/{self.project}/snapshots/test-{uuid.uuid4().hex[:12]}"
+        with self.clients_redirected(), pubsub_v1.SubscriberClient() as client:
+            client.create_snapshot(name=snapshot, subscription=subscription)
+            for _ in range(10):
+                client.seek(request={"subscription": subscription, "snapshot": snapshot})
+                if received := self.pull(subscription):
+                    return received
+        return []

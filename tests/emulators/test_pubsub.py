@@ -27,7 +27,23 @@ def test_a_message_comes_until_it_is_acknowledged(pubsub: PubSubEmulator) -> Non
             {"key": "value"},
         )
         assert [received.message.message_id] == ids
-    assert pubsub.pull(subscription) == []
+    assert pubsub.unacknowledged(subscription) == []
+
+
+def test_what_is_not_acknowledged_is_known_before_its_lease_ends(pubsub: PubSubEmulator) -> None:
+    """Without what was acknowledged; what the call itself has pulled is."""
+    topic = pubsub.new_topic()
+    subscription = pubsub.new_subscription(topic, ack_deadline_s=600)
+    pubsub.publish(topic, [(b"%d" % n, {}) for n in range(3)])
+    delivered: dict[bytes, str] = {}
+    with pubsub_v1.SubscriberClient() as client:
+        while len(delivered) < 3:
+            answer = client.pull(subscription=subscription, max_messages=3)
+            delivered |= {m.message.data: m.ack_id for m in answer.received_messages}
+        client.acknowledge(subscription=subscription, ack_ids=[delivered[b"1"]])
+    left = pubsub.unacknowledged(subscription)
+    assert sorted(received.message.data for received in left) == [b"0", b"2"]
+    assert pubsub.unacknowledged(subscription) == []
 
 
 def test_topics_and_subscriptions_are_of_one_test(pubsub: PubSubEmulator) -> None:

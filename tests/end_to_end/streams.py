@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 
 from tests.end_to_end.runs import Held, Row, run
 from transforms import metrics
+from transforms.rows import RESULT_COLUMNS, Column
+from transforms.sinks.bigquery import TableName, TableSpec
 
 DEADLINE_S = 120.0
 
@@ -42,6 +44,16 @@ def ended() -> int:
     """How many records of the run in this process have a row."""
     counts = metrics.LIVE.snapshot()
     return sum(n for name, n in counts.items() if name == "results" or "dead_letters_" in name)
+
+
+def make_strict_table(table: str) -> None:
+    """Makes a table for results that refuses ids which are no JSON."""
+    columns = tuple(
+        Column(c.name, "JSON" if c.name == "record_id" else c.type, c.mode) for c in RESULT_COLUMNS
+    )
+    name = TableName.parse(table)
+    spec = TableSpec(name=name, columns=columns, partition_by="created_at", cluster_by=("run_id",))
+    spec.create(spec.client())
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:

@@ -208,7 +208,7 @@ def test_the_command_is_stopped_in_good_order(
     left = 20 - len(ids)
     again = [json.loads(data)["id"] for data, _ in drained(pubsub, subscription, left)]
     assert sorted([*map(int, ids), *again]) == list(range(20))
-    assert pubsub.pull(subscription) == []
+    assert pubsub.unacknowledged(subscription) == []
 
 
 # What is refused before anything is read

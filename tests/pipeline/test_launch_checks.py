@@ -52,6 +52,14 @@ def test_what_a_job_needs() -> None:
     )
 
 
+def test_a_snapshot_and_write_streams_of_its_job() -> None:
+    """Other rows would be taken for written."""
+    _check(*JOB, "--create_from_snapshot=s")
+    assert _refused(*JOB, "--create_from_snapshot=s", "--exactly_once=true").startswith(
+        "--create_from_snapshot does not go with --exactly_once=true: "
+    )
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

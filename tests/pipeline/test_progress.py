@@ -78,6 +78,12 @@ def test_calls_in_flight_and_a_learnt_rate_are_means_of_the_last_seconds() -> No
     assert view.in_flight == 3
 
 
+def test_requests_between_two_attempts_are_those_of_the_last_sample() -> None:
+    """Of those that wait."""
+    view = seen((1.0, HELD), (2.0, {**HELD, "waiting_requests": 9, "backing_off_requests": 7}))
+    assert (view.waiting, view.backing_off) == (9, 7)
+
+
 @pytest.mark.parametrize("rate", [{}, {"rate_limit_per_minute": 0}])
 def test_no_learnt_rate_is_none(rate: dict[str, int]) -> None:
     """A gauge cannot be infinite: it is absent or 0."""
@@ -178,14 +184,19 @@ def test_the_counts_of_a_large_run_fit_a_terminal() -> None:
             id="a quota that refusals have taught",
         ),
         pytest.param(
-            {"in_flight": 2, "limit": 32, "waiting": 9, "held": True, "retries": 3},
-            "in flight 2 · waiting for a quota · retries 3",
+            {"in_flight": 2, "limit": 32, "waiting": 9, "held": True, "retries": 30},
+            "in flight 2 · waiting for a quota · retries 30",
             id="a quota that was given, or a Retry-After",
         ),
         pytest.param(
-            {"in_flight": 0, "limit": 32, "waiting": 3, "held": True, "retries": 5},
-            "in flight 0 · 3 wait to be asked again · retries 5",
+            {"in_flight": 0, "limit": 32, "waiting": 3, "held": True, "backing_off": 3},
+            "in flight 0 · 3 wait to be asked again",
             id="the last ones, between two attempts",
+        ),
+        pytest.param(
+            {"in_flight": 2, "limit": 32, "waiting": 9, "held": True, "backing_off": 8},
+            "in flight 2 · waiting for a quota",
+            id="another waits for a quota",
         ),
         pytest.param(
             {"in_flight": 1, "limit": 32, "rate_per_minute": 1187.0},
@@ -217,6 +228,11 @@ def test_the_counts_of_a_large_run_fit_a_terminal() -> None:
             {"in_flight": 0, "down_s": 125, "silent_s": 30, "retries": 9, "waiting": 900},
             "backend is down for 2 min 5 s, asking every 10 s · the run stops after 15 min",
             id="it is down for minutes",
+        ),
+        pytest.param(
+            {"in_flight": 0, "down_s": 125, "holds": True},
+            "backend is down for 2 min 5 s, asking every 10 s · messages are held",
+            id="it is down for minutes, and the run is a stream",
         ),
         pytest.param({"in_flight": 0, "limit": 41}, "", id="nothing is asked"),
         pytest.param({}, "", id="nobody tells"),
@@ -274,6 +290,19 @@ def test_plain_lines_come_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> 
         f"0:10  read 100 · asked 100 · 10/s · written 0 · {pace}",
         f"0:20  read 100 · asked 100 · 0/s · written 0 · {pace} · no call has ended for 19 s",
     ]
+
+
+def test_a_stream_is_not_said_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds its messages however long the backend is down."""
+    clock, file = Clock(monkeypatch), io.StringIO()
+    down = {**FULL, "outage_s": 125}
+    shown = Progress(Console(file=file, width=120, soft_wrap=True), lambda: down, holds=True)
+    clock.now += 10
+    shown.tick()
+    assert file.getvalue() == (
+        "0:10  read 0 · asked 0 · 0/s · written 0 · "
+        "backend is down for 2 min 5 s, asking every 10 s · messages are held\n"
+    )
 
 
 @pytest.mark.parametrize("width", [80, 100])

@@ -23,6 +23,7 @@ SUBSCRIPTION = "projects/a-project/subscriptions/tickets"
 TOPIC = "projects/a-project/topics/dead"
 STREAM = (f"--input_subscription={SUBSCRIPTION}", "--prompt=x", "--backend=fake")
 OUT = "--output_path=/out"
+TABLE = "--output_table=p:d.t"
 DATAFLOW = (
     "--runner=DataflowRunner",
     "--project=p",
@@ -159,6 +160,20 @@ def test_de_duplication_is_for_dataflow() -> None:
         (
             ("--input_files=a.csv", *STREAM[1:], OUT, "--pubsub_id_attribute=a"),
             "--pubsub_id_attribute is 'a', but goes with --input_subscription only: remove it",
+        ),
+        (
+            (*STREAM, TABLE, "--write_method=file_loads"),
+            "--write_method is 'file_loads', but the input never ends: use storage_write",
+        ),
+        *(
+            (
+                (*STREAM, TABLE, "--write_mode=replace", *method),
+                (
+                    "--write_mode is 'replace', but the input never ends, and a stream only adds "
+                    "rows: remove it"
+                ),
+            )
+            for method in ((), ("--write_method=storage_write",))
         ),
     ],
 )

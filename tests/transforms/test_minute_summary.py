@@ -28,13 +28,12 @@ from transforms.minute_summary import (
     MINUTE_COLUMNS,
     SummariseMinutes,
     difference,
-    encode_minute_row,
     gauges,
     minute_row,
     watch,
 )
 from transforms.minute_tally import UNKNOWN_MINUTE, MinuteTallies, MinuteTally, TallyReadMinutes
-from transforms.reconcile import SummarySpec
+from transforms.reconcile import SummarySpec, encode_summary
 from transforms.records import DeadLetter, Record, Usage
 from transforms.rows import RunInfo, result_row
 from transforms.state_coders import Backlog, MinuteCount, MinuteCountCoder
@@ -235,7 +234,7 @@ def test_a_sum_beyond_its_column() -> None:
     """The row is written without it."""
     tally = _tally(records=1, results=1)
     tally.counts["input_tokens"] = 2**70
-    row = json.loads(encode_minute_row(minute_row(SPEC, 1, MinuteCount(tally))))
+    row = json.loads(encode_summary(minute_row(SPEC, 1, MinuteCount(tally)), MINUTE_COLUMNS))
     assert row["input_tokens"] is None
     assert (row["records"], row["reconciled"]) == (1, True)
 

@@ -157,11 +157,31 @@ def test_unknown_version(value: Any, golden: str) -> None:
         CODERS[type(value)]().decode(b"\x02" + bytes.fromhex(golden)[1:])
 
 
-def test_a_cut_batch() -> None:
-    """A request that is not whole is not decoded."""
-    encoded = state_coders.encode_batch(EncodedBatch((b"abc",)))
-    with pytest.raises(UnreadableBytes, match="a batch of 12 bytes is cut at 11"):
-        state_coders.decode_batch(encoded[:-1])
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (18, "a batch of 19 bytes is cut at 18"),
+        (15, "a batch of at least 16 bytes is cut at 15"),
+        (11, "a batch of at least 16 bytes is cut at 11"),
+        (8, "a batch of at least 9 bytes is cut at 8"),
+        (4, "a header of 5 bytes is cut at 4"),
+    ],
+)
+def test_a_cut_batch(size: int, message: str) -> None:
+    """A request that is not whole is not decoded, the last one or another."""
+    encoded = state_coders.encode_batch(EncodedBatch((b"abc", b"def")))
+    with pytest.raises(UnreadableBytes, match=message):
+        state_coders.decode_batch(encoded[:size])
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=12), max_size=5), st.data())
+def test_no_cut_batch_is_decoded(requests: list[bytes], data: st.DataObject) -> None:
+    """Wherever it is cut."""
+    encoded = state_coders.encode_batch(EncodedBatch(tuple(requests)))
+    size = data.draw(st.integers(0, len(encoded) - 1))
+    with pytest.raises(UnreadableBytes, match="is cut at"):
+        state_coders.decode_batch(encoded[:size])
 
 
 @pytest.mark.parametrize(("kind", "coder"), CODERS.items())

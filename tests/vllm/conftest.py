@@ -26,3 +26,11 @@ def tiny_model(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> st
     """A model that loads in seconds and says nonsense."""
     del vllm_python
     return environment.tiny_model(Path(tmp_path_factory.mktemp("model")) / "tiny")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs them all: a server needs every core."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("vllm"))

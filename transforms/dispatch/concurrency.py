@@ -66,8 +66,12 @@ class AdaptiveConcurrency:
         self._stood = self._limit
         """That limit."""
         self._recover_to = 0.0
+        self._headroom = _HEADROOM
         self._latency_s = 0.0
-        self._cut_at = now
+        self._binding, self._binding_since = False, now
+        self._hold_until = self._cut_at = now
+        self._judging_from = now
+        """After the limit has changed: refusals come at once, and would be most of what ends then."""
         self._seen = self._refused = 0.0
         self._begin_round(now)
 
@@ -167,13 +171,6 @@ class AdaptiveConcurrency:
         self._judging_from = now + self._latency_s
         self._seen = self._refused = 0.0
         self._begin_round(now)
-
-    _judging_from = 0.0
-    """After the limit has changed: refusals come at once, and would be most of what ends then."""
-    _hold_until = 0.0
-    _headroom = _HEADROOM
-    _binding = False
-    _binding_since = 0.0
 
     def _begin_round(self, now: float) -> None:
         """Counts from when the calls that the limit of before has sent have mostly ended."""

@@ -17,7 +17,6 @@ may pass is retried (`transforms.dispatch.retry`). What stops the run is in
 import asyncio
 import collections
 import dataclasses
-import heapq
 import itertools
 import logging
 import math
@@ -30,6 +29,7 @@ from transforms.dispatch import interrupt, loop
 from transforms.dispatch.at_once import ask_at_once
 from transforms.dispatch.inbox import Ended, Failure, Inbox, Outcome, gather
 from transforms.dispatch.job import Job, TokenEstimate, verdict
+from transforms.dispatch.job_queue import JobQueue
 from transforms.dispatch.limits import DispatchLimits
 from transforms.dispatch.pace import Pace, Permit
 from transforms.dispatch.retry import RetryRules
@@ -41,7 +41,8 @@ from transforms.records import Completion, Request
 __all__ = ["DispatchLimits", "Dispatcher", "Failure", "Outcome"]
 
 _BACKLOG = 2048
-"""Requests that may wait, in flight not counted, before a further batch is let in."""
+"""Requests that may wait, in flight not counted, before a further batch is let in; a `BatchClient`
+may work on as many."""
 _VERDICT_S = 5.0
 """How long calls in flight may take to prove that a backend works which failed two records."""
 
@@ -69,14 +70,12 @@ class Dispatcher:
         self._retries = RetryRules(limits, self._pace)
         self._tokens = TokenEstimate()
         self._numbers = itertools.count()
-        self._ready: list[tuple[int, Job]] = []
+        self._queue = JobQueue()
         self._unfinished = 0
         self._at_once = 0
         """Requests that a `BatchClient` works on."""
         self._not_let_in: collections.deque[Inbox] = collections.deque()
         self._inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
-        self._waiting: dict[Job, asyncio.TimerHandle] = {}
-        """Records between a failure and their next call."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake: asyncio.TimerHandle | None = None
         self._broken: BaseException | None = None
@@ -107,7 +106,8 @@ class Dispatcher:
           on_wait: Called after each outcome, and at least once a second while it waits.
 
         Raises:
-          BackendUnusable: Nothing has ever succeeded, and two records failed alike.
+          BackendUnusable: Nothing has ever succeeded, and two records failed alike or
+            ``give_up_after_s`` is over; or the client says so, or gives another number of outcomes.
           Interrupted: `stop_all` was called.
         """
         return gather(self.submit, requests, on_wait)
@@ -116,6 +116,7 @@ class Dispatcher:
         """The state of the moment: calls in flight, their limit, requests that wait, and more."""
         gauges = self._pace.gauges(loop.now())
         gauges["in_flight_requests"] += self._at_once
+        gauges["backing_off_requests"] = self._queue.backing_off
         gauges["waiting_requests"] = self._backlog()
         return gauges | (self._client.gauges() if isinstance(self._client, MeasuredClient) else {})
 
@@ -145,12 +146,12 @@ class Dispatcher:
             Job(next(self._numbers), request, index, batch, inbox)
             for index, request in enumerate(requests)
         ]
-        if isinstance(self._client, BatchClient) and jobs and self._stopped is None:
+        may_send = self._stopped is None and self._accused is None
+        if isinstance(self._client, BatchClient) and jobs and may_send:
             self._at_once += len(jobs)
             self._start(self._ask_at_once(self._client, jobs))
         else:
-            for job in jobs:
-                heapq.heappush(self._ready, (job.place, job))
+            self._queue.put(*jobs)
         self._not_let_in.append(inbox)
         self._pump()
 
@@ -158,13 +159,13 @@ class Dispatcher:
         """Sends what may be sent; everything that changes the state ends with it."""
         now = loop.now()
         wait_s: float | None = None
-        while self._ready:
+        while self._queue.ready:
             if self._stopped is None:
                 wait_s = math.inf if self._accused else self._pace.wait_s(now)
                 if wait_s > 0:
                     break
             wait_s = None
-            job = heapq.heappop(self._ready)[1]
+            job = self._queue.pop()
             if job.inbox.abandoned:
                 self._unfinished -= 1
             elif self._stopped is None:
@@ -178,7 +179,7 @@ class Dispatcher:
             self._wake = asyncio.get_running_loop().call_later(wait_s, self._guard, self._pump)
         if not self._unfinished:
             self._rules.idle()
-        while self._not_let_in and self._backlog() <= _BACKLOG:
+        while self._not_let_in and max(self._backlog(), self._at_once) <= _BACKLOG:
             self._not_let_in.popleft().put(None)
 
     def _backlog(self) -> int:
@@ -274,8 +275,7 @@ class Dispatcher:
         finally:
             self._at_once -= len(jobs)
         if replies is None:
-            for job in jobs:
-                heapq.heappush(self._ready, (job.place, job))
+            self._queue.put(*jobs)
         else:
             self._settle_all(jobs, replies)
         self._after_call()
@@ -329,15 +329,9 @@ class Dispatcher:
             return
         LIVE.add("retried", 1)
         if wait_s > 0:
-            timer = asyncio.get_running_loop().call_later
-            self._waiting[job] = timer(wait_s, self._guard, self._ready_again, job)
+            self._queue.put_later(job, wait_s, lambda: self._guard(self._pump))
         else:
-            heapq.heappush(self._ready, (job.place, job))
-
-    def _ready_again(self, job: Job) -> None:
-        del self._waiting[job]
-        heapq.heappush(self._ready, (job.place, job))
-        self._pump()
+            self._queue.put(job)
 
     def _deliver(self, job: Job, outcome: Outcome) -> None:
         self._unfinished -= 1
@@ -373,10 +367,7 @@ class Dispatcher:
             return
         self._stopped = f"the run stopped: {reason}"
         _log.error("%s", self._stopped)
-        for job, timer in self._waiting.items():
-            timer.cancel()
-            heapq.heappush(self._ready, (job.place, job))
-        self._waiting.clear()
+        self._queue.end_back_offs()
         asyncio.get_running_loop().call_soon(self._guard, self._pump)
 
     def _break(self, error: BaseException) -> None:
@@ -384,10 +375,7 @@ class Dispatcher:
         if self._broken is not None:
             return
         self._broken = error
-        self._ready.clear()
-        for timer in self._waiting.values():
-            timer.cancel()
-        self._waiting.clear()
+        self._queue.clear()
         self._not_let_in.clear()
         for inbox in list(self._inboxes):
             inbox.put(error)

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from transforms.errors import RunError
@@ -76,6 +76,32 @@ class Inbox:
             self.outstanding -= 1
         return item
 
+    def until(self, enough: Callable[[bool], bool], on_wait: Callable[[], None]) -> Iterator[Ended]:
+        """What ends until it is enough; a thread that leaves earlier has abandoned the inbox.
+
+        Args:
+          enough: Told whether a batch has been let in meanwhile.
+          on_wait: Called after each outcome, and at least once a second while it waits.
+
+        Raises:
+          RunError: The run cannot go on.
+        """
+        let_in = False
+        try:
+            while not enough(let_in):
+                on_wait()
+                try:
+                    ended = self.get(TICK_S)
+                except queue.Empty:
+                    continue
+                if ended is None:
+                    let_in = True
+                else:
+                    yield ended
+        except BaseException:  # nobody comes back: what waits shall not be paid for
+            self.abandoned = True
+            raise
+
 
 def gather(
     submit: Callable[[Sequence[Request], Inbox], None],
@@ -86,19 +112,6 @@ def gather(
     inbox = Inbox()
     outcomes: list[Any] = [None] * len(requests)
     submit(requests, inbox)
-    let_in = False
-    try:
-        while inbox.outstanding or not let_in:
-            on_wait()
-            try:
-                ended = inbox.get(TICK_S)
-            except queue.Empty:
-                continue
-            if ended is None:
-                let_in = True
-            else:
-                outcomes[ended.index] = ended.outcome
-    except BaseException:
-        inbox.abandoned = True
-        raise
+    for ended in inbox.until(lambda let_in: let_in and not inbox.outstanding, on_wait):
+        outcomes[ended.index] = ended.outcome
     return outcomes

@@ -160,11 +160,8 @@ class Pace:
             return max(0.0, self._probe_at - now, self._gate_until - now)
         if self.in_flight >= self.limit:
             return math.inf
-        wait_s = max(self._gate_until - now, self._rate.wait_s(now))
-        for bucket in self._buckets:
-            if bucket is not None:
-                wait_s = max(wait_s, bucket.wait_s(now))
-        return wait_s if wait_s > 0 else 0.0
+        buckets_s = (bucket.wait_s(now) for bucket in self._buckets if bucket is not None)
+        return max(0.0, self._gate_until - now, self._rate.wait_s(now), *buckets_s)
 
     def gate(self, until: float) -> None:
         """Nobody sends before that time."""
@@ -214,7 +211,7 @@ class Pace:
             bucket.spend(tokens - permit.tokens, now)
         gate_s = min(retry_after_s or 0.0, LONGEST_GATE_S)
         if gate_s and reply in (Reply.LIMITED, Reply.OVERLOADED):
-            self._gate_until = max(self._gate_until, now + gate_s)
+            self.gate(now + gate_s)
         if reply is Reply.LIMITED:
             self._rate.refused(permit.call, now, gate_s)
         elif not self.in_outage:  # what ends in an outage says nothing about the limit

@@ -110,14 +110,32 @@ def test_a_batch_that_shows_that_the_backend_works(clock: Clock) -> None:
 
 
 def test_a_large_batch_is_let_in_at_once(clock: Clock) -> None:
-    """What a client works on does not wait, however much it is."""
+    """What a client works on does not wait."""
     client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=10.0)
     shared = Dispatcher(client, DispatchLimits())
     inbox = Inbox()
     with clock.hold():
-        shared.submit(make_requests(5000), inbox)
+        shared.submit(make_requests(2000), inbox)
         clock.sleep(5)
         assert drain(inbox) == [None]
+
+
+def test_a_batch_waits_while_a_client_works_on_many(clock: Clock) -> None:
+    """Above 2,048 requests no further batch is asked for: they are all in memory."""
+    client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=10.0)
+    shared = Dispatcher(client, DispatchLimits())
+    first, second = Inbox(), Inbox()
+    with clock.hold():
+        shared.submit(make_requests(2048), first)
+        clock.sleep(5)
+        assert drain(first) == [None]
+        shared.submit(make_requests(1, 5000), second)
+        clock.sleep(4.9)
+        assert drain(second) == []
+        clock.sleep(0.2)
+        assert drain(second) == [None]
+    assert len(collect(first)) == 2048
+    assert len(collect(second)) == 1
 
 
 def test_generate_many_keeps_max_attempts() -> None:

@@ -293,6 +293,7 @@ def test_gauges(clock: Clock) -> None:
         "in_flight_requests": 0,
         "concurrency_limit": 3,
         "waiting_requests": 0,
+        "backing_off_requests": 0,
         "rate_limit_per_minute": 0,
         "outage_s": 0,
     }
@@ -349,6 +350,22 @@ def test_gauge_of_an_outage(clock: Clock) -> None:
             client.reply = lambda n, _: "up"
         collect(inbox)
         assert shared.gauges()["outage_s"] == 0
+
+
+def test_gauge_of_back_offs(clock: Clock) -> None:
+    """Of the requests that wait, those between two attempts."""
+    client = Client(lambda n, before: "" if before or n else Unavailable("500"), 1.0)
+    shared = Dispatcher(client, DispatchLimits(max_concurrency=1, first_backoff_s=3))
+    inbox = Inbox()
+    with clock.hold():
+        shared.submit(make_requests(7), inbox)
+        clock.sleep(1.5)
+        gauges = shared.gauges()
+        assert (gauges["waiting_requests"], gauges["backing_off_requests"]) == (6, 1)
+        clock.sleep(3)
+        gauges = shared.gauges()
+        assert (gauges["waiting_requests"], gauges["backing_off_requests"]) == (3, 0)
+    collect(inbox)
 
 
 def test_throttled_time(clock: Clock) -> None:

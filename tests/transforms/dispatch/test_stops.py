@@ -492,6 +492,28 @@ def test_a_batch_in_flight_may_prove_the_contrary(clock: Clock) -> None:
     assert [type(e.outcome) for e in collect(quick)] == [Failure] * 2
 
 
+def test_no_batch_is_sent_while_a_backend_is_accused(clock: Clock) -> None:
+    """It waits for the verdict; acquitted, its records are asked, each alone."""
+    client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=3.0)
+    shared = Dispatcher(client, DispatchLimits())
+    slow, quick, late = Inbox(), Inbox(), Inbox()
+    with clock.hold():
+        shared.submit(make_requests(3, 10), slow)
+        clock.sleep(1)
+        client.many = lambda requests: [Forbidden("403", fatal_at_start=True) for _ in requests]
+        client.many_seconds = 0.0
+        shared.submit(make_requests(3), quick)
+        clock.sleep(1)
+        shared.submit(make_requests(2, 20), late)
+        clock.sleep(0.9)
+        assert drain(late) == [None]
+        clock.sleep(0.2)
+    assert sorted(client.calls) == [(3.0, 20), (3.0, 21)]
+    assert client.batches == [3, 3]
+    assert [type(e.outcome) for e in collect(slow)] == [Completion] * 3
+    assert [type(e.outcome) for e in collect(late)] == [Completion] * 2
+
+
 def test_a_batch_in_flight_has_five_seconds(clock: Clock) -> None:
     """A longer one is not waited for: both threads are told."""
     client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=20.0)

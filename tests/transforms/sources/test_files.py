@@ -205,6 +205,7 @@ def test_truncated_gzip(tmp_path: pathlib.Path) -> None:
         (gzip.compress(b'{"id":0}\n')[:-8] + b"\0" * 8, "CRC check failed 0x0 != 0x"),
         (gzip.compress(b'{"id":0}\n') + b"trailing", "Not a gzipped file (b'tr')"),
     ],
+    ids=["header", "checksum", "trailing"],
 )
 def test_damaged_gzip(tmp_path: pathlib.Path, data: bytes, reason: str) -> None:
     """A dead letter in the words of what noticed it, never an exception."""

@@ -1,0 +1,87 @@
+"""The queue of what waits: in whose turn, and from when on."""
+
+import asyncio
+
+import pytest
+
+from tests.transforms.dispatch.clients import make_requests, virtual_now
+from transforms.dispatch import loop
+from transforms.dispatch.inbox import Inbox
+from transforms.dispatch.job import Job
+from transforms.dispatch.job_queue import JobQueue
+
+pytestmark = pytest.mark.usefixtures("clock")
+
+
+def jobs(*places: int) -> list[Job]:
+    """One for each place."""
+    inbox = Inbox()
+    return [Job(place, make_requests(1)[0], 0, None, inbox) for place in places]
+
+
+def popped(queue: JobQueue) -> list[int]:
+    """The places of all that may be sent, in turn."""
+    places = []
+    while queue.ready:
+        places.append(queue.pop().place)
+    return places
+
+
+def test_the_oldest_first() -> None:
+    """In whatever order they were put."""
+    queue = JobQueue()
+    assert not queue.ready
+    queue.put(*jobs(5, 2))
+    queue.put(*jobs(3))
+    queue.put()
+    assert queue.ready
+    assert popped(queue) == [2, 3, 5]
+
+
+def test_a_back_off() -> None:
+    """A job holds no turn while it lasts; then it has its old one, and the queue's owner is told."""
+
+    async def steps(queue: JobQueue) -> None:
+        first, second = jobs(1, 2)
+        told: list[float] = []
+        queue.put(second)
+        queue.put_later(first, 7.0, lambda: told.append(virtual_now()))
+        assert queue.backing_off == 1
+        await asyncio.sleep(6.9)
+        assert (queue.ready, queue.backing_off, told) == (True, 1, [])
+        await asyncio.sleep(0.2)
+        assert (queue.backing_off, told) == (0, [7.0])
+        assert popped(queue) == [1, 2]
+
+    loop.run(steps(JobQueue()))
+
+
+def test_back_offs_that_are_ended() -> None:
+    """All may be sent at once, and nobody is told of it again."""
+
+    async def steps(queue: JobQueue) -> None:
+        told: list[float] = []
+        for job in jobs(4, 3):
+            queue.put_later(job, 7.0, lambda: told.append(virtual_now()))
+        queue.end_back_offs()
+        assert queue.backing_off == 0
+        assert popped(queue) == [3, 4]
+        await asyncio.sleep(10)
+        assert (queue.ready, told) == (False, [])
+
+    loop.run(steps(JobQueue()))
+
+
+def test_a_queue_that_is_cleared() -> None:
+    """Nothing comes back."""
+
+    async def steps(queue: JobQueue) -> None:
+        first, second = jobs(1, 2)
+        told: list[float] = []
+        queue.put(first)
+        queue.put_later(second, 7.0, lambda: told.append(virtual_now()))
+        queue.clear()
+        await asyncio.sleep(10)
+        assert (queue.ready, queue.backing_off, told) == (False, 0, [])
+
+    loop.run(steps(JobQueue()))
