@@ -26,11 +26,9 @@ test: $(VENV)/.dev
 	@# One test reads the package descriptions that apt knows; a bare image knows none.
 	@if command -v apt-cache >/dev/null && [ -z "$$(apt-cache dumpavail 2>/dev/null | head -c 1)" ]; \
 	then apt-get update -qq || true; fi
-	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --quiet
+	$(BIN)/pytest --quiet --numprocesses=auto --maxprocesses=4 --dist=loadgroup --cov --cov-report=
 
 check: test lint types
-	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 lint: $(VENV)/.dev

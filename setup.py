@@ -32,6 +32,7 @@ EXTRAS = {
         "openai>=2",
         "pytest>=8",
         "pytest-cov>=5",
+        "pytest-xdist>=3.6",
     ],
     "dev": ["mypy>=1.13", "pre-commit>=4", "ruff>=0.9", "types-jsonschema"],
 }

@@ -4,8 +4,7 @@ Beam's own local read acknowledges messages before they are processed, takes ten
 the only worker waiting up to 30 seconds while nothing comes, and never ends. This one
 
 - leases messages in the background, in the client library's streaming pull, which prolongs leases,
-- acknowledges a bundle when every step has done with it; what a grouping holds, or a file that is
-  not finished, counts as done,
+- acknowledges a bundle when every step has done with it and no step keeps any of it,
 - waits a twentieth of a second at most while nothing comes, so that timers fire in time, and
 - ends when `drain` is called: what was not yet taken is given back, what was taken is finished,
   and then the pipeline ends as a bounded one does. In two steps: at the window's end timers hand
@@ -25,7 +24,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import apache_beam as beam
@@ -48,7 +48,9 @@ slow model has answered is written when its bundle ends: many keep results waiti
 BUNDLE_S = 2.0
 """How long a bundle shall take."""
 
-_MAX_LEASED = 2 * MAX_BUNDLE
+_MAX_LEASED = 5 * MAX_BUNDLE
+"""Messages at a time: those of a bundle, the next one's, and what waits in open batches."""
+
 _MAX_LEASED_BYTES = 100 << 20
 LEASE_S = 10
 """A lease is prolonged by so much at a time: what a process that died held comes again behind it."""
@@ -90,6 +92,7 @@ class Lease:
         self._subscription = subscription
         self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._taken: list[Any] = []
+        self._held: list[tuple[list[Any], Mapping[int, object]]] = []
         self._taken_at, self._limit = 0.0, FIRST_BUNDLE
         self._client = _subscriber()
         self._stream = self._client.subscribe(
@@ -102,14 +105,25 @@ class Lease:
             ),
         )
 
-    def take(self) -> list[Any]:
-        """Acknowledges what was taken before; returns what has arrived, waiting for a moment.
+    def take(self, kept: Mapping[int, object] = MappingProxyType({})) -> list[Any]:
+        """Acknowledges what has been done with; returns what has arrived, waiting for a moment.
+
+        Args:
+          kept: The oldest elements that steps keep, by identity. What was taken before is held
+            until those that were kept then are not any more.
 
         Raises:
           Exception: What ended the stream, such as a subscription that was deleted.
         """
-        for message in self._taken:
-            message.ack()
+        if self._taken:
+            self._held.append((self._taken, kept))
+        held, self._held = self._held, []
+        for messages, kept_then in held:
+            if kept_then.keys() & kept.keys():
+                self._held.append((messages, kept_then))
+            else:
+                for message in messages:
+                    message.ack()
         now = time.monotonic()
         self._limit = next_bundle(self._limit, len(self._taken), now - self._taken_at)
         self._taken, self._taken_at = [], now
@@ -134,16 +148,17 @@ class Lease:
         with contextlib.suppress(Exception):  # why it ended does not matter any more
             self._stream.result()
         self._client.close()
-        back = [] if processed else self._taken
+        taken = [message for messages, _ in self._held for message in messages] + self._taken
+        back = [] if processed else taken
         with contextlib.suppress(queue.Empty):
             while True:
                 back.append(self._arrived.get_nowait())
         with _subscriber() as client:
             if processed:
-                self._tell(client.acknowledge, self._taken)
+                self._tell(client.acknowledge, taken)
             end = functools.partial(client.modify_ack_deadline, ack_deadline_seconds=_BACK_IN_S)
             self._tell(end, back)
-        self._taken = []
+        self._taken, self._held = [], []
 
     def _tell(self, call: Callable[..., object], messages: list[Any]) -> None:
         for first in range(0, len(messages), MAX_BUNDLE):
@@ -214,7 +229,7 @@ class _DrainableRead(transform_evaluator._PubSubReadEvaluator):
         lease = self.stream.leases.get(subscription)
         if lease is None:
             lease = self.stream.leases[subscription] = Lease(subscription)
-        messages = lease.take()
+        messages = lease.take(_kept(self._evaluation_context))
         if not messages:
             return []
         bundle = self._evaluation_context.create_bundle(next(iter(self._outputs)))
@@ -227,6 +242,18 @@ class _DrainableRead(transform_evaluator._PubSubReadEvaluator):
                 )
             )
         return [bundle]
+
+
+def _kept(context: Any) -> dict[int, object]:
+    """The first element of each bag in which a step keeps some."""
+    found = {}
+    for keyed in context._transform_keyed_states.values():
+        for state in keyed.values():
+            for values in state.state.values():
+                for name, value in values.items():
+                    if name.startswith("user/") and isinstance(value, list) and value:
+                        found[id(value[0])] = value[0]
+    return found
 
 
 class _WholeSideInputs(evaluation_context._SideInputsContainer):

@@ -265,7 +265,7 @@ _FILES = {
     "latin": b"caf\xe9",
     "broken.parquet": b"PAR1 and nothing more",
     "records.data": b"{}\n",
-    "records.csv": b"id\n1\n",
+    "a.csv": b"id\n1\n",
     "schema.json": b'{"type": 5}',
     "used/run.json": b"{}",
 }
@@ -378,10 +378,10 @@ _FILES = {
             ),
         ),
         (
-            ["--output_schema={folder}/records.csv"],
+            ["--output_schema={folder}/a.csv"],
             (
                 "--output_schema is not JSON: Expecting value: line 1 column 1 (char 0): "
-                "'{folder}/records.csv'"
+                "'{folder}/a.csv'"
             ),
         ),
         (

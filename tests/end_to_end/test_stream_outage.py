@@ -77,6 +77,6 @@ def test_messages_are_held_while_the_model_is_down(
     assert code == 130
     found = in_files(tmp_path / "out")
     check_summary(found)
-    assert sorted(row["record_id"] for row in found.results) == sorted(ids)
+    assert {row["record_id"] for row in found.results} == set(ids)  # a lease may end: then twice
     assert found.letters == []
     assert 0 < max(held) <= local_streaming.MAX_BUNDLE
