@@ -1,7 +1,4 @@
-"""A local stream that ends badly: what is acknowledged is in its files, the rest is delivered again.
-
-In batches of one: none is open.
-"""
+"""A local stream that ends badly: what is acknowledged is in its files, the rest is delivered again."""
 
 import contextlib
 import json
@@ -65,7 +62,7 @@ def streaming(
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "pipeline", f"--input_subscription={subscription.name}"),
-            *("--prompt={{ text }}", "--id_field=id", "--max_batch_size=1", *arguments),
+            *("--prompt={{ text }}", "--id_field=id", *arguments),
         ],
         env=pubsub.subprocess_environment(),
         cwd=REPOSITORY,
