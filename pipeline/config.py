@@ -227,7 +227,7 @@ class RunConfig:
 def _check_reachable(values: Values, options: PipelineOptions, *, streaming: bool) -> None:
     """Dataflow's workers see no machine's files; a local runner cannot de-duplicate messages.
 
-    Files appear when all their rows are there, which in a stream on Dataflow is never.
+    A stream writes a file per bundle: on Dataflow too many and too small to be of use.
     """
     if is_local(options) and values.text("pubsub_id_attribute"):
         raise ConfigurationError(
@@ -245,9 +245,9 @@ def _check_reachable(values: Values, options: PipelineOptions, *, streaming: boo
             )
         if path and streaming and name != "input_files":
             raise ConfigurationError(
-                f"--{name} is {path!r}, but files are written when the input has ended, which "
-                "--input_subscription on Dataflow never does: use --output_table, and for dead "
-                "letters --dead_letter_table or --dead_letter_topic"
+                f"--{name} is {path!r}, but --input_subscription on Dataflow would write a small "
+                "file for each of its many bundles: use --output_table, and for dead letters "
+                "--dead_letter_table or --dead_letter_topic"
             )
 
 

@@ -11,8 +11,8 @@ the only worker waiting up to 30 seconds while nothing comes, and never ends. Th
   over what they hold, and everything behind them works; only then there is no more time, and side
   inputs are whole.
 
-Files are finished by the drain only: a stream that fails or is killed loses every row that was to
-be in one, and what groupings hold, and none of their messages comes again.
+Rows in files are there, under their final names, before their messages are acknowledged, and stay when
+the stream fails or is killed.
 
 It leans on names of Beam 2.77 that begin with an underscore; a test drives all of them.
 """
@@ -284,10 +284,9 @@ class _FailureNoted(executor._CompletionCallback):
 class LocalStreamingRunner(BundleBasedDirectRunner):
     """Runs an unbounded pipeline in this process until `drain` is called, or it fails.
 
-    At least once into tables and topics: a message whose bundle has not been processed when the
-    process dies is delivered again when its lease ends, and at once when the pipeline fails. Rows of
-    files and what groupings hold are lost then. One thread works; the model's calls of a bundle
-    overlap.
+    At least once into files, tables and topics: a message whose bundle has not been processed when
+    the process dies is delivered again when its lease ends, and at once when the pipeline fails. One
+    thread works; the model's calls of a bundle overlap.
     """
 
     def run_pipeline(self, pipeline: beam.Pipeline, options: PipelineOptions) -> Any:

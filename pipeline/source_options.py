@@ -27,7 +27,7 @@ SOURCE_OPTIONS: tuple[Option, ...] = (
         "pubsub_id_attribute",
         GROUP,
         "The attribute by which Dataflow drops copies of a message that come within ten minutes; "
-        "without it a copy is a record like any other.",
+        "without it a message that is published twice is two records.",
         metavar="NAME",
     ),
     Option(

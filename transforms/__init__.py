@@ -10,6 +10,8 @@ Example::
     answered, unserved = batches | Infer(backend=FakeBackend())
 """
 
+from typing import TYPE_CHECKING, Any
+
 from transforms import coders as _coders  # noqa: F401 - registers the coders
 from transforms.backends.base import Backend, BatchClient, Client
 from transforms.backends.fake import FakeBackend
@@ -28,7 +30,7 @@ from transforms.errors import (
     RecordError,
     RunError,
 )
-from transforms.infer import Infer, InferenceHandler
+from transforms.infer import Infer
 from transforms.media import MediaField
 from transforms.minute_summary import MINUTE_COLUMNS, SummariseMinutes
 from transforms.minute_tally import MinuteTallies, MinuteTally, TallyReadMinutes
@@ -51,6 +53,9 @@ from transforms.sources.files import FileSource, ReadFiles
 from transforms.sources.pubsub import PubSubSource, ReadMessages
 from transforms.tally import Tally, TallyRecords
 from transforms.validate import ValidateOutputs
+
+if TYPE_CHECKING:
+    from transforms.handler import InferenceHandler
 
 __all__ = [
     "DEAD_LETTER_COLUMNS",
@@ -119,3 +124,12 @@ __all__ = [
     "WriteResults",
     "WriteRunSummary",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads `InferenceHandler` for those who want it: see its module."""
+    if name == "InferenceHandler":
+        from transforms.handler import InferenceHandler
+
+        return InferenceHandler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

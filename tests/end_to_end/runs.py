@@ -59,11 +59,12 @@ def run(*arguments: str) -> int:
 def in_files(folder: str | Path) -> Held:
     """What ``--output_path`` holds, local or ``gs://``, in either format."""
     summary = orjson.loads(read_object(f"{folder}/run.json"))
-    rows = {name: list(_rows(f"{folder}/{name}/*")) for name in ("results", "dead_letters")}
+    rows = {name: list(rows_of(f"{folder}/{name}/*")) for name in ("results", "dead_letters")}
     return Held(rows["results"], rows["dead_letters"], summary)
 
 
-def _rows(pattern: str) -> Iterator[Row]:
+def rows_of(pattern: str) -> Iterator[Row]:
+    """The rows of the files that a glob matches, in either format."""
     for path in paths(pattern):
         if path.endswith(".parquet"):
             with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:

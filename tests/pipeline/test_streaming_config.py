@@ -136,17 +136,17 @@ def test_de_duplication_is_for_dataflow() -> None:
         (
             (*STREAM, *DATAFLOW, "--dead_letter_path=gs://b/dead"),
             (
-                "--dead_letter_path is 'gs://b/dead', but files are written when the input has "
-                "ended, which --input_subscription on Dataflow never does: use --output_table, and "
-                "for dead letters --dead_letter_table or --dead_letter_topic"
+                "--dead_letter_path is 'gs://b/dead', but --input_subscription on Dataflow would "
+                "write a small file for each of its many bundles: use --output_table, and for dead "
+                "letters --dead_letter_table or --dead_letter_topic"
             ),
         ),
         (
             (*STREAM, *DATAFLOW[:-1], "--output_path=gs://b/out"),
             (
-                "--output_path is 'gs://b/out', but files are written when the input has "
-                "ended, which --input_subscription on Dataflow never does: use --output_table, and "
-                "for dead letters --dead_letter_table or --dead_letter_topic"
+                "--output_path is 'gs://b/out', but --input_subscription on Dataflow would "
+                "write a small file for each of its many bundles: use --output_table, and for dead "
+                "letters --dead_letter_table or --dead_letter_topic"
             ),
         ),
         (

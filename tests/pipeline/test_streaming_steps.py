@@ -2,7 +2,11 @@
 
 import pytest
 
+from pipeline.build import build
+from pipeline.config import RunConfig
+from pipeline.options import parse_flags
 from tests.pipeline.streaming_steps import HERE, JOBS, steps
+from tests.transforms.streams import described, streaming_pipeline
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -29,3 +33,21 @@ def test_nothing_waits_for_the_end_of_a_stream() -> None:
     lines = steps()
     assert not [line for line in lines if "Summarise " in line or "CountTable" in line]
     assert not [line for line in lines if "FinishFiles" in line]
+
+
+@pytest.mark.parametrize("more", [[], ["--output_table=p:d.t"]], ids=["files", "and tables"])
+def test_each_file_of_a_stream_is_named_as_it_is_staged(more: list[str]) -> None:
+    """Results, dead letters and minutes; an input that ends names all of them at once."""
+
+    def named(source: str) -> list[str]:
+        flags = (source, "--prompt={{ text }}", "--backend=fake", "--output_path=out", *more)
+        root = streaming_pipeline()
+        build(root, RunConfig.from_options(parse_flags(flags)))
+        return [line.partition(" [")[0] for line in described(root) if "PublishFiles [" in line]
+
+    assert named("--input_subscription=projects/a-project/subscriptions/tickets") == [
+        "WriteDeadLetters/WriteFiles/PublishFiles",
+        "WriteResults/WriteFiles/PublishFiles",
+        "WriteRunSummary/WriteFiles/PublishFiles",
+    ]
+    assert named("--input_files=a.jsonl") == []

@@ -18,7 +18,8 @@ from transforms.backends.fake import FakeBackend
 from transforms.batch import BatchLimits, BatchRequests
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits
 from transforms.errors import BackendUnusable, Blocked, Forbidden
-from transforms.infer import Infer, InferenceHandler
+from transforms.handler import InferenceHandler
+from transforms.infer import Infer
 from transforms.records import Answer, Completion, DeadLetter, Record, Request, Usage
 
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"

@@ -1,8 +1,14 @@
-"""Files as a sink: ``<folder>/<run_id>-00000-of-00007.jsonl``, visible only when all are there."""
+"""Files as a sink, staged in a hidden folder and then renamed.
+
+Of an input that ends all are renamed at the end, to ``<folder>/<run_id>-00000-of-00007.jsonl``: visible
+only when every row is there. Of one that does not, each as soon as it is staged, to
+``<folder>/<run_id>-stream-<32 hex digits>.jsonl``: what a runner has taken for done is there, whatever
+becomes of it.
+"""
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
@@ -17,8 +23,8 @@ from transforms.sinks.staging import (
     make_folder,
 )
 
-_OURS = re.compile(r"[^/]+-\d{5,}-of-\d{5,}\.(jsonl|parquet)")
-"""The names that `finish_files` gives: ``replace`` deletes nothing else."""
+_OURS = re.compile(r"([^/]+)-(?:\d{5,}-of-\d{5,}|stream-[0-9a-f]{32})\.(?:jsonl|parquet)")
+"""The names that `finish_files` and `publish_file` give, and whose: ``replace`` deletes no others."""
 
 
 def temporary_folder(folder: str, run_id: str) -> str:
@@ -49,32 +55,90 @@ def finish_files(
         FileSystems.join(folder, f"{run_id}-{n:05d}-of-{len(files):05d}.{format}")
         for n in range(len(files))
     ]
-    pending = [
-        (file, path)
-        for file, path in zip(files, final, strict=True)
-        if _size(file.path) is not None
-    ]
+    _rename(list(zip(files, final, strict=True)))
+    if replace:
+        _delete(_ours(folder).keys() - set(final))
+    delete_folder(temporary_folder(folder, run_id))
+    return sum(file.rows for file in files)
+
+
+def publish_file(staged: StagedFile, folder: str, run_id: str) -> StagedFile:
+    """Gives one staged file of a stream its final name, by which it is returned; idempotent.
+
+    Raises:
+      RunError: The final file does not hold what was written.
+    """
+    name = staged.path.rpartition("/")[2]
+    path = FileSystems.join(folder, f"{run_id}-stream-{name}")
+    _rename([(staged, path)])
+    return dataclasses.replace(staged, path=path)
+
+
+def end_stream(published: Sequence[StagedFile], folder: str, run_id: str, replace: bool) -> int:
+    """Ends a stream of published files; returns the rows that they held when they got their names.
+
+    They may have been taken away since. Idempotent.
+
+    Args:
+      published: What `publish_file` has returned.
+      folder: Where they are.
+      run_id: Their prefix: no file of this run is deleted, listed above or not.
+      replace: Delete the files of other runs.
+    """
+    make_folder(folder)
+    if replace:
+        _delete(path for path, writer in _ours(folder).items() if writer != run_id)
+    delete_folder(temporary_folder(folder, run_id))
+    return sum(file.rows for file in published)
+
+
+def _rename(named: Sequence[tuple[StagedFile, str]]) -> None:
+    """Renames what an earlier attempt has not renamed, and looks at the sizes."""
+    pending = [(file, path) for file, path in named if _size(file.path) is not None]
     if pending:
         FileSystems.rename([file.path for file, _ in pending], [path for _, path in pending])
-    for file, path in zip(files, final, strict=True):
+    for file, path in named:
         size = _size(path)
         if size != file.size_bytes:
             raise RunError(
                 f"{path} holds {size or 0} bytes, but {file.size_bytes} were written: "
                 "something else writes into this folder"
             )
-    if replace:
-        found = {file.path for file in FileSystems.match([f"{folder}/*"])[0].metadata_list}
-        stale = [path for path in found - set(final) if _OURS.fullmatch(path.rpartition("/")[2])]
-        if stale:
-            FileSystems.delete(stale)
-    delete_folder(temporary_folder(folder, run_id))
-    return sum(file.rows for file in files)
+
+
+def _ours(folder: str) -> dict[str, str]:
+    """The final files in a folder, each with the run that wrote it."""
+    paths = [file.path for file in FileSystems.match([f"{folder}/*"])[0].metadata_list]
+    named = ((path, _OURS.fullmatch(path.rpartition("/")[2])) for path in paths)
+    return {path: match[1] for path, match in named if match}
+
+
+def _delete(paths: Iterable[str]) -> None:
+    if found := list(paths):
+        FileSystems.delete(found)
 
 
 def _size(path: str) -> int | None:
     found = FileSystems.match([path])[0].metadata_list
     return found[0].size_in_bytes if found else None
+
+
+class _PublishDoFn(beam.DoFn):
+    def __init__(self, sink: "WriteFiles") -> None:
+        self._folder, self._run_id = sink.folder, sink.run_id
+
+    def process(self, staged: StagedFile) -> Iterator[StagedFile]:
+        yield publish_file(staged, self._folder, self._run_id)
+
+
+class _EndStreamDoFn(beam.DoFn):
+    def __init__(self, sink: "WriteFiles") -> None:
+        self._kind, self._folder, self._run_id = sink.kind, sink.folder, sink.run_id
+        self._replace = sink.replace
+
+    def process(self, _: None, published: list[StagedFile]) -> Iterator[SinkReport]:
+        rows = end_stream(published, self._folder, self._run_id, self._replace)
+        yield SinkReport(self._kind, "files", self._folder, rows)
 
 
 class _FinishDoFn(beam.DoFn):
@@ -89,10 +153,14 @@ class _FinishDoFn(beam.DoFn):
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class WriteFiles(beam.PTransform):
-    """Writes encoded rows to files; bounded, one row each, exactly once.
+    """Writes encoded rows to files; bounded: exactly once, unbounded: at least once.
 
-    Files appear under their final names when every row has been staged; a failed run leaves a
-    hidden folder at most.
+    Of bounded rows, files appear under their final names when every row has been staged; a failed
+    run leaves a hidden folder at most.
+
+    Of unbounded rows, each bundle's files appear when the bundle ends, small and many as the bundles
+    are. They stay when the run fails or is killed, and a bundle that is repeated leaves its rows
+    twice.
 
     Args:
       folder: Local or ``gs://``.
@@ -100,10 +168,10 @@ class WriteFiles(beam.PTransform):
       columns: What the rows hold.
       kind: ``results``, ``dead_letters`` or ``runs``, for the report.
       format: ``jsonl`` or ``parquet``.
-      replace: Delete the files of other runs when the new ones are there.
+      replace: Delete the files of other runs when the new ones are there: when the input has ended.
 
     Returns:
-      A PCollection of one `SinkReport`.
+      A PCollection of one `SinkReport`, when the input has ended.
     """
 
     folder: str
@@ -122,8 +190,12 @@ class WriteFiles(beam.PTransform):
             format=self.format,
             columns=self.columns,
         )
+        last: beam.DoFn = _FinishDoFn(self)
+        if not rows.is_bounded:
+            staged |= "PublishFiles" >> beam.ParDo(_PublishDoFn(self)).with_output_types(StagedFile)
+            last = _EndStreamDoFn(self)
         return (
             rows.pipeline
             | "Once" >> beam.Create([None])
-            | "FinishFiles" >> beam.ParDo(_FinishDoFn(self), beam.pvalue.AsList(staged))
+            | "FinishFiles" >> beam.ParDo(last, beam.pvalue.AsList(staged))
         )

@@ -2,7 +2,7 @@
 
 A bundle that fails leaves a file that nobody lists; only the files of bundles that succeeded are
 passed on, with the rows and bytes they hold. `WriteFiles` renames them, `LoadRows` has BigQuery
-load them: either way nothing is visible before everything is there.
+load them: of an input that ends nothing is visible before everything is there.
 """
 
 import base64

@@ -1,6 +1,7 @@
-"""Files as a sink: all of a run's rows under their final names, or none."""
+"""Files as a sink: of an input that ends all rows or none, of a stream each bundle's as it ends."""
 
 import pathlib
+import re
 from typing import Any
 
 import apache_beam as beam
@@ -8,10 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
+from tests.transforms.streams import at, collect, collected_from, stream
 from transforms.errors import RunError
 from transforms.rows import Column
-from transforms.sinks.files import WriteFiles, finish_files, temporary_folder
-from transforms.sinks.staging import SinkReport, StagedFile
+from transforms.sinks.files import (
+    WriteFiles,
+    end_stream,
+    finish_files,
+    publish_file,
+    temporary_folder,
+)
+from transforms.sinks.staging import SinkReport, StagedFile, _StageDoFn
 
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 COLUMNS = (Column("n", "INT64"),)
@@ -215,3 +223,119 @@ def test_temporary_folder() -> None:
     """Hidden, beside the final files: a rename is enough."""
     assert temporary_folder("/a/b", "r") == "/a/b/.r.tmp"
     assert temporary_folder("gs://b/c", "r") == "gs://b/c/.r.tmp"
+
+
+# An input that never ends
+
+HEX = "0123456789abcdef0123456789abcdef"
+
+
+def _bundle(folder: pathlib.Path, *numbers: int) -> list[StagedFile]:
+    """What one bundle of these rows has staged."""
+    stage = _StageDoFn(temporary_folder(str(folder), "r"), "jsonl", COLUMNS)
+    stage.start_bundle()
+    for n in numbers:
+        stage.process(_row(n))
+    return [staged.value for staged in stage.finish_bundle()]
+
+
+def _lines(folder: pathlib.Path) -> list[bytes]:
+    """The rows of the files under final names, sorted."""
+    files = [path for path in folder.glob("*.jsonl") if not path.name.startswith(".")]
+    return sorted(line for path in files for line in path.read_bytes().splitlines())
+
+
+def test_publish_file(tmp_path: pathlib.Path) -> None:
+    """Visible at once, under a name of its own that an attempt behind it finds again."""
+    (staged,) = _bundle(tmp_path, 1, 2)
+    assert _lines(tmp_path) == []
+    unique = pathlib.Path(staged.path).stem
+    assert len(unique) == 32
+    for _ in range(2):
+        published = publish_file(staged, str(tmp_path), "r")
+        assert published == StagedFile(f"{tmp_path}/r-stream-{unique}.jsonl", 2, 16)
+        assert _lines(tmp_path) == [_row(1), _row(2)]
+
+
+def test_publish_a_file_that_is_lost(tmp_path: pathlib.Path) -> None:
+    """The bundle fails: what is not there shall not be taken for done."""
+    (staged,) = _bundle(tmp_path, 1)
+    pathlib.Path(staged.path).unlink()
+    with pytest.raises(RunError, match=r"jsonl holds 0 bytes, but 8 were written"):
+        publish_file(staged, str(tmp_path), "r")
+
+
+def test_a_bundle_that_is_repeated_is_there_twice(tmp_path: pathlib.Path) -> None:
+    """Never fewer times: no attempt takes the name of another."""
+    for _ in range(2):
+        for staged in _bundle(tmp_path, 1, 2):
+            publish_file(staged, str(tmp_path), "r")
+    assert _lines(tmp_path) == [_row(1), _row(1), _row(2), _row(2)]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_end_stream(tmp_path: pathlib.Path, replace: bool) -> None:
+    """Sums rows; this run's files stay, of an attempt that nobody lists too; other runs' may go."""
+    others = [
+        "old-00000-of-00001.jsonl",
+        f"old-stream-{HEX}.parquet",
+        f"r-2-stream-{HEX}.jsonl",
+        f"2-r-stream-{HEX}.jsonl",
+    ]
+    kept = [
+        f"r-stream-{HEX}.jsonl",
+        f"data-{HEX}.jsonl",
+        f"r-stream-{HEX[1:]}.jsonl",
+        f"r-stream-{HEX}.csv",
+    ]
+    for name in (*others, *kept):
+        (tmp_path / name).write_bytes(b"")
+    published = [
+        publish_file(staged, str(tmp_path), "r")
+        for numbers in ([1, 2], [3])
+        for staged in _bundle(tmp_path, *numbers)
+    ]
+    names = [pathlib.Path(file.path).name for file in published]
+    for _ in range(2):
+        assert end_stream(published, str(tmp_path), "r", replace) == 3
+        assert _names(tmp_path) == sorted([*kept, *names, *([] if replace else others)])
+
+
+def _streamed(root: beam.Pipeline, folder: pathlib.Path, check: Any, **given: Any) -> Any:
+    """Rows 1, 2 and 3, 7 in three bundles; collects how many rows each file had before each row."""
+
+    def look(n: int) -> bytes:
+        found = [len(pq.read_table(path)) for path in folder.glob("r-*.parquet")]
+        found += [len(path.read_bytes().splitlines()) for path in folder.glob("r-*.jsonl")]
+        collect(sorted(found))
+        return _row(n)
+
+    return (
+        root
+        | stream((1, [1]), (2, [2, 3]), (3, [7]))
+        | "At" >> beam.Map(at)
+        | "Look" >> beam.Map(look).with_output_types(bytes)
+        | "Check" >> beam.Map(check).with_output_types(bytes)
+        | WriteFiles(folder=str(folder), run_id="r", columns=COLUMNS, replace=True, **given)
+    )
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_a_stream_shows_each_bundle(tmp_path: pathlib.Path, format: str) -> None:
+    """A bundle's rows are there when the next comes; the report and ``replace`` come at the end."""
+    (tmp_path / "old-00000-of-00001.jsonl").write_bytes(b"")
+    assert collected_from(lambda root: _streamed(root, tmp_path, bytes, format=format)) == [
+        *([], [1], [1], [1, 2]),
+        SinkReport("results", "files", str(tmp_path), 4),
+    ]
+    names = _names(tmp_path)
+    assert len(names) == 3
+    assert all(re.fullmatch(rf"r-stream-[0-9a-f]{{32}}\.{format}", name) for name in names)
+
+
+def test_a_stream_that_fails_keeps_what_it_has_shown(tmp_path: pathlib.Path) -> None:
+    """Its own bundles and other runs' files, also with ``replace``."""
+    (tmp_path / "old-00000-of-00001.jsonl").write_bytes(b"{}")
+    with pytest.raises(Exception, match="a step upstream fails"):
+        collected_from(lambda root: _streamed(root, tmp_path, _fail_on_seven))
+    assert _lines(tmp_path) == [_row(1), _row(2), _row(3), b"{}"]
