@@ -20,8 +20,6 @@ from pipeline.main import main
 from tests.end_to_end.hostile import Outcome, outcome_of_row
 
 Row = dict[str, Any]
-WITHOUT_TORCH = str(Path(__file__).parents[1] / "without_torch")
-"""For ``PYTHONPATH`` of commands that compute nothing themselves: half of their time is torch."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

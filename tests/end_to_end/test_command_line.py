@@ -65,7 +65,6 @@ def bare_environment(folder: Path, **more: str) -> dict[str, str]:
         "NO_GCE_CHECK": "true",
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
-        "PYTHONPATH": runs.WITHOUT_TORCH,
         **more,
     }
 

@@ -18,7 +18,6 @@ from google.cloud.storage import Client
 
 from tests.emulators.dataflow_server import DataflowServer
 from tests.emulators.google_cloud import LoopbackCloud
-from tests.end_to_end.runs import WITHOUT_TORCH
 
 ROOT = Path(__file__).resolve().parents[2]
 Json = dict[str, Any]
@@ -155,7 +154,7 @@ def launch(
 ) -> Launched:
     """Runs the entry point as the launcher does, in a process of its own, to its end."""
     environment = cloud.subprocess_environment()
-    paths = [str(ROOT), WITHOUT_TORCH, environment["PYTHONPATH"]]
+    paths = [str(ROOT), environment["PYTHONPATH"]]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     done = subprocess.run(
         [sys.executable, "templates/main.py", f"--dataflow_endpoint={dataflow.url}", *argv],

@@ -23,7 +23,7 @@ from transforms.backends.vllm import VLLMBackend, VLLMClient, body_of
 from transforms.dispatch import loop
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure, Outcome
 from transforms.errors import BackendUnusable, InvalidRequest, Unavailable
-from transforms.infer import InferenceHandler
+from transforms.handler import InferenceHandler
 from transforms.records import Answer, Completion, Record, Request
 from transforms.vllm_server import lease
 
