@@ -37,7 +37,7 @@ from apache_beam.runners.direct.watermark_manager import WatermarkManager
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
-from pipeline.local_steps import LongLivedDoFns, NoReshuffle, tear_down
+from pipeline.local_steps import LongLivedDoFns, NoReshuffle, kept_elements, tear_down
 
 RUNNER = f"{__name__}.LocalStreamingRunner"
 
@@ -229,7 +229,7 @@ class _DrainableRead(transform_evaluator._PubSubReadEvaluator):
         lease = self.stream.leases.get(subscription)
         if lease is None:
             lease = self.stream.leases[subscription] = Lease(subscription)
-        messages = lease.take(_kept(self._evaluation_context))
+        messages = lease.take(kept_elements(self.stream.steps))
         if not messages:
             return []
         bundle = self._evaluation_context.create_bundle(next(iter(self._outputs)))
@@ -242,18 +242,6 @@ class _DrainableRead(transform_evaluator._PubSubReadEvaluator):
                 )
             )
         return [bundle]
-
-
-def _kept(context: Any) -> dict[int, object]:
-    """The first element of each bag in which a step keeps some."""
-    found = {}
-    for keyed in context._transform_keyed_states.values():
-        for state in keyed.values():
-            for values in state.state.values():
-                for name, value in values.items():
-                    if name.startswith("user/") and isinstance(value, list) and value:
-                        found[id(value[0])] = value[0]
-    return found
 
 
 class _WholeSideInputs(evaluation_context._SideInputsContainer):

@@ -11,7 +11,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsList
 from apache_beam.runners.direct import executor, transform_evaluator
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.userstate import (
+    BagStateSpec,
+    ReadModifyWriteStateSpec,
+    TimerSpec,
+    on_timer,
+)
 
 from pipeline import local_streaming
 from tests.emulators.pubsub import PubSubEmulator
@@ -245,6 +250,38 @@ def test_what_a_step_keeps_is_not_acknowledged(pubsub: PubSubEmulator) -> None:
     stream.result.cancel()
     bodies = {received.message.data for received in pubsub.unacknowledged(subscription)}
     assert bodies == {b"a", b"b", b"c"}
+
+
+class _CountAndBatch(_BatchUntilTimer):
+    COUNT = ReadModifyWriteStateSpec("count", beam.coders.VarIntCoder())
+
+    def process(
+        self,
+        element: tuple[int, bytes],
+        bag: Any = beam.DoFn.StateParam(_BatchUntilTimer.BAG),  # noqa: B008
+        timer: Any = beam.DoFn.TimerParam(_BatchUntilTimer.TIMER),  # noqa: B008
+        count: Any = beam.DoFn.StateParam(COUNT),  # noqa: B008
+    ) -> None:
+        super().process(element, bag, timer)
+        count.write((count.read() or 0) + 1)
+
+
+def test_what_no_step_keeps_any_more_is_acknowledged(pubsub: PubSubEmulator) -> None:
+    """While the stream goes on, and whatever else steps remember."""
+    topic = pubsub.new_topic()
+    subscription, mirror = pubsub.new_subscription(topic), pubsub.new_subscription(topic)
+    pubsub.publish(topic, [(b"a", {}), (b"b", {})])
+
+    def steps(messages: beam.PCollection[bytes]) -> None:
+        keyed = messages | beam.Map(lambda body: (0, body)).with_output_types(tuple[int, bytes])
+        _ = keyed | beam.ParDo(_CountAndBatch()) | "See" >> beam.Map(see)
+
+    stream = Stream(subscription, steps)
+    wait_until(lambda: sum(map(len, Seen.items)) == 2)
+    wait_until(lambda: pubsub.is_acknowledged(subscription, mirror))
+    local_streaming.drain()
+    stream.join()
+    assert stream.failure is None
 
 
 class _BatchUntilTheEnd(beam.DoFn):
