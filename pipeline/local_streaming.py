@@ -41,12 +41,13 @@ from pipeline.local_steps import LongLivedDoFns, NoReshuffle, kept_elements, tea
 
 RUNNER = f"{__name__}.LocalStreamingRunner"
 
-MIN_BUNDLE, FIRST_BUNDLE, MAX_BUNDLE = 100, 500, 2000
-"""Messages in a bundle. The runner's cost is per bundle and step: few messages make it slow. What a
-slow model has answered is written when its bundle ends: many keep results waiting."""
+MIN_BUNDLE, MAX_BUNDLE = 500, 2000
+"""Messages in a bundle. The runner's cost is per bundle and step, and a bundle ends with its slowest
+record: few messages make it slow. What a slow model has answered is written when its bundle ends:
+many keep results waiting."""
 
-BUNDLE_S = 2.0
-"""How long a bundle shall take."""
+BUNDLE_S = 10.0
+"""How long a bundle of more than the least may take."""
 
 _MAX_LEASED = 5 * MAX_BUNDLE
 """Messages at a time: those of a bundle, the next one's, and what waits in open batches."""
@@ -70,8 +71,8 @@ def drain() -> None:
 def next_bundle(limit: int, messages: int, seconds: float) -> int:
     """How many messages to take at most, by how the ones before went; no more than twice as many.
 
-    >>> next_bundle(500, messages=500, seconds=0.5), next_bundle(500, messages=500, seconds=40.0)
-    (1000, 250)
+    >>> next_bundle(500, messages=500, seconds=2.5), next_bundle(2000, messages=2000, seconds=40.0)
+    (1000, 1000)
     """
     if messages < limit:  # nothing more had come
         return limit
@@ -93,7 +94,7 @@ class Lease:
         self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._taken: list[Any] = []
         self._held: list[tuple[list[Any], Mapping[int, object]]] = []
-        self._taken_at, self._limit = 0.0, FIRST_BUNDLE
+        self._taken_at, self._limit = 0.0, MIN_BUNDLE
         self._client = _subscriber()
         self._stream = self._client.subscribe(
             subscription,
