@@ -228,7 +228,7 @@ def run_soak(rate: int, seconds: float, folder: pathlib.Path) -> list[str]:
         published_s = time.monotonic()
         tables = Tables(table)
         count = publisher.expected.total()
-        while tables.ended().total() < count:
+        while publisher.expected - tables.ended():
             if process.poll() is not None or time.monotonic() > published_s + PATIENCE_S:
                 raise SystemExit((folder / "output.txt").read_text()[-3000:])
             time.sleep(2)

@@ -7,6 +7,7 @@ on every other runner. And shuffles, which mean nothing where nothing is fused, 
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -15,7 +16,7 @@ from apache_beam.pipeline import PTransformOverride
 from apache_beam.runners.common import DoFnRunner, Receiver
 from apache_beam.runners.direct import transform_evaluator
 from apache_beam.runners.direct.direct_userstate import DirectUserStateContext
-from apache_beam.transforms.userstate import get_dofn_specs, is_stateful_dofn
+from apache_beam.transforms.userstate import BagStateSpec, get_dofn_specs, is_stateful_dofn
 from apache_beam.utils import counters
 
 
@@ -127,6 +128,21 @@ class LongLivedDoFns(transform_evaluator._ParDoEvaluator):
         )
         runner.setup()
         return _Step(runner, outputs, state, key_coder, timers)
+
+
+def kept_elements(steps: Mapping[Any, _Step]) -> dict[int, object]:
+    """The first element of each bag in which a step keeps some, by identity."""
+    found = {}
+    for step in steps.values():
+        if step.state is not None:
+            specs = step.state.all_state_specs
+            bags = [step.state.state_tags[spec] for spec in specs if isinstance(spec, BagStateSpec)]
+            for state in step.state.step_context.existing_keyed_state.values() if bags else ():
+                for window in list(state.state):
+                    for bag in bags:
+                        for element in state.state[window].get(bag.tag, ())[:1]:
+                            found[id(element)] = element
+    return found
 
 
 def tear_down(steps: dict[Any, _Step]) -> None:

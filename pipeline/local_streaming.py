@@ -37,23 +37,26 @@ from apache_beam.runners.direct.watermark_manager import WatermarkManager
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
-from pipeline.local_steps import LongLivedDoFns, NoReshuffle, tear_down
+from pipeline.local_steps import LongLivedDoFns, NoReshuffle, kept_elements, tear_down
 
 RUNNER = f"{__name__}.LocalStreamingRunner"
 
-MIN_BUNDLE, FIRST_BUNDLE, MAX_BUNDLE = 100, 500, 2000
-"""Messages in a bundle. The runner's cost is per bundle and step: few messages make it slow. What a
-slow model has answered is written when its bundle ends: many keep results waiting."""
+MIN_BUNDLE, MAX_BUNDLE = 500, 2000
+"""Messages in a bundle. The runner's cost is per bundle and step, and a bundle ends with its slowest
+record: few messages make it slow. What a slow model has answered is written when its bundle ends:
+many keep results waiting."""
 
-BUNDLE_S = 2.0
-"""How long a bundle shall take."""
+BUNDLE_S = 10.0
+"""How long a bundle of more than the least may take."""
 
-_MAX_LEASED = 5 * MAX_BUNDLE
+_MAX_LEASED = 4 * MAX_BUNDLE
 """Messages at a time: those of a bundle, the next one's, and what waits in open batches."""
 
 _MAX_LEASED_BYTES = 100 << 20
-LEASE_S = 10
-"""A lease is prolonged by so much at a time: what a process that died held comes again behind it."""
+LEASE_S = 30
+"""A lease is prolonged by so much at a time: what a process that died held comes again behind it.
+The client library prolongs it when nine tenths are over: of ten seconds a busy process misses some,
+and what it holds is delivered twice."""
 
 _IDLE_WAIT_S = 0.05
 _BACK_IN_S = 1
@@ -70,8 +73,8 @@ def drain() -> None:
 def next_bundle(limit: int, messages: int, seconds: float) -> int:
     """How many messages to take at most, by how the ones before went; no more than twice as many.
 
-    >>> next_bundle(500, messages=500, seconds=0.5), next_bundle(500, messages=500, seconds=40.0)
-    (1000, 250)
+    >>> next_bundle(500, messages=500, seconds=2.5), next_bundle(2000, messages=2000, seconds=40.0)
+    (1000, 1000)
     """
     if messages < limit:  # nothing more had come
         return limit
@@ -93,7 +96,7 @@ class Lease:
         self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._taken: list[Any] = []
         self._held: list[tuple[list[Any], Mapping[int, object]]] = []
-        self._taken_at, self._limit = 0.0, FIRST_BUNDLE
+        self._taken_at, self._limit = 0.0, MIN_BUNDLE
         self._client = _subscriber()
         self._stream = self._client.subscribe(
             subscription,
@@ -101,6 +104,7 @@ class Lease:
             flow_control=FlowControl(
                 max_messages=_MAX_LEASED,
                 max_bytes=_MAX_LEASED_BYTES,
+                min_duration_per_lease_extension=LEASE_S,
                 max_duration_per_lease_extension=LEASE_S,
             ),
         )
@@ -229,7 +233,7 @@ class _DrainableRead(transform_evaluator._PubSubReadEvaluator):
         lease = self.stream.leases.get(subscription)
         if lease is None:
             lease = self.stream.leases[subscription] = Lease(subscription)
-        messages = lease.take(_kept(self._evaluation_context))
+        messages = lease.take(kept_elements(self.stream.steps))
         if not messages:
             return []
         bundle = self._evaluation_context.create_bundle(next(iter(self._outputs)))
@@ -242,18 +246,6 @@ class _DrainableRead(transform_evaluator._PubSubReadEvaluator):
                 )
             )
         return [bundle]
-
-
-def _kept(context: Any) -> dict[int, object]:
-    """The first element of each bag in which a step keeps some."""
-    found = {}
-    for keyed in context._transform_keyed_states.values():
-        for state in keyed.values():
-            for values in state.state.values():
-                for name, value in values.items():
-                    if name.startswith("user/") and isinstance(value, list) and value:
-                        found[id(value[0])] = value[0]
-    return found
 
 
 class _WholeSideInputs(evaluation_context._SideInputsContainer):

@@ -159,3 +159,16 @@ class PubSubEmulator:
                 if received := self.pull(subscription):
                     return received
         return []
+
+    def is_acknowledged(self, subscription: str, mirror: str) -> bool:
+        """Whether all of it is, at this moment; leases stay as they are.
+
+        Args:
+            subscription: its full name; somebody reads it.
+            mirror: another subscription of the same topic, which nobody reads.
+        """
+        snapshot = f"projects/{self.project}/snapshots/test-{uuid.uuid4().hex[:12]}"
+        with self.clients_redirected(), pubsub_v1.SubscriberClient() as client:
+            client.create_snapshot(name=snapshot, subscription=subscription)
+            client.seek(request={"subscription": mirror, "snapshot": snapshot})
+        return self.pull(mirror) == []

@@ -11,7 +11,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsList
 from apache_beam.runners.direct import executor, transform_evaluator
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.userstate import (
+    BagStateSpec,
+    ReadModifyWriteStateSpec,
+    TimerSpec,
+    on_timer,
+)
 
 from pipeline import local_streaming
 from tests.emulators.pubsub import PubSubEmulator
@@ -123,21 +128,19 @@ def test_a_failing_step_gives_its_messages_back(pubsub: PubSubEmulator) -> None:
     stream = Stream(subscription, lambda messages: messages | beam.Map(fail))
     stream.join()
     assert isinstance(stream.failure, ValueError)
-    back: set[bytes] = set()
-    while back != set(bodies):
-        pulled = pubsub.pull(subscription, timeout_s=DEADLINE_S)
-        assert pulled, f"{len(back)} of {len(bodies)} messages came back"
-        back.update(received.message.data for received in pulled)
+    back = pubsub.unacknowledged(subscription)
+    assert sorted(received.message.data for received in back) == sorted(bodies)
 
 
-def test_what_a_lease_gives_back_comes_again(pubsub: PubSubEmulator) -> None:
-    """To the next one; what was processed does not."""
+@pytest.mark.parametrize("processed", [False, True])
+def test_what_a_lease_gives_back_comes_again(pubsub: PubSubEmulator, processed: bool) -> None:
+    """And what was processed does not."""
     subscription = subscribed(pubsub, b"0")
-    for processed in (False, True):
-        lease = local_streaming.Lease(subscription)
-        wait_until(lambda lease=lease: bool(lease.take()))
-        lease.close(processed=processed)
-    assert pubsub.unacknowledged(subscription) == []
+    lease = local_streaming.Lease(subscription)
+    wait_until(lambda: bool(lease.take()))
+    lease.close(processed=processed)
+    back = pubsub.unacknowledged(subscription)
+    assert [received.message.data for received in back] == ([] if processed else [b"0"])
 
 
 def test_nothing_is_taken_or_acknowledged_behind_a_failure() -> None:
@@ -172,7 +175,7 @@ def test_a_cancelled_stream_gives_back_what_it_has_not_processed(pubsub: PubSubE
     wait_until(lambda: stream.result._stream.failed)
     go_on.set()
     canceller.join(DEADLINE_S)
-    back = pubsub.pull(subscription, timeout_s=DEADLINE_S)
+    back = pubsub.unacknowledged(subscription)
     assert [received.message.data for received in back] == [b"only"]
 
 
@@ -245,6 +248,38 @@ def test_what_a_step_keeps_is_not_acknowledged(pubsub: PubSubEmulator) -> None:
     stream.result.cancel()
     bodies = {received.message.data for received in pubsub.unacknowledged(subscription)}
     assert bodies == {b"a", b"b", b"c"}
+
+
+class _CountAndBatch(_BatchUntilTimer):
+    COUNT = ReadModifyWriteStateSpec("count", beam.coders.VarIntCoder())
+
+    def process(
+        self,
+        element: tuple[int, bytes],
+        bag: Any = beam.DoFn.StateParam(_BatchUntilTimer.BAG),  # noqa: B008
+        timer: Any = beam.DoFn.TimerParam(_BatchUntilTimer.TIMER),  # noqa: B008
+        count: Any = beam.DoFn.StateParam(COUNT),  # noqa: B008
+    ) -> None:
+        super().process(element, bag, timer)
+        count.write((count.read() or 0) + 1)
+
+
+def test_what_no_step_keeps_any_more_is_acknowledged(pubsub: PubSubEmulator) -> None:
+    """While the stream goes on, and whatever else steps remember."""
+    topic = pubsub.new_topic()
+    subscription, mirror = pubsub.new_subscription(topic), pubsub.new_subscription(topic)
+    pubsub.publish(topic, [(b"a", {}), (b"b", {})])
+
+    def steps(messages: beam.PCollection[bytes]) -> None:
+        keyed = messages | beam.Map(lambda body: (0, body)).with_output_types(tuple[int, bytes])
+        _ = keyed | beam.ParDo(_CountAndBatch()) | "See" >> beam.Map(see)
+
+    stream = Stream(subscription, steps)
+    wait_until(lambda: sum(map(len, Seen.items)) == 2)
+    wait_until(lambda: pubsub.is_acknowledged(subscription, mirror))
+    local_streaming.drain()
+    stream.join()
+    assert stream.failure is None
 
 
 class _BatchUntilTheEnd(beam.DoFn):
