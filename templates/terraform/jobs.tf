@@ -27,6 +27,13 @@ locals {
     additionalExperiments = length(var.additional_experiments) == 0 ? null : var.additional_experiments
     additionalUserLabels  = local.labels
   } : name => value if value != null }
+
+  batch_request = {
+    jobName              = "${var.name}-batch"
+    containerSpecGcsPath = "${local.spec_folder}/batch${var.template}.json"
+    parameters           = merge({ for name in local.temporary : "temp_dataset" => name }, local.batch_parameters)
+    environment          = local.environment
+  }
 }
 
 # The job has the same name each time: while one runs, Dataflow refuses the next.
@@ -47,14 +54,7 @@ resource "google_cloud_scheduler_job" "batch" {
     http_method = "POST"
     uri         = "https://dataflow.googleapis.com/v1b3/projects/${var.project}/locations/${var.region}/flexTemplates:launch"
     headers     = { "Content-Type" = "application/json" }
-    body = base64encode(jsonencode({
-      launchParameter = {
-        jobName              = "${var.name}-batch"
-        containerSpecGcsPath = "${local.spec_folder}/batch${var.template}.json"
-        parameters           = merge({ for name in local.temporary : "temp_dataset" => name }, local.batch_parameters)
-        environment          = local.environment
-      }
-    }))
+    body        = base64encode(jsonencode({ launchParameter = local.batch_request }))
 
     oauth_token {
       service_account_email = google_service_account.scheduler[0].email
