@@ -46,7 +46,7 @@ revision=$(git rev-parse HEAD)
 tag=${tag:-${revision:0:7}}
 old=gs://$bucket/templates/batch-gpu.json
 if [ "$gpu" = false ] && gcloud storage ls "$old" --project="$project" >/dev/null 2>&1; then
-  fail "$old is there and would stay as it is, of another version: add --gpu, or remove batch-gpu.json and streaming-gpu.json"
+  fail "$old is there and would stay at another version: add --gpu, or remove the specs for GPUs"
 fi
 if ! gcloud artifacts repositories describe "$repository" --project="$project" \
   --location="$region" >/dev/null 2>&1; then

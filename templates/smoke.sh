@@ -20,7 +20,7 @@ source "$(dirname "$0")/lib.sh"
 here=$(dirname "$0")
 
 project='' bucket='' region=us-central1 model=gemini-2.5-flash-lite only='' keep=false dry_run=false
-network=()
+account='' network=()
 for flag in "$@"; do
   case $flag in
     --help | -h) usage; exit 0 ;;
@@ -30,7 +30,8 @@ for flag in "$@"; do
     --region=*) region=${flag#*=} ;;
     --model=*) model=${flag#*=} ;;
     --only=batch | --only=streaming) only=${flag#*=} ;;
-    --service_account=* | --network=* | --subnetwork=* | --public_ips) network+=("$flag") ;;
+    --service_account=*) account=${flag#*=} && network+=("$flag") ;;
+    --network=* | --subnetwork=* | --public_ips) network+=("$flag") ;;
     -*) fail "unknown flag $flag; --help lists them" ;;
     *) project=$flag ;;
   esac
@@ -144,6 +145,10 @@ done >"$records"
 prompt='Answer with the one word yes. {{ text }}'
 
 run bq --project_id="$project" --location="$region" mk -d "$dataset"
+if [ -n "$account" ]; then
+  run bq --project_id="$project" query --use_legacy_sql=false \
+    "GRANT \`roles/bigquery.dataEditor\` ON SCHEMA \`$project\`.$dataset TO 'serviceAccount:$account'"
+fi
 run gcloud storage cp "$records" "$folder/in.jsonl"
 
 if [ "$only" != streaming ]; then
@@ -160,6 +165,10 @@ if [ "$only" != batch ]; then
   run gcloud pubsub topics create "$topic" --project="$project"
   run gcloud pubsub subscriptions create "$subscription" --project="$project" --topic="$topic" \
     --ack-deadline=600
+  for role in ${account:+roles/pubsub.subscriber roles/pubsub.viewer}; do
+    run gcloud pubsub subscriptions add-iam-policy-binding "$subscription" --project="$project" \
+      --role="$role" --member="serviceAccount:$account"
+  done
   "$here/run_streaming.sh" "${common[@]}" --job="$id-streaming" \
     "input_subscription=projects/$project/subscriptions/$subscription" \
     "prompt=$prompt" "model=$model" "output_table=$project:$dataset.streaming"

@@ -56,8 +56,8 @@ resource "google_storage_bucket" "work" {
   public_access_prevention    = "enforced"
   force_destroy               = !var.deletion_protection
 
-  # What a crashed job left behind. A batch job ends within ten days; of a streaming job nothing in
-  # tmp/ is that old. No rule for staging/: a running job needs what it staged, however old that is.
+  # What a crashed job left behind, when no batch run can still want it: a stream keeps nothing here.
+  # No rule for staging/: a running job needs what it staged, however old that is.
   lifecycle_rule {
     condition {
       age            = 30
@@ -104,7 +104,7 @@ resource "google_bigquery_dataset" "temporary" {
   dataset_id                  = "${local.dataset}_temporary"
   location                    = var.region
   labels                      = local.labels
-  default_table_expiration_ms = 10 * 24 * 3600 * 1000 # as long as a batch job may run
+  default_table_expiration_ms = 30 * 24 * 3600 * 1000 # as tmp/ in the bucket
   delete_contents_on_destroy  = true
 
   dynamic "default_encryption_configuration" {

@@ -114,13 +114,15 @@ def test_a_summary_that_says_otherwise(tmp_path: Path, summary: str) -> None:
 
 
 def test_the_workers_identity(tmp_path: Path) -> None:
-    """Both jobs are launched as it."""
+    """Both jobs are launched as it, and it may use what was made for them."""
     account = "worker@my-project.iam.gserviceaccount.com"
     code, printed, commands = smoke(tmp_path, f"--service_account={account}")
     assert code == 0, printed
     launches = [command for command in commands if "flex-template run" in command]
     assert len(launches) == 2
     assert all(f"--service-account-email={account}" in command for command in launches)
+    assert sum(f"TO 'serviceAccount:{account}'" in command for command in commands) == 1
+    assert sum("subscriptions add-iam-policy-binding" in command for command in commands) == 2
 
 
 def test_the_prices_are_beams() -> None:
