@@ -146,7 +146,7 @@ prompt='Answer with the one word yes. {{ text }}'
 
 run bq --project_id="$project" --location="$region" mk -d "$dataset"
 if [ -n "$account" ]; then
-  run bq --project_id="$project" query --use_legacy_sql=false \
+  run bq --project_id="$project" --location="$region" query --use_legacy_sql=false \
     "GRANT \`roles/bigquery.dataEditor\` ON SCHEMA \`$project\`.$dataset TO 'serviceAccount:$account'"
 fi
 run gcloud storage cp "$records" "$folder/in.jsonl"
