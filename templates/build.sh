@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
-# Builds the images and the specs with Cloud Build: tests, images, specs, a validated launch.
+# Builds the images and the specs with Cloud Build: tests, images, specs, validated launches. The
+# specs that jobs are launched from are replaced when all of that has succeeded.
 #
 #   templates/build.sh --project=P --region=R --bucket=B [FLAG…]
 #
 #   --project=P        the project that builds, and keeps the images
 #   --region=R         where the Artifact Registry repository is
-#   --bucket=B         the specs go to gs://B/templates/
+#   --bucket=B         the source goes to gs://B/source/, the specs to gs://B/templates/TAG/ and, in
+#                      the end, to gs://B/templates/
+#   --service_account=E  the build's identity; without it the project's default one
+#   --worker=E         the workers' identity, which the validated launches name; without it the
+#                      project's default one
 #   --repository=NAME  of Artifact Registry; made when it does not exist (inference)
-#   --tag=TAG          of the images (the commit)
+#   --tag=TAG          of the images and the specs (the commit)
 #   --gpu              also the image with vLLM for GPUs: several GB, half an hour
 #   --skip_tests       builds without running the tests first
 #   --dry_run          prints the commands only
@@ -15,7 +20,8 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "$0")/lib.sh"
 
-project='' region='' bucket='' repository=inference tag='' gpu=false tests=true dry_run=false
+project='' region='' bucket='' account='' worker='' repository=inference tag='' gpu=false tests=true
+dry_run=false
 for flag in "$@"; do
   case $flag in
     --help | -h) usage; exit 0 ;;
@@ -25,6 +31,8 @@ for flag in "$@"; do
     --project=*) project=${flag#*=} ;;
     --region=*) region=${flag#*=} ;;
     --bucket=*) bucket=${flag#*=} && bucket=${bucket#gs://} ;;
+    --service_account=*) account=${flag#*=} ;;
+    --worker=*) worker=${flag#*=} ;;
     --repository=*) repository=${flag#*=} ;;
     --tag=*) tag=${flag#*=} ;;
     *) fail "unknown flag $flag; --help lists them" ;;
@@ -34,12 +42,22 @@ need project "$project"
 need region "$region"
 need bucket "$bucket"
 cd "$(dirname "$0")/.."
-tag=${tag:-$(git rev-parse --short HEAD)}
+revision=$(git rev-parse HEAD)
+tag=${tag:-${revision:0:7}}
+old=gs://$bucket/templates/batch-gpu.json
+if [ "$gpu" = false ] && gcloud storage ls "$old" --project="$project" >/dev/null 2>&1; then
+  fail "$old is there and would stay at another version: add --gpu, or remove the specs for GPUs"
+fi
 if ! gcloud artifacts repositories describe "$repository" --project="$project" \
   --location="$region" >/dev/null 2>&1; then
   run gcloud artifacts repositories create "$repository" --project="$project" \
     --location="$region" --repository-format=docker
 fi
 image=$region-docker.pkg.dev/$project/$repository/batch-inference
-run gcloud builds submit . --project="$project" --config=templates/cloudbuild.yaml \
-  --substitutions="_IMAGE=$image,_TAG=$tag,_BUCKET=$bucket,_REGION=$region,_GPU=$gpu,_TESTS=$tests"
+arguments=("--project=$project" --config=templates/cloudbuild.yaml
+  "--gcs-source-staging-dir=gs://$bucket/source"
+  "--substitutions=_IMAGE=$image,_TAG=$tag,_REVISION=$revision,_BUCKET=$bucket,_REGION=$region,_WORKER=$worker,_GPU=$gpu,_TESTS=$tests")
+if [ -n "$account" ]; then
+  arguments+=("--service-account=projects/$project/serviceAccounts/$account")
+fi
+run gcloud builds submit . "${arguments[@]}"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The first run in a real project: 100 records as a batch job, 100 messages as a stream. Checks that
-# every record ended exactly once, prints what it cost, and deletes what it made.
+# every record ended exactly once, and that the pipeline's own summary says so; estimates what it
+# cost, and deletes what it made.
 #
 #   templates/smoke.sh PROJECT --bucket=B [FLAG…]
 #
@@ -19,7 +20,7 @@ source "$(dirname "$0")/lib.sh"
 here=$(dirname "$0")
 
 project='' bucket='' region=us-central1 model=gemini-2.5-flash-lite only='' keep=false dry_run=false
-network=()
+account='' network=()
 for flag in "$@"; do
   case $flag in
     --help | -h) usage; exit 0 ;;
@@ -29,7 +30,8 @@ for flag in "$@"; do
     --region=*) region=${flag#*=} ;;
     --model=*) model=${flag#*=} ;;
     --only=batch | --only=streaming) only=${flag#*=} ;;
-    --service_account=* | --network=* | --subnetwork=* | --public_ips) network+=("$flag") ;;
+    --service_account=*) account=${flag#*=} && network+=("$flag") ;;
+    --network=* | --subnetwork=* | --public_ips) network+=("$flag") ;;
     -*) fail "unknown flag $flag; --help lists them" ;;
     *) project=$flag ;;
   esac
@@ -40,7 +42,8 @@ need bucket "$bucket"
 id=smoke$(date -u +%Y%m%d%H%M%S)
 dataset=$id topic=$id subscription=$id folder=gs://$bucket/smoke/$id
 if [ "$dry_run" = true ]; then network+=(--dry_run); fi
-common=(--project="$project" --region="$region" --bucket="$bucket" --max_workers=2 "${network[@]}")
+common=(--project="$project" --region="$region" --bucket="$bucket" --max_workers=2)
+common+=(${network[@]+"${network[@]}"}) # bash 3.2 takes an empty array for an unset variable
 
 # Also when a step fails; a job that still runs is cancelled.
 clean_up() {
@@ -72,7 +75,7 @@ wait_for() {
   shift
   while [ $SECONDS -lt $deadline ]; do
     state=$(gcloud dataflow jobs list --project="$project" --region="$region" \
-      --filter="name=$name" --sort-by=~createTime --limit=1 --format='value(state)')
+      --filter="name=$name" --sort-by=~creationTime --limit=1 --format='value(state)')
     case " $* " in *" $state "*) return 0 ;; esac
     case $state in
       Failed | Cancelled)
@@ -86,26 +89,54 @@ wait_for() {
   exit 1
 }
 
-# reconcile TABLE: 100 records, each once, as a result or a dead letter.
+# reconcile TABLE SUMMARY: 100 records, each once, as a result or a dead letter; and SUMMARY, a query
+# of its _runs, says the same.
 reconcile() {
-  local results letters ids cost
+  local results letters ids cost summary
   results=$(ask "SELECT COUNT(*) FROM \`$project.$dataset.$1\`")
   # The table is made with the first dead letter.
   letters=$(ask "SELECT COUNT(*) FROM \`$project.$dataset.$1_dead_letters\`" 2>&1) || letters=0
   ids=$(ask "SELECT COUNT(DISTINCT record_id) FROM \`$project.$dataset.$1\`")
   cost=$(ask "SELECT SUM(cost_usd) FROM \`$project.$dataset.$1\`")
+  summary=$(ask "SELECT FORMAT('%d %t', SUM(records), LOGICAL_AND(reconciled)) FROM ($2)")
   echo "$1: $results results, $letters dead letters, model cost (list price) USD ${cost:-unknown}"
   if [ $((results + letters)) -ne 100 ] || [ "$ids" -ne "$results" ]; then
     echo "FAILED: $1 does not reconcile: 100 records, $results results of $ids ids" >&2
     exit 1
   fi
+  if [ "$summary" != '100 true' ]; then
+    echo "FAILED: $1_runs says '$summary' (records, reconciled), not '100 true'" >&2
+    exit 1
+  fi
   [ "$letters" -eq 0 ] || echo "look at $project:$dataset.$1_dead_letters: some failed" >&2
 }
 
-# What Dataflow charges for, as its own metrics count it.
+# USD for a vCPU hour, a GB hour of memory, a GB hour of disk, a GB through the shuffle or the
+# Streaming Engine. List prices of us-central1, as Apache Beam 2.77 has them for its own tests
+# (testing/load_tests/dataflow_cost_consts.py), read in November 2026; others are at
+# https://cloud.google.com/dataflow/pricing.
+batch_prices='0.056 0.003557 0.000054 0.011'
+streaming_prices='0.069 0.0035557 0.000054 0.018'
+
+# resources NAME PRICES: what Dataflow charges for, as its own metrics count it, and an estimate of
+# the money: not in it are the launcher's machine and other services.
 resources() {
-  gcloud dataflow metrics list "$1" --project="$project" --region="$region" --source=service \
-    --format='table(name.name, scalar)' | grep -E 'TotalVcpuTime|TotalMemoryUsage|Pd' || true
+  local id
+  id=$(gcloud dataflow jobs list --project="$project" --region="$region" --filter="name=$1" \
+    --sort-by=~creationTime --limit=1 --format='value(id)')
+  gcloud dataflow metrics list "$id" --project="$project" --region="$region" --source=service \
+    --format='csv[no-heading](name.name, scalar)' | awk -F, -v prices="$2" '
+      BEGIN { split(prices, usd, " ") }
+      $1 == "TotalVcpuTime" { vcpu += $2 / 3600 }
+      $1 == "TotalMemoryUsage" { memory += $2 / 1024 / 3600 }
+      $1 == "TotalPdUsage" { disk += $2 / 3600 }
+      $1 == "BillableShuffleDataProcessed" || $1 == "TotalStreamingDataProcessed" { data += $2 }
+      END {
+        printf "Dataflow: %.3f vCPU hours, %.3f GB hours of memory, %.1f of disk, %.3f GB of data: ",
+          vcpu, memory, disk, data
+        printf "about USD %.4f (estimate, list prices of us-central1)\n",
+          vcpu * usd[1] + memory * usd[2] + disk * usd[3] + data * usd[4]
+      }'
 }
 
 for number in $(seq 100); do
@@ -114,6 +145,10 @@ done >"$records"
 prompt='Answer with the one word yes. {{ text }}'
 
 run bq --project_id="$project" --location="$region" mk -d "$dataset"
+if [ -n "$account" ]; then
+  run bq --project_id="$project" --location="$region" query --use_legacy_sql=false \
+    "GRANT \`roles/bigquery.dataEditor\` ON SCHEMA \`$project\`.$dataset TO 'serviceAccount:$account'"
+fi
 run gcloud storage cp "$records" "$folder/in.jsonl"
 
 if [ "$only" != streaming ]; then
@@ -121,9 +156,8 @@ if [ "$only" != streaming ]; then
     "prompt=$prompt" "model=$model" "output_table=$project:$dataset.batch"
   if [ "$dry_run" = false ]; then
     wait_for "$id-batch" Done
-    reconcile batch
-    resources "$(gcloud dataflow jobs list --project="$project" --region="$region" \
-      --filter="name=$id-batch" --limit=1 --format='value(id)')"
+    reconcile batch "SELECT records, reconciled FROM \`$project.$dataset.batch_runs\`"
+    resources "$id-batch" "$batch_prices"
   fi
 fi
 
@@ -131,6 +165,10 @@ if [ "$only" != batch ]; then
   run gcloud pubsub topics create "$topic" --project="$project"
   run gcloud pubsub subscriptions create "$subscription" --project="$project" --topic="$topic" \
     --ack-deadline=600
+  for role in ${account:+roles/pubsub.subscriber roles/pubsub.viewer}; do
+    run gcloud pubsub subscriptions add-iam-policy-binding "$subscription" --project="$project" \
+      --role="$role" --member="serviceAccount:$account"
+  done
   "$here/run_streaming.sh" "${common[@]}" --job="$id-streaming" \
     "input_subscription=projects/$project/subscriptions/$subscription" \
     "prompt=$prompt" "model=$model" "output_table=$project:$dataset.streaming"
@@ -146,7 +184,10 @@ if [ "$only" != batch ]; then
     done
     "$here/drain.sh" --project="$project" --region="$region" --job="$id-streaming"
     wait_for "$id-streaming" Drained
-    reconcile streaming
+    # A row for each minute, written again while something changes; the highest revision holds.
+    reconcile streaming "SELECT records, reconciled FROM \`$project.$dataset.streaming_runs\` WHERE TRUE
+      QUALIFY ROW_NUMBER() OVER (PARTITION BY read_minute ORDER BY revision DESC, finished_at DESC) = 1"
+    resources "$id-streaming" "$streaming_prices"
   fi
 fi
 [ "$dry_run" = true ] || echo "done: every record ended exactly once" >&2

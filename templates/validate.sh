@@ -4,13 +4,14 @@
 #
 #   templates/validate.sh --project=P --region=R --template=gs://B/templates/batch.json NAME=VALUE…
 #
-#   --bucket=B    for temporary files (the template's)
-#   --dry_run     prints the request only
+#   --bucket=B           for temporary files (the template's)
+#   --service_account=E  the workers' identity; without it the project's default one
+#   --dry_run            prints the request only
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "$0")/lib.sh"
 
-project='' region='' template='' bucket='' dry_run=false parameters=()
+project='' region='' template='' bucket='' account='' dry_run=false parameters=()
 for flag in "$@"; do
   case $flag in
     --help | -h) usage; exit 0 ;;
@@ -19,6 +20,7 @@ for flag in "$@"; do
     --region=*) region=${flag#*=} ;;
     --template=*) template=${flag#*=} ;;
     --bucket=*) bucket=${flag#*=} && bucket=${bucket#gs://} ;;
+    --service_account=*) account=${flag#*=} ;;
     --*) fail "unknown flag $flag; --help lists them" ;;
     *=*) parameters+=("$flag") ;;
     *) fail "'$flag' is neither a flag nor a parameter: write NAME=VALUE" ;;
@@ -27,17 +29,21 @@ done
 need project "$project"
 need region "$region"
 need template "$template"
+[ ${#parameters[@]} -gt 0 ] || fail "no parameters are given: write NAME=VALUE for each"
 bucket=${bucket:-$(cut -d/ -f3 <<<"$template")}
-request=$(python3 - "$template" "$bucket" "${parameters[@]}" <<'PYTHON'
+request=$(python3 - "$template" "$bucket" "$account" "${parameters[@]}" <<'PYTHON'
 import json
 import sys
 
-template, bucket, *words = sys.argv[1:]
+template, bucket, account, *words = sys.argv[1:]
+environment = {"tempLocation": f"gs://{bucket}/tmp"}
+if account:
+    environment["serviceAccountEmail"] = account
 launch = {
     "jobName": "validate-only",
     "containerSpecGcsPath": template,
     "parameters": dict(word.split("=", 1) for word in words),
-    "environment": {"tempLocation": f"gs://{bucket}/tmp"},
+    "environment": environment,
 }
 print(json.dumps({"launchParameter": launch, "validateOnly": True}))
 PYTHON

@@ -47,6 +47,8 @@ _SIMULATORS = {field.name for field in dataclasses.fields(Settings)} | {
 _SCRIPTS = "".join(path.read_text("utf-8") for path in (ROOT / "templates").glob("*.sh"))
 _NOT_OURS = {"--name", "--check", "--lines", *_FLAG.findall(_SCRIPTS)}
 _NOT_OURS |= {f"--{name}" for name in _SIMULATORS} | {"--location", "--member", "--role"}
+_NOT_OURS |= {"--default_kms_key", "--default_table_expiration", "--encryption_service_account"}
+_NOT_OURS |= {"--keyring", "--purpose", "--recursive", "--router", "--service"}
 """A placeholder, and flags of ``docs/generate.py``, simulated model servers, scripts, Google."""
 
 

@@ -2,8 +2,8 @@
 
 locals {
   jobs = "resource.type = \"dataflow_job\" AND resource.labels.job_name = monitoring.regex.full_match(\"${var.name}-(batch|streaming)\")"
-  # A user counter of these jobs, as PromQL; %s is its name.
-  counter = "increase({\"__name__\"=\"dataflow.googleapis.com/job/user_counter\",\"metric_name\"=\"%s\",\"job_name\"=~\"${var.name}-(batch|streaming)\"}[10m])"
+  # A user counter as PromQL, of all that was counted so far; %s are its name and the job's.
+  counter = "{\"__name__\"=\"dataflow.googleapis.com/job/user_counter\",\"metric_name\"=~\"%s\",\"job_name\"=~\"%s\"}"
 
   thresholds = merge(
     {
@@ -16,7 +16,7 @@ locals {
       }
     },
     local.batches == 0 ? {} : {
-      overdue = {
+      slow = {
         title  = "a batch job takes longer than it may"
         filter = "metric.type = \"dataflow.googleapis.com/job/elapsed_time\" AND resource.type = \"dataflow_job\" AND resource.labels.job_name = \"${var.name}-batch\""
         above  = var.batch.max_run_s
@@ -82,67 +82,105 @@ resource "google_monitoring_alert_policy" "threshold" {
   depends_on = [google_project_service.needed]
 }
 
-# Records that waited because the model asked for it: more than half of the time, of ten callers.
-resource "google_monitoring_alert_policy" "throttled" {
+locals {
+  queries = merge(
+    {
+      throttled = {
+        title = "throttled by the model"
+        # More than half of the time, of ten callers.
+        query = "sum(delta(${format(local.counter, "throttled_ms", "${var.name}-(batch|streaming)")}[10m])) > ${10 * 600 * 1000 / 2}"
+        for_s = 600
+        text  = "Ask for more quota, or give the quota as max_requests_per_minute so that calls are not refused."
+      }
+    },
+    local.batches == 0 ? {} : {
+      batch_dead_letters = {
+        title = "many dead letters in a batch run"
+        query = "sum(${format(local.counter, "dead_letters_.+", "${var.name}-batch")}) / sum(${format(local.counter, "records", "${var.name}-batch")}) > ${var.max_dead_letter_share}"
+        for_s = 60
+        text  = "Group the dead-letter table by error_type."
+      }
+    },
+  )
+
+  # What only a log says: a metric made of it could not be named in an alert until minutes later.
+  entries = merge(
+    {
+      unreconciled = {
+        title  = "a run does not reconcile"
+        filter = "resource.type=\"dataflow_step\" AND resource.labels.job_name=~\"^${var.name}-(batch|streaming)$\" AND severity>=ERROR AND \"does not reconcile\""
+        text   = "Its sinks do not hold exactly one row per record. docs/running.md says what to look for, under Reconciliation."
+      }
+      refused = {
+        title  = "a launch was refused"
+        filter = "resource.type=\"dataflow_step\" AND resource.labels.job_name=~\"^${var.name}-(batch|streaming)$\" AND severity>=ERROR AND \"Template launch failed\""
+        text   = "The last line of the launcher's console log says why: see docs/deploy.md, under Troubleshooting."
+      }
+    },
+    local.batches == 0 ? {} : {
+      not_launched = {
+        title  = "Cloud Scheduler could not launch the batch job"
+        filter = "resource.type=\"cloud_scheduler_job\" AND resource.labels.job_id=\"${var.name}-batch\" AND severity>=ERROR"
+        text   = "There is no run. ALREADY_EXISTS: the last one still runs. PERMISSION_DENIED: see docs/deploy.md, under Identities."
+      }
+    },
+  )
+}
+
+resource "google_monitoring_alert_policy" "query" {
+  for_each = local.queries
+
   project               = var.project
-  display_name          = "${var.name}: throttled by the model"
+  display_name          = "${var.name}: ${each.value.title}"
   combiner              = "OR"
   notification_channels = var.notification_channels
   user_labels           = local.labels
 
   conditions {
-    display_name = "throttled"
+    display_name = each.value.title
 
     condition_prometheus_query_language {
-      query               = "sum(${format(local.counter, "throttled_ms")}) > ${10 * 600 * 1000 / 2}"
-      duration            = "600s"
+      query               = each.value.query
+      duration            = "${each.value.for_s}s"
       evaluation_interval = "60s"
     }
   }
 
   documentation {
-    content = "Ask for more quota, or give the quota as max_requests_per_minute so that calls are not refused."
+    content = each.value.text
   }
 
   depends_on = [google_project_service.needed]
 }
 
-resource "google_logging_metric" "unreconciled" {
-  project     = var.project
-  name        = "${var.name}-unreconciled"
-  description = "Runs whose sinks do not hold exactly one row per record."
-  filter      = "resource.type=\"dataflow_step\" AND resource.labels.job_name=~\"^${var.name}-(batch|streaming)$\" AND severity>=ERROR AND \"does not reconcile\""
+resource "google_monitoring_alert_policy" "entry" {
+  for_each = local.entries
 
-  metric_descriptor {
-    metric_kind = "DELTA"
-    value_type  = "INT64"
-  }
-}
-
-resource "google_monitoring_alert_policy" "unreconciled" {
   project               = var.project
-  display_name          = "${var.name}: a run does not reconcile"
+  display_name          = "${var.name}: ${each.value.title}"
   combiner              = "OR"
   notification_channels = var.notification_channels
   user_labels           = local.labels
 
   conditions {
-    display_name = "unreconciled"
+    display_name = each.value.title
 
-    condition_threshold {
-      filter          = "metric.type = \"logging.googleapis.com/user/${google_logging_metric.unreconciled.name}\" AND resource.type = \"dataflow_job\""
-      comparison      = "COMPARISON_GT"
-      threshold_value = 0
-      duration        = "0s"
+    condition_matched_log {
+      filter = each.value.filter
+    }
+  }
 
-      aggregations {
-        alignment_period   = "60s"
-        per_series_aligner = "ALIGN_DELTA"
-      }
+  alert_strategy {
+    auto_close = "604800s"
+
+    notification_rate_limit {
+      period = "3600s"
     }
   }
 
   documentation {
-    content = "docs/running.md says what to look for, under Reconciliation."
+    content = each.value.text
   }
+
+  depends_on = [google_project_service.needed]
 }

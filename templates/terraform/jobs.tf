@@ -1,10 +1,18 @@
 # The batch job is launched by Cloud Scheduler, the streaming job by Terraform. Both need the specs
-# in the bucket: run templates/build.sh between the bucket's creation and theirs.
+# in the bucket: apply with jobs = false, run templates/build.sh, apply again. They depend on all that
+# their identities may do, so that a job is drained before any of it is taken away.
 
 locals {
   output_table = "${var.project}:${google_bigquery_dataset.answers.dataset_id}.${google_bigquery_table.answers["answers"].table_id}"
   spec_folder  = "gs://${google_storage_bucket.work.name}/templates"
   shared       = merge({ output_table = local.output_table }, var.parameters)
+
+  batch_parameters = merge(local.shared, try(var.batch.parameters, {}))
+  from_bigquery    = ["input_query", "input_table", "input_dead_letters"] # others refuse temp_dataset
+  temporary = [
+    for dataset in google_bigquery_dataset.temporary : "${var.project}:${dataset.dataset_id}"
+    if length(setintersection(keys(local.batch_parameters), local.from_bigquery)) > 0
+  ]
 
   # The runtime environment of the API; what is null is left out.
   environment = { for name, value in {
@@ -19,11 +27,18 @@ locals {
     additionalExperiments = length(var.additional_experiments) == 0 ? null : var.additional_experiments
     additionalUserLabels  = local.labels
   } : name => value if value != null }
+
+  batch_request = {
+    jobName              = "${var.name}-batch"
+    containerSpecGcsPath = "${local.spec_folder}/batch${var.template}.json"
+    parameters           = merge({ for name in local.temporary : "temp_dataset" => name }, local.batch_parameters)
+    environment          = local.environment
+  }
 }
 
 # The job has the same name each time: while one runs, Dataflow refuses the next.
 resource "google_cloud_scheduler_job" "batch" {
-  count = local.batches
+  count = var.jobs ? local.batches : 0
 
   project   = var.project
   region    = var.region
@@ -39,14 +54,7 @@ resource "google_cloud_scheduler_job" "batch" {
     http_method = "POST"
     uri         = "https://dataflow.googleapis.com/v1b3/projects/${var.project}/locations/${var.region}/flexTemplates:launch"
     headers     = { "Content-Type" = "application/json" }
-    body = base64encode(jsonencode({
-      launchParameter = {
-        jobName              = "${var.name}-batch"
-        containerSpecGcsPath = "${local.spec_folder}/batch${var.template}.json"
-        parameters           = merge(local.shared, var.batch.parameters)
-        environment          = local.environment
-      }
-    }))
+    body        = base64encode(jsonencode({ launchParameter = local.batch_request }))
 
     oauth_token {
       service_account_email = google_service_account.scheduler[0].email
@@ -55,15 +63,23 @@ resource "google_cloud_scheduler_job" "batch" {
   }
 
   depends_on = [
+    google_artifact_registry_repository_iam_member.worker,
+    google_bigquery_dataset_iam_member.input,
+    google_bigquery_dataset_iam_member.temporary,
+    google_bigquery_dataset_iam_member.worker,
+    google_kms_crypto_key_iam_member.agents,
     google_project_iam_member.scheduler,
     google_project_iam_member.worker,
+    google_secret_manager_secret_iam_member.worker,
     google_service_account_iam_member.scheduler,
+    google_storage_bucket_iam_member.scheduler,
+    google_storage_bucket_iam_member.worker,
   ]
 }
 
 resource "google_dataflow_flex_template_job" "streaming" {
   provider = google-beta
-  count    = local.streams
+  count    = var.jobs ? local.streams : 0
 
   project                      = var.project
   region                       = var.region
@@ -89,10 +105,14 @@ resource "google_dataflow_flex_template_job" "streaming" {
   }, var.streaming)
 
   depends_on = [
+    google_artifact_registry_repository_iam_member.worker,
     google_bigquery_dataset_iam_member.worker,
+    google_bigquery_table.answers,
+    google_kms_crypto_key_iam_member.agents,
     google_project_iam_member.worker,
     google_pubsub_subscription_iam_member.worker,
     google_pubsub_topic_iam_member.worker,
+    google_secret_manager_secret_iam_member.worker,
     google_storage_bucket_iam_member.worker,
   ]
 }

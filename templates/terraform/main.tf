@@ -25,18 +25,22 @@ locals {
 }
 
 resource "google_project_service" "needed" {
-  for_each = toset([
+  for_each = toset(concat([
     "aiplatform.googleapis.com",
     "artifactregistry.googleapis.com",
     "bigquery.googleapis.com",
+    "cloudbuild.googleapis.com",
+    "cloudresourcemanager.googleapis.com",
     "cloudscheduler.googleapis.com",
     "compute.googleapis.com",
     "dataflow.googleapis.com",
+    "iam.googleapis.com",
+    "logging.googleapis.com",
     "monitoring.googleapis.com",
     "pubsub.googleapis.com",
     "secretmanager.googleapis.com",
     "storage.googleapis.com",
-  ])
+  ], var.kms_key == null ? [] : ["cloudkms.googleapis.com"]))
 
   project            = var.project
   service            = each.value
@@ -52,11 +56,12 @@ resource "google_storage_bucket" "work" {
   public_access_prevention    = "enforced"
   force_destroy               = !var.deletion_protection
 
-  # What a crashed job left behind.
+  # What a crashed job left behind, when no batch run can still want it: a stream keeps nothing here.
+  # No rule for staging/: a running job needs what it staged, however old that is.
   lifecycle_rule {
     condition {
-      age            = 14
-      matches_prefix = ["tmp/", "staging/"]
+      age            = 30
+      matches_prefix = ["tmp/"]
     }
     action {
       type = "Delete"
@@ -70,7 +75,7 @@ resource "google_storage_bucket" "work" {
     }
   }
 
-  depends_on = [google_project_service.needed]
+  depends_on = [google_kms_crypto_key_iam_member.agents, google_project_service.needed]
 }
 
 resource "google_bigquery_dataset" "answers" {
@@ -87,6 +92,37 @@ resource "google_bigquery_dataset" "answers" {
       kms_key_name = default_encryption_configuration.value
     }
   }
+
+  depends_on = [google_kms_crypto_key_iam_member.agents, google_project_service.needed]
+}
+
+# For the result of an input_query: without it Beam would have to make a dataset.
+resource "google_bigquery_dataset" "temporary" {
+  count = local.batches
+
+  project                     = var.project
+  dataset_id                  = "${local.dataset}_temporary"
+  location                    = var.region
+  labels                      = local.labels
+  default_table_expiration_ms = 30 * 24 * 3600 * 1000 # as tmp/ in the bucket
+  delete_contents_on_destroy  = true
+
+  dynamic "default_encryption_configuration" {
+    for_each = var.kms_key == null ? [] : [var.kms_key]
+    content {
+      kms_key_name = default_encryption_configuration.value
+    }
+  }
+
+  depends_on = [google_kms_crypto_key_iam_member.agents, google_project_service.needed]
+}
+
+resource "google_artifact_registry_repository" "images" {
+  project       = var.project
+  location      = var.region
+  repository_id = var.repository
+  format        = "DOCKER"
+  labels        = local.labels
 
   depends_on = [google_project_service.needed]
 }
@@ -120,7 +156,7 @@ resource "google_pubsub_topic" "input" {
     allowed_persistence_regions = [var.region]
   }
 
-  depends_on = [google_project_service.needed]
+  depends_on = [google_kms_crypto_key_iam_member.agents, google_project_service.needed]
 }
 
 # No dead-letter policy here: a message that cannot be answered is acknowledged, and published to
@@ -153,7 +189,7 @@ resource "google_pubsub_topic" "dead_letters" {
     allowed_persistence_regions = [var.region]
   }
 
-  depends_on = [google_project_service.needed]
+  depends_on = [google_kms_crypto_key_iam_member.agents, google_project_service.needed]
 }
 
 resource "google_pubsub_subscription" "dead_letters" {

@@ -9,8 +9,13 @@ output "output_table" {
 }
 
 output "worker" {
-  description = "The workers' service account, for --service_account of the scripts."
+  description = "The workers' service account, for --service_account of the other scripts and --worker of build.sh."
   value       = google_service_account.worker.email
+}
+
+output "builder" {
+  description = "The build's service account, for --service_account of templates/build.sh."
+  value       = google_service_account.builder.email
 }
 
 output "input_topic" {

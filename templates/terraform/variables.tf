@@ -21,14 +21,20 @@ variable "name" {
 }
 
 variable "bucket" {
-  description = "The name of the bucket to make: temporary files, staging and, below templates/, the specs."
+  description = "The name of the bucket to make: temporary files, staging, sources of builds and, below templates/, the specs."
   type        = string
 }
 
 variable "repository" {
-  description = "The Artifact Registry repository that holds the images (templates/build.sh makes it)."
+  description = "The name of the Artifact Registry repository to make for the images."
   type        = string
   default     = "inference"
+}
+
+variable "jobs" {
+  description = "Whether to launch: false for the first apply, until templates/build.sh has put the specs into the bucket."
+  type        = bool
+  default     = true
 }
 
 variable "parameters" {
@@ -53,6 +59,17 @@ variable "streaming" {
   default     = null
 }
 
+variable "input_datasets" {
+  description = "Datasets that input_table and input_query read, as project:dataset: workers may read them."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for name in var.input_datasets : can(regex("^[^:]+:[A-Za-z0-9_]+$", name))])
+    error_message = "each of input_datasets must be project:dataset."
+  }
+}
+
 variable "template" {
   description = "The suffix of the specs: empty, or -gpu for workers with GPUs."
   type        = string
@@ -65,7 +82,7 @@ variable "template" {
 }
 
 variable "machine_type" {
-  description = "Of the workers; null for the spec's or Dataflow's default."
+  description = "Of the workers, with gpu_type of those without GPUs; null for Dataflow's default."
   type        = string
   default     = null
 }
@@ -77,7 +94,7 @@ variable "max_workers" {
 }
 
 variable "additional_experiments" {
-  description = "Experiments and service options, such as worker_accelerator=…"
+  description = "Experiments and service options, such as automatically_use_created_reservation."
   type        = list(string)
   default     = []
 }
@@ -89,7 +106,7 @@ variable "subnetwork" {
 }
 
 variable "kms_key" {
-  description = "projects/P/locations/R/keyRings/K/cryptoKeys/C for everything that is stored. null for Google's keys."
+  description = "projects/P/locations/R/keyRings/K/cryptoKeys/C for all data that is stored; the module lets Google's service agents use it. null for Google's keys."
   type        = string
   default     = null
 }
@@ -125,9 +142,15 @@ variable "max_system_lag_s" {
 }
 
 variable "max_dead_letters_per_minute" {
-  description = "Messages on the dead-letter topic from which an alert is raised."
+  description = "A stream's messages on the dead-letter topic from which an alert is raised."
   type        = number
   default     = 10
+}
+
+variable "max_dead_letter_share" {
+  description = "Dead letters of a batch run, as a share of its records, from which an alert is raised."
+  type        = number
+  default     = 0.05
 }
 
 variable "deletion_protection" {

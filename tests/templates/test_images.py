@@ -192,11 +192,11 @@ def test_scripts_explain_themselves(name: str) -> None:
 
 
 def test_build_steps() -> None:
-    """Test, image, spec, check, in this order; scripts exist; substitutions are declared."""
+    """Test, image, spec, check, promotion, in this order; scripts exist; substitutions too."""
     text = (TEMPLATES / "cloudbuild.yaml").read_text("utf-8")
     build = yaml.safe_load(text)
     ids = [step["id"] for step in build["steps"]]
-    assert ids == ["test", "image", "gpu-image", "push", "spec", "copy", "validate"]
+    assert ids == ["test", "image", "gpu-image", "push", "spec", "copy", "validate", "promote"]
     used = set(re.findall(r"\$(_[A-Z]+)", text))
     assert used == set(build["substitutions"])
     for script in re.findall(r"templates/\w+\.sh", text):

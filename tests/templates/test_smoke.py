@@ -4,18 +4,22 @@ What this does not prove: that the commands do in a real project what they are t
 """
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from apache_beam.testing.load_tests import dataflow_cost_consts as costs
 
 from tests.templates.launches import ROOT
 
 PRETENDER = """\
 #!/usr/bin/env bash
-# Notes its arguments; answers as a project would in which all goes well, with $ROWS results.
+# Notes its arguments; answers as a project would in which all goes well, with $ROWS results and the
+# pipeline's own summary in $SUMMARY.
 printf '%s %s\\n' "$(basename "$0")" "$*" >>"$NOTES"
 case "$*" in
+  *LOGICAL_AND*) printf 'n\n%s\n' "$SUMMARY" ;;
   *_dead_letters*) echo "Not found: Table"; exit 1 ;;
   *DISTINCT*) printf 'n\\n%s\\n' "$ROWS" ;;
   *'SUM(cost_usd)'*) printf 'n\\n0.0042\\n' ;;
@@ -27,12 +31,16 @@ case "$*" in
     grep -q 'jobs drain' "$NOTES" || echo job-2 ;;
   *'jobs list'*--status=active*) ;;
   *'jobs list'*) echo job-1 ;;
-  *'metrics list'*) echo 'TotalVcpuTime 123' ;;
+  *'metrics list job-1'*)
+    printf 'TotalVcpuTime,3600\nTotalMemoryUsage,3686400\nTotalPdUsage,360000\nCurrentVcpuCount,4\n'
+    printf 'BillableShuffleDataProcessed,2\nTotalStreamingDataProcessed,0\n' ;;
 esac
 """
 
 
-def smoke(folder: Path, *flags: str, rows: int = 100) -> tuple[int, str, list[str]]:
+def smoke(
+    folder: Path, *flags: str, rows: int = 100, summary: str = "100 true"
+) -> tuple[int, str, list[str]]:
     """The script's exit code, what it printed, and the commands that it gave."""
     for name in ("gcloud", "bq"):
         path = folder / name
@@ -43,6 +51,7 @@ def smoke(folder: Path, *flags: str, rows: int = 100) -> tuple[int, str, list[st
     environment = os.environ | {
         "NOTES": str(notes),
         "ROWS": str(rows),
+        "SUMMARY": summary,
         "PATH": f"{folder}:{os.environ['PATH']}",
     }
     done = subprocess.run(
@@ -61,7 +70,14 @@ def test_all_goes_well(tmp_path: Path) -> None:
     assert code == 0, printed
     assert "batch: 100 results, 0 dead letters, model cost (list price) USD 0.0042" in printed
     assert "streaming: 100 results, 0 dead letters" in printed
-    assert "TotalVcpuTime 123" in printed
+    used = "1.000 vCPU hours, 1.000 GB hours of memory, 100.0 of disk, 2.000 GB of data"
+    assert [line for line in printed.splitlines() if line.startswith("Dataflow: ")] == [
+        f"Dataflow: {used}: about USD 0.0870 (estimate, list prices of us-central1)",
+        f"Dataflow: {used}: about USD 0.1140 (estimate, list prices of us-central1)",
+    ]
+    assert sum("--sort-by=~creationTime" in command for command in commands) >= 5
+    summaries = [command for command in commands if "LOGICAL_AND(reconciled)" in command]
+    assert ["batch_runs" in command for command in summaries] == [True, False]
     assert sum("topics publish" in command for command in commands) == 100
     launches = [command for command in commands if "flex-template run" in command]
     assert ["-batch " in command for command in launches] == [True, False]
@@ -87,6 +103,41 @@ def test_a_run_that_does_not_reconcile(tmp_path: Path) -> None:
     code, _, commands = smoke(tmp_path, "--only=batch", "--keep", rows=99)
     assert code == 1
     assert not any("rm -r -f -d" in command for command in commands)
+
+
+@pytest.mark.parametrize("summary", ["99 true", "100 false", ""])
+def test_a_summary_that_says_otherwise(tmp_path: Path, summary: str) -> None:
+    """The rows alone do not prove it: the run's own proof has to agree."""
+    code, printed, _ = smoke(tmp_path, "--only=batch", summary=summary)
+    assert code == 1
+    assert f"FAILED: batch_runs says '{summary}' (records, reconciled)" in printed
+
+
+def test_the_workers_identity(tmp_path: Path) -> None:
+    """Both jobs are launched as it, and it may use what was made for them."""
+    account = "worker@my-project.iam.gserviceaccount.com"
+    code, printed, commands = smoke(tmp_path, f"--service_account={account}")
+    assert code == 0, printed
+    launches = [command for command in commands if "flex-template run" in command]
+    assert len(launches) == 2
+    assert all(f"--service-account-email={account}" in command for command in launches)
+    assert sum(f"TO 'serviceAccount:{account}'" in command for command in commands) == 1
+    assert sum("subscriptions add-iam-policy-binding" in command for command in commands) == 2
+
+
+def test_the_prices_are_beams() -> None:
+    """Those of the constants that the script names as its source."""
+    text = (ROOT / "templates/smoke.sh").read_text("utf-8")
+    for kind in ("batch", "streaming"):
+        upper = kind.upper()
+        found = re.search(rf"^{kind}_prices='(.*)'$", text, re.MULTILINE)
+        assert found is not None
+        assert [float(price) for price in found[1].split()] == [
+            getattr(costs, f"VCPU_PER_HR_{upper}"),
+            getattr(costs, f"MEM_PER_GB_HR_{upper}"),
+            costs.PD_PER_GB_HR,
+            getattr(costs, f"SHUFFLE_PER_GB_{upper}"),
+        ]
 
 
 def test_a_dry_run_asks_nothing(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """The Terraform module: it parses, and every reference leads to something declared.
 
 What this does not prove: that the provider takes it. Its schema is not on this machine, so neither
-``terraform validate`` nor a plan has been run.
+``terraform validate`` nor a plan has been run. Terraform evaluates the locals without it.
 """
 
 import json
+import pathlib
 import re
 import shutil
 import subprocess
@@ -52,6 +53,12 @@ def _names(kind: str) -> list[str]:
     return [name for name in names if "__" not in name]
 
 
+def _resources() -> dict[str, str]:
+    """The text inside each resource, by ``type.name``."""
+    found = re.findall(r'^resource "(\w+)" "(\w+)" \{\n(.*?)^\}', TEXT, re.MULTILINE | re.DOTALL)
+    return {f"{kind}.{name}": body for kind, name, body in found}
+
+
 def test_it_parses() -> None:
     """Everything that the issue asks for is a resource."""
     resources = _names("resource")
@@ -96,18 +103,16 @@ def test_every_reference_resolves() -> None:
 
 
 def test_counted_resources_are_indexed() -> None:
-    """A resource with ``count`` is a list wherever its attributes are read."""
-    counted = {
-        f"{kind}.{name}"
-        for kind, name, body in re.findall(
-            r'^resource "(\w+)" "(\w+)" \{\n(.*?)^\}', TEXT, re.MULTILINE | re.DOTALL
-        )
-        if re.search(r"^  count +=", body, re.MULTILINE)
+    """A resource with ``count`` or ``for_each`` is several wherever its attributes are read."""
+    several = {
+        name
+        for name, body in _resources().items()
+        if re.search(r"^  (count|for_each) +=", body, re.MULTILINE)
     }
-    assert counted
+    assert several
     for name, behind in re.findall(r"(?<![\w.\"/])(google_\w+\.\w+)([\[.]?)", TEXT):
         if behind:
-            assert (behind == "[") == (name in counted or name.endswith("table.answers")), name
+            assert (behind == "[") == (name in several), name
 
 
 def test_what_the_issue_asks_for() -> None:
@@ -117,15 +122,166 @@ def test_what_the_issue_asks_for() -> None:
     assert "skip_wait_on_job_termination = false" in TEXT
     assert TEXT.count('"WORKER_IP_PRIVATE"') == 2
     alerts = set(re.findall(r"^ +(\w+) = \{\n +title", TEXT, re.MULTILINE))
-    assert alerts == {"failed", "overdue", "system_lag", "watermark_age", "dead_letters"}
+    assert alerts == {
+        *("failed", "unreconciled", "refused", "not_launched", "slow", "throttled"),
+        *("system_lag", "watermark_age", "dead_letters", "batch_dead_letters"),
+    }
     assert "roles/owner" not in TEXT
     assert "roles/editor" not in TEXT
+
+
+def test_what_a_running_job_needs_is_not_deleted() -> None:
+    """Old files of tmp/ only, and later than any batch run ends."""
+    bucket = _resources()["google_storage_bucket.work"]
+    assert bucket.count("matches_prefix") == 1
+    assert 'matches_prefix = ["tmp/"]' in bucket
+    (age,) = re.findall(r"age += (\d+)", bucket)
+    assert int(age) >= 30
+
+
+@pytest.mark.parametrize(
+    ("job", "others"),
+    [
+        ("google_cloud_scheduler_job.batch", {"pubsub_subscription", "pubsub_topic"}),
+        ("google_dataflow_flex_template_job.streaming", set()),
+    ],
+)
+def test_jobs_wait_for_all_that_their_identity_may_do(job: str, others: set[str]) -> None:
+    """And are gone before any of it is: an image that cannot be pulled would end a drain."""
+    body = _resources()[job]
+    waits = set(re.findall(r"^    (google_\w+\.\w+),$", body, re.MULTILINE))
+    grants = {
+        name
+        for name in _resources()
+        if name.endswith("_iam_member.worker")
+        and name.removeprefix("google_").removesuffix("_iam_member.worker") not in others
+    }
+    assert len(grants) >= 5
+    assert waits >= grants | {"google_kms_crypto_key_iam_member.agents"}
+
+
+def test_nothing_is_made_before_its_service_is_enabled() -> None:
+    """What refers to no other resource of ours names the services, or what names them."""
+    for name, body in _resources().items():
+        if name == "google_project_service.needed":
+            continue
+        others = set(re.findall(r"(?<![\w.\"/])(google_\w+\.\w+)", body))
+        others |= set(re.findall(r"\blocal\.(worker|builder|output_table)\b", body))
+        assert others, name
+
+
+def test_what_is_encrypted_waits_for_its_agents() -> None:
+    """Google's agents may use the key before anything is stored with it."""
+    encrypted = [
+        name
+        for name, body in _resources().items()
+        if re.search(r"kms_key_name +=", body) and "flex_template_job" not in name
+    ]
+    assert len(encrypted) == 5
+    for name in encrypted:
+        assert "google_kms_crypto_key_iam_member.agents" in _resources()[name], name
+
+
+_STREAM = {
+    "prompt_file": "gs://b/p.jinja",
+    "model": "gemini-2.5-flash",
+    "output_table": "p:inference.answers",
+}
+_WITHOUT_PROVIDERS = """
+output "found" {
+  value = jsonencode({
+    request    = local.batch_request
+    thresholds = local.thresholds
+    queries    = local.queries
+    entries    = local.entries
+    agents     = keys(local.agents)
+    roles      = local.worker_roles
+  })
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("batch", "streaming", "kms_key"),
+    [
+        ({"input_files": "gs://b/*.jsonl"}, None, None),
+        ({"input_query": "SELECT 1"}, {}, "k"),
+        (None, {"max_batch_size": "64"}, None),
+        ({"input_table": "q:d.t", "temp_dataset": "q:mine"}, None, None),
+    ],
+)
+def test_what_it_computes(
+    tmp_path: pathlib.Path, batch: Any, streaming: Any, kms_key: str | None
+) -> None:
+    """Terraform itself evaluates the locals; what resources would give stands in for it."""
+    found = _evaluated(tmp_path, batch, streaming, kms_key)
+    if batch is not None:
+        parameters = _STREAM | batch
+        if "input_files" not in batch:
+            parameters = {"temp_dataset": "p:inference_temporary"} | parameters
+        assert found["request"]["parameters"] == parameters
+        environment = found["request"]["environment"]
+        assert environment["ipConfiguration"] == "WORKER_IP_PRIVATE"
+        assert environment.get("kmsKeyName") == kms_key
+        assert None not in environment.values()
+    names = {name for kind in ("thresholds", "queries", "entries") for name in found[kind]}
+    assert ("batch_dead_letters" in names) == ("not_launched" in names) == (batch is not None)
+    assert ("dead_letters" in names) == ("system_lag" in names) == (streaming is not None)
+    agents = ["bigquery", "compute", "dataflow", "pubsub", "storage"]
+    assert found["agents"] == (agents if kms_key else [])
+    assert {"roles/dataflow.worker", "roles/dataflow.viewer"} <= set(found["roles"])
+    for entry in found["entries"].values():
+        assert entry["filter"].count('"') % 2 == 0
+    for query in found["queries"].values():
+        assert query["query"].count("{") == query["query"].count("}") > 0
+
+
+def _evaluated(folder: pathlib.Path, batch: Any, streaming: Any, kms_key: str | None) -> Any:
+    if shutil.which("terraform") is None:
+        missing_part("terraform is not installed")
+    locals_of = re.findall(r"^locals \{\n.*?^\}\n", TEXT, re.MULTILINE | re.DOTALL)
+    text = "\n".join(locals_of) + _WITHOUT_PROVIDERS
+    for pattern, value in (
+        (r"google_bigquery_dataset\.answers\.dataset_id", '"inference"'),
+        (
+            r"google_bigquery_dataset\.temporary\b",
+            '[for _ in range(local.batches) : { dataset_id = "inference_temporary" }]',
+        ),
+        (r'google_bigquery_table\.answers\["answers"\]\.table_id', '"answers"'),
+        (r"one\(data\.google_project\.this\[\*\]\.number\)", '"1"'),
+        (r"(data\.)?google_\w+\.\w+(\[0\])?\.\w+", '"b"'),
+    ):
+        text = re.sub(pattern, value, text)
+    text = re.sub(r"\$\{\"b\"\}", "b", text)
+    (folder / "main.tf").write_text(text, "utf-8")
+    (folder / "variables.tf").write_text((MODULE / "variables.tf").read_text("utf-8"), "utf-8")
+    given = {
+        "project": "p",
+        "bucket": "b",
+        "kms_key": kms_key,
+        "parameters": {name: _STREAM[name] for name in ("prompt_file", "model")},
+        "batch": None if batch is None else {"parameters": batch, "schedule": "0 3 * * *"},
+        "streaming": streaming,
+    }
+    (folder / "terraform.tfvars.json").write_text(json.dumps(given), "utf-8")
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "TF_CLI_CONFIG_FILE": "/dev/null"}
+    for command in (["init", "-input=false"], ["apply", "-input=false", "-auto-approve"]):
+        done = subprocess.run(
+            ["terraform", *command, "-no-color"],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    state = json.loads((folder / "terraform.tfstate").read_text("utf-8"))
+    return json.loads(state["outputs"]["found"]["value"])
 
 
 def test_parameters_are_the_templates() -> None:
     """What the module sets by itself exists in the template that it launches."""
     known = {option.name for name in ("batch", "streaming") for option in render.offered(name)}
-    assert {"output_table", "input_subscription", "dead_letter_topic"} <= known
+    assert known >= {"output_table", "input_subscription", "dead_letter_topic", "temp_dataset"}
 
 
 @pytest.mark.parametrize(
