@@ -348,7 +348,7 @@ class _Keeper:
 
     def _report(self, text: str) -> None:
         """A line for whoever looks: there may be no user."""
-        print(text, flush=True)
+        sys.stderr.write(f"{text}\n")
         self._tell(text)
 
     def _tell(self, text: str) -> None:
