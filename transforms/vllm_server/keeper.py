@@ -322,7 +322,7 @@ class _Keeper:
 
     def _end_leftovers(self) -> None:
         """What a keeper and a guard that were killed together could not end."""
-        if (known := self._known()) is not None:
+        if (known := _known(self._record)) is not None:
             processes.kill_session(*known, report=self._report)
 
     def _earlier(self) -> ServerState:
@@ -334,17 +334,8 @@ class _Keeper:
             return ServerState("stopping")
 
     def _pid(self) -> int:
-        known = self._known()
+        known = _known(self._record)
         return known[0] if known else 0
-
-    def _known(self) -> tuple[int, int] | None:
-        """What the guard wrote of the server: its process and when that began."""
-        try:
-            with open(self._record, encoding="utf-8") as file:
-                known = json.load(file)
-            return int(known["pid"]), int(known["started"])
-        except (OSError, ValueError, KeyError):
-            return None
 
     def _report(self, text: str) -> None:
         """A line for whoever looks: there may be no user."""
@@ -357,6 +348,16 @@ class _Keeper:
             if user.accepted:
                 self._send(user, {"log": text})
                 return
+
+
+def _known(record: str) -> tuple[int, int] | None:
+    """What the guard wrote of the server: its process and when that began."""
+    try:
+        with open(record, encoding="utf-8") as file:
+            known = json.load(file)
+        return int(known["pid"]), int(known["started"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def lock_of(folder: str, within_s: float) -> int | None:
@@ -380,7 +381,10 @@ def run() -> None:
     processes.adopt_orphans()
     lock = lock_of(settings.folder, _LOCK_WAIT_S)
     if lock is None:
-        sys.exit(f"processes of an earlier server hold {settings.folder}: end them")
+        known = _known(os.path.join(settings.folder, "server.json"))
+        left = processes.in_session(known[0]) if known else []
+        said = processes.waiting_for(one.pid for one in left)
+        sys.exit(f"{settings.folder} is held by what is left of an earlier server: {said}")
     keeper = _Keeper(settings, lock)
     signal.signal(signal.SIGTERM, keeper.stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

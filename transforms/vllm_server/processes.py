@@ -74,6 +74,11 @@ def descendants(root: int) -> list[Process]:
     return found
 
 
+def in_session(session: int) -> list[Process]:
+    """The processes of a session, without those that have ended."""
+    return [one for one in all_processes() if one.session == session and not one.zombie]
+
+
 def adopt_orphans() -> None:
     """From now on orphans below this process become its children instead of init's (Linux)."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -121,10 +126,7 @@ def kill_session(session: int, started: int, report: Callable[[str], None]) -> N
     leader = process(session)
     if leader is not None and leader.started != started:
         return
-    _kill_until_gone(
-        lambda: [one for one in all_processes() if one.session == session and not one.zombie],
-        report,
-    )
+    _kill_until_gone(lambda: in_session(session), report)
 
 
 def _kill_until_gone(find: Callable[[], list[Process]], report: Callable[[str], None]) -> None:
