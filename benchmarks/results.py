@@ -18,12 +18,13 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, Python {platform.python_version()}"
 
 
-def write_section(title: str, command: str, lines: list[str]) -> None:
-    """Prints a section and puts it in the place of the earlier one of the same title."""
+def write_section(title: str, command: str, lines: list[str], *, show: bool = True) -> None:
+    """Puts a section in the place of the earlier one of the same title, and prints it."""
     text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else _HEAD
     day = dt.datetime.now(dt.timezone.utc).date().isoformat()
     section = f"## {title}\n\n`{command}` · {day}\n\n" + "\n".join(lines) + "\n"
-    print(section)
+    if show:
+        print(section)
     pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
     if pattern.search(text):
         text = pattern.sub(lambda _: section + "\n", text)

@@ -17,6 +17,12 @@ silently.
     gauges         in_flight_requests  concurrency_limit  rate_limit_per_minute
                    waiting_requests, of which backing_off_requests are between two attempts
                    outage_s: how long the backend has been down, 0 while it is not
+                   and those of the backend's client, where it has any:
+                   vllm    vllm_load_s  vllm_restarts  vllm_running_requests
+                           vllm_waiting_requests  vllm_output_tokens_per_s
+                           vllm_prefix_cache_hit_percent
+                   openai  of a vLLM or SGLang that tells: all of those but the first two;
+                           with several servers: endpoints_down
 """
 
 import collections

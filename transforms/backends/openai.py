@@ -295,7 +295,7 @@ def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
 
 
 def answer_of(data: Any, path: str, *, accept_truncated: bool) -> Completion:
-    """Reads a reply; logprobs that were asked for are in ``output_json``.
+    """Reads a reply; logprobs that were asked for are in ``output_json``, beside any tool calls.
 
     Raises:
       Blocked, EmptyOutput, Truncated: With what there was.
@@ -306,9 +306,11 @@ def answer_of(data: Any, path: str, *, accept_truncated: bool) -> Completion:
         choices = [{**c, "message": {"content": c["text"]}} for c in data["choices"]]
         data = {**data, "choices": choices}
     completion = completion_of(data, accept_truncated=accept_truncated)
-    logprobs = data["choices"][0].get("logprobs")
-    if logprobs and completion.output_json is None:
-        text = json_values.dumps({"logprobs": logprobs}).decode()
+    choice = data["choices"][0]
+    if logprobs := choice.get("logprobs"):
+        calls = choice["message"].get("tool_calls")
+        found = {"logprobs": logprobs, **({"tool_calls": calls} if calls else {})}
+        text = json_values.dumps(found).decode()
         completion = dataclasses.replace(completion, output_json=text)
     return completion
 

@@ -90,25 +90,28 @@ class Child:
         finally:
             connection.close()
 
-    def end(self, within_s: float = 0.0) -> None:
-        """Ends it and waits until its last process is gone.
+    def kill(self) -> None:
+        """Has its guard kill it; `status` says when its last process is gone."""
+        with contextlib.suppress(OSError):
+            self._life.close()
+
+    def end(self, within_s: float) -> None:
+        """Ends it and waits until its last process is gone, but for one that cannot be killed.
 
         Args:
           within_s: How long it may take to end by itself; it is killed then.
         """
-        with contextlib.suppress(OSError):
-            if within_s:
-                self._life.write(b"t")
-                self._life.flush()
-                self._await(within_s)
-            self._life.close()
+        with contextlib.suppress(OSError, ValueError):  # it may be killed already
+            self._life.write(b"t")
+            self._life.flush()
+            self._await(within_s)
+        self.kill()
         self._await(_KILL_WAIT_S)
 
     def close(self) -> None:
         """Lets go of the guard's pipes; without an end before, that kills the server."""
         self.output.close()
-        with contextlib.suppress(OSError):
-            self._life.close()
+        self.kill()
 
     def _await(self, within_s: float) -> None:
         """Waits for the end; a log that nobody reads must not hold it up."""

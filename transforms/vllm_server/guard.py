@@ -2,7 +2,8 @@
 
 Its standard input is the keeper's end of a pipe. A byte asks the server to end (SIGTERM); the end
 of the pipe, however the keeper came to its own, kills it. The guard ends when the last process of
-the server has, with the server's status; until then it holds the lock that it inherited.
+the server has, with the server's status; until then it holds the lock that it inherited, however
+long a process takes to go.
 """
 
 import contextlib
@@ -52,11 +53,25 @@ def main(argv: list[str]) -> int:
                 break
             with contextlib.suppress(ProcessLookupError):
                 server.terminate()
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(server.pid, signal.SIGKILL)
-    status = server.wait()
-    processes.kill_descendants()
+    status = _killed(server)
+    processes.kill_descendants(_report)
     return status
+
+
+def _killed(server: subprocess.Popen[bytes]) -> int:
+    """The status of a server that may still have to be killed, with what it has started."""
+    while True:
+        processes.kill(one.pid for one in processes.descendants(os.getpid()))
+        try:
+            return server.wait(processes.REPORT_EVERY_S)
+        except subprocess.TimeoutExpired:
+            _report(processes.waiting_for([server.pid]))
+
+
+def _report(text: str) -> None:
+    """A line of the server's log, as long as somebody reads it."""
+    with contextlib.suppress(OSError):
+        os.write(1, text.encode() + b"\n")
 
 
 def _as_child() -> None:

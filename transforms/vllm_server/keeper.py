@@ -6,11 +6,11 @@ however its process ends, and without any the keeper ends the server and itself.
 
 .. code-block:: text
 
-    starting ──/health 200──► ready ──crash──► restarting ──after a while──► starting
+    starting ──/health 200──► ready ──crash──► restarting ──gone, after a while──► starting
         └── ended, or not ready in time: again after a while, a few times ──► failed
 
 A lock file is held by the keeper and by the guard of the server: while anything of a server is
-left, no other one is started for its accelerators. Single-threaded: one loop over sockets.
+left, no other one is started for its accelerators, and who is waited for is told. Single-threaded: one loop over sockets.
 """
 
 import contextlib
@@ -92,12 +92,14 @@ class _Keeper:
         self._record = os.path.join(settings.folder, "server.json")
         self._state_file = os.path.join(settings.folder, "state.json")
         self._socket_file = os.path.join(settings.folder, "keeper.sock")
-        self._end_leftovers()
-        self._state = ServerState("starting", self._last_generation(), keeper_pid=os.getpid())
-        self._selector = selectors.DefaultSelector()
         self._users: dict[socket.socket, _User] = {}
+        self._end_leftovers()
+        earlier = self._earlier()
+        self._state = ServerState("starting", earlier.generation, keeper_pid=os.getpid())
+        killed = earlier.status not in ("stopping", "failed")
+        self._restarts = earlier.restarts if killed else -1
+        self._selector = selectors.DefaultSelector()
         self._child: Child | None = None
-        self._starts = 0
         self._worked = False
         self._failed_starts = self._crashes = 0
         self._started_at = self._ready_at = self._health_at = self._answered_at = 0.0
@@ -117,7 +119,7 @@ class _Keeper:
         try:
             while not self._over():
                 self._step(time.monotonic())
-                busy = self._state.status == "starting"
+                busy = self._state.status in ("starting", "restarting")
                 for key, events in self._selector.select(0.1 if busy else 0.5):
                     self._handle(key.fileobj, events)
         finally:
@@ -125,7 +127,7 @@ class _Keeper:
             self._set("stopping")
             if self._child is not None:
                 self._child.end(self._settings.stop_timeout_s)
-            processes.kill_descendants()
+            processes.kill_descendants(self._report)
             for user in self._users.values():
                 user.connection.close()
 
@@ -258,13 +260,13 @@ class _Keeper:
         )
         self._selector.register(self._child.output, selectors.EVENT_READ)
         self._started_at = self._health_at = now
-        self._starts += 1
+        self._restarts += 1
         self._set(
             "starting",
             generation=self._state.generation + 1,
             url=self._child.url,
             pid=0,
-            restarts=self._starts - 1,
+            restarts=self._restarts,
             load_s=0.0,
         )
 
@@ -282,24 +284,29 @@ class _Keeper:
             self._kill(child, f"/health has not answered for {_SILENT_S:g} s")
 
     def _kill(self, child: Child, why: str) -> None:
+        """From now on it is not asked; `_ended` follows when the last of its processes is gone."""
         self._why_killed = why
-        child.end()
-        if (status := child.status()) is not None:
-            self._ended(child, status, time.monotonic())
+        self._count_end(time.monotonic())
+        self._set("restarting")
+        child.kill()
+
+    def _count_end(self, now: float) -> None:
+        """As a crash or as a failed start; once, as it is ``restarting`` then."""
+        if self._state.status == "ready":
+            calm = now - self._ready_at > _CALM_S
+            self._crashes = 1 if calm else self._crashes + 1
+        elif self._state.status == "starting":
+            self._failed_starts += 1
 
     def _ended(self, child: Child, status: int, now: float) -> None:
-        """The server is gone: it is started again, or that makes no sense any more."""
+        """Nothing of the server is left: it is started again, or that makes no sense any more."""
         if child.read_log() or child.output.fileno() in self._selector.get_map():
             self._selector.unregister(child.output)
         child.close()
         self._child = None
-        processes.kill_descendants()
+        processes.kill_descendants(self._report)
         said = f"ended with status {status}" + (f": {self._why_killed}" if self._why_killed else "")
-        if self._state.status == "ready":
-            calm = now - self._ready_at > _CALM_S
-            self._crashes = 1 if calm else self._crashes + 1
-        else:
-            self._failed_starts += 1
+        self._count_end(now)
         most_starts = self._settings.most_starts if self._worked else 2
         if self._failed_starts >= most_starts or self._crashes >= self._settings.most_crashes:
             times = f"{self._failed_starts or self._crashes} times in a row"
@@ -315,28 +322,25 @@ class _Keeper:
 
     def _end_leftovers(self) -> None:
         """What a keeper and a guard that were killed together could not end."""
-        if (known := self._known()) is not None:
-            processes.kill_session(*known)
+        if (known := _known(self._record)) is not None:
+            processes.kill_session(*known, report=self._report)
 
-    def _last_generation(self) -> int:
+    def _earlier(self) -> ServerState:
+        """What an earlier keeper has written last; of one that was killed, its count goes on."""
         try:
             with open(self._state_file, encoding="utf-8") as file:
-                return int(json.load(file)["generation"])
-        except (OSError, ValueError, KeyError):
-            return 0
+                return ServerState.of(json.load(file))
+        except (OSError, ValueError, TypeError):
+            return ServerState("stopping")
 
     def _pid(self) -> int:
-        known = self._known()
+        known = _known(self._record)
         return known[0] if known else 0
 
-    def _known(self) -> tuple[int, int] | None:
-        """What the guard wrote of the server: its process and when that began."""
-        try:
-            with open(self._record, encoding="utf-8") as file:
-                known = json.load(file)
-            return int(known["pid"]), int(known["started"])
-        except (OSError, ValueError, KeyError):
-            return None
+    def _report(self, text: str) -> None:
+        """A line for whoever looks: there may be no user."""
+        sys.stderr.write(f"{text}\n")
+        self._tell(text)
 
     def _tell(self, text: str) -> None:
         """A line of log, to the user that came first."""
@@ -344,6 +348,16 @@ class _Keeper:
             if user.accepted:
                 self._send(user, {"log": text})
                 return
+
+
+def _known(record: str) -> tuple[int, int] | None:
+    """What the guard wrote of the server: its process and when that began."""
+    try:
+        with open(record, encoding="utf-8") as file:
+            known = json.load(file)
+        return int(known["pid"]), int(known["started"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def lock_of(folder: str, within_s: float) -> int | None:
@@ -367,7 +381,10 @@ def run() -> None:
     processes.adopt_orphans()
     lock = lock_of(settings.folder, _LOCK_WAIT_S)
     if lock is None:
-        sys.exit(f"processes of an earlier server hold {settings.folder}: end them")
+        known = _known(os.path.join(settings.folder, "server.json"))
+        left = processes.in_session(known[0]) if known else []
+        said = processes.waiting_for(one.pid for one in left)
+        sys.exit(f"{settings.folder} is held by what is left of an earlier server: {said}")
     keeper = _Keeper(settings, lock)
     signal.signal(signal.SIGTERM, keeper.stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

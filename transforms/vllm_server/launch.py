@@ -6,17 +6,16 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from transforms.errors import BackendUnusable
+from transforms.vllm_server.folder import FOLDER_VARIABLE, base_folder
 from transforms.vllm_server.gpus import accelerators, groups, option, tensor_parallel_size
 from transforms.vllm_server.keeper import Settings
 
 PYTHON_VARIABLE = "VLLM_PYTHON"
 """Names the interpreter where the description does not, such as in a worker's container."""
-FOLDER_VARIABLE = "VLLM_SERVER_FOLDER"
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LONGEST_SOCKET_PATH = 100
 _FACTS = (
@@ -33,13 +32,14 @@ class ServerSpec:
     """The server of a model, on whatever machine.
 
     Attributes:
-      model: What vLLM loads: a name on the Hugging Face hub, or a local folder.
+      model: What vLLM loads: a name on the Hugging Face hub, or the full path of a local folder.
       served_name: What requests call it.
       pooling: It embeds; else it generates.
       python: The interpreter that has vLLM; else `PYTHON_VARIABLE`, else this one.
-      args: Further arguments of vLLM's server; they win over the defaults.
+      args: Further arguments of vLLM's server; they win over the defaults. Files by their full
+        paths: the server runs in ``/``.
       environment: Further variables of its environment.
-      folder: For locks and state, one machine-wide; None for one below the temporary folder.
+      folder: For locks and state, one machine-wide; None for that of `base_folder`.
       start_timeout_s: How long loading the model may take, in seconds.
       linger_s: How long a server outlives a user that was killed, in seconds.
     """
@@ -62,8 +62,9 @@ class Facts(NamedTuple):
 
 
 def interpreter(spec: ServerSpec, environment: Mapping[str, str]) -> str:
-    """The interpreter that runs vLLM."""
-    return spec.python or environment.get(PYTHON_VARIABLE) or sys.executable
+    """The interpreter that runs vLLM; a path from here on, as its server runs elsewhere."""
+    python = spec.python or environment.get(PYTHON_VARIABLE) or sys.executable
+    return os.path.abspath(python) if os.sep in python else python
 
 
 def facts_of(python: str, environment: Mapping[str, str]) -> Facts:
@@ -96,8 +97,11 @@ def facts_of(python: str, environment: Mapping[str, str]) -> Facts:
 def server_environment(
     spec: ServerSpec, python: str, inherited: Mapping[str, str]
 ) -> dict[str, str]:
-    """The environment of a server: this process's, without what is about this interpreter."""
-    environment = dict(inherited)
+    """The environment of a server: this process's, without what is about this interpreter.
+
+    Nor with ``VLLM_API_KEY``: the server would refuse us, who are the only ones to reach it.
+    """
+    environment = {name: value for name, value in inherited.items() if name != "VLLM_API_KEY"}
     if python != sys.executable:
         for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"):
             environment.pop(name, None)
@@ -172,9 +176,7 @@ def _settings(
 
 def _folder(spec: ServerSpec, group: str) -> str:
     """The folder of one group, made for this user alone."""
-    base = spec.folder or os.environ.get(FOLDER_VARIABLE)
-    if base is None:
-        base = os.path.join(tempfile.gettempdir(), f"batch-inference-vllm-{os.getuid()}")
+    base = base_folder(spec.folder)
     folder = os.path.join(base, hashlib.sha256(group.encode()).hexdigest()[:8])
     if len(group) < 16:
         folder = os.path.join(base, group)
@@ -183,8 +185,4 @@ def _folder(spec: ServerSpec, group: str) -> str:
             f"{base!r} is too long a path for a Unix socket: set {FOLDER_VARIABLE} to a shorter one"
         )
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    if os.stat(folder).st_uid != os.getuid():
-        raise BackendUnusable(
-            f"{folder!r} belongs to another user: set {FOLDER_VARIABLE} to a folder of your own"
-        )
     return folder

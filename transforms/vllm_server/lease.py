@@ -50,6 +50,8 @@ class Lease:
         self._checks: list[tuple[int, concurrent.futures.Future[None]]] = []
         self._solo: int | None = None
         self.users = 0
+        self.retired = False
+        """Nobody gets it any more; whoever wants its accelerators waits for its end."""
         self._thread = threading.Thread(target=self._run, name="vllm-lease", daemon=True)
         self._thread.start()
 
@@ -279,24 +281,24 @@ def acquire(settings: Settings) -> Lease:
     Raises:
       BackendUnusable: This process uses another server on the same accelerators.
     """
-    with _leasing:
-        lease = _leases.get(settings.folder)
-        if lease is not None and (
-            lease.state.status == "failed"
-            or (lease.identity != settings.identity and not lease.users)
-        ):
-            del _leases[settings.folder]
-            lease.end()
-            lease = None
-        if lease is None:
-            lease = _leases[settings.folder] = Lease(settings)
-        elif lease.identity != settings.identity:
-            raise BackendUnusable(
-                f"these accelerators serve another model already, and not {settings.description}: "
-                "one server per accelerator group; run one after the other"
-            )
-        lease.users += 1
-        return lease
+    while True:
+        with _leasing:
+            lease = _leases.get(settings.folder)
+            if lease is None:
+                lease = _leases[settings.folder] = Lease(settings)
+            another = lease.identity != settings.identity
+            over = lease.state.status == "failed" or (another and not lease.users)
+            lease.retired = lease.retired or over
+            if not lease.retired:
+                if another:
+                    raise BackendUnusable(
+                        "these accelerators serve another model already, and not "
+                        f"{settings.description}: one server per accelerator group; run one after "
+                        "the other"
+                    )
+                lease.users += 1
+                return lease
+        _end_retired(lease, settings.folder)
 
 
 def release(lease: Lease, settings: Settings) -> None:
@@ -312,10 +314,18 @@ def release(lease: Lease, settings: Settings) -> None:
 
 def _end_unused(lease: Lease, folder: str) -> None:
     with _leasing:
-        if lease.users or _leases.get(folder) is not lease:
+        if lease.users or lease.retired or _leases.get(folder) is not lease:
             return
-        del _leases[folder]
+        lease.retired = True
+    _end_retired(lease, folder)
+
+
+def _end_retired(lease: Lease, folder: str) -> None:
+    """Waits for its end, without the lock: `release` takes that on the event loop."""
     lease.end()
+    with _leasing:
+        if _leases.get(folder) is lease:
+            del _leases[folder]
 
 
 @atexit.register

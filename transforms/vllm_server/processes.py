@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+REPORT_EVERY_S = 30.0
+"""So often it is told who is waited for."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LINUX = sys.platform.startswith("linux")
@@ -72,6 +74,11 @@ def descendants(root: int) -> list[Process]:
     return found
 
 
+def in_session(session: int) -> list[Process]:
+    """The processes of a session, without those that have ended."""
+    return [one for one in all_processes() if one.session == session and not one.zombie]
+
+
 def adopt_orphans() -> None:
     """From now on orphans below this process become its children instead of init's (Linux)."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -95,36 +102,52 @@ def kill(pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def kill_descendants(within_s: float = 30.0) -> bool:
-    """Kills everything below this process, and waits until it is gone.
+def kill_descendants(report: Callable[[str], None]) -> None:
+    """Kills everything below this process; returns when it is gone, however long that takes.
 
-    A process in uninterruptible sleep (a hung driver) does not go.
+    A process in uninterruptible sleep (a hung driver) ends when the kernel lets it.
 
-    Returns:
-      Whether nothing is left.
+    Args:
+      report: Is told now and then for whom it waits.
     """
-    until = time.monotonic() + within_s
-    while left := descendants(os.getpid()):
-        kill(one.pid for one in left)
-        _reap()
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
-    _reap()
-    return True
+    _kill_until_gone(lambda: descendants(os.getpid()), report)
 
 
-def kill_session(session: int, started: int) -> None:
+def kill_session(session: int, started: int, report: Callable[[str], None]) -> None:
     """Kills what is left of a session, unless its number belongs to another one by now.
+
+    Returns when it is gone, however long that takes.
 
     Args:
       session: Its number.
       started: When the process began that gave it the number.
+      report: Is told now and then for whom it waits.
     """
     leader = process(session)
     if leader is not None and leader.started != started:
         return
-    kill(one.pid for one in all_processes() if one.session == session)
+    _kill_until_gone(lambda: in_session(session), report)
+
+
+def _kill_until_gone(find: Callable[[], list[Process]], report: Callable[[str], None]) -> None:
+    report_at = time.monotonic() + REPORT_EVERY_S
+    while left := find():
+        kill(one.pid for one in left)
+        _reap()
+        if time.monotonic() >= report_at:
+            report_at = time.monotonic() + REPORT_EVERY_S
+            report(waiting_for(one.pid for one in left))
+        time.sleep(0.02)
+    _reap()
+
+
+def waiting_for(pids: Iterable[int]) -> str:
+    """What to tell of processes that were killed and are still there."""
+    numbers = ", ".join(map(str, pids))
+    return (
+        f"WARNING waiting for process {numbers}: killed, but not gone; until then nothing is "
+        "started on its accelerators"
+    )
 
 
 def _reap() -> None:

@@ -16,12 +16,12 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from transforms.errors import BackendUnusable
+from transforms.vllm_server.folder import base_folder
 
 PART_BYTES = 32 << 20
 _AT_ONCE = 10
@@ -52,24 +52,25 @@ class Part(NamedTuple):
 
 
 def local_model(model: str, folder: str | None = None) -> str:
-    """What vLLM loads: a copy of a ``gs://`` folder, anything else as it stands.
+    """What vLLM loads: a copy of a ``gs://`` folder, the full path of a local one, a hub name.
 
     A name on the Hugging Face hub is vLLM's to load (its cache is machine-wide as well).
 
     Args:
       model: A hub name, a local folder, or ``gs://bucket/folder``.
-      folder: Where copies go; None for one below the temporary folder.
+      folder: Below which copies go; None for that of `base_folder`.
 
     Raises:
       BackendUnusable: The folder cannot be read, holds no model, or does not fit on the disk.
     """
     if not model.startswith("gs://"):
-        if model.startswith(("/", "./")) and not os.path.isdir(model):
+        if os.path.isdir(model):
+            return os.path.abspath(model)
+        if model.startswith(("/", "./", "../")):
             raise BackendUnusable(f"there is no model in {model!r}: no such folder on this machine")
         return model
-    folder = folder or os.path.join(tempfile.gettempdir(), f"batch-inference-vllm-{os.getuid()}")
     try:
-        return copy_model(model, os.path.join(folder, "weights"))
+        return copy_model(model, os.path.join(base_folder(folder), "weights"))
     except BackendUnusable:
         raise
     except Exception as error:  # the storage client has many

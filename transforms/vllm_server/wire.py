@@ -32,7 +32,7 @@ class ServerState:
       url: Where it listens, such as ``http://127.0.0.1:41234``.
       pid: Its process.
       keeper_pid: The process that looks after it.
-      restarts: Starts after the first one, by this keeper.
+      restarts: Starts after the first one; a keeper that replaces a killed one counts on.
       load_s: How long the last start took until the server was ready, in seconds.
       error: Why it failed for good, with the end of its log.
     """

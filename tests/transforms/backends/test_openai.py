@@ -1,6 +1,7 @@
 """The OpenAI dialect: bodies as the openai package sends them, for OpenAI and for compatibles."""
 
 import asyncio
+import json
 import pickle
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from tests.emulators.model_fixtures import SimulatedModelServer
 from tests.transforms.backends import opened, prompt, request_of
 from transforms.backends.openai import (
     OpenAIBackend,
+    answer_of,
     chat_body,
     completion_of,
     embed_body,
@@ -275,6 +277,18 @@ def test_refusal_and_tool_calls() -> None:
     assert called.output_json == (
         '[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}]'
     )
+
+
+def test_logprobs_of_a_tool_call() -> None:
+    """Both in one object; without logprobs the calls stand alone."""
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    choice = {"message": {"tool_calls": calls}, "finish_reason": "tool_calls"}
+    path = "chat/completions"
+    plain = answer_of({"choices": [choice]}, path, accept_truncated=False)
+    assert json.loads(plain.output_json) == calls
+    choice["logprobs"] = {"content": [{"token": "a", "logprob": -0.5}]}
+    both = answer_of({"choices": [choice]}, path, accept_truncated=False)
+    assert json.loads(both.output_json) == {"logprobs": choice["logprobs"], "tool_calls": calls}
 
 
 def test_parts_of_content() -> None:

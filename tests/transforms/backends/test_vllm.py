@@ -221,7 +221,7 @@ def test_an_interpreter_without_vllm_is_named(folder: Path) -> None:
 
 
 def test_a_killed_server_costs_no_record_and_no_attempt(folder: Path) -> None:
-    """All 100 in flight are asked again, of the next server; one restart."""
+    """Of 100, the 32 in flight are asked again, of the next server; one restart."""
 
     def kill(client: VLLMClient) -> None:
         server = client._servers[0]

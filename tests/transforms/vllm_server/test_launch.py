@@ -1,5 +1,6 @@
 """Commands, environments and accelerator groups of servers."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,16 @@ import pytest
 
 from tests.transforms.vllm_server.servers import fake_spec
 from transforms.errors import BackendUnusable
-from transforms.vllm_server import launch
+from transforms.vllm_server.folder import base_folder
 from transforms.vllm_server.gpus import accelerators, groups, option, tensor_parallel_size
-from transforms.vllm_server.launch import Facts, ServerSpec, command, plan, server_environment
+from transforms.vllm_server.launch import (
+    Facts,
+    ServerSpec,
+    command,
+    interpreter,
+    plan,
+    server_environment,
+)
 
 SPEC = ServerSpec(model="/m", served_name="m")
 NEW, OLD = Facts(performance_mode=True), Facts(performance_mode=False)
@@ -134,6 +142,28 @@ def test_another_interpreter_gets_a_clean_environment() -> None:
     assert server_environment(spec, sys.executable, inherited)["PYTHONPATH"] == "x"
 
 
+def test_our_own_server_asks_for_no_key() -> None:
+    """A key that is meant for somebody else's vLLM would make it refuse us."""
+    inherited = {"VLLM_API_KEY": "secret", "VLLM_LOGGING_LEVEL": "DEBUG"}
+    environment = server_environment(SPEC, sys.executable, inherited)
+    assert "VLLM_API_KEY" not in environment
+    assert environment["VLLM_LOGGING_LEVEL"] == "DEBUG"
+
+
+@pytest.mark.parametrize(
+    ("python", "expected"),
+    [
+        ("venv/bin/python", f"{os.getcwd()}/venv/bin/python"),
+        ("/opt/bin/python", "/opt/bin/python"),
+        ("python3", "python3"),
+    ],
+)
+def test_an_interpreters_path_is_whole(python: str, expected: str) -> None:
+    """The server runs in another folder; a name is looked for on the PATH."""
+    assert interpreter(_spec(python=python), {}) == expected
+    assert interpreter(SPEC, {"VLLM_PYTHON": python}) == expected
+
+
 def test_an_interpreter_that_is_not_there() -> None:
     """Is named, with what to do."""
     with pytest.raises(BackendUnusable, match=r"'/no/python' cannot run vLLM.*--vllm_python"):
@@ -169,6 +199,35 @@ def test_a_folder_of_somebody_else(
     """Is not used: its owner could be anybody."""
     folder = tmp_path_factory.mktemp("s")
     spec = fake_spec(folder)
-    monkeypatch.setattr(launch.os, "getuid", lambda: 12345)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(BackendUnusable, match="belongs to another user"):
         plan(spec)
+
+
+def test_a_folder_that_others_may_write_in(tmp_path: Path) -> None:
+    """Is not used either: what lies in it is believed."""
+    tmp_path.chmod(0o777)
+    with pytest.raises(BackendUnusable, match=r"others may write in .*chmod go-w"):
+        plan(fake_spec(tmp_path))
+
+
+def test_the_folder_below_the_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is made for this user alone; a link that lies in its place is not followed."""
+    monkeypatch.delenv("VLLM_SERVER_FOLDER", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = Path(base_folder())
+    assert folder == tmp_path / f"batch-inference-vllm-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BackendUnusable, match="belongs to another user"):
+        base_folder()
+
+
+def test_the_folder_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the description names one."""
+    monkeypatch.setenv("VLLM_SERVER_FOLDER", str(tmp_path / "a"))
+    assert base_folder() == str(tmp_path / "a")
+    assert base_folder(str(tmp_path / "b")) == str(tmp_path / "b")

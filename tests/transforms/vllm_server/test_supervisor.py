@@ -186,6 +186,40 @@ def test_another_model_on_the_same_accelerators_is_refused(folder: Path) -> None
     assert starts(folder) == 1
 
 
+def test_a_lease_ends_without_the_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take long, and `release` takes the lock on the event loop."""
+    settings = [launch.plan(fake_spec(folder, args=(f"--seed={n}",)))[0] for n in range(2)]
+    first = lease.acquire(settings[0])
+    first.wait_ready()
+    lease.release(first, settings[0])
+    locked = []
+    end = Lease.end
+
+    def watched(self: Lease) -> None:
+        locked.append(lease._leasing.locked())
+        end(self)
+
+    monkeypatch.setattr(Lease, "end", watched)
+    second = lease.acquire(settings[1])
+    assert second.wait_ready().status == "ready"
+    assert second is not first
+    assert locked == [False]
+    assert starts(folder) == 2
+
+
+def test_restarts_are_counted_across_keepers(folder: Path) -> None:
+    """Of a keeper that was killed; one that ended in order has no successor."""
+    using = _lease(folder)
+    before = using.wait_ready()
+    os.kill(before.pid, signal.SIGKILL)
+    eventually(lambda: using.state.generation == 2 and using.wait_ready())
+    os.kill(before.keeper_pid, signal.SIGKILL)
+    after = eventually(lambda: using.state.generation == 3 and using.wait_ready())
+    assert after.restarts == 2
+    lease.end_all()
+    assert _lease(folder).wait_ready().restarts == 0
+
+
 def test_a_released_server_is_there_for_a_while(folder: Path) -> None:
     """Reopened at once it is the same; later it has ended, without the process's end."""
     (settings,) = launch.plan(fake_spec(folder, linger_s=0.5))

@@ -143,6 +143,24 @@ def test_names_and_folders_stay_as_they_are(tmp_path: Path) -> None:
         weights.local_model(os.path.join(tmp_path, "missing"))
 
 
+@pytest.mark.parametrize("model", ["models/tiny", "./models/tiny", "../here/models/tiny"])
+def test_a_folder_is_named_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """The server runs in another folder."""
+    (tmp_path / "here/models/tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert weights.local_model(model) == str(tmp_path / "here/models/tiny")
+
+
+def test_copies_go_where_the_servers_folder_is(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same variable: the machine's temporary folder may be small."""
+    monkeypatch.setenv("VLLM_SERVER_FOLDER", str(tmp_path))
+    assert Path(weights.local_model(model)).parent == tmp_path / "weights"
+
+
 def test_the_checksum_is_cloud_storages(tmp_path: Path, loopback_cloud: LoopbackCloud) -> None:
     """CRC32C of the check string of its standard."""
     (tmp_path / "x").write_bytes(b"123456789")

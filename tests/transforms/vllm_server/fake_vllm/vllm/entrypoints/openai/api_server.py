@@ -1,9 +1,10 @@
 """A server with vLLM's addresses and its tree of processes, which is ready in no time.
 
 What a prompt holds decides what happens: ``DIE`` kills the server, ``SLOW`` is answered when the
-file that ``FAKE_RELEASE`` names exists, ``FAIL`` is a 500, ``HANG-ENGINE`` makes /health answer 503.
-``FAKE_STARTS`` names a file that gets a line with the arguments of each start; while the file that
-``FAKE_BROKEN`` names exists, a start fails.
+file that ``FAKE_RELEASE`` names exists, ``POISON`` is refused, ``FAIL`` is a 500, ``HANG-ENGINE``
+makes /health answer 503. ``FAKE_STARTS`` names a file that gets a line with the arguments of each
+start, ``FAKE_ASKED`` one that gets the process of each request; while the file that ``FAKE_BROKEN``
+names exists, a start fails.
 """
 
 import http.server
@@ -33,6 +34,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Every model call; the answer repeats the request."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = json.dumps(body)
+        if name := os.environ.get("FAKE_ASKED"):
+            with open(name, "a", encoding="utf-8") as asked:
+                asked.write(f"{os.getpid()}\n")
         if "DIE" in text:
             os.kill(os.getpid(), signal.SIGKILL)
         while "SLOW" in text and not os.path.exists(os.environ["FAKE_RELEASE"]):
@@ -41,6 +45,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             Handler.ill = True
         if "HANG-ENGINE" in text or "FAIL" in text:
             self._answer(500, b'{"error": {"message": "failed", "code": 500}}')
+            return
+        if "POISON" in text:
+            self._answer(
+                400, b'{"error": {"message": "no", "type": "BadRequestError", "code": 400}}'
+            )
             return
         message = {"role": "assistant", "content": f"{os.getpid()} {text}"}
         choice = {"index": 0, "message": message, "text": text, "finish_reason": "stop"}
