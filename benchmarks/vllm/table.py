@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from benchmarks.results import write_section
 
+_NOT_ENDED = "*This run has not ended.*"
 _HEAD = ["| Client | s | tok/s | mean running | |", "|---|---|---|---|---|"]
 
 
@@ -52,13 +53,14 @@ class Table:
         """One more row."""
         self._lines.append(line)
         print(line, flush=True)
-        self._write("*This run has not ended.*")
+        self._write(_NOT_ENDED)
 
     def remark(self, text: str) -> None:
         """Says more in the last row."""
         line = self._lines[-1]
         line.note = "; ".join(filter(None, (line.note, text)))
         print(text, flush=True)
+        self._write(_NOT_ENDED)
 
     def expect(self, right: bool, text: str) -> None:
         """A remark on what must be so: where it is not, the run will have failed."""
