@@ -28,7 +28,6 @@ _WAIT_READY_S = 5.0
 """How long a request waits for a server that starts again, before it is given back to the pace:
 well below any timeout of a request."""
 _POLL_S = 0.05
-_METRICS_EVERY_S = 1.0
 _IGNORED = "guided_"
 
 
@@ -131,8 +130,7 @@ class VLLMClient:
         self._servers = servers
         self._http = JsonClient()
         self._suspects = Suspects(servers[0].lease.take_solo, servers[0].lease.give_solo)
-        self._gauges: dict[str, int] = {}
-        self._wanted = 0
+        self._figures = server_gauges.Figures()
         self._watch = asyncio.get_running_loop().create_task(self._watch_metrics())
 
     async def generate(self, request: Request) -> Completion:
@@ -166,12 +164,12 @@ class VLLMClient:
         return {
             "vllm_load_s": round(max(state.load_s for state in states)),
             "vllm_restarts": sum(state.restarts for state in states),
-            **self._gauges,
+            **self._figures.gauges,
         }
 
     def wanted_in_flight(self) -> int:
         """How many requests the servers can use at once, as their queues say; 0: not known yet."""
-        return self._wanted
+        return self._figures.wanted
 
     async def _ask(self, server: _Server, path: str, body: Json, name: str) -> Reply:
         state = await self._ready_state(server)
@@ -206,28 +204,17 @@ class VLLMClient:
     async def _watch_metrics(self) -> None:
         """Reads the servers' own figures now and then."""
         loop = asyncio.get_running_loop()
-        before: dict[str, float] = {}
-        read_at = loop.time()
         while True:
-            await asyncio.sleep(_METRICS_EVERY_S)
-            now: dict[str, float] = {}
-            for server in self._servers:
-                for name, value in (await self._metrics(server)).items():
-                    now[name] = now.get(name, 0.0) + value
-            in_flight = sum(server.in_flight for server in self._servers)
-            self._wanted = server_gauges.wanted_in_flight(now, in_flight, self._wanted)
-            seconds, read_at = loop.time() - read_at, loop.time()
-            self._gauges = server_gauges.gauges_between(before, now, seconds)
-            before = now
-
-    async def _metrics(self, server: _Server) -> dict[str, float]:
-        with contextlib.suppress(RecordError):
-            reply = await self._http.get(
-                f"{server.lease.state.url}/metrics", parse=server_gauges.read_page
-            )
-            found: dict[str, float] = reply.data
-            return found
-        return {}
+            await asyncio.sleep(self._figures.again_s)
+            pages: dict[str, server_gauges.Page] = {}
+            in_flight = 0
+            for server in filter(_ready, self._servers):
+                with contextlib.suppress(RecordError):
+                    url = server.lease.state.url
+                    read = server_gauges.read_page
+                    pages[url] = (await self._http.get(f"{url}/metrics", parse=read)).data
+                    in_flight += server.in_flight
+            self._figures.read(pages, in_flight, loop.time())
 
 
 def _ready(server: _Server) -> bool:
