@@ -43,6 +43,8 @@ __all__ = ["DispatchLimits", "Dispatcher", "Failure", "Outcome"]
 _BACKLOG = 2048
 """Requests that may wait, in flight not counted, before a further batch is let in; a `BatchClient`
 may work on as many."""
+_LOOK_S = 0.25
+"""How soon a client that tells how much its server can use is asked again, if no call ends."""
 _VERDICT_S = 5.0
 """How long calls in flight may take to prove that a backend works which failed two records."""
 
@@ -173,6 +175,8 @@ class Dispatcher:
             else:
                 self._deliver(job, job.failure(job.error or NotAttempted(self._stopped)))
         self._pace.waiting(wait_s, now)
+        if isinstance(self._client, MeasuredClient) and wait_s is not None:
+            wait_s = min(wait_s, _LOOK_S)
         if wait_s is not None and math.isfinite(wait_s):
             if self._wake is not None:
                 self._wake.cancel()

@@ -321,6 +321,21 @@ def test_what_the_server_can_use(wanted: int, most: int, highest: int) -> None:
     assert client.times[highest] > 0
 
 
+def test_what_the_server_can_use_grows(clock: Clock) -> None:
+    """It gets more without waiting for an answer, which may take minutes."""
+    client = MeasuredClient(lambda n, _: "", 100.0)
+    client.wanted = 10
+    inbox = Inbox()
+    with clock.hold():
+        Dispatcher(client, DispatchLimits()).submit(make_requests(60), inbox)
+        clock.sleep(1.0)
+        assert client.flying == 10
+        client.wanted = 50
+        clock.sleep(0.3)
+        assert client.flying == 50
+    collect(inbox)
+
+
 def test_gauge_of_a_learnt_rate(clock: Clock) -> None:
     """It is there as soon as refusals have taught one: 59 of 60 calls of a second were accepted."""
     refused = RateLimited("429", congestion=True, retry_after_s=1)
