@@ -39,6 +39,8 @@ class Reply(enum.Enum):
     """It is full or slow (503, no answer in time)."""
     BROKEN = "broken"
     """It cannot be reached, or fails (other 5xx, lost connections)."""
+    RESTARTING = "restarting"
+    """It is gone, and its client holds requests until it is back: nothing to learn, or to probe."""
 
 
 class Stopwatch:
@@ -211,6 +213,9 @@ class Pace:
         bucket = self._buckets[1]
         if bucket is not None and tokens is not None:
             bucket.spend(tokens - permit.tokens, now)
+        if reply is Reply.RESTARTING:
+            self._probe = None if permit is self._probe else self._probe
+            return
         gate_s = min(retry_after_s or 0.0, LONGEST_GATE_S)
         if gate_s and reply in (Reply.LIMITED, Reply.OVERLOADED):
             self.gate(now + gate_s)

@@ -237,6 +237,27 @@ def test_breaker_stays_closed(reply: Reply) -> None:
         assert not pace.in_outage
 
 
+def test_a_restart_is_no_outage() -> None:
+    """However many calls end with it: the limit stays, and all may be sent at once afterwards."""
+    pace = _told([320])
+    for _ in range(3):
+        permits = []
+        while not pace.wait_s(0.0):
+            permits.append(pace.sent(0.0, 0.0))
+        assert len(permits) == 320
+        for permit in permits:
+            pace.ended(permit, 1.0, Reply.RESTARTING)
+    assert not pace.in_outage
+
+
+def test_a_restart_ends_a_probe() -> None:
+    """It has not shown that the backend works: the next one asks."""
+    pace = _broken()
+    pace.ended(pace.sent(0.5, 0.0), 1.0, Reply.RESTARTING)
+    assert pace.in_outage
+    assert pace.wait_s(1.0) == 0
+
+
 @FAILURES
 def test_probes(failure: Reply) -> None:
     """One call at a time asks whether the backend is back, less and less often."""
