@@ -68,6 +68,8 @@ class RecordError(PipelineError):
         outage): retried until the record's deadline, at the cost of no attempt.
       unanswered: True for a connection that was lost before any byte of the answer: the next call
         need not wait.
+      restarting: True where the server is being started again and the client holds requests until
+        it is back: nobody need wait longer, and it says nothing of the server's load.
     """
 
     error_type = "internal"
@@ -86,6 +88,7 @@ class RecordError(PipelineError):
         fatal_at_start: bool = False,
         congestion: bool = False,
         unanswered: bool = False,
+        restarting: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
@@ -97,6 +100,7 @@ class RecordError(PipelineError):
         self.fatal_at_start = fatal_at_start
         self.congestion = congestion
         self.unanswered = unanswered
+        self.restarting = restarting
 
 
 class ParseError(RecordError):

@@ -3,12 +3,13 @@
 A `Backend` is a frozen, picklable description; `Backend.open` gives a live `Client` in the worker.
 A client answers one request, or raises a classified `transforms.errors.RecordError`. A client that
 is faster with many at once (a model in the worker) is a `BatchClient` as well, one that knows how busy
-its server is a `MeasuredClient`.
+its server is a `MeasuredClient`, one that knows when a request has to wait a `HoldingClient`.
 
 Clients never retry, pace or batch: `transforms.dispatch` does. They run on one event loop per
 process and need no locks.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -60,6 +61,22 @@ class MeasuredClient(Client, Protocol):
 
     def gauges(self) -> dict[str, int]:
         """Figures of the moment, by name with their unit; they become metrics."""
+        ...
+
+
+@runtime_checkable
+class HoldingClient(Client, Protocol):
+    """A client that knows when a request has to wait, whatever the pace: its server starts again."""
+
+    def held(self, request: Request) -> "asyncio.Future[None] | None":
+        """None: `generate` is called at once. Else what to wait for before this is asked again.
+
+        A request that is held has no place among the calls in flight and no timeout that runs, and
+        it costs no attempt. It never fails so: this raises only what ends the run.
+
+        Raises:
+          RunError: There is nothing to wait for any more.
+        """
         ...
 
 

@@ -31,7 +31,6 @@ _LONGEST_PROBE_S = 30.0
 _PROBE_TIMEOUT_S = 5.0
 _REST_S = 1.0
 _LONGEST_REST_S = 120.0
-_METRICS_EVERY_S = 1.0
 _METRICS_AGAIN_S = 30.0
 """How soon a server is asked for its metrics again that could not be reached."""
 
@@ -81,9 +80,7 @@ class Endpoints:
         self._headers = headers
         self._http = JsonClient()
         self._loop = asyncio.get_running_loop()
-        self._gauges: dict[str, int] = {}
-        self._wanted = 0
-        self._read_at = self._loop.time()
+        self._figures = server_gauges.Figures()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         if measured:
@@ -116,13 +113,13 @@ class Endpoints:
 
     def wanted_in_flight(self) -> int:
         """How many requests the servers can use from this process; 0 while that is not known."""
-        return self._wanted
+        return self._figures.wanted
 
     def gauges(self) -> dict[str, int]:
         """The servers' own figures, where they tell any, and how many are left out."""
         if len(self.all) == 1:
-            return self._gauges
-        return {**self._gauges, "endpoints_down": sum(one.down for one in self.all)}
+            return self._figures.gauges
+        return {**self._figures.gauges, "endpoints_down": sum(one.down for one in self.all)}
 
     async def close(self) -> None:
         """Ends what runs beside the calls; no call may be in flight."""
@@ -211,22 +208,13 @@ class Endpoints:
             self._take_back(endpoint)
 
     async def _watch_metrics(self) -> None:
-        before: dict[str, float] = {}
-        read_at = self._loop.time()
         while True:
-            await asyncio.sleep(_METRICS_EVERY_S)
+            await asyncio.sleep(self._figures.again_s)
             await asyncio.gather(*map(self._look, self.all))
             told = [one for one in self.all if one.metrics]
-            if not told:
-                continue
-            now: dict[str, float] = {}
-            for name in {name for one in told for name in one.metrics}:
-                now[name] = sum(one.metrics.get(name, 0.0) for one in told)
+            pages = {one.url: one.metrics for one in told}
             in_flight = sum(one.in_flight for one in told)
-            self._wanted = server_gauges.wanted_of_a_shared_server(now, in_flight, self._wanted)
-            seconds, read_at = self._loop.time() - read_at, self._loop.time()
-            self._gauges = server_gauges.gauges_between(before, now, seconds)
-            before = now
+            self._figures.read(pages, in_flight, self._loop.time())
 
     async def _look(self, endpoint: Endpoint) -> None:
         """Reads one server's figures, if it has any; `look_at` says when next."""

@@ -2,15 +2,16 @@
 
 `transforms.vllm_server` starts the server, shares it among the processes of the machine and starts
 it again; here is what is asked of it. A crash is ``unavailable``, costs no record an attempt, and
-its requests are sent to the next generation of the server. A request that crashes the server again
-and again is found, and is a dead letter (`transforms.vllm_server.suspects`).
+its requests are sent to the next generation of the server: while there is none they are held, so that
+it is full from its first moment. A request that crashes the server again and again is found, and is a
+dead letter (`transforms.vllm_server.suspects`).
 """
 
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Literal
 
 from transforms.backends.http import JsonClient, Reply, shaped
 from transforms.backends.openai import PATHS, answer_of, chat_body, embed_body, plain_text
@@ -22,13 +23,10 @@ from transforms.vllm_server.launch import ServerSpec, interpreter, plan, server_
 from transforms.vllm_server.lease import Lease, acquire, release
 from transforms.vllm_server.suspects import Suspects
 from transforms.vllm_server.weights import local_model
-from transforms.vllm_server.wire import ServerState
 
-_WAIT_READY_S = 5.0
-"""How long a request waits for a server that starts again, before it is given back to the pace:
-well below any timeout of a request."""
 _POLL_S = 0.05
-_METRICS_EVERY_S = 1.0
+_TURN_S = 0.1
+"""How soon a request is tried again that has to wait for its turn."""
 _IGNORED = "guided_"
 
 
@@ -131,21 +129,21 @@ class VLLMClient:
         self._servers = servers
         self._http = JsonClient()
         self._suspects = Suspects(servers[0].lease.take_solo, servers[0].lease.give_solo)
-        self._gauges: dict[str, int] = {}
-        self._wanted = 0
+        self._figures = server_gauges.Figures()
+        self._waits: dict[str, asyncio.Task[None]] = {}
         self._watch = asyncio.get_running_loop().create_task(self._watch_metrics())
 
     async def generate(self, request: Request) -> Completion:
         """Answers one request; raises as `transforms.backends.base.Client` says."""
-        path, body = body_of(request, self._backend)
-        name = f"{request.fingerprint} {request.record.record_id}"
-        async with self._suspects.turn(name):
-            server = min(self._servers, key=lambda one: (not _ready(one), one.in_flight))
-            server.in_flight += 1
-            try:
-                reply = await self._ask(server, path, body, name)
-            finally:
-                server.in_flight -= 1
+        name = _name(request)
+        server = min(self._servers, key=lambda one: (not _ready(one), one.in_flight))
+        server.in_flight += 1
+        try:
+            path, body = body_of(request, self._backend)
+            reply = await self._ask(server, path, body, name)
+        finally:
+            server.in_flight -= 1
+            self._suspects.back(name)
         self._suspects.cleared(name)
         return shaped(
             lambda data: answer_of(data, path, accept_truncated=self._backend.accept_truncated),
@@ -153,9 +151,24 @@ class VLLMClient:
             what=self._backend.model,
         )
 
+    def held(self, request: Request) -> asyncio.Future[None] | None:
+        """Until a server is ready, or until others that may crash it have been answered.
+
+        Raises:
+          BackendUnusable: No server will be ready again.
+        """
+        if not any(map(_ready, self._servers)):
+            if all(map(_failed, self._servers)):
+                self._servers[0].lease.checked()
+            return self._wait("ready", self._until_ready)
+        if not self._suspects.may_go(_name(request)):
+            return self._wait("turn", lambda: asyncio.sleep(_TURN_S))
+        return None
+
     async def close(self) -> None:
         """Lets go of the servers; they end a little later, unless others use them."""
-        self._watch.cancel()
+        for task in (self._watch, *self._waits.values()):
+            task.cancel()
         await self._http.close()
         for server in self._servers:
             server.close()
@@ -166,72 +179,80 @@ class VLLMClient:
         return {
             "vllm_load_s": round(max(state.load_s for state in states)),
             "vllm_restarts": sum(state.restarts for state in states),
-            **self._gauges,
+            **self._figures.gauges,
         }
 
     def wanted_in_flight(self) -> int:
         """How many requests the servers can use at once, as their queues say; 0: not known yet."""
-        return self._wanted
+        return self._figures.wanted
 
     async def _ask(self, server: _Server, path: str, body: Json, name: str) -> Reply:
-        state = await self._ready_state(server)
+        state = server.lease.state
+        if state.status != "ready":
+            raise _restarting(f"the vLLM server is {state.status}")
         try:
             return await self._http.post(f"{state.url}/v1/{path}", body)
         except Unavailable as error:
             if await server.lease.still_serves(state.generation):
                 error.fatal_at_start = False  # it is there: this request's own failure
                 raise
-            if self._suspects.crashed(name):
+            received = not error.congestion
+            if received and self._suspects.crashed(name):
                 raise InvalidRequest(
                     "the vLLM server has crashed again and again while it worked on this request, "
                     "at last on it alone; its log says why"
                 ) from None
-            raise Unavailable(
-                f"the vLLM server crashed (start {state.generation}); it is started again",
-                congestion=True,
+            raise _restarting(
+                f"the vLLM server crashed (start {state.generation}); it is started again"
             ) from error
         except RecordError:
             self._suspects.cleared(name)
             raise
 
-    async def _ready_state(self, server: _Server) -> ServerState:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _WAIT_READY_S
-        while (state := server.lease.checked()).status != "ready":
-            if loop.time() > until:
-                raise Unavailable(f"the vLLM server is {state.status}", congestion=True)
-            await asyncio.sleep(_POLL_S)
-        return state
+    def _wait(
+        self, what: str, wait: Callable[[], Coroutine[Any, Any, None]]
+    ) -> asyncio.Future[None]:
+        """What all wait for that wait for the same."""
+        task = self._waits.get(what)
+        if task is None or task.done():
+            task = self._waits[what] = asyncio.get_running_loop().create_task(wait())
+        return task
+
+    async def _until_ready(self) -> None:
+        """Or until none will be."""
+        while not (any(map(_ready, self._servers)) or all(map(_failed, self._servers))):  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)  # a thread of the lease changes it
 
     async def _watch_metrics(self) -> None:
         """Reads the servers' own figures now and then."""
         loop = asyncio.get_running_loop()
-        before: dict[str, float] = {}
-        read_at = loop.time()
         while True:
-            await asyncio.sleep(_METRICS_EVERY_S)
-            now: dict[str, float] = {}
-            for server in self._servers:
-                for name, value in (await self._metrics(server)).items():
-                    now[name] = now.get(name, 0.0) + value
-            in_flight = sum(server.in_flight for server in self._servers)
-            self._wanted = server_gauges.wanted_in_flight(now, in_flight, self._wanted)
-            seconds, read_at = loop.time() - read_at, loop.time()
-            self._gauges = server_gauges.gauges_between(before, now, seconds)
-            before = now
-
-    async def _metrics(self, server: _Server) -> dict[str, float]:
-        with contextlib.suppress(RecordError):
-            reply = await self._http.get(
-                f"{server.lease.state.url}/metrics", parse=server_gauges.read_page
-            )
-            found: dict[str, float] = reply.data
-            return found
-        return {}
+            await asyncio.sleep(self._figures.again_s)
+            pages: dict[str, server_gauges.Page] = {}
+            in_flight = 0
+            for server in filter(_ready, self._servers):
+                with contextlib.suppress(RecordError):
+                    url = server.lease.state.url
+                    read = server_gauges.read_page
+                    pages[url] = (await self._http.get(f"{url}/metrics", parse=read)).data
+                    in_flight += server.in_flight
+            self._figures.read(pages, in_flight, loop.time())
 
 
 def _ready(server: _Server) -> bool:
     return server.lease.state.status == "ready"
+
+
+def _failed(server: _Server) -> bool:
+    return server.lease.state.status == "failed"
+
+
+def _name(request: Request) -> str:
+    return f"{request.fingerprint} {request.record.record_id}"
+
+
+def _restarting(message: str) -> Unavailable:
+    return Unavailable(message, congestion=True, restarting=True)
 
 
 def body_of(request: Request, backend: VLLMBackend) -> tuple[str, dict[str, Json]]:

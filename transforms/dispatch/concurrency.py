@@ -12,6 +12,9 @@ them per second when it gets more at once, and latencies of language models have
    event: what was sent before the cut says nothing about the new limit. It then rises in steps
    to where it was.
 
+A backend that tells how many calls it can use spares the climb: its figure is the limit, at once.
+Refusals still count: after a back-off or an outage the limit first rises to that figure by itself.
+
 Sources: slow start and multiplicative decrease of TCP (RFC 5681); probing for the bandwidth-delay
 product as in BBR (Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 2016),
 by throughput alone; application-limited rounds are left out as in RFC 7661.
@@ -66,6 +69,10 @@ class AdaptiveConcurrency:
         self._stood = self._limit
         """That limit."""
         self._recover_to = 0.0
+        self._told = False
+        """The limit is what the backend told."""
+        self._cut_short = False
+        """Since the last back-off the limit has not reached what the backend tells."""
         self._headroom = _HEADROOM
         self._latency_s = 0.0
         self._binding, self._binding_since = False, now
@@ -79,6 +86,19 @@ class AdaptiveConcurrency:
     def limit(self) -> int:
         """Calls that may be in flight."""
         return max(1, int(self._limit))
+
+    def follow(self, told: int) -> None:
+        """Takes the limit from the backend.
+
+        Args:
+          told: How many calls it can use; 0 while that is not known.
+        """
+        limit = min(float(told), self._ceiling)
+        self._told = told > 0 and not (self._cut_short and self._limit < limit)
+        if self._told:
+            self._limit = limit
+            self._before = None
+            self._cut_short = False
 
     def binds(self, binding: bool, now: float) -> None:
         """Notes from when on the limit does (or does not) keep requests waiting."""
@@ -127,7 +147,9 @@ class AdaptiveConcurrency:
             self._begin_round(now)  # too few requests to tell
             return
         throughput = self._ended / round_s
-        if self._limit < self._recover_to:
+        if self._told:
+            pass  # there is nothing to find out
+        elif self._limit < self._recover_to:
             self._limit = min(self._limit * _RECOVER, self._recover_to, self._ceiling)
             self._before = None
         elif self._before is None:
@@ -166,6 +188,7 @@ class AdaptiveConcurrency:
 
     def _cut(self, now: float) -> None:
         self._step, self._before = _PROBE, None
+        self._told, self._cut_short = False, True
         self._hold_until = now + _HOLD_CUT_S
         self._cut_at = now
         self._judging_from = now + self._latency_s

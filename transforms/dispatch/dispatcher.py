@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from transforms.backends.base import BatchClient, Client, MeasuredClient
+from transforms.backends.base import BatchClient, Client, HoldingClient, MeasuredClient
 from transforms.dispatch import interrupt, loop
 from transforms.dispatch.at_once import ask_at_once
 from transforms.dispatch.inbox import Ended, Failure, Inbox, Outcome, gather
@@ -43,6 +43,8 @@ __all__ = ["DispatchLimits", "Dispatcher", "Failure", "Outcome"]
 _BACKLOG = 2048
 """Requests that may wait, in flight not counted, before a further batch is let in; a `BatchClient`
 may work on as many."""
+_LOOK_S = 0.25
+"""How soon a client that tells how much its server can use is asked again, if no call ends."""
 _VERDICT_S = 5.0
 """How long calls in flight may take to prove that a backend works which failed two records."""
 
@@ -66,6 +68,8 @@ class Dispatcher:
             tokens_per_minute=limits.tokens_per_minute,
             wanted=client.wanted_in_flight if isinstance(client, MeasuredClient) else lambda: 0,
         )
+        self._held = client.held if isinstance(client, HoldingClient) else lambda _: None
+        self._look_s = _LOOK_S if isinstance(client, MeasuredClient) else math.inf
         self._rules = StopRules(limits)
         self._retries = RetryRules(limits, self._pace)
         self._tokens = TokenEstimate()
@@ -168,12 +172,15 @@ class Dispatcher:
             job = self._queue.pop()
             if job.inbox.abandoned:
                 self._unfinished -= 1
-            elif self._stopped is None:
-                self._send(job, now)
-            else:
+            elif self._stopped is not None:
                 self._deliver(job, job.failure(job.error or NotAttempted(self._stopped)))
-        self._pace.waiting(wait_s, now)
-        if wait_s is not None and math.isfinite(wait_s):
+            elif (until := self._held(job.request)) is not None:
+                job.held_at = now if job.held_at is None else job.held_at
+                self._queue.put_when(until, job, lambda: self._guard(self._pump))
+            else:
+                self._send(job, now)
+        self._pace.waiting(0.0 if wait_s is None and self._queue.holds else wait_s, now)
+        if wait_s is not None and (wait_s := min(wait_s, self._look_s)) < math.inf:
             if self._wake is not None:
                 self._wake.cancel()
             self._wake = asyncio.get_running_loop().call_later(wait_s, self._guard, self._pump)
@@ -207,6 +214,9 @@ class Dispatcher:
         if job.refused_at is not None:
             job.throttled_s += now - job.refused_at
             job.refused_at = None
+        if job.held_at is not None:  # no more its own time than an outage's is
+            job.outage_before_s -= now - job.held_at
+            job.held_at = None
         if not job.attempts:
             job.first_sent_at = now
             job.outage_before_s = self._pace.outage_s(now)

@@ -21,6 +21,7 @@ class Job:
         "failed_at",
         "failures",
         "first_sent_at",
+        "held_at",
         "inbox",
         "index",
         "number",
@@ -49,6 +50,8 @@ class Job:
         self.first_sent_at = math.nan
         self.outage_before_s = 0.0
         self.refused_at: float | None = None
+        self.held_at: float | None = None
+        """Since when its client holds it back."""
         self.throttled_s = 0.0
         self.timed_out = False
 
@@ -73,6 +76,8 @@ def verdict(reply: Completion | Exception) -> Reply:
     """What a reply says about the backend."""
     if not isinstance(reply, RecordError) or not reply.retryable:
         return Reply.SERVED
+    if reply.restarting:
+        return Reply.RESTARTING
     if reply.error_type == "rate_limited":
         return Reply.LIMITED
     if reply.error_type == "timeout" or (reply.congestion and not reply.fatal_at_start):

@@ -1,4 +1,7 @@
-"""Requests that wait to be sent: the oldest first, and none before its back-off is over."""
+"""Requests that wait to be sent: the oldest first, and none before its back-off is over.
+
+Nor while its client holds it (`transforms.backends.base.HoldingClient`).
+"""
 
 import asyncio
 import heapq
@@ -16,6 +19,7 @@ class JobQueue:
     def __init__(self) -> None:
         self._ready: list[tuple[int, Job]] = []
         self._timers: dict[Job, asyncio.TimerHandle] = {}
+        self._held: dict[asyncio.Future[None], list[Job]] = {}
 
     @property
     def ready(self) -> bool:
@@ -26,6 +30,11 @@ class JobQueue:
     def backing_off(self) -> int:
         """How many jobs are between a failure and their next call."""
         return len(self._timers)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the client holds any."""
+        return bool(self._held)
 
     def put(self, *jobs: Job) -> None:
         """They may be sent from now on, each in its place."""
@@ -42,6 +51,19 @@ class JobQueue:
 
         self._timers[job] = asyncio.get_running_loop().call_later(wait_s, over)
 
+    def put_when(self, until: asyncio.Future[None], job: Job, then: Callable[[], None]) -> None:
+        """It may be tried again when that is done; `then` is called once for all that wait for it."""
+
+        def over(_: object) -> None:
+            if (jobs := self._held.pop(until, None)) is not None:
+                self.put(*jobs)
+                then()
+
+        if until not in self._held:
+            self._held[until] = []
+            until.add_done_callback(over)
+        self._held[until].append(job)
+
     def pop(self) -> Job:
         """The oldest that may be sent."""
         return heapq.heappop(self._ready)[1]
@@ -52,6 +74,9 @@ class JobQueue:
             timer.cancel()
         self.put(*self._timers)
         self._timers.clear()
+        for jobs in self._held.values():
+            self.put(*jobs)
+        self._held.clear()
 
     def clear(self) -> None:
         """Drops all."""

@@ -2,7 +2,8 @@
 
 Puts together what may hold a call back:
 
-* the calls in flight (`AdaptiveConcurrency`, never above ``max_concurrency``),
+* the calls in flight (`AdaptiveConcurrency`, never above ``max_concurrency``): as many as the
+  backend tells, where it does; else as many as it turns into throughput,
 * the rate that the backend accepts (`AdaptiveRate`), and this process's share of a known quota,
 * ``Retry-After``: nobody sends before it is over,
 * an outage: after several failures in a row and no success the breaker opens, and one call at a
@@ -38,6 +39,8 @@ class Reply(enum.Enum):
     """It is full or slow (503, no answer in time)."""
     BROKEN = "broken"
     """It cannot be reached, or fails (other 5xx, lost connections)."""
+    RESTARTING = "restarting"
+    """It is gone, and its client holds requests until it is back: nothing to learn, or to probe."""
 
 
 class Stopwatch:
@@ -123,7 +126,7 @@ class Pace:
     @property
     def limit(self) -> int:
         """Calls that may be in flight."""
-        return max(self._concurrency.limit, min(self._wanted(), self._most))
+        return self._concurrency.limit
 
     @property
     def in_outage(self) -> bool:
@@ -154,6 +157,7 @@ class Pace:
 
     def wait_s(self, now: float) -> float:
         """Until the next call may be sent: 0 for now, infinite until a call ends."""
+        self._concurrency.follow(self._wanted())
         if self.in_outage:
             if self._probe is not None or self.in_flight >= self._most:
                 return math.inf
@@ -209,6 +213,9 @@ class Pace:
         bucket = self._buckets[1]
         if bucket is not None and tokens is not None:
             bucket.spend(tokens - permit.tokens, now)
+        if reply is Reply.RESTARTING:
+            self._probe = None if permit is self._probe else self._probe
+            return
         gate_s = min(retry_after_s or 0.0, LONGEST_GATE_S)
         if gate_s and reply in (Reply.LIMITED, Reply.OVERLOADED):
             self.gate(now + gate_s)

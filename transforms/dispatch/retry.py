@@ -37,7 +37,10 @@ class RetryRules:
         """
         outage_s = self._pace.outage_s(now) - job.outage_before_s
         left_s = self._limits.record_deadline_s - (now - job.first_sent_at - outage_s)
-        if error.congestion:
+        if error.restarting:
+            job.refused_at = now
+            wait_s = 0.0
+        elif error.congestion:
             job.refused_at = now
             job.congested += 1
             wait_s = self._asked_s(error) or self._backoff_s(job.congested)

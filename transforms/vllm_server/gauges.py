@@ -1,5 +1,6 @@
 """What a server says of itself at ``/metrics``, as the few figures worth watching."""
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -14,6 +15,11 @@ _WANTED = {
     "sglang:num_queue_reqs": "waiting",
     "sglang:generation_tokens_total": "output_tokens",
 }
+Page = Mapping[str, float]
+"""The wanted figures of one server."""
+READ_EVERY_S = 1.0
+_WHILE_IT_CLIMBS = 0.25
+"""The share of that time after which a server is read again that can use more and more."""
 _QUEUE = 1.25
 _LEAST = 32
 
@@ -37,59 +43,104 @@ def read_page(page: bytes) -> dict[str, float]:
 
 
 def wanted_in_flight(now: Mapping[str, float], in_flight: int, before: int) -> int:
-    """How many requests a server can use at once, as its queue says; 0 where nothing is known.
+    """How many requests a server can use at once from this process; 0 where nothing is known.
 
-    A queue of a quarter of what runs keeps it full: what ends is replaced at once. While nothing
-    waits, twice as many are tried; a server that preempts (its cache is full) runs fewer, and gets
-    fewer.
+    A queue of a quarter of what runs keeps it full: what ends is replaced at once. Who else asks the
+    server lengthens or shortens the queue as well, each by the share of what the server holds, so
+    that all together get to that queue, however many they are. While nothing waits, twice as many
+    are tried, provided that what is in flight does run: else it is held up on its way, and more
+    would be, too. A server that preempts (its cache is full) runs fewer, and gets fewer.
 
-    >>> wanted_in_flight({"running": 32.0, "waiting": 0.0}, in_flight=32, before=32)
+    Args:
+      now: What the server tells.
+      in_flight: Requests that it has from this process.
+      before: What this function gave last.
+
+    >>> wanted_in_flight({"running": 32.0, "waiting": 0.0}, in_flight=32, before=0)
     64
-    >>> wanted_in_flight({"running": 256.0, "waiting": 44.0}, in_flight=300, before=512)
+    >>> wanted_in_flight({"running": 256.0, "waiting": 256.0}, in_flight=512, before=512)
     320
+    >>> wanted_in_flight({"running": 256.0, "waiting": 256.0}, in_flight=256, before=512)
+    160
+    >>> wanted_in_flight({"running": 100.0, "waiting": 0.0}, in_flight=1000, before=1000)
+    1000
     """
-    running = now.get("running", 0.0)
-    if now.get("waiting", 0.0) > 0:
-        return max(_LEAST, round(_QUEUE * running))
-    if not running:
+    running, waiting = now.get("running", 0.0), now.get("waiting", 0.0)
+    if waiting > 0:
+        share = min(1.0, in_flight / (running + waiting))
+        return max(_LEAST, round(_QUEUE * running * share))
+    if not running or in_flight > _QUEUE * running:
         return before
     return max(before, _LEAST, 2 * in_flight)
 
 
-def wanted_of_a_shared_server(now: Mapping[str, float], in_flight: int, before: int) -> int:
-    """`wanted_in_flight`, where other processes and other users ask the same server.
+class Figures:
+    """What one or several servers tell, read again and again.
 
-    Each lengthens or shortens the queue by its share of what the server holds, so that all of them
-    together get to the same queue, however many they are.
-
-    >>> wanted_of_a_shared_server({"running": 256.0, "waiting": 256.0}, in_flight=256, before=512)
-    160
-    >>> wanted_of_a_shared_server({"running": 256.0, "waiting": 256.0}, in_flight=512, before=512)
-    320
+    Attributes:
+      wanted: How many requests they can use at once from this process; 0 while that is not known.
+      gauges: The state of the moment; empty while none tells.
+      again_s: How soon they are to be read again, in seconds.
     """
-    running, waiting = now.get("running", 0.0), now.get("waiting", 0.0)
-    if waiting <= 0:
-        return wanted_in_flight(now, in_flight, before)
-    return max(_LEAST, round(_QUEUE * running * min(1.0, in_flight / (running + waiting))))
+
+    def __init__(self) -> None:
+        self.wanted = 0
+        self.gauges: dict[str, int] = {}
+        self.again_s = READ_EVERY_S
+        self._pages: Mapping[str, Page] = {}
+        self._read_at = 0.0
+
+    def read(self, pages: Mapping[str, Page], in_flight: int, now: float) -> None:
+        """Takes in the pages of all servers that tell, by their names.
+
+        Args:
+          pages: What each tells.
+          in_flight: Requests that they have from this process.
+          now: The time, in seconds of any monotonic clock.
+        """
+        before, self._pages = self._pages, pages
+        seconds, self._read_at = now - self._read_at, now
+        if not pages:
+            self.wanted, self.gauges, self.again_s = 0, {}, READ_EVERY_S
+            return
+        wanted, self.wanted = self.wanted, wanted_in_flight(added(pages), in_flight, self.wanted)
+        climbs = in_flight > 0 and (self.wanted > wanted or not wanted)
+        self.again_s = _WHILE_IT_CLIMBS * READ_EVERY_S if climbs else READ_EVERY_S
+        self.gauges = gauges_between(before, pages, seconds)
+
+
+def added(pages: Mapping[str, Page]) -> dict[str, float]:
+    """The figures of several servers, added up."""
+    names = {name for page in pages.values() for name in page}
+    return {name: sum(page.get(name, 0.0) for page in pages.values()) for name in names}
 
 
 def gauges_between(
-    before: Mapping[str, float], now: Mapping[str, float], seconds: float
+    before: Mapping[str, Page], now: Mapping[str, Page], seconds: float
 ) -> dict[str, int]:
-    """Gauges from two readings so many seconds apart; empty readings are a server that was away.
+    """Gauges from two readings of some servers, so many seconds apart.
 
-    >>> gauges_between({"output_tokens": 10}, {"output_tokens": 110, "running": 4}, 10)
+    What a counter holds at its server's first reading, or after a restart, was not made between.
+
+    >>> before, now = {"output_tokens": 10.0}, {"output_tokens": 110.0, "running": 4.0}
+    >>> gauges_between({"a": before}, {"a": now, "b": {"output_tokens": 1e9}}, 10)
     {'vllm_running_requests': 4, 'vllm_waiting_requests': 0, 'vllm_output_tokens_per_s': 10}
     """
+    state = added(now)
+    made = added({name: _growth(before.get(name, {}), page) for name, page in now.items()})
     gauges = {
-        "vllm_running_requests": round(now.get("running", 0.0)),
-        "vllm_waiting_requests": round(now.get("waiting", 0.0)),
+        "vllm_running_requests": round(state.get("running", 0.0)),
+        "vllm_waiting_requests": round(state.get("waiting", 0.0)),
     }
-    made = now.get("output_tokens", 0.0) - before.get("output_tokens", 0.0)
     if seconds > 0:
-        gauges["vllm_output_tokens_per_s"] = round(max(0.0, made) / seconds)
-    queries = now.get("cache_queries", 0.0) - before.get("cache_queries", 0.0)
-    hits = now.get("cache_hits", 0.0) - before.get("cache_hits", 0.0)
-    if queries > 0:
-        gauges["vllm_prefix_cache_hit_percent"] = round(100 * max(0.0, hits) / queries)
+        gauges["vllm_output_tokens_per_s"] = round(made.get("output_tokens", 0.0) / seconds)
+    if queries := made.get("cache_queries"):
+        gauges["vllm_prefix_cache_hit_percent"] = round(100 * made.get("cache_hits", 0.0) / queries)
     return gauges
+
+
+def _growth(before: Page, now: Page) -> dict[str, float]:
+    """By how much each figure of one server has grown, of those that are in both readings."""
+    return {
+        name: now[name] - before[name] for name in now if before.get(name, math.inf) < now[name]
+    }

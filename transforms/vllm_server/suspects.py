@@ -8,23 +8,27 @@ companions each time, until it is alone:
 
     crashes it was in flight at    it is asked
     0, 1                           like any other
-    2                              with at most 15 other suspects
-    3                              as the only suspect of the machine
-    two of those                   no more: it is the one
+    2                              with at most half of the suspects
+    3                              with at most 15 other suspects
+    4, 5                           as the only suspect of the machine
+    6                              no more: it is the one
 
-So a request that kills the server costs five crashes, whatever else is in flight. An answer, or a
-failure that is no crash, clears a suspect.
+Half of up to 32 are so few already: then the third row is left out. So a request that kills the
+server costs five crashes, six where many are in flight, and of two crashes that nobody has caused
+little is left: half of the suspects keep the server busy, with all the requests that are none. An
+answer, or a failure that is no crash, clears a suspect.
+
+Pure; nobody waits here: who may not go asks again.
 """
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
-_FREE = 2
-_FEW = 16
-_POLL_S = 0.1
-GUILTY_ALONE = 2
-"""Crashes as the only suspect that make a request guilty: in one, another may have been to blame."""
+_HALF = 2
+_FEW = 3
+_ALONE = 4
+_GUILTY = 6
+"""Two crashes as the only suspect: in one, another may have been to blame."""
+_A_FEW = 16
 
 
 class Suspects:
@@ -39,29 +43,38 @@ class Suspects:
         self._take_solo = take_solo
         self._give_solo = give_solo
         self._crashes: dict[str, int] = {}
-        self._few = asyncio.Semaphore(_FEW)
-        self._alone = asyncio.Lock()
+        self._most = 0
+        """The most suspects that there have been at once, since there were none."""
+        self._asked: dict[str, int] = {}
+        """Suspects that are being asked, and the largest group that each may be in."""
 
-    @contextlib.asynccontextmanager
-    async def turn(self, request: str) -> AsyncIterator[None]:
-        """Waits until a request may be asked, and holds its place meanwhile."""
+    def may_go(self, request: str) -> bool:
+        """Whether a request may be asked now; a suspect then has its place until `back`."""
         crashes = self._crashes.get(request, 0)
-        async with contextlib.AsyncExitStack() as stack:
-            if crashes == _FREE:
-                await stack.enter_async_context(self._few)
-            elif crashes > _FREE:
-                await stack.enter_async_context(self._alone)
-                for _ in range(_FEW):  # nobody of the few beside it
-                    await stack.enter_async_context(self._few)
-                while not self._take_solo():  # noqa: ASYNC110 - another process gives it back
-                    await asyncio.sleep(_POLL_S)
-                stack.callback(self._give_solo)
-            yield
+        if crashes < _HALF:
+            return True
+        group = self._group(crashes)
+        if len(self._asked) >= min([group, *self._asked.values()]):
+            return False
+        if crashes >= _ALONE and not self._take_solo():
+            return False
+        self._asked[request] = group
+        return True
+
+    def back(self, request: str) -> None:
+        """It is not being asked any more."""
+        if self._asked.pop(request, None) == 1:
+            self._give_solo()
 
     def crashed(self, request: str) -> bool:
-        """Notes a crash while the request was in flight; says whether it is the one to blame."""
-        crashes = self._crashes[request] = self._crashes.get(request, 0) + 1
-        if crashes < _FREE + 1 + GUILTY_ALONE:
+        """Notes a crash while the server had the request; says whether it is the one to blame."""
+        crashes = self._crashes.get(request, 0) + 1
+        if crashes == _FEW and self._group(_HALF) == _A_FEW:
+            crashes = _ALONE
+        self._crashes[request] = crashes
+        suspects = sum(one >= _HALF for one in self._crashes.values())
+        self._most = max(self._most, suspects)
+        if crashes < _GUILTY:
             return False
         self.cleared(request)
         return True
@@ -69,3 +82,11 @@ class Suspects:
     def cleared(self, request: str) -> None:
         """The server has survived it, or it is asked no more."""
         self._crashes.pop(request, None)
+        if not self._crashes:
+            self._most = 0
+
+    def _group(self, crashes: int) -> int:
+        """How many suspects may be asked at once, a request with so many crashes among them."""
+        if crashes >= _ALONE:
+            return 1
+        return _A_FEW if crashes == _FEW else max(_A_FEW, (self._most + 1) // 2)

@@ -18,6 +18,7 @@ from transforms.dispatch import loop
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits
 from transforms.errors import InvalidRequest, RateLimited, RecordError, Unavailable
 from transforms.records import Completion
+from transforms.vllm_server import gauges
 
 NOBODY = "http://127.0.0.1:9/v1"
 """The discard port: nothing listens there."""
@@ -93,8 +94,8 @@ async def _error(made: Endpoints) -> RecordError:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits that nobody has to wait for."""
-    for name in ("_FIRST_PROBE_S", "_METRICS_EVERY_S"):
-        monkeypatch.setattr(endpoints, name, 0.001)
+    monkeypatch.setattr(endpoints, "_FIRST_PROBE_S", 0.001)
+    monkeypatch.setattr(gauges, "READ_EVERY_S", 0.001)
 
 
 def test_the_least_loaded_is_asked() -> None:
@@ -280,9 +281,9 @@ def test_a_server_that_hangs_is_left_out() -> None:
 
 @pytest.mark.parametrize("family", ["vllm:num_requests_{}", "sglang:num_{}_reqs"])
 def test_the_pace_follows_the_servers_queue(family: str) -> None:
-    """Figures of several servers add up; a page without them is asked for once."""
+    """Figures of several servers add up, our share of them counts; other pages are read once."""
     running = family.format("running") + "{} 100\n"
-    waiting = family.format("waiting" if "vllm" in family else "queue") + "{} 0\n"
+    waiting = family.format("waiting" if "vllm" in family else "queue") + "{} 60\n"
 
     async def work() -> None:
         async with (
@@ -290,12 +291,31 @@ def test_the_pace_follows_the_servers_queue(family: str) -> None:
             group(one.url, two.url, other.url, measured=True) as made,
         ):
             one.metrics = two.metrics = running + waiting
-            await _until(lambda: made.wanted_in_flight() > 0)
-            assert made.wanted_in_flight() == 32
+            one.gate = two.gate = other.gate = asyncio.Event()
+            held = [asyncio.ensure_future(made.post("x", {})) for _ in range(240)]
+            await _until(lambda: made.wanted_in_flight() == 1.25 * 200 * 160 / 320)
             assert made.gauges()["vllm_running_requests"] == 200
+            assert made.gauges()["vllm_waiting_requests"] == 120
             looked = one.looks
             await _until(lambda: one.looks > looked + 2)
             assert other.looks == 1
+            one.gate.set()
+            await asyncio.gather(*held)
+
+    _run(work)
+
+
+def test_a_server_that_tells_no_more() -> None:
+    """Neither its queue nor its gauges are believed any longer."""
+
+    async def work() -> None:
+        async with servers(1) as (server,), group(server.url, measured=True) as made:
+            server.metrics = "vllm:num_requests_running 100\nvllm:num_requests_waiting 1\n"
+            await _until(lambda: made.wanted_in_flight() == 32)
+            assert made.gauges()["vllm_running_requests"] == 100
+            server.metrics = None
+            await _until(lambda: not made.wanted_in_flight())
+            assert made.gauges() == {}
 
     _run(work)
 

@@ -4,6 +4,7 @@ The server is the stand-in of `tests.transforms.vllm_server`; `tests/vllm` asks 
 """
 
 import asyncio
+import dataclasses
 import os
 import pickle
 import signal
@@ -19,7 +20,7 @@ from apache_beam.ml.inference.base import RunInference
 from tests.transforms.backends import opened, prompt, request_of
 from tests.transforms.vllm_server.servers import FAKE_VLLM, eventually, processes_of, starts
 from transforms.backends.openai import answer_of
-from transforms.backends.vllm import VLLMBackend, VLLMClient, body_of
+from transforms.backends.vllm import VLLMBackend, VLLMClient, _ready, body_of
 from transforms.dispatch import loop
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure, Outcome
 from transforms.errors import BackendUnusable, InvalidRequest, Unavailable
@@ -86,6 +87,17 @@ def _outcomes(
         return dispatcher.answer(requests)
     finally:
         thread.join()
+
+
+def _kill_full(server: Any, generation: int) -> None:
+    """Kills a server as soon as it is ready and has 32 requests of ours."""
+
+    def full() -> Any:
+        state = server.lease.state
+        there = (state.status, state.generation) == ("ready", generation)
+        return state if there and server.in_flight == 32 else None
+
+    os.kill(eventually(full).pid, signal.SIGKILL)
 
 
 # What is asked
@@ -233,6 +245,50 @@ def test_a_killed_server_costs_no_record_and_no_attempt(folder: Path) -> None:
     outcomes = _outcomes(_backend(folder), requests, kill, max_attempts=1)
     assert [type(outcome) for outcome in outcomes] == [Completion] * 100
     assert starts(folder) == 2
+
+
+def test_a_server_that_is_back_is_full_at_once(folder: Path) -> None:
+    """Before it has answered anything: nobody asks it carefully whether it works."""
+
+    def kill(client: VLLMClient) -> None:
+        server = client._servers[0]
+        _kill_full(server, 1)
+        eventually(lambda: server.lease.state.generation == 2)
+        eventually(lambda: _ready(server) and server.in_flight == 32)
+        (folder / "release").touch()
+
+    outcomes = _outcomes(_backend(folder), _requests(*["SLOW"] * 60), kill)
+    assert [type(outcome) for outcome in outcomes] == [Completion] * 60
+    assert starts(folder) == 2
+
+
+def test_two_kills_that_no_request_has_caused(folder: Path) -> None:
+    """Whoever was there at both is suspected, and answered in the end; no attempt is charged."""
+
+    def kill(client: VLLMClient) -> None:
+        server = client._servers[0]
+        for generation in (1, 2):
+            _kill_full(server, generation)
+        eventually(lambda: server.lease.state.generation == 3)
+        (folder / "release").touch()
+
+    outcomes = _outcomes(_backend(folder), _requests(*["SLOW"] * 32), kill, max_attempts=1)
+    assert [type(outcome) for outcome in outcomes] == [Completion] * 32
+    assert starts(folder) == 3
+
+
+def test_a_server_that_fails_for_good_ends_the_run(folder: Path) -> None:
+    """What is held is not held for ever."""
+
+    async def ask() -> None:
+        async with opened(_backend(folder)) as client:
+            server = client._servers[0]
+            state = dataclasses.replace(server.lease.state, status="failed", error="gone")
+            server.lease._set(state)
+            with pytest.raises(BackendUnusable, match="gone"):
+                client.held(prompt("hello"))
+
+    asyncio.run(ask())
 
 
 def test_a_request_that_kills_the_server_is_found(folder: Path) -> None:

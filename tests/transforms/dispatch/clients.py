@@ -86,6 +86,20 @@ class MeasuredClient(Client):
         return {"server_queue": 7}
 
 
+class HoldingClient(Client):
+    """Likewise, and holds requests back by their number: how long, each time it is asked."""
+
+    def __init__(
+        self, reply: Callable[[int, int], Any], seconds: Any, hold: Callable[[int], float]
+    ) -> None:
+        super().__init__(reply, seconds)
+        self.hold = hold
+
+    def held(self, request: Request) -> "asyncio.Future[None] | None":
+        seconds = self.hold(request.body["n"])
+        return asyncio.ensure_future(asyncio.sleep(seconds)) if seconds else None
+
+
 class ManyClient(Client):
     """Likewise, and by the batch with a function of the requests."""
 

@@ -144,6 +144,7 @@ def simulate(
     paces: int = 1,
     max_concurrency: int = 2048,
     requests_per_minute: float | None = None,
+    wanted: Callable[[], int] = lambda: 0,
     events: Sequence[tuple[float, Callable[[], None]]] = (),
 ) -> Outcome:
     """Lets paces send to a server for so many seconds, then lets what is in flight end.
@@ -154,9 +155,10 @@ def simulate(
       paces: How many there are, each a process of its own.
       max_concurrency: The ceiling of each.
       requests_per_minute: The known share of each; None for none.
+      wanted: What the server tells each; 0 for nothing.
       events: What else happens, and when.
     """
-    run = _Run(server, seconds, paces, max_concurrency, requests_per_minute)
+    run = _Run(server, seconds, paces, max_concurrency, requests_per_minute, wanted)
     for at, event in events:
         run.at(at, event)
     return run.run()
@@ -172,10 +174,11 @@ class _Run:
         paces: int,
         max_concurrency: int,
         requests_per_minute: float | None,
+        wanted: Callable[[], int],
     ) -> None:
         self._server = server
         self._paces = [
-            Pace(max_concurrency, 0.0, requests_per_minute=requests_per_minute)
+            Pace(max_concurrency, 0.0, requests_per_minute=requests_per_minute, wanted=wanted)
             for _ in range(paces)
         ]
         self._until = float(seconds)

@@ -15,6 +15,7 @@ import pytest
 from tests.transforms.dispatch.clients import (
     HANG,
     Client,
+    HoldingClient,
     ManyClient,
     MeasuredClient,
     answer,
@@ -24,6 +25,7 @@ from tests.transforms.dispatch.clients import (
     kinds,
     make_requests,
     outputs,
+    virtual_now,
 )
 from tests.transforms.dispatch.virtual_time import Clock
 from transforms.dispatch import inbox as inbox_module
@@ -319,6 +321,58 @@ def test_what_the_server_can_use(wanted: int, most: int, highest: int) -> None:
     assert outputs(shared.answer(make_requests(200))) == [f"{n}" for n in range(200)]
     assert client.times[:highest] == [0.0] * highest
     assert client.times[highest] > 0
+
+
+def test_what_the_server_can_use_grows(clock: Clock) -> None:
+    """It gets more without waiting for an answer, which may take minutes."""
+    client = MeasuredClient(lambda n, _: "", 100.0)
+    client.wanted = 10
+    inbox = Inbox()
+    with clock.hold():
+        Dispatcher(client, DispatchLimits()).submit(make_requests(60), inbox)
+        clock.sleep(1.0)
+        assert client.flying == 10
+        client.wanted = 50
+        clock.sleep(0.3)
+        assert client.flying == 50
+    collect(inbox)
+
+
+def test_what_is_held_takes_no_place_and_no_time(clock: Clock) -> None:
+    """Others are sent meanwhile; neither its timeout runs nor its deadline, and it is no failure."""
+    holds = {0: [500.0, 400.0]}
+    client = HoldingClient(lambda n, _: f"{n}", 1.0, lambda n: (holds.get(n) or [0.0]).pop(0))
+    limits = DispatchLimits(max_concurrency=1, request_timeout_s=2, record_deadline_s=10)
+    shared = Dispatcher(client, limits)
+    assert outputs(shared.answer(make_requests(3))) == ["0", "1", "2"]
+    assert client.calls == [(0.0, 1), (1.0, 2), (900.0, 0)]
+    assert shared.throttled_s() == pytest.approx(899.0)
+
+
+def test_a_crash_costs_no_time_after_the_restart(clock: Clock) -> None:
+    """A hundred calls are lost, held while the server starts, and all sent at once when it is up."""
+    crash = Unavailable("crashed", congestion=True, restarting=True)
+    client = HoldingClient(
+        lambda n, before: "" if before else crash,
+        1.0,
+        lambda n: 600.0 if 1.0 <= virtual_now() < 600.0 else 0.0,
+    )
+    limits = DispatchLimits(max_concurrency=32, max_attempts=1, record_deadline_s=30)
+    shared = Dispatcher(client, limits)
+    assert kinds(shared.answer(make_requests(32))) == {"Completion": 32}
+    assert client.times == [0.0] * 32 + [601.0] * 32
+    assert shared.gauges()["outage_s"] == 0
+
+
+def test_a_client_that_holds_for_good(clock: Clock) -> None:
+    """What it raises ends the run."""
+
+    def gone(n: int) -> float:
+        raise BackendUnusable("gone")
+
+    shared = Dispatcher(HoldingClient(lambda n, _: "", 0.0, gone), DispatchLimits())
+    with pytest.raises(BackendUnusable, match="gone"):
+        shared.answer(make_requests(3))
 
 
 def test_gauge_of_a_learnt_rate(clock: Clock) -> None:

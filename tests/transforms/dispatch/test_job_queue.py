@@ -56,6 +56,37 @@ def test_a_back_off() -> None:
     loop.run(steps(JobQueue()))
 
 
+def test_what_is_held() -> None:
+    """All that wait for the same are back at once, in their places, and it is told once."""
+
+    async def steps(queue: JobQueue) -> None:
+        until = asyncio.get_running_loop().create_future()
+        told: list[int] = []
+        for number, job in enumerate(jobs(3, 1, 2)):
+            queue.put_when(until, job, lambda number=number: told.append(number))  # type: ignore[misc]
+        assert (queue.ready, queue.holds) == (False, True)
+        until.set_result(None)
+        await asyncio.sleep(0)
+        assert (queue.holds, told) == (False, [0])
+        assert popped(queue) == [1, 2, 3]
+
+    loop.run(steps(JobQueue()))
+
+
+def test_what_is_held_when_all_back_offs_end() -> None:
+    """It may be sent like the others, once."""
+
+    async def steps(queue: JobQueue) -> None:
+        until = asyncio.get_running_loop().create_future()
+        queue.put_when(until, *jobs(1), lambda: pytest.fail("it is told of what is over"))
+        queue.end_back_offs()
+        until.set_result(None)
+        await asyncio.sleep(0)
+        assert popped(queue) == [1]
+
+    loop.run(steps(JobQueue()))
+
+
 def test_back_offs_that_are_ended() -> None:
     """All may be sent at once, and nobody is told of it again."""
 

@@ -95,6 +95,94 @@ def test_the_longest_wait_counts() -> None:
     assert pace.wait_s(3.5) == pytest.approx(5.0, abs=1e-5)
 
 
+# What the backend tells
+
+
+def _told(wanted: list[int], most: int = 2048) -> Pace:
+    """A pace whose backend tells the last of these."""
+    return Pace(most, 0.0, wanted=lambda: wanted[-1])
+
+
+def test_what_is_told_is_the_limit() -> None:
+    """Up and down, at once, whatever limit there was; up to the ceiling."""
+    wanted = [0]
+    pace = _told(wanted, most=500)
+    seen = []
+    for told in (0, 320, 40, 600, 0, 100):
+        wanted.append(told)
+        pace.wait_s(0.0)
+        seen.append(pace.limit)
+    assert seen == [32, 320, 40, 500, 500, 100]
+
+
+def test_what_is_told_ends_a_climb() -> None:
+    """A limit that the process has found itself gives way, and nothing is tried beyond it."""
+    run = simulate(Server(slots=1000), 30, wanted=lambda: 320)
+    assert run.paces[0].limit == 320
+    assert run.busy(1) == pytest.approx(320, rel=0.01)
+
+
+def _time_out(pace: Pace, now: float) -> int:
+    """Sends what may be sent, of which nine in ten get no answer; the limit afterwards."""
+    permits = []
+    while not pace.wait_s(now):
+        permits.append(pace.sent(now, 0.0))
+    for number, permit in enumerate(permits):
+        reply = Reply.OVERLOADED if number % 10 else Reply.SERVED
+        pace.ended(permit, now + 120, reply)
+    return pace.limit
+
+
+def test_timeouts_lower_what_is_told() -> None:
+    """Once per event, and again while it does not help, whatever the backend tells meanwhile."""
+    wanted = [640]
+    pace = _told(wanted)
+    limits = [_time_out(pace, 120.0 * n) for n in range(4)]
+    assert limits == [448, 313, 219, 153]
+    wanted.append(100)
+    pace.wait_s(480.0)
+    assert pace.limit == 100, "the smaller of the two"
+
+
+def test_what_is_told_holds_again_after_the_recovery() -> None:
+    """The limit rises in steps as long as calls are answered; then the backend's word counts."""
+    wanted = [640]
+    pace = _told(wanted)
+    assert _time_out(pace, 0.0) == 448
+    now, limits, permits = 120.0, [448], []
+    while limits[-1] < 640:
+        while not pace.wait_s(now):
+            permits.append(pace.sent(now, 0.0))
+        pace.waiting(math.inf, now)
+        now += 1 / len(permits)
+        pace.ended(permits.pop(0), now, Reply.SERVED)
+        if pace.limit != limits[-1]:
+            limits.append(pace.limit)
+    assert limits == [448, 560, 640]
+    pace.wait_s(now)
+    wanted.append(700)
+    pace.wait_s(now)
+    assert pace.limit == 700
+
+
+def test_an_outage_halves_what_is_told() -> None:
+    """The limit rises again by itself."""
+    pace = _told([320])
+    for _ in range(10):
+        pace.wait_s(0.0)
+        _ask(pace, 0.0, Reply.OVERLOADED)
+    _ask(pace, 1.0, Reply.SERVED)
+    pace.wait_s(1.0)
+    assert pace.limit == 160
+
+
+def test_refusals_beyond_what_a_server_takes() -> None:
+    """It tells 300 and answers 503 beyond 100 calls: few are refused all the same."""
+    run = simulate(Server(hard_limit=100), 120, wanted=lambda: 300)
+    assert run.busy(20) >= 0.7 * 100
+    assert run.overloaded(20) < 0.15
+
+
 # Retry-After
 
 
@@ -147,6 +235,27 @@ def test_breaker_stays_closed(reply: Reply) -> None:
     for failure in ([Reply.BROKEN] * 9 + [reply]) * 3:
         _ask(pace, 0.0, failure)
         assert not pace.in_outage
+
+
+def test_a_restart_is_no_outage() -> None:
+    """However many calls end with it: the limit stays, and all may be sent at once afterwards."""
+    pace = _told([320])
+    for _ in range(3):
+        permits = []
+        while not pace.wait_s(0.0):
+            permits.append(pace.sent(0.0, 0.0))
+        assert len(permits) == 320
+        for permit in permits:
+            pace.ended(permit, 1.0, Reply.RESTARTING)
+    assert not pace.in_outage
+
+
+def test_a_restart_ends_a_probe() -> None:
+    """It has not shown that the backend works: the next one asks."""
+    pace = _broken()
+    pace.ended(pace.sent(0.5, 0.0), 1.0, Reply.RESTARTING)
+    assert pace.in_outage
+    assert pace.wait_s(1.0) == 0
 
 
 @FAILURES
