@@ -85,10 +85,14 @@ FORMS = {
     "GLOB": Form("GCS_READ_FILE", f"^{_OBJECT}$", "gs://bucket/tickets/*.jsonl"),
     "DIR": Form("GCS_WRITE_FOLDER", "^gs://[^/[:space:]]+/[^*?[]+$", "gs://bucket/answers/"),
     "PROJECT:DATASET.TABLE": Form(
-        "BIGQUERY_TABLE", "^([^[:space:]]+[:.])?[^[:space:]:.]+[.][^[:space:]:.]+$", "p:d.answers"
+        "BIGQUERY_TABLE",
+        "^([^[:space:]]+[:.])?[^[:space:]:.]+[.][^[:space:]:.]+$",
+        "my-project:support.answers",
     ),
-    "PROJECT:DATASET": Form("TEXT", "^([^[:space:]]+[:.])?[^[:space:]:.]+$", "p:temporary"),
-    "TABLE_OR_GLOB": Form("TEXT", "^[^[:space:]]+$", "p:d.answers_dead_letters"),
+    "PROJECT:DATASET": Form(
+        "TEXT", "^([^[:space:]]+[:.])?[^[:space:]:.]+$", "my-project:temporary"
+    ),
+    "TABLE_OR_GLOB": Form("TEXT", "^[^[:space:]]+$", "my-project:support.answers_dead_letters"),
     "URL_OR_RESOURCE": Form(
         "TEXT", "^(https?://[^[:space:]]+|projects/[^[:space:]]+)$", "https://models.example.com/v1"
     ),
