@@ -57,18 +57,19 @@ MACHINES: Mapping[str, Mapping[int, str]] = {
     "nvidia-h100-mega-80gb": {8: "a3-megagpu-8g"},
     "nvidia-h200-141gb": {8: "a3-ultragpu-8g"},
     "nvidia-tesla-t4": {1: "n1-standard-8", 2: "n1-standard-16", 4: "n1-standard-32"},
-    "nvidia-tesla-v100": {
-        1: "n1-standard-8",
-        2: "n1-standard-16",
-        4: "n1-standard-32",
-        8: "n1-standard-64",
-    },
-    "nvidia-tesla-p100": {1: "n1-standard-8", 2: "n1-standard-16", 4: "n1-standard-32"},
-    "nvidia-tesla-p4": {1: "n1-standard-8", 2: "n1-standard-16", 4: "n1-standard-32"},
 }
 """How many of each GPU one machine can have, and the machine for that where none is named.
 
+Older ones are left out: CUDA 13, which vLLM's wheels bring along, needs compute capability 7.5.
 Source: https://cloud.google.com/compute/docs/gpus
+"""
+
+VLLM_DRIVER = "5xx"
+"""The newest that Dataflow has of that series; what it installs without a version is older."""
+MINIMUM_DRIVER = 580
+"""The first major version that runs CUDA 13. A newer driver runs what was built for an older CUDA.
+
+Source: https://docs.nvidia.com/cuda/cuda-toolkit-release-notes
 """
 
 GPU_OPTIONS: tuple[Option, ...] = (
@@ -83,7 +84,8 @@ GPU_OPTIONS: tuple[Option, ...] = (
     Option(
         "gpu_driver",
         GROUP,
-        "The driver that Dataflow installs, such as 5xx; its default version without.",
+        f"The driver that Dataflow installs: {VLLM_DRIVER} by default with vllm, whose CUDA needs "
+        f"{MINIMUM_DRIVER} or newer; else Dataflow's default version.",
         metavar="NAME",
     ),
     Option(
@@ -127,7 +129,7 @@ def resource_hints(
             "that its machine has; remove it, or give --runner=DataflowRunner"
         )
     count = gpu_count(given)
-    driver = given["gpu_driver"]
+    driver = given["gpu_driver"] or (VLLM_DRIVER if backend.family == "vllm" else "")
     if driver and not re.fullmatch(r"[A-Za-z0-9.-]+", driver):
         raise ConfigurationError(
             f"--gpu_driver is {driver!r}, but must be a version, such as 5xx, or left out"
@@ -166,13 +168,16 @@ def has_one_process(given: Mapping[str, str], experiments: Any) -> bool:
 
 
 def set_gpu_defaults(given: Mapping[str, str], options: PipelineOptions) -> None:
-    """Beam's own options for a remote job with a model on its workers, where the user set none."""
+    """Beam's own options for a remote job with a model on its workers, where the user set none.
+
+    The disk is set here because the one of a template's environment is said not to reach workers.
+    """
     debug, worker = options.view_as(DebugOptions), options.view_as(WorkerOptions)
-    if given["backend"] == "vllm" and not debug.lookup_experiment(ONE_CONTAINER):
+    vllm = given["backend"] == "vllm"
+    if vllm and not debug.lookup_experiment(ONE_CONTAINER):
         debug.add_experiment(ONE_CONTAINER)
-    if given["gpu_type"]:
-        if worker.disk_size_gb is None:
-            worker.disk_size_gb = DISK_GB
-        streaming = options.view_as(StandardOptions).streaming
-        if streaming and not debug.lookup_experiment(STREAMING_HINTS):
-            debug.add_experiment(STREAMING_HINTS)
+    if (vllm or given["gpu_type"]) and worker.disk_size_gb is None:
+        worker.disk_size_gb = DISK_GB
+    streaming = options.view_as(StandardOptions).streaming
+    if given["gpu_type"] and streaming and not debug.lookup_experiment(STREAMING_HINTS):
+        debug.add_experiment(STREAMING_HINTS)

@@ -16,9 +16,11 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
-from pipeline.gpu_options import MACHINES, gpu_count
+from pipeline.gpu_options import MACHINES, MINIMUM_DRIVER, VLLM_DRIVER, gpu_count
 from pipeline.options import InferenceOptions, Values
+from pipeline.registry import vllm_args
 from transforms.errors import ConfigurationError
+from transforms.vllm_server.gpus import option
 
 _GPUS_OF_MACHINES = (
     ("g2-", ("nvidia-l4",)),
@@ -32,9 +34,12 @@ _GPUS_OF_MACHINES = (
 )
 """Which GPUs a machine family can have; other families have none."""
 
-_WITHOUT_BF16 = ("nvidia-tesla-t4", "nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4")
+_TOO_OLD_FOR_VLLM = ("nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4")
+"""Older than compute capability 7.5."""
+_WITHOUT_BF16 = ("nvidia-tesla-t4",)
 """Older than compute capability 8.0."""
-_DTYPES_WITHOUT_BF16 = re.compile(r"\b(half|float16|float32)\b")
+_DTYPES_WITHOUT_BF16 = ("half", "float16", "float32")
+_ALWAYS_WITH_GPUS = ("g2-", "a2-", "a3-")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,12 +49,12 @@ class Accelerator:
     Attributes:
       type: As Compute Engine calls it.
       count: Per worker.
-      driver: Whether Dataflow installs one.
+      driver: The version that Dataflow installs, ``""`` for its default; None when it installs none.
     """
 
     type: str
     count: int
-    driver: bool
+    driver: str | None
 
 
 def on_dataflow(options: PipelineOptions) -> bool:
@@ -83,6 +88,11 @@ def check_launch(options: PipelineOptions) -> None:
             "snapshot have gone on since, and other rows would be taken for written; drain the job, "
             "seek the subscription and start anew"
         )
+    if values.text("backend") == "sentence_transformers" and cloud.template_location:
+        raise ConfigurationError(
+            "--backend is 'sentence_transformers', which no image of the templates has: launch with "
+            "python -m pipeline --runner=DataflowRunner and an --sdk_container_image that has it"
+        )
     check_accelerators(options)
 
 
@@ -98,7 +108,7 @@ def accelerators(words: list[str]) -> Iterator[Accelerator]:
     """The GPUs that service options ask for.
 
     >>> list(accelerators(["worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"]))
-    [Accelerator(type='nvidia-l4', count=1, driver=True)]
+    [Accelerator(type='nvidia-l4', count=1, driver='')]
 
     Raises:
       ConfigurationError: One that cannot be read.
@@ -113,7 +123,7 @@ def accelerators(words: list[str]) -> Iterator[Accelerator]:
                 f"{word!r} is no accelerator: write "
                 "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"
             )
-        yield Accelerator(parts["type"], int(parts["count"]), "install-nvidia-driver" in parts)
+        yield Accelerator(parts["type"], int(parts["count"]), parts.get("install-nvidia-driver"))
 
 
 def check_accelerators(options: PipelineOptions) -> None:
@@ -142,18 +152,30 @@ def check_accelerators(options: PipelineOptions) -> None:
     if asked is not None and (found or _hinted(options)):
         other = "worker_accelerator" if found else "--resource_hints"
         raise ConfigurationError(f"an accelerator is asked for twice: remove {other} or --gpu_type")
-    for gpu in found:
-        _check_accelerator(
-            options, gpu, "machine_type", options.view_as(WorkerOptions).machine_type
+    if values.text("backend") == "vllm" and asked is None and not found and not _hinted(options):
+        raise ConfigurationError(
+            "--backend is 'vllm', but no worker has an accelerator: give --gpu_type, such as "
+            "nvidia-l4"
         )
+    machine = options.view_as(WorkerOptions).machine_type
+    for gpu in found:
+        _check_accelerator(options, gpu, "machine_type", machine)
     if asked is not None:
         _check_accelerator(options, asked, "gpu_machine_type", values.text("gpu_machine_type"))
+        if machine and machine.startswith(_ALWAYS_WITH_GPUS):
+            raise ConfigurationError(
+                f"--machine_type is {machine!r}, which would give every other step a GPU too: name "
+                "an ordinary machine there, such as n2-standard-4, and this one, if need be, as "
+                "--gpu_machine_type"
+            )
 
 
 def _of_flags(values: Values) -> Accelerator | None:
     """What ``--gpu_type`` and its like ask for."""
     gpu_type = values.text("gpu_type")
-    return Accelerator(gpu_type, gpu_count(values.given), driver=True) if gpu_type else None
+    if gpu_type is None:
+        return None
+    return Accelerator(gpu_type, gpu_count(values.given), values.text("gpu_driver") or "")
 
 
 def _hinted(options: PipelineOptions) -> bool:
@@ -170,7 +192,7 @@ def _check_accelerator(
             f"--flexrs_goal is {goal!r}, but FlexRS has no GPUs and {gpu.type} is asked for: "
             "remove one of them"
         )
-    if not gpu.driver:
+    if gpu.driver is None:
         raise ConfigurationError(
             f"worker_accelerator asks for {gpu.type} without a driver: add ;install-nvidia-driver"
         )
@@ -180,7 +202,9 @@ def _check_accelerator(
         )
     if machine:
         _check_machine(gpu, flag, machine)
-    _check_bf16(Values.of(options.view_as(InferenceOptions)), gpu)
+    values = Values.of(options.view_as(InferenceOptions))
+    if values.text("backend") == "vllm":
+        _check_vllm(values, gpu, gpu.driver)
 
 
 def _check_machine(gpu: Accelerator, flag: str, machine: str) -> None:
@@ -198,12 +222,25 @@ def _check_machine(gpu: Accelerator, flag: str, machine: str) -> None:
         )
 
 
-def _check_bf16(values: Values, gpu: Accelerator) -> None:
-    """Most models are published in bfloat16; a server started with one ends at once on these."""
-    if values.text("backend") != "vllm" or gpu.type not in _WITHOUT_BF16:
-        return
-    said = [f"{value}" for name, value in values.given.items() if name.startswith("vllm_")]
-    if not any(_DTYPES_WITHOUT_BF16.search(value) for value in said):
+def _check_vllm(values: Values, gpu: Accelerator, driver: str) -> None:
+    """What vLLM and its CUDA need of a GPU and its driver.
+
+    Most models are published in bfloat16; a server started with one ends at once where the GPU
+    cannot compute in it.
+    """
+    if gpu.type in _TOO_OLD_FOR_VLLM:
+        raise ConfigurationError(
+            f"{gpu.type} is too old for --backend=vllm, whose CUDA needs compute capability 7.5: "
+            "take a newer one, such as nvidia-l4"
+        )
+    major = driver.partition(".")[0]
+    if major.isdecimal() and int(major) < MINIMUM_DRIVER:
+        raise ConfigurationError(
+            f"the driver is {driver!r}, but --backend=vllm needs {MINIMUM_DRIVER} or newer: name "
+            f"one, or {VLLM_DRIVER}"
+        )
+    dtype = option(vllm_args(values), "--dtype")
+    if gpu.type in _WITHOUT_BF16 and dtype not in _DTYPES_WITHOUT_BF16:
         raise ConfigurationError(
             f"{gpu.type} cannot compute in bfloat16, which most models are published in: add "
             "--dtype=half to --vllm_args, or take another GPU, such as nvidia-l4"

@@ -100,7 +100,11 @@ OPTIONS: tuple[Option, ...] = (
         "gemini",
         ("gemini", "vertex_endpoint", "openai", "vllm", "sentence_transformers", "fake"),
     ),
-    Option("model", _MODEL, "The model's name; a path for sentence_transformers and vllm."),
+    Option(
+        "model",
+        _MODEL,
+        "The model's name; a path for sentence_transformers and vllm, any word for fake.",
+    ),
     Option(
         "generate_api",
         _MODEL,

@@ -5,10 +5,15 @@ in another location than its dataset's.
 """
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    WorkerOptions,
+)
 
 from pipeline.checks import Check, check_writable
 from pipeline.config import RunConfig
@@ -31,7 +36,7 @@ def placement_checks(options: PipelineOptions, config: RunConfig) -> Iterator[tu
     cloud = options.view_as(GoogleCloudOptions)
     temp = str(cloud.temp_location).rstrip("/")
     yield f"--temp_location {temp}", lambda: check_writable(temp, "--temp_location")
-    region = cloud.region
+    region_flag, region = workers_region(options)
     tables: list[tuple[str, TableName, str | None]] = []
     if isinstance(config.source, TableSource):
         tables.append(("--input_table", config.source.table, config.source.location))
@@ -45,11 +50,32 @@ def placement_checks(options: PipelineOptions, config: RunConfig) -> Iterator[tu
     for flag, table, location in tables:
         if region and (table.project, table.dataset) not in seen:
             seen.add((table.project, table.dataset))
-            check = functools.partial(check_dataset, flag, table, location, str(region))
-            yield f"{flag} {table} beside --region {region}", check
+            check = functools.partial(check_dataset, flag, table, location, region, region_flag)
+            yield f"{flag} {table} beside {region_flag} {region}", check
 
 
-def check_dataset(flag: str, table: TableName, location: str | None, region: str) -> None:
+def workers_region(options: PipelineOptions) -> tuple[str, str]:
+    """Where the workers are, by the flag that says so: they may be elsewhere than the job.
+
+    >>> workers_region(PipelineOptions(["--region=us-east1", "--worker_zone=europe-west4-b"]))
+    ('--worker_zone', 'europe-west4')
+    """
+    worker = options.view_as(WorkerOptions)
+    for flag, zone in (("--worker_zone", worker.worker_zone), ("--zone", worker.zone)):
+        if zone:
+            return flag, re.sub(r"-[a-z]$", "", str(zone))
+    if worker.worker_region:
+        return "--worker_region", str(worker.worker_region)
+    return "--region", str(options.view_as(GoogleCloudOptions).region or "")
+
+
+def check_dataset(
+    flag: str,
+    table: TableName,
+    location: str | None,
+    region: str,
+    region_flag: str = "--region",
+) -> None:
     """The dataset is where the job runs.
 
     A job that is meant to run elsewhere says so, by naming the dataset's location as
@@ -76,7 +102,7 @@ def check_dataset(flag: str, table: TableName, location: str | None, region: str
         )
     if not location and not holds(where, region):
         raise ConfigurationError(
-            f"--region is {region!r}, but {flag}'s dataset {name} is in {where}: run the job "
+            f"the workers are in {region!r} ({region_flag}), but {flag}'s dataset {name} is in {where}: run the job "
             f"there, or say --bigquery_location={where} if the data may leave"
         )
 

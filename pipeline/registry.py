@@ -216,14 +216,12 @@ def _sentence_transformers(values: Values, options: PipelineOptions) -> Backend:
 _OURS = ("--model", "--served-model-name", "--host", "--port", "--uds", "--api-key")
 
 
-def _vllm(values: Values, options: PipelineOptions) -> Backend:
-    for flag in ("generation_config", "request_options"):
-        given = values.json_object(flag) or {}
-        if ignored := [name for name in given if name.startswith("guided_")]:
-            raise ConfigurationError(
-                f"--{flag} has {ignored[0]!r}, which vLLM ignores without a word: use "
-                "--output_schema, or structured_outputs in --request_options"
-            )
+def vllm_args(values: Values) -> tuple[str, ...]:
+    """The arguments of vLLM's server, as a shell would split them.
+
+    Raises:
+      ConfigurationError: A quote is not closed, or one is the pipeline's own.
+    """
     text = values.text("vllm_args") or ""
     try:
         args = tuple(shlex.split(text))
@@ -234,6 +232,18 @@ def _vllm(values: Values, options: PipelineOptions) -> Backend:
             raise ConfigurationError(
                 f"--vllm_args has {name}, which the pipeline sets itself: remove it"
             )
+    return args
+
+
+def _vllm(values: Values, options: PipelineOptions) -> Backend:
+    for flag in ("generation_config", "request_options"):
+        given = values.json_object(flag) or {}
+        if ignored := [name for name in given if name.startswith("guided_")]:
+            raise ConfigurationError(
+                f"--{flag} has {ignored[0]!r}, which vLLM ignores without a word: use "
+                "--output_schema, or structured_outputs in --request_options"
+            )
+    args = vllm_args(values)
     return VLLMBackend(
         model=values.require("model", "a name on the Hugging Face hub, a folder, or gs://…"),
         task=_task(values),

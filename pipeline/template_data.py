@@ -47,6 +47,7 @@ class Place:
       triggers: The parent's values with which it is shown; all but the empty one, when empty.
       label: Its name in the form, where the option's own does not make a good one.
       form: The form, where the metavar does not tell it.
+      gpu: Whether only the templates whose workers have GPUs have it.
     """
 
     templates: tuple[str, ...] = BOTH
@@ -55,6 +56,7 @@ class Place:
     triggers: tuple[str, ...] = ()
     label: str = ""
     form: Form | None = None
+    gpu: bool = False
 
 
 _NUMBER = Form("NUMBER", "^[0-9]+$", "100")
@@ -83,10 +85,14 @@ FORMS = {
     "GLOB": Form("GCS_READ_FILE", f"^{_OBJECT}$", "gs://bucket/tickets/*.jsonl"),
     "DIR": Form("GCS_WRITE_FOLDER", "^gs://[^/[:space:]]+/[^*?[]+$", "gs://bucket/answers/"),
     "PROJECT:DATASET.TABLE": Form(
-        "BIGQUERY_TABLE", "^([^[:space:]]+[:.])?[^[:space:]:.]+[.][^[:space:]:.]+$", "p:d.answers"
+        "BIGQUERY_TABLE",
+        "^([^[:space:]]+[:.])?[^[:space:]:.]+[.][^[:space:]:.]+$",
+        "my-project:support.answers",
     ),
-    "PROJECT:DATASET": Form("TEXT", "^([^[:space:]]+[:.])?[^[:space:]:.]+$", "p:temporary"),
-    "TABLE_OR_GLOB": Form("TEXT", "^[^[:space:]]+$", "p:d.answers_dead_letters"),
+    "PROJECT:DATASET": Form(
+        "TEXT", "^([^[:space:]]+[:.])?[^[:space:]:.]+$", "my-project:temporary"
+    ),
+    "TABLE_OR_GLOB": Form("TEXT", "^[^[:space:]]+$", "my-project:support.answers_dead_letters"),
     "URL_OR_RESOURCE": Form(
         "TEXT", "^(https?://[^[:space:]]+|projects/[^[:space:]]+)$", "https://models.example.com/v1"
     ),
@@ -106,19 +112,28 @@ FORMS = {
         "projects/p/secrets/openai/versions/1",
     ),
     "MACHINE_TYPE": Form("MACHINE_TYPE", "^[a-z0-9-]+$", "g2-standard-8"),
-    "EMAIL": Form("SERVICE_ACCOUNT", "^[^@[:space:]]+@[^@[:space:]]+$", "worker@p.example.com"),
 }
 """The form of each metavar."""
 
 _BATCH_ONLY = Place(templates=(BATCH,))
 _OF_VERTEX = Place(parent="backend", triggers=("vertex_endpoint",))
-_OF_VLLM = Place(parent="backend", triggers=("vllm",))
-_ON_THE_WORKERS = Place(parent="backend", triggers=("vllm", "sentence_transformers"))
+_OF_VLLM = Place(parent="backend", triggers=("vllm",), gpu=True)
+_OF_GPU_TYPE = Place(parent="gpu_type", gpu=True)
 _IN_A_MODEL = Place(parent="backend", triggers=("gemini",))
 NOT_OFFERED = ("preview", "wait")
 """A template prints nothing that anybody reads, and never waits."""
 
+IN_NO_IMAGE = ("sentence_transformers",)
+"""Backends that need what no image of the templates has."""
+IN_GPU_IMAGE = ("vllm",)
+"""Backends that need what the image for GPUs has alone."""
+
 PLACES = {
+    "model": Place(required=BOTH),
+    "gpu_type": _OF_VLLM,
+    "gpu_count": _OF_GPU_TYPE,
+    "gpu_driver": _OF_GPU_TYPE,
+    "gpu_machine_type": _OF_GPU_TYPE,
     "input_files": _BATCH_ONLY,
     "input_format": Place(templates=(BATCH,), parent="input_files"),
     "input_table": _BATCH_ONLY,
@@ -157,7 +172,7 @@ PLACES = {
 }
 """The place of each option that has one of its own."""
 
-PREFIXES = {"vllm_": _OF_VLLM, "gpu_": _ON_THE_WORKERS}
+PREFIXES = {"vllm_": _OF_VLLM}
 """The place of options whose names begin so."""
 
 BEAM_OPTIONS: tuple[Option, ...] = (
@@ -193,7 +208,20 @@ def place_of(option: Option) -> Place:
     return Place()
 
 
-def form_of(option: Option) -> Form:
+def choices_offered(option: Option, *, gpu: bool) -> tuple[str, ...]:
+    """The choices that a template has; without the backends that its workers cannot run.
+
+    Args:
+      option: Any option.
+      gpu: Whether the workers have the image for GPUs.
+    """
+    if option.name != "backend":
+        return option.choices
+    missing = IN_NO_IMAGE if gpu else IN_NO_IMAGE + IN_GPU_IMAGE
+    return tuple(choice for choice in option.choices if choice not in missing)
+
+
+def form_of(option: Option, *, gpu: bool) -> Form:
     """How its value is asked for.
 
     Raises:
@@ -202,5 +230,6 @@ def form_of(option: Option) -> Form:
     if option.choices == BOOLEAN:
         return Form("BOOLEAN", "^(true|false)$", "true")
     if option.choices:
-        return Form("ENUM", f"^({'|'.join(option.choices)})$", option.choices[0])
+        choices = choices_offered(option, gpu=gpu)
+        return Form("ENUM", f"^({'|'.join(choices)})$", choices[0])
     return place_of(option).form or FORMS[option.metavar]

@@ -41,23 +41,11 @@ joined() {
   fail "the values hold ~~, ||, @@ and ##, and one of them has to be free to separate them"
 }
 
-# The default machine for a GPU.
-machine_for() {
-  case $1 in
-    nvidia-l4) echo g2-standard-8 ;;
-    nvidia-tesla-t4) echo n1-standard-8 ;;
-    nvidia-tesla-a100) echo a2-highgpu-1g ;;
-    nvidia-a100-80gb) echo a2-ultragpu-1g ;;
-    nvidia-h100-80gb) echo a3-highgpu-1g ;;
-    *) fail "--gpu is '$1': give --machine_type as well, one that this GPU comes with" ;;
-  esac
-}
-
 # Reads the flags of a launch; sets `name`, `arguments` (for gcloud) and `parameters` (NAME=VALUE).
 # launch_flags batch|streaming "$@"
 launch_flags() {
   local kind=$1 project='' region='' bucket='' template='' account='' subnetwork='' network=''
-  local kms_key='' labels='' workers='' max_workers='' machine='' gpu='' gpu_count=1 driver=''
+  local kms_key='' labels='' workers='' max_workers='' machine='' gpu=''
   local reservation='' flexrs=false private=true experiments=() options=() flag value
   shift
   name='' arguments=() parameters=() dry_run=false
@@ -81,9 +69,8 @@ launch_flags() {
       --num_workers=*) workers=$value ;;
       --max_workers=*) max_workers=$value ;;
       --machine_type=*) machine=$value ;;
-      --gpu=*) gpu=$value ;;
-      --gpu_count=*) gpu_count=$value ;;
-      --gpu_driver=*) driver=:$value ;;
+      --gpu=*) gpu=$value && parameters+=("gpu_type=$value") ;;
+      --gpu_count=* | --gpu_driver=*) parameters+=("${flag#--}") ;;
       --reservation=*) reservation=$value ;;
       --experiment=*) experiments+=("$value") ;;
       --option=*) options+=("$value") ;;
@@ -98,9 +85,6 @@ launch_flags() {
   [ ${#parameters[@]} -gt 0 ] || fail "no parameters are given: write NAME=VALUE for each"
   if [ -n "$gpu" ]; then
     [ "$flexrs" = false ] || fail "--flexrs has no GPUs: remove it or --gpu"
-    machine=${machine:-$(machine_for "$gpu")}
-    experiments+=("worker_accelerator=type:$gpu;count:$gpu_count;install-nvidia-driver$driver")
-    experiments+=(no_use_multiple_sdk_containers) # one server for all of a machine's GPUs
     template=${template:-gs://$bucket/templates/$kind-gpu.json}
   fi
   [ "$flexrs" = false ] || [ "$kind" = batch ] || fail "--flexrs is for batch jobs only: remove it"

@@ -20,6 +20,7 @@ from pipeline.template_data import (
     BEAM_OPTIONS,
     NOT_OFFERED,
     STREAMING,
+    choices_offered,
     form_of,
     place_of,
 )
@@ -27,6 +28,8 @@ from pipeline.template_data import (
 HERE = pathlib.Path(__file__).resolve().parent
 METADATA = HERE / "metadata"
 _WORDS = {"Bigquery": "BigQuery", "Pubsub": "Pub/Sub", "Vllm": "vLLM", "Gpu": "GPU", "Id": "ID"}
+
+_BY_NAME = {option.name: option for option in (*OPTIONS, *BEAM_OPTIONS)}
 
 Json = dict[str, Any]
 
@@ -62,13 +65,19 @@ TEMPLATES = (
 )
 
 
-def offered(template: str) -> list[Option]:
-    """The options that a template has as parameters; a parent comes before its children."""
-    found = [
-        option
-        for option in (*OPTIONS, *BEAM_OPTIONS)
-        if option.name not in NOT_OFFERED and template in place_of(option).templates
-    ]
+def offered(template: str, *, gpu: bool = True) -> list[Option]:
+    """The options that a template has as parameters; a parent comes before its children.
+
+    Args:
+      template: Its name.
+      gpu: Whether its workers have GPUs, and so the options that need one.
+    """
+    found = []
+    for option in (*OPTIONS, *BEAM_OPTIONS):
+        place = place_of(option)
+        fits = template in place.templates and (gpu or not place.gpu)
+        if option.name not in NOT_OFFERED and fits:
+            found.append(option)
     return sorted(found, key=lambda option: bool(place_of(option).parent))
 
 
@@ -86,9 +95,9 @@ def label_of(option: Option) -> str:
     return " ".join(_WORDS.get(word, word) for word in words) + unit
 
 
-def parameter(option: Option, template: str) -> Json:
+def parameter(option: Option, template: str, *, gpu: bool) -> Json:
     """One ``ParameterMetadata``."""
-    place, form = place_of(option), form_of(option)
+    place, form = place_of(option), form_of(option, gpu=gpu)
     example = "" if option.choices or not form.example else f" Example: {form.example}"
     found: Json = {
         "name": option.name,
@@ -100,26 +109,32 @@ def parameter(option: Option, template: str) -> Json:
     if form.pattern:
         found["regexes"] = [form.pattern]
     if form.param_type == "ENUM":
-        found["enumOptions"] = [{"value": choice, "label": choice} for choice in option.choices]
+        choices = choices_offered(option, gpu=gpu)
+        found["enumOptions"] = [{"value": choice, "label": choice} for choice in choices]
     if option.default:
         found["defaultValue"] = option.default
     if place.parent:
+        shown = choices_offered(_BY_NAME[place.parent], gpu=gpu)
         found["parentName"] = place.parent
-        found["parentTriggerValues"] = list(place.triggers)
+        found["parentTriggerValues"] = [value for value in place.triggers if value in shown]
     else:
         found["groupName"] = option.group
     return found
 
 
-def metadata(template: Template) -> Json:
+def metadata(template: Template, *, gpu: bool = False) -> Json:
     """The ``TemplateMetadata``.
 
     A stream runs exactly once by default: in at-least-once mode Dataflow may hand a message to the
     model twice, and each answer is paid for.
+
+    Args:
+      template: Which one.
+      gpu: Whether its workers have the image for GPUs.
     """
     streaming = template.name == STREAMING
     found: Json = {
-        "name": template.title,
+        "name": f"{template.title} with GPUs" if gpu else template.title,
         "description": template.description,
         "streaming": streaming,
         "supportsExactlyOnce": True,
@@ -127,7 +142,8 @@ def metadata(template: Template) -> Json:
     }
     if streaming:
         found["defaultStreamingMode"] = "EXACTLY_ONCE"
-    found["parameters"] = [parameter(option, template.name) for option in offered(template.name)]
+    options = offered(template.name, gpu=gpu)
+    found["parameters"] = [parameter(option, template.name, gpu=gpu) for option in options]
     return found
 
 
@@ -148,12 +164,10 @@ def container_spec(template: Template, image: str, worker_image: str = "") -> Js
             "enableStreamingEngine": True,
             "streamingMode": "STREAMING_MODE_EXACTLY_ONCE",  # the metadata's word has no prefix
         }
-    if worker_image and worker_image != image:
-        environment |= {"machineType": "g2-standard-8", "diskSizeGb": 200}
     return {
         "image": image,
         "sdkInfo": {"language": "PYTHON"},
-        "metadata": metadata(template),
+        "metadata": metadata(template, gpu=bool(worker_image)),
         "defaultEnvironment": environment,
     }
 
@@ -167,13 +181,15 @@ def write_metadata(*, check: bool) -> list[str]:
     """Writes the metadata; returns the files that were not as they should be."""
     stale = []
     for template in TEMPLATES:
-        path, wanted = METADATA / f"{template.name}.json", text(metadata(template))
-        if path.exists() and path.read_text("utf-8") == wanted:
-            continue
-        stale.append(path.name)
-        if not check:
-            METADATA.mkdir(exist_ok=True)
-            path.write_text(wanted, "utf-8")
+        for suffix, gpu in (("", False), ("-gpu", True)):
+            path = METADATA / f"{template.name}{suffix}.json"
+            wanted = text(metadata(template, gpu=gpu))
+            if path.exists() and path.read_text("utf-8") == wanted:
+                continue
+            stale.append(path.name)
+            if not check:
+                METADATA.mkdir(exist_ok=True)
+                path.write_text(wanted, "utf-8")
     return stale
 
 

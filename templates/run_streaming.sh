@@ -21,7 +21,8 @@
 #   --kms_key=K           encrypts the job's disks and state
 #   --labels=K=V,…        on the job and its machines
 #   --num_workers=N --max_workers=N --machine_type=M
-#   --gpu=TYPE            such as nvidia-l4; with --gpu_count=N and --gpu_driver=VERSION
+#   --gpu=TYPE            such as nvidia-l4, for the workers that call the model (backend=vllm); with
+#                         --gpu_count=N and --gpu_driver=VERSION. --machine_type is the others'
 #   --reservation=automatic   uses a reservation of machines with GPUs
 #   --experiment=E        further experiments and service options, such as
 #                         streaming_mode_at_least_once; may be repeated

@@ -32,15 +32,18 @@ def _refused(*argv: str) -> str:
 
 
 def test_hints() -> None:
-    """The machine that has so many; the driver's version only where it is named."""
+    """The machine that has so many, and the driver: by default one that vLLM's CUDA can do with."""
     assert _config(*JOB, "--gpu_type=nvidia-l4").resource_hints == {
-        "accelerator": "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver"
+        "accelerator": "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver:5xx"
     }
-    argv = ("--gpu_type=nvidia-tesla-a100", "--gpu_count=2", "--gpu_driver=5xx")
+    argv = ("--gpu_type=nvidia-tesla-a100", "--gpu_count=2", "--gpu_driver=580")
     assert _config(*JOB, *argv).resource_hints == {
         "accelerator": "type:nvidia-tesla-a100;count:2;machine_type:a2-highgpu-2g;"
-        "install-nvidia-driver:5xx"
+        "install-nvidia-driver:580"
     }
+    embed = ("--backend=sentence_transformers", "--task=embed", "--model=m")
+    others = _config(*BASE, *DATAFLOW, *embed, "--gpu_type=nvidia-l4").resource_hints["accelerator"]
+    assert others.endswith(";install-nvidia-driver")
     named = ("--gpu_type=nvidia-l4", "--gpu_machine_type=g2-standard-32")
     assert "machine_type:g2-standard-32;" in _config(*JOB, *named).resource_hints["accelerator"]
     only_eight = _config(*JOB, "--gpu_type=nvidia-h200-141gb").resource_hints["accelerator"]
@@ -79,6 +82,7 @@ def test_only_the_call_has_a_gpu() -> None:
             [*JOB, "--gpu_type=nvidia-l40"],
             "--gpu_type is 'nvidia-l40', but must be one of: nvidia-l4, ",
         ),
+        ([*JOB, "--gpu_type=nvidia-tesla-v100"], "--gpu_type is 'nvidia-tesla-v100', but must be"),
         (
             [*BASE, *VLLM, "--gpu_type=nvidia-l4"],
             "--gpu_type is 'nvidia-l4', but the runner is the local one: such a run takes the ",
@@ -148,9 +152,9 @@ def test_defaults_of_a_job_with_a_gpu() -> None:
 
 
 def test_defaults_of_other_jobs() -> None:
-    """A vLLM on a CPU still has one container; without it nothing changes, nor does a local run."""
+    """A vLLM on all workers has disk and container too; others and local runs are left alone."""
     options = _completed(*JOB)
-    assert options.view_as(WorkerOptions).disk_size_gb is None
+    assert options.view_as(WorkerOptions).disk_size_gb == 200
     assert options.view_as(DebugOptions).experiments == ["no_use_multiple_sdk_containers"]
     for argv in ((*BASE, *DATAFLOW, "--backend=fake"), (*BASE, *VLLM)):
         options = _completed(*argv)

@@ -10,7 +10,7 @@ from pipeline.options import parse_flags
 from transforms.errors import ConfigurationError
 
 JOB = ("--runner=DataflowRunner", "--temp_location=gs://b/t", "--sdk_container_image=i:1")
-GPU = "--experiments=worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver:550"
+GPU = "--experiments=worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver:580"
 T4 = "--experiments=worker_accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver"
 
 L4, VLLM = "--gpu_type=nvidia-l4", "--backend=vllm"
@@ -99,14 +99,77 @@ def test_gpu_options_that_exclude_each_other(argv: list[str], message: str) -> N
     assert _refused(*JOB, *argv).startswith(message)
 
 
-def test_bf16_on_an_old_gpu() -> None:
-    """Only vLLM loads a model on the worker, and only these GPUs cannot."""
-    _check(*JOB, GPU, VLLM)
-    assert _refused(*JOB, T4, VLLM).startswith("nvidia-tesla-t4 cannot compute in bfloat16")
-    _check(*JOB, T4, VLLM, "--vllm_args=--dtype=half")
-    assert "bfloat16" in _refused(*JOB, T4, VLLM, "--vllm_args=--dtype=bfloat16")
+def test_a_backend_that_no_image_has() -> None:
+    """Under a template's launch the image is ours; elsewhere it may be the user's own."""
+    own = (*JOB, "--backend=sentence_transformers", "--task=embed")
+    _check(*own)
+    assert _refused(*own, "--template_location=gs://b/job").startswith(
+        "--backend is 'sentence_transformers', which no image of the templates has: "
+    )
+
+
+def test_vllm_without_an_accelerator() -> None:
+    """In whichever way one is asked for, one has to be."""
+    hint = "--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver:5xx"
+    for given in (L4, GPU, hint):
+        _check(*JOB, VLLM, given)
+    expected = "--backend is 'vllm', but no worker has an accelerator: give --gpu_type"
+    assert _refused(*JOB, VLLM).startswith(expected)
+    assert _refused(*JOB, VLLM, "--machine_type=g2-standard-8").startswith(expected)
+    _check(VLLM)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "accepted"),
+    [
+        ("--dtype=half", True),
+        ("--dtype float16", True),
+        ("--dtype=float32 --kv-cache-dtype=auto", True),
+        ("--dtype=bfloat16", False),
+        ("--dtype bfloat16", False),
+        ("--kv-cache-dtype=float16 --dtype=bfloat16", False),
+        ("--kv-cache-dtype=half", False),
+        ("--dtype=half --dtype=bfloat16", False),
+    ],
+)
+def test_bf16_on_an_old_gpu(dtype: str, accepted: bool) -> None:
+    """Only vLLM loads a model on the worker; the last ``--dtype`` counts, and nothing else."""
+    message = "nvidia-tesla-t4 cannot compute in bfloat16"
+    for asked in (T4, "--gpu_type=nvidia-tesla-t4"):
+        given = (*JOB, asked, VLLM, f"--vllm_args={dtype}")
+        if accepted:
+            _check(*given)
+        else:
+            assert _refused(*given).startswith(message)
+    assert _refused(*JOB, T4, VLLM).startswith(message)
+    _check(*JOB, GPU, VLLM, f"--vllm_args={dtype}")
     _check(*JOB, T4, "--backend=gemini")
-    assert "bfloat16" in _refused(*JOB, VLLM, "--gpu_type=nvidia-tesla-t4")
+
+
+@pytest.mark.parametrize("gpu", ["nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4"])
+def test_gpus_that_cuda_has_left_behind(gpu: str) -> None:
+    """Whatever the model's type is; other code may still use them."""
+    asked = f"--experiments=worker_accelerator=type:{gpu};count:1;install-nvidia-driver"
+    assert _refused(*JOB, VLLM, asked, "--vllm_args=--dtype=half").startswith(
+        f"{gpu} is too old for --backend=vllm"
+    )
+    _check(*JOB, asked, "--backend=gemini")
+
+
+@pytest.mark.parametrize(
+    ("driver", "accepted"),
+    [("580", True), ("590.44.01", True), ("5xx", True), ("550", False), ("535.129.03", False)],
+)
+def test_drivers_older_than_the_cuda_of_vllm(driver: str, accepted: bool) -> None:
+    """A version that is named; what a series of versions means is Dataflow's."""
+    for asked in ([GPU.replace("580", driver)], [L4, f"--gpu_driver={driver}"]):
+        if accepted:
+            _check(*JOB, VLLM, *asked)
+        else:
+            assert _refused(*JOB, VLLM, *asked) == (
+                f"the driver is {driver!r}, but --backend=vllm needs 580 or newer: name one, or 5xx"
+            )
+    _check(*JOB, GPU.replace("580", driver), "--backend=gemini")
 
 
 def test_flags_of_gpus_that_can_run() -> None:
@@ -138,6 +201,10 @@ def test_flags_of_gpus_that_can_run() -> None:
             "--gpu_machine_type is 'a2-highgpu-4g', which has 4 of nvidia-tesla-a100, not 1",
         ),
         (["--flexrs_goal=COST_OPTIMIZED"], "--flexrs_goal is 'COST_OPTIMIZED', but FlexRS has no"),
+        (
+            ["--machine_type=g2-standard-8"],
+            "--machine_type is 'g2-standard-8', which would give every other step a GPU too: name ",
+        ),
         (
             [GPU],
             "an accelerator is asked for twice: remove worker_accelerator or --gpu_type",

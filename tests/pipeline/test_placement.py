@@ -8,7 +8,7 @@ from google.cloud import bigquery
 from pipeline.checks import run_checks
 from pipeline.config import RunConfig
 from pipeline.options import parse_flags
-from pipeline.placement import check_dataset, placement_checks
+from pipeline.placement import check_dataset, placement_checks, workers_region
 from tests.emulators.google_cloud import LoopbackCloud
 from transforms.errors import ConfigurationError
 from transforms.sinks.bigquery import TableName
@@ -36,8 +36,8 @@ def test_dataset_elsewhere(in_europe: TableName) -> None:
     check_dataset("--output_table", in_europe, None, "europe-west4")
     check_dataset("--output_table", in_europe, "europe-west4", "us-central1")
     assert _refused(in_europe, None, "us-central1") == (
-        f"--region is 'us-central1', but --output_table's dataset {name} is in europe-west4: run "
-        "the job there, or say --bigquery_location=europe-west4 if the data may leave"
+        f"the workers are in 'us-central1' (--region), but --output_table's dataset {name} is in "
+        "europe-west4: run the job there, or say --bigquery_location=europe-west4 if the data may leave"
     )
     assert _refused(in_europe, "US", "us-central1") == (
         f"--bigquery_location is 'US', but --output_table's dataset {name} is in europe-west4: "
@@ -48,6 +48,20 @@ def test_dataset_elsewhere(in_europe: TableName) -> None:
 def test_dataset_that_is_not_there(in_europe: TableName) -> None:
     """Another check says so."""
     check_dataset("--output_table", TableName(in_europe.project, "none", "t"), None, "us-east1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], ("--region", "us-east1")),
+        (["--worker_region=europe-west4"], ("--worker_region", "europe-west4")),
+        (["--worker_zone=asia-northeast1-a"], ("--worker_zone", "asia-northeast1")),
+        (["--zone=us-central1-f"], ("--zone", "us-central1")),
+    ],
+)
+def test_where_the_workers_are(flags: list[str], expected: tuple[str, str]) -> None:
+    """Not where the job is, when a flag says so: the data goes to the workers."""
+    assert workers_region(parse_flags(["--region=us-east1", *flags])) == expected
 
 
 def _checks(*argv: str) -> list[str]:
@@ -66,6 +80,8 @@ def test_what_is_checked(bucket: str, bigquery_dataset: str) -> None:
         f"--temp_location gs://{bucket}/tmp",
         f"--input_table {bigquery_dataset}.t beside --region us-east1",
     ]
+    elsewhere = [*dataflow, "--worker_zone=us-west1-b"]
+    assert _checks(*tables, *elsewhere)[1].endswith(" beside --worker_zone us-west1")
     assert _checks(*tables, f"--temp_location=gs://{bucket}/tmp") == []
 
 

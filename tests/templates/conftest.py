@@ -1,5 +1,6 @@
 """Fixtures: the loopback Dataflow, and scripts that call it through the real gcloud."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.emulators.dataflow_server import DataflowServer, serve_dataflow
+from tests.emulators.google_cloud import LoopbackCloud
 from tests.end_to_end.runs import missing_part
-from tests.templates.launches import ROOT
+from tests.templates.launches import ROOT, storage
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -20,6 +22,16 @@ def dataflow() -> Iterator[DataflowServer]:
     """A Dataflow API that records what it is sent."""
     with serve_dataflow() as server:
         yield server
+
+
+@pytest.fixture
+def inputs(loopback_cloud: LoopbackCloud) -> str:
+    """A bucket that holds one input file."""
+    bucket = loopback_cloud.new_bucket()
+    line = json.dumps({"id": "1", "text": "My invoice is wrong."}) + "\n"
+    with storage(loopback_cloud) as client:
+        client.bucket(bucket).blob("in/a.jsonl").upload_from_string(line)
+    return bucket
 
 
 @pytest.fixture

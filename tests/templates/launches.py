@@ -1,11 +1,13 @@
 """The way of a launch, without a cloud: gcloud's request, the launcher's argv, the recorded job.
 
 What this does not prove: that Dataflow's launcher hands over exactly these flags. They are those
-that its public logs show, one per field of the runtime environment, as strings.
+that its public logs show, one per field of the runtime environment, as strings; how it hands over
+the streaming mode is taken from the flag that Dataflow's guide names.
 """
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,14 +15,27 @@ from pathlib import Path
 from typing import Any
 
 from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.transforms.resources import AcceleratorHint
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Client
 
 from tests.emulators.dataflow_server import DataflowServer
 from tests.emulators.google_cloud import LoopbackCloud
+from tests.templates.posix import matches
 
+IMAGE, GPU_IMAGE = "us-docker.pkg.dev/p/r/inference:1", "us-docker.pkg.dev/p/r/inference:1-gpu"
 ROOT = Path(__file__).resolve().parents[2]
 Json = dict[str, Any]
+RUNNING = {
+    "id": "job-1",
+    "name": "answers",
+    "type": "JOB_TYPE_STREAMING",
+    "currentState": "JOB_STATE_RUNNING",
+    "createTime": "2026-11-21T00:00:00Z",
+    "currentStateTime": "2026-11-21T00:00:00Z",
+    "location": "us-central1",
+}
+"""A streaming job, as Dataflow lists it."""
 
 _FLAGS = {
     "numWorkers": "num_workers",
@@ -83,11 +98,40 @@ def launcher_argv(launch: Json, spec: Json, project: str, region: str) -> list[s
         argv.append("--enable_streaming_engine=true")
     if goal := environment.get("flexrsGoal"):
         argv.append(f"--flexrs_goal={goal.removeprefix('FLEXRS_')}")
+    if mode := environment.get("streamingMode"):
+        argv.append(f"--dataflow_service_options={mode.lower()}")
     if launch.get("update"):
         argv.append("--update=true")
-    declared = {parameter["name"] for parameter in spec["metadata"]["parameters"]}
-    assert set(launch["parameters"]) <= declared, "the service refuses undeclared parameters"
+    _check_parameters(launch["parameters"], spec["metadata"]["parameters"])
     return argv + [f"--{name}={value}" for name, value in launch["parameters"].items()]
+
+
+def _check_parameters(given: Mapping[str, str], declared: Sequence[Json]) -> None:
+    """What the service refuses before it starts a launcher."""
+    known = {parameter["name"]: parameter for parameter in declared}
+    assert set(given) <= set(known), f"undeclared: {set(given) - set(known)}"
+    for name, parameter in known.items():
+        assert name in given or parameter["isOptional"], f"{name} is missing"
+        for pattern in parameter.get("regexes", ()) if name in given else ():
+            assert matches(pattern, given[name]), f"{name}={given[name]} does not match {pattern}"
+
+
+def sent(dataflow: DataflowServer) -> Json:
+    """The parameters of the one launch that Dataflow was asked for."""
+    (request,) = dataflow.posted("flexTemplates:launch")
+    found: Json = request["launchParameter"]
+    return found
+
+
+def batch_parameters(bucket: str) -> list[str]:
+    """What a small batch job needs."""
+    return [
+        f"input_files=gs://{bucket}/in/*.jsonl",
+        "prompt=Answer, shortly: {{ text }}",
+        "backend=fake",
+        "model=fake",
+        f"output_path=gs://{bucket}/out",
+    ]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,6 +163,11 @@ class Launched:
         return pool
 
     @property
+    def images(self) -> set[str]:
+        """The images of its workers: one for each kind of hints."""
+        return {image["containerImage"] for image in self.pool["sdkHarnessContainerImages"]}
+
+    @property
     def options(self) -> Json:
         """Beam's options, as the console shows them."""
         shown = self.environment["sdkPipelineOptions"]["display_data"]
@@ -138,6 +187,26 @@ class Launched:
             for transform in self.pipeline.components.transforms.values()
             if transform.unique_name and "/" not in transform.unique_name
         }
+
+    @property
+    def leaves(self) -> set[str]:
+        """The names of the steps that run; without the lines of Beam's own lambdas."""
+        return {
+            re.sub(r"core\.py:\d+", "core.py", step.unique_name)
+            for step in self.pipeline.components.transforms.values()
+            if step.unique_name and not step.subtransforms and step.outputs
+        }
+
+    @property
+    def accelerators(self) -> dict[str, str]:
+        """The GPU that each step is hinted at, by name; only of steps that run."""
+        components = self.pipeline.components
+        found = {}
+        for step in components.transforms.values():
+            hints = components.environments[step.environment_id].resource_hints
+            if AcceleratorHint.urn in hints and not step.subtransforms:
+                found[step.unique_name] = hints[AcceleratorHint.urn].decode()
+        return found
 
 
 def storage(cloud: LoopbackCloud) -> Client:

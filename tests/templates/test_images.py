@@ -17,6 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pipeline.gpu_options import GPU_OPTIONS, MINIMUM_DRIVER
 from templates import main, render
 from tests.end_to_end.runs import missing_part
 from tests.templates.launches import ROOT
@@ -115,6 +116,19 @@ def test_the_gpu_lock_follows_its_input() -> None:
     pins = _pins("requirements-gpu.lock")
     assert wanted
     assert all(each.specifier.contains(pins[each.name]) for each in wanted)
+
+
+_DRIVERS = {12: 525, 13: 580}
+"""The first driver of each CUDA; source: https://docs.nvidia.com/cuda/cuda-toolkit-release-notes"""
+
+
+def test_the_driver_follows_the_gpu_lock() -> None:
+    """Another CUDA in the lock file needs another minimum, perhaps other GPUs."""
+    major = int(_pins("requirements-gpu.lock")["nvidia-cuda-runtime"].partition(".")[0])
+    assert _DRIVERS[major] == MINIMUM_DRIVER
+    help_text = next(option.help for option in GPU_OPTIONS if option.name == "gpu_driver")
+    for text in (help_text, (ROOT / "docs/vllm.md").read_text("utf-8")):
+        assert f"{MINIMUM_DRIVER} or newer" in text
 
 
 @pytest.mark.parametrize("name", LOCKS)

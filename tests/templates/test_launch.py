@@ -5,59 +5,23 @@ docstring of `tests.templates.launches` says what that does not prove.
 """
 
 import json
-from typing import Any
 
 import pytest
-from apache_beam.options.pipeline_options import WorkerOptions
 
-from pipeline.config import RunConfig
-from pipeline.launch_checks import check_launch
-from pipeline.options import parse_flags
 from templates import render
-from templates.main import launcher_flags
 from tests.emulators.dataflow_server import DataflowServer
 from tests.emulators.google_cloud import LoopbackCloud
 from tests.templates.conftest import Script
-from tests.templates.launches import Launched, launch, launcher_argv, storage
+from tests.templates.launches import (
+    IMAGE,
+    RUNNING,
+    batch_parameters,
+    launch,
+    launcher_argv,
+    sent,
+)
 
-IMAGE, GPU_IMAGE = "us-docker.pkg.dev/p/r/inference:1", "us-docker.pkg.dev/p/r/inference:1-gpu"
-BATCH, STREAMING = render.TEMPLATES
-LINE = json.dumps({"id": "1", "text": "My invoice is wrong."}) + "\n"
-RUNNING = {
-    "id": "job-1",
-    "name": "answers",
-    "type": "JOB_TYPE_STREAMING",
-    "currentState": "JOB_STATE_RUNNING",
-    "createTime": "2026-11-21T00:00:00Z",
-    "currentStateTime": "2026-11-21T00:00:00Z",
-    "location": "us-central1",
-}
-
-
-@pytest.fixture
-def inputs(loopback_cloud: LoopbackCloud) -> str:
-    """A bucket that holds one input file."""
-    bucket = loopback_cloud.new_bucket()
-    with storage(loopback_cloud) as client:
-        client.bucket(bucket).blob("in/a.jsonl").upload_from_string(LINE)
-    return bucket
-
-
-def sent(dataflow: DataflowServer) -> dict[str, Any]:
-    """The parameters of the one launch that Dataflow was asked for."""
-    (request,) = dataflow.posted("flexTemplates:launch")
-    found: dict[str, Any] = request["launchParameter"]
-    return found
-
-
-def batch_parameters(bucket: str) -> list[str]:
-    """What a small batch job needs."""
-    return [
-        f"input_files=gs://{bucket}/in/*.jsonl",
-        "prompt=Answer, shortly: {{ text }}",
-        "backend=fake",
-        f"output_path=gs://{bucket}/out",
-    ]
+(BATCH, _) = render.TEMPLATES
 
 
 def test_batch_job_from_gcloud_to_dataflow(
@@ -67,7 +31,7 @@ def test_batch_job_from_gcloud_to_dataflow(
     done = script(
         "run_batch.sh", "--project=emu-proj", "--region=us-central1", f"--bucket={inputs}",
         "--job=answers", "--service_account=worker@emu-proj.example.com",
-        "--subnetwork=regions/us-central1/subnetworks/s", "--labels=team=support,env=test",
+        "--network=n", "--subnetwork=regions/us-central1/subnetworks/s", "--labels=team=support,env=test",
         "--kms_key=projects/p/locations/us-central1/keyRings/r/cryptoKeys/k",
         "--num_workers=2", "--max_workers=5", "--machine_type=n2-standard-4", "--flexrs",
         "--experiment=enable_recommendations", "--option=update_compatibility_version=2.77.0",
@@ -98,6 +62,7 @@ def test_batch_job_from_gcloud_to_dataflow(
     assert pool["autoscalingSettings"]["maxNumWorkers"] == 5
     assert pool["diskSizeGb"] == 77
     assert pool["numThreadsPerWorker"] == 7
+    assert pool["network"] == "n"
     assert pool["subnetwork"] == "regions/us-central1/subnetworks/s"
     assert pool["ipConfiguration"] == 2  # WORKER_IP_PRIVATE
     assert pool["workerHarnessContainerImage"] == IMAGE
@@ -116,51 +81,7 @@ def test_batch_job_from_gcloud_to_dataflow(
     assert found.steps >= {"ReadRecords", "RenderRequests", "BatchRequests", "Infer"}
     images = {e.payload for e in found.pipeline.components.environments.values()}
     assert all(IMAGE.encode() in payload for payload in images)
-
-
-def test_gpu_job(
-    script: Script, dataflow: DataflowServer, loopback_cloud: LoopbackCloud, inputs: str
-) -> None:
-    """Another image, a machine and a disk for it, the accelerator, and one process per machine."""
-    done = script(
-        "run_batch.sh", "--project=emu-proj", "--region=us-central1", f"--bucket={inputs}",
-        "--gpu=nvidia-l4", "--gpu_driver=550", "--reservation=automatic",
-        *batch_parameters(inputs),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    launched = sent(dataflow)
-    assert launched["containerSpecGcsPath"] == f"gs://{inputs}/templates/batch-gpu.json"
-    spec = render.container_spec(BATCH, IMAGE, GPU_IMAGE)
-    argv = launcher_argv(launched, spec, "emu-proj", "us-central1")
-    found = launch(loopback_cloud, dataflow, inputs, argv)
-    assert found.code == 0, found.messages
-    pool = found.pool
-    assert (pool["machineType"], pool["diskSizeGb"]) == ("g2-standard-8", 200)
-    assert pool["workerHarnessContainerImage"] == GPU_IMAGE
-    experiments = found.environment["experiments"]
-    assert "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver:550" in experiments
-    assert "no_use_multiple_sdk_containers" in experiments
-    assert "automatically_use_created_reservation" in experiments
-    assert "use_multiple_sdk_containers" not in experiments  # Beam's default
-
-
-def test_gpus_for_one_step_only(script: Script, dataflow: DataflowServer) -> None:
-    """By parameters: the step that calls the model has them, the machines of the others none."""
-    done = script(
-        "run_batch.sh", "--project=p", "--region=us-central1", "--bucket=b",
-        "--template=gs://b/templates/batch-gpu.json", "--machine_type=n2-standard-4",
-        "input_files=gs://b/in", "prompt={{ text }}", "output_path=gs://b/out", "backend=vllm",
-        "model=gs://b/m", "gpu_type=nvidia-l4",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    spec = render.container_spec(BATCH, IMAGE, GPU_IMAGE)
-    options = parse_flags(launcher_flags(launcher_argv(sent(dataflow), spec, "p", "us-central1")))
-    check_launch(options)
-    worker = options.view_as(WorkerOptions)
-    assert (worker.machine_type, worker.disk_size_gb) == ("n2-standard-4", 200)
-    assert RunConfig.from_options(options).resource_hints == {
-        "accelerator": "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver"
-    }
+    assert found.accelerators == {}
 
 
 def test_template_location(
@@ -195,6 +116,7 @@ def template_argv(bucket: str, *more: str) -> list[str]:
         (["--no_use_public_ip"], "unknown flag --no_use_public_ip"),
         (["--temp_location="], "--temp_location is missing"),
         (["--sdk_container_image="], "--sdk_container_image is missing"),
+        (["--backend=sentence_transformers", "--task=embed"], "which no image of the templates"),
     ],
 )
 def test_refused_launches(
@@ -209,45 +131,6 @@ def test_refused_launches(
     assert found.code == 2
     assert message in found.messages
     assert list(found.objects) == ["in/a.jsonl"]
-
-
-def test_streaming_job_and_its_update(
-    script: Script, dataflow: DataflowServer, loopback_cloud: LoopbackCloud, inputs: str
-) -> None:
-    """A stream, on the Streaming Engine; the same flags give the same steps again."""
-    table = loopback_cloud.new_dataset().replace(".", ":") + ".answers"
-    flags = [
-        "--project=emu-proj", "--region=us-central1", f"--bucket={inputs}", "--job=answers",
-        "input_subscription=projects/emu-proj/subscriptions/tickets", "prompt=Say {{ text }}",
-        "backend=fake", f"output_table={table}",
-    ]  # fmt: skip
-    done = script("run_streaming.sh", *flags)
-    assert done.returncode == 0, done.stderr
-    first = streamed(loopback_cloud, dataflow, inputs)
-    (job,) = first.jobs
-    assert job["type"] == 2  # JOB_TYPE_STREAMING
-    assert first.options["streaming"] is True
-    assert "enable_streaming_engine" in first.environment["experiments"]
-    assert first.steps >= {"ReadRecords", "RenderRequests", "BatchRequests", "Infer"}
-
-    dataflow.calls.clear()
-    dataflow.jobs.append(RUNNING)
-    done = script("update_streaming.sh", *flags, "max_batch_size=64")
-    assert done.returncode == 0, done.stderr
-    assert sent(dataflow)["update"] is True
-    second = streamed(loopback_cloud, dataflow, inputs)
-    (job,) = second.jobs
-    assert job["replaceJobId"] == RUNNING["id"]
-    assert second.steps == first.steps
-
-
-def streamed(cloud: LoopbackCloud, dataflow: DataflowServer, bucket: str) -> Launched:
-    """The job of the streaming launch that Dataflow was asked for."""
-    spec = render.container_spec(STREAMING, IMAGE)
-    argv = launcher_argv(sent(dataflow), spec, "emu-proj", "us-central1")
-    found = launch(cloud, dataflow, bucket, argv)
-    assert found.code == 0, found.messages
-    return found
 
 
 # The scripts

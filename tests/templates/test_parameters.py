@@ -1,14 +1,20 @@
-"""Every parameter of the templates has an effect: what is built with it differs.
+"""Every parameter of the templates has an effect: the pipeline that is built with it differs.
 
-Apache Beam's own three are found in a recorded request by `tests.templates.test_launch`.
+What the run's summary tells of the flags is left out, and so are times: nothing else changes between
+two builds. Apache Beam's own three are found in a recorded request by `tests.templates.test_launch`.
 """
 
 import dataclasses
+import functools
+import uuid
 from pathlib import Path
-from typing import Any
 
+import apache_beam as beam
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability import python_urns
 
+from pipeline.build import build
 from pipeline.config import RunConfig
 from pipeline.option import Option
 from pipeline.options import OPTIONS, parse_flags
@@ -38,7 +44,7 @@ VALUES = {
     "backend": "fake",
     "endpoint": "https://h/v1",
     "gpu_count": "2",
-    "gpu_driver": "550",
+    "gpu_driver": "580",
     "gpu_machine_type": "g2-standard-12",
     "order_by_prefix": "batch",
     "generation_config": '{"top_p": 0.5}',
@@ -62,9 +68,9 @@ VALUES = {
 """Where the form's example is none, or is what stands in `JOB`."""
 BESIDE: dict[str, dict[str, str]] = {
     "input_format": {"input_files": "gs://b/a"},
-    "input_fields": {"input_files": "", "input_table": "p:d.i"},
-    "input_filter": {"input_files": "", "input_table": "p:d.i"},
-    "temp_dataset": {"input_files": "", "input_table": "p:d.i"},
+    "input_fields": {"input_files": "", "input_table": "my-project:d.i"},
+    "input_filter": {"input_files": "", "input_table": "my-project:d.i"},
+    "temp_dataset": {"input_files": "", "input_table": "my-project:d.i"},
     "input_table": {"input_files": ""},
     "input_query": {"input_files": ""},
     "input_dead_letters": {"input_files": ""},
@@ -73,12 +79,17 @@ BESIDE: dict[str, dict[str, str]] = {
     "request_field": {"prompt": ""},
     "instance_fields": {"prompt": ""},
     "output_format": {"output_path": "gs://b/o"},
-    "gpu_count": {"gpu_type": "nvidia-l4"},
-    "gpu_driver": {"gpu_type": "nvidia-l4"},
-    "gpu_machine_type": {"gpu_type": "nvidia-l4"},
+    "gpu_count": {"backend": "vllm", "gpu_type": "nvidia-l4"},
+    "gpu_driver": {"backend": "vllm", "gpu_type": "nvidia-l4"},
+    "gpu_machine_type": {"backend": "vllm", "gpu_type": "nvidia-l4"},
+    "exactly_once": {"write_method": "storage_write"},
     "prefix_chars": {"order_by_prefix": "data_set"},
 }
 """What has to be given, or left out (''), with a parameter."""
+OPPOSITES = {("exactly_once", STREAMING): "true"}
+"""Where a template's own default is the value that the other needs."""
+AT_LAUNCH = {("write_mode", STREAMING)}
+"""What a job does not differ by: a stream adds rows, and `fail` refuses a table that has some."""
 FILES = {
     "prompt_file": "Tell {{ text }}",
     "system_prompt_file": "Be short.",
@@ -100,31 +111,65 @@ def _value(option: Option, folder: Path) -> str:
         return str(path)
     if option.name in VALUES:
         return VALUES[option.name]
-    return option.choices[-1] if option.choices else form_of(option).example
+    return option.choices[-1] if option.choices else form_of(option, gpu=True).example
 
 
-def _built(flags: dict[str, str]) -> dict[str, Any]:
-    """The configuration that `pipeline.build` gets, but for what only tells of it."""
-    options = parse_flags([f"--{name}={value}" for name, value in flags.items() if value])
+@pytest.fixture(autouse=True)
+def _no_random_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RunInference gives each of its steps one."""
+    monkeypatch.setattr(uuid, "uuid1", lambda: uuid.UUID(int=0))
+
+
+def _built(flags: dict[str, str]) -> dict[str, bytes]:
+    """The steps that run, as they are staged, with the hints of where."""
+    return _steps(frozenset(flags.items()))
+
+
+@functools.cache
+def _steps(flags: frozenset[tuple[str, str]]) -> dict[str, bytes]:
+    options = parse_flags([f"--{name}={value}" for name, value in sorted(flags) if value])
     config = RunConfig.from_options(options)
-    told = {"summary", "started_at"}
-    fields = [field.name for field in dataclasses.fields(config) if field.name not in told]
-    return {name: getattr(config, name) for name in fields}
+    summary = dataclasses.replace(config.summary, started_at="", config={})
+    root = beam.Pipeline(options=PipelineOptions(streaming=config.streaming))
+    build(root, dataclasses.replace(config, started_at="", summary=summary))
+    components = root.to_runner_api().components
+    return {
+        step.unique_name: b"".join(
+            part.SerializeToString(deterministic=True)
+            for part in (step, components.environments[step.environment_id])
+        )
+        for step in components.transforms.values()
+        if step.spec.urn != python_urns.PICKLED_TRANSFORM  # what it is made of runs, not itself
+    }
+
+
+def _flags(option: Option, template: str, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Two jobs: with a parameter, and as nearly the same as may be without it."""
+    place = place_of(option)
+    without = {**JOB, **INPUTS[template], **BESIDE.get(option.name, {})}
+    if place.parent == "backend":
+        without |= {"backend": place.triggers[0], **OF_BACKEND.get(place.triggers[0], {})}
+    value = OPPOSITES.get((option.name, template)) or _value(option, folder)
+    assert value, f"--{option.name} has no example: give its metavar one, or VALUES here"
+    given = {**without, option.name: value}
+    if option.name in {"input_table", "input_query", "input_dead_letters", "prompt_file",
+                       "messages_field", "request_field", "instance_fields"}:  # fmt: skip
+        without |= INPUTS[template] | {"prompt": JOB["prompt"]}  # exactly one of these is needed
+    return given, without
 
 
 @pytest.mark.parametrize(
     ("option", "template"), _OFFERED, ids=lambda each: getattr(each, "name", each)
 )
 def test_every_parameter_has_an_effect(option: Option, template: str, tmp_path: Path) -> None:
-    """With everything else the same."""
-    place = place_of(option)
-    without = {**JOB, **INPUTS[template], **BESIDE.get(option.name, {})}
-    if place.parent == "backend":
-        without |= {"backend": place.triggers[0], **OF_BACKEND.get(place.triggers[0], {})}
-    value = _value(option, tmp_path)
-    assert value, f"--{option.name} has no example: give its metavar one, or VALUES here"
-    given = {**without, option.name: value}
-    if option.name in {"input_table", "input_query", "input_dead_letters", "prompt_file",
-                       "messages_field", "request_field", "instance_fields"}:  # fmt: skip
-        without |= INPUTS[template] | {"prompt": JOB["prompt"]}  # exactly one of these is needed
-    assert _built(given) != _built(without)
+    """In the graph, with everything else the same; or it is known to act before there is one."""
+    given, without = _flags(option, template, tmp_path)
+    assert (_built(given) == _built(without)) is ((option.name, template) in AT_LAUNCH)
+
+
+@pytest.mark.parametrize("template", [BATCH, STREAMING])
+def test_nothing_else_changes_a_pipeline(template: str) -> None:
+    """Two builds of the same flags are the same: a difference is the parameter's."""
+    first = _built({**JOB, **INPUTS[template]})
+    _steps.cache_clear()
+    assert _built({**JOB, **INPUTS[template]}) == first

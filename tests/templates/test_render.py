@@ -20,6 +20,7 @@ from pipeline.template_data import (
     PLACES,
     PREFIXES,
     STREAMING,
+    choices_offered,
     form_of,
     place_of,
 )
@@ -29,6 +30,7 @@ from tests.templates.posix import compiled, matches
 IMAGE = "us-docker.pkg.dev/p/r/batch-inference:1"
 GPU_IMAGE = f"{IMAGE}-gpu"
 BY_NAME = {option.name: option for option in (*OPTIONS, *BEAM_OPTIONS)}
+GPUS = pytest.mark.parametrize("worker_image", ["", GPU_IMAGE], ids=["cpu", "gpu"])
 EACH = pytest.mark.parametrize("template", render.TEMPLATES, ids=lambda template: template.name)
 
 
@@ -83,34 +85,57 @@ def test_streaming_flags() -> None:
 
 @EACH
 def test_workers_have_our_image(template: render.Template) -> None:
-    """The launcher's own, or the one for GPUs with a machine and a disk for them."""
+    """The launcher's own, or the one for GPUs; machines and disks are the launch's to choose."""
     cpu, gpu = spec(template), spec(template, GPU_IMAGE)
     assert (cpu.image, cpu.default_environment.sdk_container_image) == (IMAGE, IMAGE)
     assert (gpu.image, gpu.default_environment.sdk_container_image) == (IMAGE, GPU_IMAGE)
-    assert cpu.default_environment.machine_type == ""
-    assert gpu.default_environment.machine_type == "g2-standard-8"
-    assert gpu.default_environment.disk_size_gb == 200
+    for each in (cpu, gpu):
+        assert each.default_environment.machine_type == ""
+        assert each.default_environment.disk_size_gb == 0
     assert cpu.sdk_info.language == api.SDKInfo.Language.PYTHON
+    assert gpu.metadata.name == f"{cpu.metadata.name} with GPUs"
 
 
 # Parameters
 
 
+@GPUS
 @EACH
-def test_parameters_are_the_options(template: render.Template) -> None:
+def test_parameters_are_the_options(template: render.Template, worker_image: str) -> None:
     """Every option of the command line that suits the template, and nothing else."""
-    names = [parameter.name for parameter in spec(template).metadata.parameters]
+    names = [parameter.name for parameter in spec(template, worker_image).metadata.parameters]
     assert len(names) == len(set(names))
     other = {BATCH: STREAMING, STREAMING: BATCH}[template.name]
     left_out = {name for name in BY_NAME if place_of(BY_NAME[name]).templates == (other,)}
+    if not worker_image:
+        left_out |= {name for name in BY_NAME if name.startswith(("gpu_", "vllm_"))}
     assert set(names) == set(BY_NAME) - left_out - set(NOT_OFFERED)
 
 
 @EACH
-def test_parameters_say_what_they_are(template: render.Template) -> None:
-    """The API requires name, label and help; a group or a parent that comes before."""
-    seen: set[str] = set()
-    for parameter in spec(template).metadata.parameters:
+def test_what_no_worker_could_run(template: render.Template) -> None:
+    """A backend is offered, and accepted, where the workers' image has it."""
+    everywhere = ["gemini", "vertex_endpoint", "openai"]
+    for worker_image, offered in (
+        ("", [*everywhere, "fake"]),
+        (GPU_IMAGE, [*everywhere, "vllm", "fake"]),
+    ):
+        parameters = {each.name: each for each in spec(template, worker_image).metadata.parameters}
+        backend = parameters["backend"]
+        assert [choice.value for choice in backend.enum_options] == offered
+        (pattern,) = backend.regexes
+        assert [c for c in BY_NAME["backend"].choices if matches(pattern, c)] == offered
+        for each in parameters.values():
+            if each.parent_name == "backend":
+                assert set(each.parent_trigger_values) <= set(offered)
+
+
+@GPUS
+@EACH
+def test_parameters_say_what_they_are(template: render.Template, worker_image: str) -> None:
+    """A label, a help text, a default, and one place in the form; a parent before its children."""
+    gpu, seen = bool(worker_image), set[str]()
+    for parameter in spec(template, worker_image).metadata.parameters:
         option = BY_NAME[parameter.name]
         assert parameter.label
         assert parameter.help_text.startswith(option.help)
@@ -120,18 +145,32 @@ def test_parameters_say_what_they_are(template: render.Template) -> None:
         parent = BY_NAME.get(parameter.parent_name)
         if parent is not None and parent.choices:
             assert set(parameter.parent_trigger_values) <= set(parent.choices)
-            assert parameter.parent_trigger_values
+            assert parameter.parent_trigger_values or not parent.default
         values = [choice.value for choice in parameter.enum_options]
-        assert values == (list(option.choices) if option.choices != ("true", "false") else [])
+        choices = choices_offered(option, gpu=gpu)
+        assert values == (list(choices) if choices != ("true", "false") else [])
         seen.add(parameter.name)
 
 
 @EACH
-def test_patterns_accept_their_own_values(template: render.Template) -> None:
+def test_what_a_launch_cannot_do_without(template: render.Template) -> None:
+    """The service refuses it at once; all other combinations are the launcher's to check."""
+    parameters = spec(template, GPU_IMAGE).metadata.parameters
+    required = {parameter.name for parameter in parameters if not parameter.is_optional}
+    assert required == {"model"} | (
+        {"input_subscription", "output_table"} if template.name == STREAMING else set()
+    )
+
+
+@GPUS
+@EACH
+def test_patterns_accept_their_own_values(template: render.Template, worker_image: str) -> None:
     """Each compiles as POSIX extended, is anchored, accepts its example, default and choices."""
-    for parameter in spec(template).metadata.parameters:
+    gpu = bool(worker_image)
+    for parameter in spec(template, worker_image).metadata.parameters:
         option = BY_NAME[parameter.name]
-        values = [form_of(option).example, option.default, *option.choices]
+        choices = choices_offered(option, gpu=gpu)
+        values = [form_of(option, gpu=gpu).example, option.default, *choices]
         for pattern in parameter.regexes:
             compiled(pattern)
             assert pattern.startswith("^")
@@ -194,14 +233,17 @@ def test_the_tables_name_options() -> None:
 def test_a_new_option_needs_a_known_metavar() -> None:
     """Else nobody has thought of its form."""
     with pytest.raises(KeyError, match="WORD"):
-        form_of(Option("new", "Run", "New.", metavar="WORD"))
+        form_of(Option("new", "Run", "New.", metavar="WORD"), gpu=True)
 
 
-def test_options_of_a_backend_stand_under_it() -> None:
-    """By their names, so that they are shown only when they apply."""
-    vllm, gpu = place_of(BY_NAME["vllm_args"]), place_of(BY_NAME["gpu_count"])
-    assert (vllm.parent, vllm.triggers) == ("backend", ("vllm",))
-    assert (gpu.parent, gpu.triggers) == ("backend", ("vllm", "sentence_transformers"))
+def test_options_stand_under_what_they_need() -> None:
+    """By their names or by a table, so that they are shown only when they apply."""
+    for name in ("vllm_args", "vllm_python", "gpu_type"):
+        place = place_of(BY_NAME[name])
+        assert (place.parent, place.triggers) == ("backend", ("vllm",))
+    for name in ("gpu_count", "gpu_driver", "gpu_machine_type"):
+        place = place_of(BY_NAME[name])
+        assert (place.parent, place.triggers) == ("gpu_type", ())  # any GPU
 
 
 # Files
