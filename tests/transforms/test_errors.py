@@ -101,6 +101,7 @@ def test_defaults() -> None:
         "fatal_at_start": False,
         "congestion": False,
         "unanswered": False,
+        "restarting": False,
     }
 
 
