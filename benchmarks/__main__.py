@@ -11,6 +11,7 @@ ALL = (
     "batching",
     "storage_write",
     "streaming",
+    "launch",
     "dispatch",
 )
 

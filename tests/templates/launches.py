@@ -218,14 +218,14 @@ def storage(cloud: LoopbackCloud) -> Client:
     )
 
 
-def launch(
-    cloud: LoopbackCloud, dataflow: DataflowServer, bucket: str, argv: Sequence[str]
-) -> Launched:
+def run_entry_point(
+    cloud: LoopbackCloud, dataflow: DataflowServer, argv: Sequence[str]
+) -> "subprocess.CompletedProcess[str]":
     """Runs the entry point as the launcher does, in a process of its own, to its end."""
     environment = cloud.subprocess_environment()
     paths = [str(ROOT), environment["PYTHONPATH"]]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "templates/main.py", f"--dataflow_endpoint={dataflow.url}", *argv],
         env=environment,
         cwd=ROOT,
@@ -234,6 +234,13 @@ def launch(
         check=False,
         timeout=300,
     )
+
+
+def launch(
+    cloud: LoopbackCloud, dataflow: DataflowServer, bucket: str, argv: Sequence[str]
+) -> Launched:
+    """Runs the entry point; what it has left, in Dataflow and in the bucket."""
+    done = run_entry_point(cloud, dataflow, argv)
     with storage(cloud) as client:
         objects = {blob.name: blob.download_as_bytes() for blob in client.list_blobs(bucket)}
     return Launched(done.returncode, done.stdout + done.stderr, dataflow.posted("/jobs"), objects)
