@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
-from pipeline.gpu_options import MACHINES, MINIMUM_DRIVER, VLLM_DRIVER, gpu_count
+from pipeline.gpu_options import MINIMUM_DRIVER, VLLM_DRIVER, gpu_count
 from pipeline.options import InferenceOptions, Values
 from pipeline.registry import vllm_args
 from transforms.errors import ConfigurationError
@@ -25,14 +25,19 @@ from transforms.vllm_server.gpus import option
 _GPUS_OF_MACHINES = (
     ("g2-", ("nvidia-l4",)),
     ("a2-highgpu-", ("nvidia-tesla-a100",)),
+    ("a2-megagpu-", ("nvidia-tesla-a100",)),
     ("a2-ultragpu-", ("nvidia-a100-80gb",)),
-    ("a3-", ("nvidia-h100-80gb", "nvidia-h100-mega-80gb", "nvidia-h200-141gb")),
+    ("a3-megagpu-", ("nvidia-h100-mega-80gb",)),
+    ("a3-ultragpu-", ("nvidia-h200-141gb",)),
+    ("a3-", ("nvidia-h100-80gb",)),
     (
         "n1-",
         ("nvidia-tesla-t4", "nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4"),
     ),
 )
 """Which GPUs a machine family can have; other families have none."""
+_L4S = {24: 2, 48: 4, 96: 8}
+"""How many a ``g2-standard`` machine of so many vCPUs has; the others have one."""
 
 _TOO_OLD_FOR_VLLM = ("nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4")
 """Older than compute capability 7.5."""
@@ -213,13 +218,23 @@ def _check_machine(gpu: Accelerator, flag: str, machine: str) -> None:
     if gpu.type not in fitting:
         has = f"it can have {' or '.join(fitting)}" if fitting else "it has no GPUs"
         raise ConfigurationError(f"--{flag} is {machine!r}, which cannot have {gpu.type}: {has}")
-    counts = [count for count, name in MACHINES.get(gpu.type, {}).items() if name == machine]
-    if named := re.search(r"gpu-([0-9]+)g$", machine):
-        counts = [int(named[1])]
-    if counts and not machine.startswith("n1-") and gpu.count not in counts:
+    has_so_many = _gpus_of(machine)
+    if has_so_many and gpu.count != has_so_many:
         raise ConfigurationError(
-            f"--{flag} is {machine!r}, which has {counts[0]} of {gpu.type}, not {gpu.count}"
+            f"--{flag} is {machine!r}, which has {has_so_many} of {gpu.type}, not {gpu.count}"
         )
+
+
+def _gpus_of(machine: str) -> int | None:
+    """How many GPUs a machine always has; None where they are attached, in any number.
+
+    >>> [_gpus_of(name) for name in ("g2-standard-24", "a2-megagpu-16g", "n1-standard-8")]
+    [2, 16, None]
+    """
+    if named := re.search(r"gpu-([0-9]+)g$", machine):
+        return int(named[1])
+    vcpus = machine.rpartition("-")[2]
+    return _L4S.get(int(vcpus), 1) if machine.startswith("g2-") and vcpus.isdecimal() else None
 
 
 def _check_vllm(values: Values, gpu: Accelerator, driver: str) -> None:

@@ -5,6 +5,7 @@ import doctest
 import pytest
 
 from pipeline import launch_checks, placement
+from pipeline.gpu_options import MACHINES
 from pipeline.launch_checks import check_launch
 from pipeline.options import parse_flags
 from transforms.errors import ConfigurationError
@@ -170,6 +171,36 @@ def test_drivers_older_than_the_cuda_of_vllm(driver: str, accepted: bool) -> Non
                 f"the driver is {driver!r}, but --backend=vllm needs 580 or newer: name one, or 5xx"
             )
     _check(*JOB, GPU.replace("580", driver), "--backend=gemini")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "count", "machine"),
+    [(gpu, count, machine) for gpu in MACHINES for count, machine in MACHINES[gpu].items()],
+)
+def test_our_own_machines_have_their_gpus(gpu: str, count: int, machine: str) -> None:
+    """Each of the table, with its number and with no other."""
+    asked = (*JOB, VLLM, "--vllm_args=--dtype=half", f"--gpu_type={gpu}", f"--gpu_count={count}")
+    _check(*asked)
+    _check(*asked, f"--gpu_machine_type={machine}")
+    if not machine.startswith("n1-"):
+        wrong = (*JOB, VLLM, f"--gpu_type={gpu}", f"--gpu_machine_type={machine}")
+        other = count + 1 if count + 1 in MACHINES[gpu] else 1
+        if other != count and other in MACHINES[gpu]:
+            assert "which has" in _refused(*wrong, f"--gpu_count={other}")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "count", "machine"),
+    [
+        ("nvidia-h100-80gb", 8, "a3-ultragpu-8g"),
+        ("nvidia-l4", 2, "g2-standard-4"),
+        ("nvidia-l4", 2, "g2-standard-32"),
+    ],
+)
+def test_machines_that_have_others(gpu: str, count: int, machine: str) -> None:
+    """Named by their family, or by their size."""
+    flags = (f"--gpu_type={gpu}", f"--gpu_count={count}", f"--gpu_machine_type={machine}")
+    assert _refused(*JOB, VLLM, *flags).startswith(f"--gpu_machine_type is '{machine}', which ")
 
 
 def test_flags_of_gpus_that_can_run() -> None:
