@@ -127,12 +127,14 @@ class Ran:
       reconciled: What its summary says.
       results: The records' ids, as often as they are there.
       letters: Those of the dead letters.
+      errors: The error types of the dead letters, by the ids.
     """
 
     status: int
     reconciled: bool
     results: list[str]
     letters: list[str]
+    errors: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def wrong(self, count: int, poison: set[str]) -> str:
         """What is not as it has to be with records ``0`` to ``count - 1``; nothing if all is."""
@@ -146,6 +148,7 @@ class Ran:
             "results of poisoned records": len(set(self.results) & poison),
         }
         said = [f"{number} {name}" for name, number in found.items() if number]
+        said += sorted({error for one, error in self.errors.items() if one not in poison})
         if not self.reconciled or self.status:
             said.append(f"status {self.status}, reconciled: {self.reconciled}")
         return ", ".join(said)
@@ -170,12 +173,19 @@ def flags_of(backend: VLLMBackend, folder: str, *more: str) -> list[str]:
 def ran(folder: str, status: int) -> Ran:
     """Reads what a run has left behind."""
 
-    def ids(kind: str) -> list[str]:
+    def rows(kind: str) -> list[dict[str, Any]]:
         paths = pathlib.Path(folder, "out", kind).glob("*.jsonl")
-        return [json.loads(line)["record_id"] for p in paths for line in p.open(encoding="utf-8")]
+        return [json.loads(line) for path in paths for line in path.open(encoding="utf-8")]
 
     summary = json.loads(pathlib.Path(folder, "out/run.json").read_text(encoding="utf-8"))
-    return Ran(status, summary["reconciled"], ids("results"), ids("dead_letters"))
+    letters = rows("dead_letters")
+    return Ran(
+        status,
+        summary["reconciled"],
+        [row["record_id"] for row in rows("results")],
+        [row["record_id"] for row in letters],
+        {row["record_id"]: row["error_type"] for row in letters},
+    )
 
 
 def ours(

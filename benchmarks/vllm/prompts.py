@@ -4,7 +4,8 @@ import random
 from typing import Any
 
 POISON_TOKENS = 4000
-NATURAL: dict[str, Any] = {"max_tokens": 128, "min_tokens": 2, "logit_bias": {"2": 3.9}}
+NATURAL: dict[str, Any] = {"max_tokens": 128, "min_tokens": 8, "logit_bias": {"2": 3.9}}
+"""One token in sixteen is part of a character: a few of those only would be an answer without text."""
 HEAD_TOKENS = 256
 _WORDS = ("product", "review", "price", "total", "name", "city", "label", "date")
 

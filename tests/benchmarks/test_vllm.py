@@ -17,7 +17,10 @@ from benchmarks.vllm.table import Line, Table
         (Ran(0, True, ["0"], ["1"]), "1 lost"),
         (Ran(0, True, ["0", "2", "2"], ["1"]), "1 doubled"),
         (Ran(0, True, ["0", "2", "9"], ["1"]), "1 unknown"),
-        (Ran(0, True, ["2"], ["0", "1"]), "1 dead letters of good records"),
+        (
+            Ran(0, True, ["2"], ["0", "1"], {"0": "timeout", "1": "too_large"}),
+            "1 dead letters of good records, timeout",
+        ),
         (Ran(0, True, ["0", "1", "2"], []), "1 results of poisoned records"),
         (Ran(1, False, ["0", "2"], ["1"]), "status 1, reconciled: False"),
     ],
