@@ -12,6 +12,7 @@ ALL = (
     "storage_write",
     "streaming",
     "dispatch",
+    "soak",
 )
 
 
