@@ -13,6 +13,7 @@ ALL = (
     "streaming",
     "launch",
     "dispatch",
+    "soak",
 )
 
 
