@@ -183,6 +183,9 @@ class _BatchUntilTimer(beam.DoFn):
     BAG = BagStateSpec("bag", beam.coders.BytesCoder())
     TIMER = TimerSpec("timer", TimeDomain.REAL_TIME)
 
+    def __init__(self, wait_s: float = 0.1) -> None:
+        self._wait_s = wait_s
+
     def process(
         self,
         element: tuple[int, bytes],
@@ -190,7 +193,7 @@ class _BatchUntilTimer(beam.DoFn):
         timer: Any = beam.DoFn.TimerParam(TIMER),  # noqa: B008
     ) -> None:
         bag.add(element[1])
-        timer.set(time.time() + 0.1)
+        timer.set(time.time() + self._wait_s)
 
     @on_timer(TIMER)
     def flush(self, bag: Any = beam.DoFn.StateParam(BAG)) -> Iterator[list[bytes]]:  # noqa: B008
@@ -213,33 +216,16 @@ def test_timers_fire_while_nothing_comes(pubsub: PubSubEmulator) -> None:
     assert stream.failure is None
 
 
-class _BatchForAnHour(beam.DoFn):
-    BAG = BagStateSpec("bag", beam.coders.BytesCoder())
-    TIMER = TimerSpec("timer", TimeDomain.REAL_TIME)
-
-    def process(
-        self,
-        element: tuple[int, bytes],
-        bag: Any = beam.DoFn.StateParam(BAG),  # noqa: B008
-        timer: Any = beam.DoFn.TimerParam(TIMER),  # noqa: B008
-    ) -> None:
-        see(element[1])
-        bag.add(element[1])
-        timer.set(time.time() + 3600)
-
-    @on_timer(TIMER)
-    def flush(self, bag: Any = beam.DoFn.StateParam(BAG)) -> None:  # noqa: B008
-        bag.clear()
-
-
 def test_what_a_step_keeps_is_not_acknowledged(pubsub: PubSubEmulator) -> None:
     """Though later bundles are: a process that is killed would lose it."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
 
     def steps(messages: beam.PCollection[bytes]) -> None:
-        keyed = messages | beam.Map(lambda body: (0, body)).with_output_types(tuple[int, bytes])
-        _ = keyed | beam.ParDo(_BatchForAnHour())
+        keyed = messages | beam.Map(lambda body: see(body) or (0, body)).with_output_types(
+            tuple[int, bytes]
+        )
+        _ = keyed | beam.ParDo(_BatchUntilTimer(3600))
 
     stream = Stream(subscription, steps)
     for n, body in enumerate([b"a", b"b", b"c"]):
