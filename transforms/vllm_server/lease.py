@@ -118,7 +118,9 @@ class Lease:
         """Gives that right back."""
         solo, self._solo = self._solo, None
         if solo is not None:
-            fcntl.flock(solo, fcntl.LOCK_UN)  # a process that is just being forked has the file, too
+            fcntl.flock(
+                solo, fcntl.LOCK_UN
+            )  # a process that is just being forked has the file, too
             os.close(solo)
 
     def end(self) -> None:
