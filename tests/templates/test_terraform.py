@@ -60,7 +60,7 @@ def _resources() -> dict[str, str]:
 
 
 def test_it_parses() -> None:
-    """Everything that the issue asks for is a resource."""
+    """Everything that a deployment needs is a resource."""
     resources = _names("resource")
     assert len(resources) == len(set(resources))
     kinds = {name.partition(".")[0] for name in resources}
@@ -115,7 +115,7 @@ def test_counted_resources_are_indexed() -> None:
             assert (behind == "[") == (name in several), name
 
 
-def test_what_the_issue_asks_for() -> None:
+def test_what_a_deployment_relies_on() -> None:
     """Retention, drain, private addresses, and an alert for each thing that can go wrong."""
     assert TEXT.count('message_retention_duration = "604800s"') == 2
     assert re.search(r'on_delete += "drain"', TEXT)
