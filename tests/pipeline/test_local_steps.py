@@ -66,15 +66,21 @@ class Numbered(beam.DoFn):
             raise ValueError(item)
 
 
-def run(*bundles: list[Any], step: beam.PTransform) -> None:
-    """Every bundle through one step, then its output to the events."""
+def run(*bundles: list[Any], step: beam.PTransform) -> beam.Pipeline:
+    """Every bundle through one step, then its output to the events; the pipeline as it was run."""
     stream = test_stream.TestStream()
     for bundle in bundles:
         stream.add_elements(bundle)
     stream.advance_watermark_to_infinity()
     built = beam.Pipeline(local_streaming.RUNNER, options=PipelineOptions(["--streaming"]))
     _ = built | stream | "Step" >> step | beam.Map(lambda out: Heard.events.append(("out", out)))
-    built.run().wait_until_finish()
+    built.run(test_runner_api=False).wait_until_finish()  # itself, not a copy
+    return built
+
+
+def labels(part: Any) -> list[str]:
+    """Of a step and all that it is made of."""
+    return [part.full_label, *(label for inner in part.parts for label in labels(inner))]
 
 
 def named(events: Events, *names: str) -> Events:
@@ -115,8 +121,9 @@ def test_state_is_kept_between_bundles_and_not_from_failed_ones(events: Events) 
 
 
 def test_a_shuffle_is_one_step(events: Events) -> None:
-    """Elements pass it as they are."""
-    run(["a", "b"], step=beam.Reshuffle())
+    """Elements pass it as they are, and nothing is grouped."""
+    built = run(["a", "b"], step=beam.Reshuffle())
+    assert not [label for label in labels(built.transforms_stack[0]) if "GroupByKey" in label]
     assert named(events, "out") == [("out", "a"), ("out", "b")]
 
 
