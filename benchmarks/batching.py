@@ -28,8 +28,8 @@ import apache_beam as beam
 
 from benchmarks.results import machine, write_section
 from tests.transforms.streams import messages_from, streaming_pipeline
-from transforms.batch import BatchLimits, BatchRequests
-from transforms.records import Record, Request
+from transforms.records.records import Record, Request
+from transforms.requests.batch import BatchLimits, BatchRequests
 
 BODY = "A ticket about an invoice that came twice, and nobody answers. " * 9
 IDLE_S = 0.005

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.results import machine, write_section
 from transforms.backends.gemini import GeminiBackend
 from transforms.backends.openai import OpenAIBackend
-from transforms.records import Record, Request
+from transforms.records.records import Record, Request
 
 _ROOT = Path(__file__).resolve().parents[1]
 

@@ -36,11 +36,11 @@ from google.cloud import bigquery, bigquery_storage_v1
 from benchmarks.results import machine, write_section
 from tests.emulators.environment import REPOSITORY, emulator_python
 from tests.emulators.google_cloud import LoopbackCloud
-from transforms.prices import TokenPrices
-from transforms.records import Answer, Completion, Record, Usage
-from transforms.rows import RESULT_COLUMNS, RunInfo
-from transforms.sinks.bigquery import TableName, TableSpec
-from transforms.sinks.storage_write import AppendRows
+from transforms.clients.bigquery import TableName, TableSpec
+from transforms.records.records import Answer, Completion, Record, Usage
+from transforms.results.prices import TokenPrices
+from transforms.results.rows import RESULT_COLUMNS, RunInfo
+from transforms.sinks.bigquery.append import AppendRows
 from transforms.sinks.write import encode_result
 
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"

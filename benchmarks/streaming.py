@@ -46,7 +46,8 @@ from benchmarks.dispatch.runs import simulator
 from benchmarks.results import machine, write_section
 from benchmarks.simulator import luck
 from benchmarks.simulator.settings import Settings
-from pipeline import checks, local_streaming
+from pipeline.checks import all as checks
+from pipeline.local import runner as local_streaming
 from pipeline.main import main as run_pipeline
 from tests.emulators.environment import REPOSITORY, emulator_python
 from tests.emulators.google_cloud import LoopbackCloud

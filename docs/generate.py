@@ -15,10 +15,10 @@ DOCS = pathlib.Path(__file__).resolve().parent
 if __name__ == "__main__":  # run by path: this folder is on the path, the project's is not
     sys.path.insert(0, str(DOCS.parent))
 
-from pipeline.option import Option  # noqa: E402 - behind the path
-from pipeline.options import OPTIONS  # noqa: E402
-from transforms.minute_summary import MINUTE_COLUMNS  # noqa: E402
-from transforms.rows import (  # noqa: E402
+from pipeline.options.command_line import OPTIONS  # noqa: E402
+from pipeline.options.option import Option  # noqa: E402 - behind the path
+from transforms.accounting.minute_summary import MINUTE_COLUMNS  # noqa: E402
+from transforms.results.rows import (  # noqa: E402
     DEAD_LETTER_COLUMNS,
     RESULT_COLUMNS,
     SUMMARY_COLUMNS,
@@ -37,7 +37,7 @@ _SECTION = r"(<!-- generated: {name} -->\n).*?(<!-- end of generated -->)"
 PARAMETERS = """\
 # Parameters
 
-This page is made from `pipeline/options.py` by `python docs/generate.py`.
+This page is made from `pipeline/options/command_line.py` by `python docs/generate.py`.
 
 Write `--name=value`. Every value is one string: booleans are `true` or `false`, lists are separated
 by commas, JSON stands inline or in a file that the value names, and `''` means not given. Paths may

@@ -5,12 +5,12 @@ import apache_beam as beam
 from pipeline.config import RunConfig
 from pipeline.sinks import write_dead_letters, write_results
 from pipeline.summaries import write_summary
-from transforms.batch import BatchRequests
-from transforms.infer import Infer
-from transforms.order import OrderByPrefix
-from transforms.render import RenderRequests
+from transforms.inference.infer import Infer
+from transforms.requests.batch import BatchRequests
+from transforms.requests.order import OrderByPrefix
+from transforms.requests.render import RenderRequests
+from transforms.results.validate import ValidateOutputs
 from transforms.sources.base import ReadRecords
-from transforms.validate import ValidateOutputs
 
 
 def build(root: beam.Pipeline, config: RunConfig) -> None:

@@ -1,7 +1,7 @@
 """The configuration of one run: frozen dataclasses, made from the flags and checked before launch.
 
 Construction does no I/O beyond reading the files that flags name (prompt, schema). What asks a
-service is in `pipeline.checks`.
+service is in `pipeline.checks.all`.
 """
 
 import dataclasses
@@ -18,22 +18,24 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
 )
 
-from pipeline import VERSION, registry
-from pipeline.gpu_options import resource_hints
-from pipeline.options import InferenceOptions, Values
-from pipeline.order import Order, order_of
-from pipeline.pace import batch_limits, dispatch_limits
-from pipeline.request import request_spec
+from pipeline import VERSION
+from pipeline.options import model as registry
+from pipeline.options.command_line import InferenceOptions, Values
+from pipeline.options.gpu import resource_hints
+from pipeline.options.order import Order, order_of
+from pipeline.options.pace import batch_limits, dispatch_limits
+from pipeline.options.request import request_spec
+from transforms.accounting.minute_summary import MINUTE_COLUMNS
+from transforms.accounting.reconcile import SummarySpec
 from transforms.backends.base import Backend
-from transforms.batch import BatchLimits
+from transforms.clients.bigquery import TableName, TableSpec
 from transforms.dispatch.limits import DispatchLimits
-from transforms.errors import ConfigurationError
-from transforms.minute_summary import MINUTE_COLUMNS
-from transforms.prices import TokenPrices
-from transforms.reconcile import SummarySpec
-from transforms.records import Json
-from transforms.render import RequestSpec
-from transforms.rows import (
+from transforms.records.errors import ConfigurationError
+from transforms.records.records import Json
+from transforms.requests.batch import BatchLimits
+from transforms.requests.render import RequestSpec
+from transforms.results.prices import TokenPrices
+from transforms.results.rows import (
     DEAD_LETTER_COLUMNS,
     RESULT_COLUMNS,
     SUMMARY_COLUMNS,
@@ -41,11 +43,10 @@ from transforms.rows import (
     RunInfo,
     now,
 )
-from transforms.sinks.bigquery import TableName, TableSpec
+from transforms.results.validate import check_schema
 from transforms.sinks.pubsub import check_topic
 from transforms.sources.base import DEFAULT_ID_FIELD, IdRule, Source
 from transforms.sources.pubsub import PubSubSource
-from transforms.validate import check_schema
 
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 _LOCAL_RUNNERS = (

@@ -11,10 +11,10 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
 )
 
-from pipeline import local_streaming
 from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
-from pipeline.gpu_options import set_gpu_defaults
-from pipeline.options import InferenceOptions, Values
+from pipeline.local import runner as local_streaming
+from pipeline.options.command_line import InferenceOptions, Values
+from pipeline.options.gpu import set_gpu_defaults
 
 LOCAL_THREADS = 4
 """Bundles at once: while one waits for its last calls, others give the model its next ones.

@@ -23,20 +23,22 @@ from apache_beam.options.pipeline_options import (
 )
 from rich.console import Console
 
-from pipeline import VERSION, local_streaming
+from pipeline import VERSION
 from pipeline.build import build
-from pipeline.checks import run_checks
+from pipeline.checks.all import all_checks
+from pipeline.checks.launch import check_launch
+from pipeline.checks.placement import placement_checks
+from pipeline.checks.runner import run_checks
 from pipeline.config import RunConfig
 from pipeline.defaults import name_job, set_defaults
-from pipeline.launch_checks import check_launch
-from pipeline.options import help_text, parse_flags
-from pipeline.placement import placement_checks
-from pipeline.preview import print_preview
-from pipeline.progress import Progress
-from pipeline.report import print_places, print_report, read_summary
-from transforms import metrics
+from pipeline.local import runner as local_streaming
+from pipeline.options.command_line import help_text, parse_flags
+from pipeline.terminal.preview import print_preview
+from pipeline.terminal.progress import Progress
+from pipeline.terminal.report import print_places, print_report, read_summary
+from transforms.accounting import metrics
 from transforms.dispatch.interrupt import stop_all
-from transforms.errors import ConfigurationError, PipelineError
+from transforms.records.errors import ConfigurationError, PipelineError
 from transforms.sinks.files import temporary_folder
 from transforms.sinks.staging import delete_folder
 
@@ -84,7 +86,7 @@ def run(argv: Sequence[str], console: Console) -> int:
     options = parse_flags(argv)
     config = RunConfig.from_options(options)
     check_launch(options)
-    for warned in run_checks(config, placement_checks(options, config)):
+    for warned in run_checks([*all_checks(config), *placement_checks(options, config)]):
         text = f"warning: {warned.what}: not checked: {warned.why}"
         console.print(text, style="yellow", markup=False, highlight=False)
     if config.preview is not None:

@@ -6,16 +6,18 @@ import apache_beam as beam
 from apache_beam.coders import TupleCoder, VarIntCoder
 
 from pipeline.config import RunConfig
-from transforms.coders import AnswerCoder
-from transforms.errors import ConfigurationError
-from transforms.minute_summary import MINUTE_COLUMNS
-from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, Column
-from transforms.sinks.bigquery import LoadRows, TableSpec, latest_view_sql
+from transforms.accounting.minute_state import TallyCoder
+from transforms.accounting.minute_summary import MINUTE_COLUMNS
+from transforms.clients.bigquery import TableSpec
+from transforms.records.coders import AnswerCoder
+from transforms.records.errors import ConfigurationError
+from transforms.results.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, Column
+from transforms.sinks.bigquery.append import AppendRows
+from transforms.sinks.bigquery.latest_view import latest_view_sql
+from transforms.sinks.bigquery.load import LoadRows
 from transforms.sinks.files import WriteFiles
 from transforms.sinks.pubsub import PublishDeadLetters
-from transforms.sinks.storage_write import AppendRows
 from transforms.sinks.write import RowSink, WriteDeadLetters, WriteResults, shorten_dead_letter
-from transforms.state_coders import TallyCoder
 
 MINUTE_TALLY_CODER = TupleCoder((VarIntCoder(), TallyCoder()))
 """How the count of one dead letter travels with its row."""

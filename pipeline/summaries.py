@@ -9,14 +9,14 @@ from apache_beam.metrics import Metrics
 
 from pipeline.config import RunConfig
 from pipeline.sinks import minute_sinks
-from transforms import metrics
-from transforms.minute_summary import SummariseMinutes
-from transforms.minute_tally import MinuteTally
-from transforms.reconcile import WriteRunSummary
-from transforms.sinks.row_batches import Refusal
-from transforms.sinks.staging import SinkReport
-from transforms.sinks.storage_write import AppendRows, OwnedRow
-from transforms.tally import Tally
+from transforms.accounting import metrics
+from transforms.accounting.minute_summary import SummariseMinutes
+from transforms.accounting.minute_tally import MinuteTally
+from transforms.accounting.reconcile import WriteRunSummary
+from transforms.accounting.sink_report import SinkReport
+from transforms.accounting.tally import Tally
+from transforms.sinks.bigquery.append import AppendRows, OwnedRow
+from transforms.sinks.bigquery.row_batches import Refusal
 
 _LOGGER = logging.getLogger(__name__)
 

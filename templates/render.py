@@ -13,9 +13,9 @@ import pathlib
 import sys
 from typing import Any
 
-from pipeline.option import Option
-from pipeline.options import OPTIONS
-from pipeline.template_data import (
+from pipeline.options.command_line import OPTIONS
+from pipeline.options.option import Option
+from templates.form import (
     BATCH,
     BEAM_OPTIONS,
     NOT_OFFERED,

@@ -22,10 +22,10 @@ from benchmarks.simulator.__main__ import parse
 from benchmarks.simulator.settings import Settings
 from docs import generate
 from pipeline.config import RunConfig
-from pipeline.options import parse_flags
+from pipeline.options.command_line import parse_flags
 from tests.emulators.model_fixtures import SimulatedModelServer
 from tests.end_to_end.runs import run
-from transforms.errors import RECORD_ERRORS, ConfigurationError
+from transforms.records.errors import RECORD_ERRORS, ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

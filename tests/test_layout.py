@@ -23,10 +23,10 @@ HEAVY = (
 )
 """What takes seconds or hundreds of megabytes to import."""
 BACKEND_HELPERS = {
-    "transforms.backends.http",
-    "transforms.backends.google_auth",
-    "transforms.backends.endpoints",
-    "transforms.secrets",
+    "transforms.clients.http",
+    "transforms.clients.google_auth",
+    "transforms.clients.endpoints",
+    "transforms.clients.secrets",
 }
 
 
@@ -91,27 +91,33 @@ def _is_in(name: str, packages: tuple[str, ...]) -> bool:
 
 def test_the_scan_sees_something() -> None:
     """A rule that looks at nothing keeps nothing."""
-    assert {"transforms.records", "transforms.infer", "transforms.dispatch.loop"} <= set(LIBRARY)
-    assert {"pipeline", "pipeline.main", "pipeline.options"} <= set(APPLICATION)
-    assert "transforms.records" in _own_imports(LIBRARY["transforms.infer"])
-    assert "transforms.dispatch.loop" in _own_imports(LIBRARY["transforms.infer"])
+    assert {
+        "transforms.records.records",
+        "transforms.inference.infer",
+        "transforms.dispatch.loop",
+    } <= set(LIBRARY)
+    assert {"pipeline", "pipeline.main", "pipeline.options.command_line"} <= set(APPLICATION)
+    assert "transforms.records.records" in _own_imports(LIBRARY["transforms.inference.infer"])
+    assert "transforms.dispatch.loop" in _own_imports(LIBRARY["transforms.inference.infer"])
 
 
 # Who may import whom
 
 
-@pytest.mark.parametrize("name", ["transforms.records", "transforms.errors"])
+@pytest.mark.parametrize("name", ["transforms.records.records", "transforms.records.errors"])
 def test_records_and_errors_are_plain(name: str) -> None:
     """The standard library, and each other."""
     for imported in _imported(LIBRARY[name]):
         top = imported.partition(".")[0]
-        assert top in sys.stdlib_module_names or imported.startswith("transforms.errors"), imported
+        assert top in sys.stdlib_module_names or imported.startswith("transforms.records.errors"), (
+            imported
+        )
 
 
 def test_media_are_plain() -> None:
     """Both rendering and backends use them: records, errors and the standard library only."""
-    media = LIBRARY["transforms.media"]
-    assert _own_imports(media) == {"transforms.errors", "transforms.records"}
+    media = LIBRARY["transforms.records.media"]
+    assert _own_imports(media) == {"transforms.records.errors", "transforms.records.records"}
     for imported in _imported(media):
         top = imported.partition(".")[0]
         assert top in sys.stdlib_module_names or top == "transforms", imported
@@ -120,7 +126,7 @@ def test_media_are_plain() -> None:
 def test_the_protocol_of_backends_is_plain() -> None:
     """``backends/base`` knows records and errors only."""
     base = LIBRARY["transforms.backends.base"]
-    assert _own_imports(base) == {"transforms.errors", "transforms.records"}
+    assert _own_imports(base) == {"transforms.records.errors", "transforms.records.records"}
     for imported in _imported(base):
         top = imported.partition(".")[0]
         assert top in sys.stdlib_module_names or top == "transforms", imported
@@ -132,32 +138,45 @@ def test_backends_know_the_protocol_and_no_pipeline(name: str) -> None:
 
     vLLM speaks OpenAI's dialect, to a server of its own; somebody else's has the same metrics.
     """
-    shared = {"transforms", "transforms.backends", "transforms.json_values", "transforms.media"}
-    shared |= {"transforms.backends.base", "transforms.records", "transforms.errors"}
-    if name == "transforms.backends.vllm":
+    shared = {
+        "transforms",
+        "transforms.backends",
+        "transforms.records.json_values",
+        "transforms.records.media",
+    }
+    shared |= {
+        "transforms.backends.base",
+        "transforms.records.records",
+        "transforms.records.errors",
+    }
+    if name == "transforms.backends.vllm.backend":
         shared |= {"transforms.backends.openai"}
-        shared |= {n for n in LIBRARY if n.startswith("transforms.vllm_server")}
-    if name == "transforms.backends.endpoints":
-        shared |= {"transforms.vllm_server", "transforms.vllm_server.gauges"}
+        shared |= {n for n in LIBRARY if n.startswith("transforms.backends.vllm")}
+    if name == "transforms.clients.endpoints":
+        shared |= {"transforms.backends.vllm", "transforms.clients.server_metrics"}
     assert _own_imports(LIBRARY[name]) <= shared | BACKEND_HELPERS
     assert not [i for i in _imported(LIBRARY[name]) if i.partition(".")[0] == "apache_beam"]
 
 
-@pytest.mark.parametrize("name", [n for n in LIBRARY if n.startswith("transforms.vllm_server")])
+@pytest.mark.parametrize("name", [n for n in LIBRARY if n.startswith("transforms.backends.vllm")])
 def test_the_supervisor_of_vllm_is_plain(name: str) -> None:
     """Errors and itself: no Beam; what runs as a process of its own, not even the errors."""
-    own = {i for i in _own_imports(LIBRARY[name]) if not i.startswith("transforms.vllm_server")}
-    assert own <= {"transforms", "transforms.errors"}
+    own = {i for i in _own_imports(LIBRARY[name]) if not i.startswith("transforms.backends.vllm")}
+    assert own <= {"transforms", "transforms.records.errors"}
     assert not [i for i in _imported(LIBRARY[name]) if i.partition(".")[0] == "apache_beam"]
     if name.rpartition(".")[2] in ("keeper", "guard", "child", "processes", "wire"):
         for imported in _imported(LIBRARY[name]):
             top = imported.partition(".")[0]
-            assert top in sys.stdlib_module_names or imported.startswith("transforms.vllm_server")
+            assert top in sys.stdlib_module_names or imported.startswith("transforms.backends.vllm")
 
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in LIBRARY if n == "transforms.infer" or n.startswith("transforms.dispatch")],
+    [
+        n
+        for n in LIBRARY
+        if n == "transforms.inference.infer" or n.startswith("transforms.dispatch")
+    ],
 )
 def test_dispatch_knows_protocols_only(name: str) -> None:
     """Never a concrete backend."""
@@ -172,7 +191,7 @@ def test_sources_and_sinks_know_no_backends(name: str) -> None:
     """Nor what calls them."""
     for imported in _own_imports(LIBRARY[name]):
         assert not _is_in(
-            imported, ("transforms.backends", "transforms.dispatch", "transforms.infer")
+            imported, ("transforms.backends", "transforms.dispatch", "transforms.inference.infer")
         )
 
 
@@ -207,7 +226,7 @@ def test_flags_are_defined_in_one_place() -> None:
             and isinstance(node.func, ast.Attribute)
             and node.func.attr in ("add_argument", "add_value_provider_argument")
         ]
-        assert not calls or name == "pipeline.options", name
+        assert not calls or name == "pipeline.options.command_line", name
 
 
 # Heavy packages
@@ -235,7 +254,7 @@ def test_heavy_packages_are_not_loaded() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
     loaded = ast.literal_eval(done.stderr.strip().splitlines()[-1])
-    assert {"transforms.records", "pipeline.build"} <= set(loaded)
+    assert {"transforms.records.records", "pipeline.build"} <= set(loaded)
     heavy = ("google.genai", "sentence_transformers", "torch", "openai", "vertexai", "vllm")
     heavy += ("google.cloud.aiplatform", "genai_prices", "transformers")
     assert [name for name in loaded if _is_in(name, heavy)] == []

@@ -12,17 +12,23 @@ Example::
 
 from typing import TYPE_CHECKING, Any
 
-from transforms import coders as _coders  # noqa: F401 - registers the coders
+from transforms.accounting.minute_summary import MINUTE_COLUMNS, SummariseMinutes
+from transforms.accounting.minute_tally import MinuteTallies, MinuteTally, TallyReadMinutes
+from transforms.accounting.reconcile import SummarySpec, WriteRunSummary
+from transforms.accounting.sink_report import SinkReport
+from transforms.accounting.tally import Tally, TallyRecords
 from transforms.backends.base import Backend, BatchClient, Client
 from transforms.backends.fake import FakeBackend
 from transforms.backends.gemini import GeminiBackend
 from transforms.backends.openai import OpenAIBackend
 from transforms.backends.sentence_transformers import SentenceTransformersBackend
 from transforms.backends.vertex_endpoint import VertexEndpointBackend
-from transforms.backends.vllm import VLLMBackend
-from transforms.batch import BatchLimits, BatchRequests
+from transforms.backends.vllm.backend import VLLMBackend
+from transforms.clients.bigquery import TableName, TableSpec
 from transforms.dispatch.dispatcher import DispatchLimits
-from transforms.errors import (
+from transforms.inference.infer import Infer
+from transforms.records import coders as _coders  # noqa: F401 - registers the coders
+from transforms.records.errors import (
     BackendUnusable,
     ConfigurationError,
     NotReconciled,
@@ -30,32 +36,27 @@ from transforms.errors import (
     RecordError,
     RunError,
 )
-from transforms.infer import Infer
-from transforms.media import MediaField
-from transforms.minute_summary import MINUTE_COLUMNS, SummariseMinutes
-from transforms.minute_tally import MinuteTallies, MinuteTally, TallyReadMinutes
-from transforms.order import OrderByPrefix
-from transforms.prices import TokenPrices
-from transforms.reconcile import SummarySpec, WriteRunSummary
-from transforms.records import Answer, Completion, DeadLetter, Record, Request, Usage
-from transforms.render import RenderRequests, RequestSpec
-from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, SUMMARY_COLUMNS, RunInfo
-from transforms.sinks.bigquery import LoadRows, TableName, TableSpec
+from transforms.records.media import MediaField
+from transforms.records.records import Answer, Completion, DeadLetter, Record, Request, Usage
+from transforms.requests.batch import BatchLimits, BatchRequests
+from transforms.requests.order import OrderByPrefix
+from transforms.requests.render import RenderRequests, RequestSpec
+from transforms.results.prices import TokenPrices
+from transforms.results.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, SUMMARY_COLUMNS, RunInfo
+from transforms.results.validate import ValidateOutputs
+from transforms.sinks.bigquery.append import AppendRows
+from transforms.sinks.bigquery.load import LoadRows
 from transforms.sinks.files import WriteFiles
 from transforms.sinks.pubsub import PublishDeadLetters
-from transforms.sinks.staging import SinkReport
-from transforms.sinks.storage_write import AppendRows
 from transforms.sinks.write import WriteDeadLetters, WriteResults
 from transforms.sources.base import IdRule, ReadRecords
 from transforms.sources.bigquery import QuerySource, ReadRows, TableSource
 from transforms.sources.dead_letters import DeadLetterSource, ReadDeadLetters
 from transforms.sources.files import FileSource, ReadFiles
 from transforms.sources.pubsub import PubSubSource, ReadMessages
-from transforms.tally import Tally, TallyRecords
-from transforms.validate import ValidateOutputs
 
 if TYPE_CHECKING:
-    from transforms.handler import InferenceHandler
+    from transforms.inference.handler import InferenceHandler
 
 __all__ = [
     "DEAD_LETTER_COLUMNS",
@@ -129,7 +130,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Loads `InferenceHandler` for those who want it: see its module."""
     if name == "InferenceHandler":
-        from transforms.handler import InferenceHandler
+        from transforms.inference.handler import InferenceHandler
 
         return InferenceHandler
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

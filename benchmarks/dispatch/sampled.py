@@ -2,7 +2,7 @@
 
 Runs ``pipeline.main.main`` in this process and writes what it would show on a terminal twice a
 second as JSON lines: ``at_s`` on the system's monotonic clock, and the counts and gauges of
-`transforms.metrics.LIVE`. The flags stay what they are.
+`transforms.accounting.metrics.LIVE`. The flags stay what they are.
 """
 
 import json
@@ -11,7 +11,7 @@ import threading
 import time
 
 from pipeline.main import main as run_pipeline
-from transforms.metrics import LIVE
+from transforms.accounting.metrics import LIVE
 
 EVERY_S = 0.5
 

@@ -16,9 +16,9 @@ from benchmarks.vllm.lines import Bench
 from benchmarks.vllm.prompts import HEAD_TOKENS
 from benchmarks.vllm.table import Table
 from tests.vllm import environment
-from transforms.backends.vllm import VLLMBackend
+from transforms.backends.vllm.backend import VLLMBackend
+from transforms.backends.vllm.lease import end_all
 from transforms.dispatch import loop
-from transforms.vllm_server.lease import end_all
 
 GPUSHAPE = "60,0.1,0.15"
 ARGS = ("--enforce-eager", f"--max-num-seqs={SLOTS}", "--max-model-len=2048")

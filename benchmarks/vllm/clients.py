@@ -14,9 +14,9 @@ import urllib.request
 from typing import Any
 
 from benchmarks.vllm.prompts import NATURAL
-from transforms.backends.vllm import VLLMBackend, VLLMClient
-from transforms.vllm_server.gauges import read_metrics
-from transforms.vllm_server.lease import Lease
+from transforms.backends.vllm.backend import VLLMBackend, VLLMClient
+from transforms.backends.vllm.lease import Lease
+from transforms.clients.server_metrics import read_metrics
 
 SLOTS = 256
 Requests = list[dict[str, Any]]

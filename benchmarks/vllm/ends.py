@@ -12,8 +12,8 @@ from typing import Any
 from benchmarks.vllm.clients import flags_of, ran, server_figures, write_records
 from benchmarks.vllm.prompts import requests_of
 from benchmarks.vllm.table import Line, Table
-from transforms.backends.vllm import VLLMBackend
-from transforms.vllm_server import processes
+from transforms.backends.vllm import processes
+from transforms.backends.vllm.backend import VLLMBackend
 
 GONE_WITHIN_S = 10.0
 _WATCHED_S = 30.0

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from benchmarks.vllm.clients import SLOTS, Ran, Requests, Stopwatch, Watch, ours, stock, window
 from benchmarks.vllm.prompts import is_poison, prefixed, requests_of
 from benchmarks.vllm.table import Line, Table
-from transforms.backends.vllm import VLLMBackend
-from transforms.vllm_server.lease import Lease
+from transforms.backends.vllm.backend import VLLMBackend
+from transforms.backends.vllm.lease import Lease
 
 STOCK_SHARE = 10
 """Stock Beam at defaults gets one in so many prompts: it takes several times as long as the others."""

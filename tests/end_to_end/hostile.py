@@ -542,7 +542,7 @@ def table_cases(count: int, *, seed: int = 0) -> list[tuple[dict[str, Any], Case
 
 
 def _from_table(value: Any) -> Any:
-    """A column's value as JSON, by the table in `transforms.json_values`, written once more."""
+    """A column's value as JSON, by the table in `transforms.records.json_values`, written once more."""
     if isinstance(value, float) and not -1e308 < value < 1e308:
         return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
     if isinstance(value, decimal.Decimal):

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterable
 
 from tests.end_to_end.runs import Held, Row, run
-from transforms import metrics
-from transforms.rows import RESULT_COLUMNS, Column
-from transforms.sinks.bigquery import TableName, TableSpec
+from transforms.accounting import metrics
+from transforms.clients.bigquery import TableName, TableSpec
+from transforms.results.rows import RESULT_COLUMNS, Column
 
 DEADLINE_S = 120.0
 

@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 from google.cloud import bigquery
 
-from pipeline import progress
-from pipeline.options import OPTIONS
+from pipeline.options.command_line import OPTIONS
+from pipeline.terminal import progress
 from tests.emulators.environment import REPOSITORY
 from tests.emulators.google_cloud import REMOVED_VARIABLES, LoopbackCloud
 from tests.emulators.model_fixtures import SimulatedModelServer, running_model_server

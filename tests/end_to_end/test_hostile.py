@@ -18,9 +18,9 @@ from google.cloud import bigquery
 from tests.emulators.model_fixtures import SimulatedModelServer
 from tests.end_to_end import hostile, runs
 from tests.end_to_end.hostile import Case, expected
-from transforms import rows
-from transforms.errors import ERROR_TYPES
-from transforms.records import STAGES
+from transforms.records.errors import ERROR_TYPES
+from transforms.records.records import STAGES
+from transforms.results import rows
 
 COUNT = 10_000
 CUT_AT = 1 << 20

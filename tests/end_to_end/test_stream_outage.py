@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import local_streaming
+from pipeline.local import runner as local_streaming
 from tests.emulators.environment import REPOSITORY
 from tests.emulators.processes import ServerProcess
 from tests.emulators.pubsub import PubSubEmulator
 from tests.end_to_end.runs import check_summary, in_files
 from tests.end_to_end.streams import ended, run_until
-from transforms import metrics
+from transforms.accounting import metrics
 
 COUNT = 6000
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.end_to_end import runs
-from tests.transforms.vllm_server.servers import FAKE_VLLM, ROOT, eventually, processes_of, starts
+from tests.transforms.backends.vllm.servers import FAKE_VLLM, ROOT, eventually, processes_of, starts
 
 COUNT = 300
 POISONED = {"7", "150", "299"}

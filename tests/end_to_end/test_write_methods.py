@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import checks
+from pipeline.checks import all as checks
 from tests.end_to_end import hostile, runs
 from tests.end_to_end.test_hostile import CUT_AT, FAKE, check, check_rows, write_input
-from transforms.rows import RESULT_COLUMNS, Column
-from transforms.sinks.bigquery import TableName, TableSpec
+from transforms.clients.bigquery import TableName, TableSpec
+from transforms.results.rows import RESULT_COLUMNS, Column
 
 WAYS = {
     "exactly once": ["--write_method=storage_write"],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.build import build
 from pipeline.config import RunConfig
-from pipeline.options import parse_flags
+from pipeline.options.command_line import parse_flags
 from tests.transforms.streams import described, streaming_pipeline
 
 HERE = Path(__file__).resolve().parent

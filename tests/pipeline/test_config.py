@@ -11,16 +11,16 @@ import pytest
 
 from pipeline import VERSION
 from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
-from pipeline.options import parse_flags
+from pipeline.options.command_line import parse_flags
 from transforms.backends.fake import FakeBackend
 from transforms.backends.gemini import GeminiBackend
-from transforms.batch import BatchLimits
+from transforms.clients.bigquery import TableName
 from transforms.dispatch.dispatcher import DispatchLimits
-from transforms.errors import ConfigurationError
-from transforms.prices import TokenPrices
-from transforms.render import RequestSpec
-from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, SUMMARY_COLUMNS, RunInfo
-from transforms.sinks.bigquery import TableName
+from transforms.records.errors import ConfigurationError
+from transforms.requests.batch import BatchLimits
+from transforms.requests.render import RequestSpec
+from transforms.results.prices import TokenPrices
+from transforms.results.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, SUMMARY_COLUMNS, RunInfo
 from transforms.sources.base import IdRule
 from transforms.sources.files import FileSource
 

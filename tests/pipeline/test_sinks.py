@@ -3,12 +3,12 @@
 import pytest
 
 from pipeline.config import RunConfig
-from pipeline.options import parse_flags
+from pipeline.options.command_line import parse_flags
 from pipeline.sinks import write_dead_letters, write_method, write_results
-from transforms.coders import AnswerCoder
-from transforms.errors import ConfigurationError
-from transforms.sinks.bigquery import LoadRows
-from transforms.sinks.storage_write import AppendRows
+from transforms.records.coders import AnswerCoder
+from transforms.records.errors import ConfigurationError
+from transforms.sinks.bigquery.append import AppendRows
+from transforms.sinks.bigquery.load import LoadRows
 from transforms.sinks.write import shorten_dead_letter
 
 BASE = ("--input_files=a.jsonl", "--prompt={{ text }}", "--backend=fake")

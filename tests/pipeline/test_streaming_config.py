@@ -8,14 +8,14 @@ import pytest
 from apache_beam.options.pipeline_options import GoogleCloudOptions, StandardOptions
 from apache_beam.runners.runner import create_runner
 
-from pipeline import local_streaming
-from pipeline.checks import all_checks
+from pipeline.checks.all import all_checks
 from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
 from pipeline.defaults import name_job, set_defaults
-from pipeline.local_streaming import LocalStreamingRunner
-from pipeline.options import parse_flags
-from transforms.errors import ConfigurationError
-from transforms.minute_summary import MINUTE_COLUMNS
+from pipeline.local import runner as local_streaming
+from pipeline.local.runner import LocalStreamingRunner
+from pipeline.options.command_line import parse_flags
+from transforms.accounting.minute_summary import MINUTE_COLUMNS
+from transforms.records.errors import ConfigurationError
 from transforms.sources.base import IdRule
 from transforms.sources.pubsub import PubSubSource
 

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.build import build
 from pipeline.config import RunConfig
-from pipeline.options import parse_flags
+from pipeline.options.command_line import parse_flags
 from tests.pipeline.streaming_steps import HERE, JOBS, steps
 from tests.transforms.streams import described, streaming_pipeline
 

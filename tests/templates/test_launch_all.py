@@ -5,8 +5,8 @@ What each of them changes is in `tests.templates.test_parameters`.
 
 import pytest
 
-from pipeline.template_data import BATCH, STREAMING
 from templates import render
+from templates.form import BATCH, STREAMING
 from tests.emulators.dataflow_server import DataflowServer
 from tests.emulators.google_cloud import LoopbackCloud
 from tests.templates.conftest import Script

@@ -16,9 +16,9 @@ from apache_beam.portability import python_urns
 
 from pipeline.build import build
 from pipeline.config import RunConfig
-from pipeline.option import Option
-from pipeline.options import OPTIONS, parse_flags
-from pipeline.template_data import BATCH, NOT_OFFERED, STREAMING, form_of, place_of
+from pipeline.options.command_line import OPTIONS, parse_flags
+from pipeline.options.option import Option
+from templates.form import BATCH, NOT_OFFERED, STREAMING, form_of, place_of
 
 JOB = {
     "runner": "DataflowRunner",

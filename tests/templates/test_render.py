@@ -10,9 +10,10 @@ from google.cloud.dataflow_v1beta3.types import StreamingMode
 from google.cloud.dataflow_v1beta3.types import templates as api
 from google.protobuf import json_format
 
-from pipeline.option import Option
-from pipeline.options import OPTIONS
-from pipeline.template_data import (
+from pipeline.options.command_line import OPTIONS
+from pipeline.options.option import Option
+from templates import render
+from templates.form import (
     BATCH,
     BEAM_OPTIONS,
     FORMS,
@@ -24,7 +25,6 @@ from pipeline.template_data import (
     form_of,
     place_of,
 )
-from templates import render
 from tests.templates.posix import compiled, matches
 
 IMAGE = "us-docker.pkg.dev/p/r/batch-inference:1"

@@ -17,8 +17,8 @@ import pytest
 from templates import render
 from tests.end_to_end.runs import missing_part
 from tests.templates.launches import ROOT
-from transforms.minute_summary import MINUTE_COLUMNS
-from transforms.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS
+from transforms.accounting.minute_summary import MINUTE_COLUMNS
+from transforms.results.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS
 
 MODULE = ROOT / "templates/terraform"
 FILES = sorted(MODULE.glob("*.tf"))

@@ -4,7 +4,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from hypothesis import strategies as st
 
-from transforms.records import Answer, Completion, Json, Record
+from transforms.records.records import Answer, Completion, Json, Record
 
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 

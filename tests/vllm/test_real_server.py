@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from tests.transforms.backends import prompt, request_of
-from tests.transforms.vllm_server.servers import ROOT, eventually
-from transforms.backends.vllm import VLLMBackend, VLLMClient
+from tests.transforms.backends.vllm.servers import ROOT, eventually
+from transforms.backends.vllm import lease, processes
+from transforms.backends.vllm.backend import VLLMBackend, VLLMClient
 from transforms.dispatch import loop
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure, Outcome
-from transforms.errors import InvalidRequest, RecordError, TooLarge
-from transforms.records import Completion, Record, Request
-from transforms.vllm_server import lease, processes
+from transforms.records.errors import InvalidRequest, RecordError, TooLarge
+from transforms.records.records import Completion, Record, Request
 
 ARGS = ("--enforce-eager", "--max-num-seqs=32", "--max-model-len=1024")
 ENVIRONMENT = (

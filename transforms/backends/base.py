@@ -1,7 +1,7 @@
 """The whole contract between a model server and the pipeline.
 
 A `Backend` is a frozen, picklable description; `Backend.open` gives a live `Client` in the worker.
-A client answers one request, or raises a classified `transforms.errors.RecordError`. A client that
+A client answers one request, or raises a classified `transforms.records.errors.RecordError`. A client that
 is faster with many at once (a model in the worker) is a `BatchClient` as well, one that knows how busy
 its server is a `MeasuredClient`, one that knows when a request has to wait a `HoldingClient`.
 
@@ -13,8 +13,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from transforms.errors import RecordError
-from transforms.records import Completion, Request
+from transforms.records.errors import RecordError
+from transforms.records.records import Completion, Request
 
 
 class Client(Protocol):

@@ -19,14 +19,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from transforms import json_values
-from transforms.errors import (
+from transforms.records import json_values
+from transforms.records.errors import (
     RECORD_ERRORS,
     ConfigurationError,
     InvalidRequest,
     RecordError,
 )
-from transforms.records import Completion, Json, Request, Usage
+from transforms.records.records import Completion, Json, Request, Usage
 
 _RAISED = (
     "invalid_request",

@@ -9,12 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from transforms import json_values
-from transforms.backends.google_auth import GoogleAuth, auth_for, vertex_base_url
-from transforms.backends.http import JsonClient, shaped, token_count
-from transforms.errors import Blocked, EmptyOutput, InvalidRequest, RecordError, Truncated
-from transforms.media import media_part
-from transforms.records import Completion, Json, Request, Usage
+from transforms.clients.google_auth import GoogleAuth, auth_for, vertex_base_url
+from transforms.clients.http import JsonClient, shaped, token_count
+from transforms.records import json_values
+from transforms.records.errors import Blocked, EmptyOutput, InvalidRequest, RecordError, Truncated
+from transforms.records.media import media_part
+from transforms.records.records import Completion, Json, Request, Usage
 
 ServiceTier = Literal["standard", "flex", "priority", "provisioned"]
 

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from yarl import URL
 
-from transforms import json_values
-from transforms.backends.endpoints import Endpoints
-from transforms.backends.http import shaped, token_count
-from transforms.errors import (
+from transforms.clients.endpoints import Endpoints
+from transforms.clients.http import shaped, token_count
+from transforms.clients.secrets import read_secret
+from transforms.records import json_values
+from transforms.records.errors import (
     BackendUnusable,
     Blocked,
     EmptyOutput,
@@ -24,9 +25,8 @@ from transforms.errors import (
     RecordError,
     Truncated,
 )
-from transforms.media import media_part, shown
-from transforms.records import Completion, Json, Request, Usage
-from transforms.secrets import read_secret
+from transforms.records.media import media_part, shown
+from transforms.records.records import Completion, Json, Request, Usage
 
 OPENAI_URL = "https://api.openai.com/v1"
 _OPENAI_HOST = "api.openai.com"
@@ -53,7 +53,7 @@ class OpenAIBackend:
     Attributes:
       model: The name the server knows it by.
       endpoint: The base URL, ending in ``/v1``; or several, of servers that are alike: the least
-        loaded is asked, dead ones are left out (`transforms.backends.endpoints`).
+        loaded is asked, dead ones are left out (`transforms.clients.endpoints`).
       task: ``generate`` or ``embed``.
       api: How texts are generated: ``chat``, or ``completions`` for base models, which continue the
         messages' text as it stands.

@@ -15,8 +15,8 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transforms.errors import BackendUnusable, InvalidRequest, RecordError
-from transforms.records import Completion, Request, Usage
+from transforms.records.errors import BackendUnusable, InvalidRequest, RecordError
+from transforms.records.records import Completion, Request, Usage
 
 CPU_TOKENS = 1024
 """Padded tokens per batch on a CPU: MiniLM on two cores, texts of 12 and of 56 tokens on average;

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from yarl import URL
 
-from transforms import json_values
-from transforms.backends.google_auth import GoogleAuth, auth_for, vertex_base_url
-from transforms.backends.http import JsonClient, Reply, shaped
-from transforms.errors import ConfigurationError, EmptyOutput, InvalidRequest, RecordError
-from transforms.records import Completion, Json, Request
+from transforms.clients.google_auth import GoogleAuth, auth_for, vertex_base_url
+from transforms.clients.http import JsonClient, Reply, shaped
+from transforms.records import json_values
+from transforms.records.errors import ConfigurationError, EmptyOutput, InvalidRequest, RecordError
+from transforms.records.records import Completion, Json, Request
 
 LOOKUP_TIMEOUT_S = 5.0
 """How long the client waits to learn of a dedicated host before it takes the shared one."""

@@ -11,7 +11,7 @@ one queue, the oldest first, so that the backend stays full while the slowest ca
 
 A failure that says something of the record (400, a blocked prompt) costs that record at once; what
 may pass is retried (`transforms.dispatch.retry`). What stops the run is in
-`transforms.dispatch.stops`, the pace in `transforms.dispatch.pace`.
+`transforms.dispatch.stop_policy`, the pace in `transforms.dispatch.pace`.
 """
 
 import asyncio
@@ -24,19 +24,19 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from transforms.accounting.metrics import LIVE, FailedCalls
 from transforms.backends.base import BatchClient, Client, HoldingClient, MeasuredClient
 from transforms.dispatch import interrupt, loop
-from transforms.dispatch.at_once import ask_at_once
-from transforms.dispatch.inbox import Ended, Failure, Inbox, Outcome, gather
+from transforms.dispatch.batch_call import ask_at_once
+from transforms.dispatch.completion_queue import Ended, Failure, Inbox, Outcome, gather
 from transforms.dispatch.job import Job, TokenEstimate, verdict
 from transforms.dispatch.job_queue import JobQueue
 from transforms.dispatch.limits import DispatchLimits
 from transforms.dispatch.pace import Pace, Permit
 from transforms.dispatch.retry import RetryRules
-from transforms.dispatch.stops import StopRules
-from transforms.errors import BackendUnusable, Internal, NotAttempted, RecordError, RunError
-from transforms.metrics import LIVE, FailedCalls
-from transforms.records import Completion, Request
+from transforms.dispatch.stop_policy import StopRules
+from transforms.records.errors import BackendUnusable, Internal, NotAttempted, RecordError, RunError
+from transforms.records.records import Completion, Request
 
 __all__ = ["DispatchLimits", "Dispatcher", "Failure", "Outcome"]
 

@@ -5,7 +5,7 @@ import weakref
 from typing import Protocol
 
 from transforms.dispatch import loop
-from transforms.errors import Interrupted
+from transforms.records.errors import Interrupted
 
 
 class Stoppable(Protocol):

@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from transforms.dispatch.inbox import Failure, Inbox
+from transforms.dispatch.completion_queue import Failure, Inbox
 from transforms.dispatch.pace import Reply
-from transforms.errors import RecordError, RequestTimeout
-from transforms.records import Completion, Request, Usage
+from transforms.records.errors import RecordError, RequestTimeout
+from transforms.records.records import Completion, Request, Usage
 
 
 class Job:

@@ -17,7 +17,7 @@ import random
 from transforms.dispatch.job import Job
 from transforms.dispatch.limits import DispatchLimits
 from transforms.dispatch.pace import LONGEST_GATE_S, Pace
-from transforms.errors import RecordError
+from transforms.records.errors import RecordError
 
 
 class RetryRules:

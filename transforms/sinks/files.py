@@ -13,15 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 
-from transforms.errors import RunError
-from transforms.rows import Column
-from transforms.sinks.staging import (
-    SinkReport,
-    StagedFile,
-    StageRows,
-    delete_folder,
-    make_folder,
-)
+from transforms.accounting.sink_report import SinkReport
+from transforms.records.errors import RunError
+from transforms.results.rows import Column
+from transforms.sinks.staging import StagedFile, StageRows, delete_folder, make_folder
 
 _OURS = re.compile(r"([^/]+)-(?:\d{5,}-of-\d{5,}|stream-[0-9a-f]{32})\.(?:jsonl|parquet)")
 """The names that `finish_files` and `publish_file` give, and whose: ``replace`` deletes no others."""

@@ -22,10 +22,11 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from transforms import json_values, metrics
-from transforms.errors import ConfigurationError, RunError
-from transforms.rows import Row, cut_payload
-from transforms.sinks.staging import SinkReport
+from transforms.accounting import metrics
+from transforms.accounting.sink_report import SinkReport
+from transforms.records import json_values
+from transforms.records.errors import ConfigurationError, RunError
+from transforms.results.rows import Row, cut_payload
 
 MAX_MESSAGE_BYTES = 10_000_000
 """Pub/Sub's limit for a message, and for the request that publishes it (Pub/Sub quotas)."""
@@ -70,7 +71,7 @@ def dead_letter_message(row: Row) -> Message:
     """The message of one dead-letter row; it is within Pub/Sub's limits, whatever the row holds.
 
     A payload that would make the message too large is cut as in a table's row
-    (`transforms.rows.cut_payload`: 1 MiB), and the attribute ``payload_truncated`` says so. A value
+    (`transforms.results.rows.cut_payload`: 1 MiB), and the attribute ``payload_truncated`` says so. A value
     is cut at a character's end at 1,024 bytes. Original attributes that cannot be published
     (reserved or too long a name, more than fit) are left out, ours never are.
     """

@@ -22,7 +22,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from transforms.rows import Column
+from transforms.results.rows import Column
 
 MAX_FILE_BYTES = 256 << 20
 """A bundle starts another file behind so many bytes of rows, so that readers can share them."""
@@ -44,23 +44,6 @@ class StagedFile:
     path: str
     rows: int
     size_bytes: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SinkReport:
-    """What one sink really holds of a run.
-
-    Attributes:
-      kind: ``results`` or ``dead_letters``.
-      sink: ``files`` or ``bigquery``.
-      location: A folder or a table.
-      rows: Rows counted in the sink itself, when everything was written.
-    """
-
-    kind: str
-    sink: str
-    location: str
-    rows: int
 
 
 class RowWriter(Protocol):

@@ -2,8 +2,8 @@
 
 `WriteResults` and `WriteDeadLetters` build the rows and hand the same bytes to each sink; each also
 gives a tally of what it saw, for the reconciliation: a sum, or of an input that never ends sums by
-minute of reading (`transforms.minute_tally`). A sink that may refuse a row
-(`transforms.sinks.storage_write.AppendRows`) comes first: what it refuses is a dead letter, the other
+minute of reading (`transforms.accounting.minute_tally`). A sink that may refuse a row
+(`transforms.sinks.bigquery.append.AppendRows`) comes first: what it refuses is a dead letter, the other
 sinks get what it holds, and only that is counted.
 """
 
@@ -16,12 +16,14 @@ import apache_beam as beam
 import orjson
 from apache_beam.pvalue import TaggedOutput
 
-from transforms import metrics
-from transforms.errors import WriteRejected
-from transforms.minute_tally import BundleTallies, MinuteTallies, MinuteTally
-from transforms.prices import TokenPrices
-from transforms.records import Answer, DeadLetter, Json
-from transforms.rows import (
+from transforms.accounting import metrics
+from transforms.accounting.minute_tally import BundleTallies, MinuteTallies, MinuteTally
+from transforms.accounting.sink_report import SinkReport
+from transforms.accounting.tally import Tally
+from transforms.records.errors import WriteRejected
+from transforms.records.records import Answer, DeadLetter, Json
+from transforms.results.prices import TokenPrices
+from transforms.results.rows import (
     DEAD_LETTER_COLUMNS,
     MAX_ROW_BYTES,
     RESULT_COLUMNS,
@@ -34,10 +36,8 @@ from transforms.rows import (
     encode_row,
     result_row,
 )
-from transforms.sinks.row_batches import Refusal
-from transforms.sinks.staging import SinkReport
-from transforms.tally import Tally
-from transforms.validate import answered_dead_letter
+from transforms.results.validate import answered_dead_letter
+from transforms.sinks.bigquery.row_batches import Refusal
 
 RowSink: TypeAlias = beam.PTransform
 """Takes a PCollection of encoded rows, gives one `SinkReport`."""

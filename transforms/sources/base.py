@@ -7,11 +7,11 @@ from typing import Protocol
 
 import apache_beam as beam
 
-from transforms import json_values
-from transforms.errors import MissingField
-from transforms.minute_tally import MinuteTally, TallyReadMinutes
-from transforms.records import DeadLetter, Json, Record
-from transforms.tally import Tally, TallyRecords
+from transforms.accounting.minute_tally import MinuteTally, TallyReadMinutes
+from transforms.accounting.tally import Tally, TallyRecords
+from transforms.records import json_values
+from transforms.records.errors import MissingField
+from transforms.records.records import DeadLetter, Json, Record
 
 DEFAULT_ID_FIELD = "id"
 

@@ -1,6 +1,6 @@
 """BigQuery as a source: a table with fields and filter, or a query, by the Storage Read API.
 
-Values become JSON in the one way of `transforms.json_values`: NUMERIC as a string, BYTES as
+Values become JSON in the one way of `transforms.records.json_values`: NUMERIC as a string, BYTES as
 base64, timestamps as RFC 3339, NaN as ``"NaN"``.
 """
 
@@ -13,10 +13,11 @@ from apache_beam.io.gcp.bigquery import ReadFromBigQuery
 from apache_beam.io.gcp.internal.clients.bigquery import DatasetReference
 from apache_beam.pvalue import TaggedOutput
 
-from transforms import json_values, metrics
-from transforms.errors import ConfigurationError
-from transforms.records import DeadLetter, Record
-from transforms.sinks.bigquery import TableName, make_client
+from transforms.accounting import metrics
+from transforms.clients.bigquery import TableName, make_client
+from transforms.records import json_values
+from transforms.records.errors import ConfigurationError
+from transforms.records.records import DeadLetter, Record
 from transforms.sources.base import IdRule, ReadResult, make_record
 
 

@@ -8,9 +8,9 @@ import fastavro
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms import json_values
-from transforms.errors import ParseError
-from transforms.records import DeadLetter, Record
+from transforms.records import json_values
+from transforms.records.errors import ParseError
+from transforms.records.records import DeadLetter, Record
 from transforms.sources.base import IdRule, make_record
 
 _ROWS_AT_ONCE = 1000

@@ -13,9 +13,9 @@ from typing import Literal
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 
-from transforms import json_values
-from transforms.errors import ConfigurationError, ParseError, RecordError
-from transforms.records import DeadLetter, Json, Record
+from transforms.records import json_values
+from transforms.records.errors import ConfigurationError, ParseError, RecordError
+from transforms.records.records import DeadLetter, Json, Record
 from transforms.sources.base import IdRule, ReadResult, make_record
 from transforms.sources.bigquery import TableSource
 from transforms.sources.files import FileSource

@@ -22,10 +22,10 @@ from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import TaggedOutput
 
-from transforms import metrics
-from transforms.errors import ConfigurationError, ParseError
-from transforms.media import guess_mime_type
-from transforms.records import DeadLetter, Record
+from transforms.accounting import metrics
+from transforms.records.errors import ConfigurationError, ParseError
+from transforms.records.media import guess_mime_type
+from transforms.records.records import DeadLetter, Record
 from transforms.sources import columnar, lines
 from transforms.sources.base import IdRule, ReadResult, make_record
 

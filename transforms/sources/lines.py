@@ -10,9 +10,9 @@ import csv
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from transforms import json_values
-from transforms.errors import ParseError, RecordError, TooLarge
-from transforms.records import DeadLetter, Json, Record
+from transforms.records import json_values
+from transforms.records.errors import ParseError, RecordError, TooLarge
+from transforms.records.records import DeadLetter, Json, Record
 from transforms.sources.base import IdRule, make_record
 
 MAX_LINE_BYTES = 96 << 20

@@ -14,8 +14,8 @@ import apache_beam as beam
 from apache_beam.io.gcp.pubsub import PubsubMessage, ReadFromPubSub
 from apache_beam.pvalue import TaggedOutput
 
-from transforms.errors import ConfigurationError, MissingField, ParseError, RecordError
-from transforms.records import DeadLetter, Json, Record
+from transforms.records.errors import ConfigurationError, MissingField, ParseError, RecordError
+from transforms.records.records import DeadLetter, Json, Record
 from transforms.sources.base import IdRule, ReadResult
 from transforms.sources.lines import dead_line, json_object
 

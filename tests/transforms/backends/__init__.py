@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from transforms.records import Json, Record, Request
+from transforms.records.records import Json, Record, Request
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

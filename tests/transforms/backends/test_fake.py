@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.transforms.backends import opened, prompt, request_of
 from transforms.backends.base import BatchClient
 from transforms.backends.fake import FAULTS, FakeBackend
-from transforms.errors import (
+from transforms.records.errors import (
     Blocked,
     ConfigurationError,
     EmptyOutput,
@@ -26,7 +26,7 @@ from transforms.errors import (
     Truncated,
     Unavailable,
 )
-from transforms.records import Completion, Request, Usage
+from transforms.records.records import Completion, Request, Usage
 
 FINGERPRINT = hashlib.sha256(b"1").hexdigest()
 

@@ -15,7 +15,7 @@ from tests.emulators.model_fixtures import SimulatedModelServer
 from tests.transforms.backends import opened, prompt, request_of
 from transforms.backends.base import Backend, BatchClient, Client
 from transforms.backends.gemini import GeminiBackend, completion_of, generate_body
-from transforms.errors import (
+from transforms.records.errors import (
     Blocked,
     EmptyOutput,
     Forbidden,
@@ -26,7 +26,7 @@ from transforms.errors import (
     Truncated,
     Unavailable,
 )
-from transforms.records import Completion, Request, Usage
+from transforms.records.records import Completion, Request, Usage
 
 
 def _image(url: str) -> dict[str, Any]:

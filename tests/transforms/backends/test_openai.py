@@ -20,7 +20,7 @@ from transforms.backends.openai import (
     is_closed,
     usage_of,
 )
-from transforms.errors import (
+from transforms.records.errors import (
     BackendUnusable,
     Blocked,
     EmptyOutput,
@@ -31,7 +31,7 @@ from transforms.errors import (
     Truncated,
     Unavailable,
 )
-from transforms.records import Completion, Request, Usage
+from transforms.records.records import Completion, Request, Usage
 
 CLOSED = {
     "type": "object",

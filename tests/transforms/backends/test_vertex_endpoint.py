@@ -11,7 +11,7 @@ from aiohttp import web
 from tests.emulators.model_fixtures import SimulatedModelServer
 from tests.transforms.backends import Handler, opened, request_of, serving
 from transforms.backends.vertex_endpoint import VertexEndpointBackend
-from transforms.errors import (
+from transforms.records.errors import (
     ConfigurationError,
     EmptyOutput,
     InvalidRequest,
@@ -19,7 +19,7 @@ from transforms.errors import (
     RecordError,
     Unavailable,
 )
-from transforms.records import Completion, Request
+from transforms.records.records import Completion, Request
 
 ENDPOINT = "projects/p/locations/us-central1/endpoints/99"
 

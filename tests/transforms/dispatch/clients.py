@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from transforms.dispatch import loop
+from transforms.dispatch.completion_queue import Ended, Inbox
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure, Outcome
-from transforms.dispatch.inbox import Ended, Inbox
-from transforms.records import Completion, Record, Request
+from transforms.records.records import Completion, Record, Request
 
 HANG = object()
 """A reply that never comes."""

@@ -28,13 +28,13 @@ from tests.transforms.dispatch.clients import (
     virtual_now,
 )
 from tests.transforms.dispatch.virtual_time import Clock
-from transforms.dispatch import inbox as inbox_module
+from transforms.dispatch import completion_queue as inbox_module
 from transforms.dispatch import loop
+from transforms.dispatch.completion_queue import Inbox
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits
-from transforms.dispatch.inbox import Inbox
 from transforms.dispatch.pace import Pace
-from transforms.errors import BackendUnusable, Blocked, Forbidden, RateLimited, Unavailable
-from transforms.records import Completion, Record, Request, Usage
+from transforms.records.errors import BackendUnusable, Blocked, Forbidden, RateLimited, Unavailable
+from transforms.records.records import Completion, Record, Request, Usage
 
 BACKLOG = 2048
 

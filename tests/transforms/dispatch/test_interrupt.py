@@ -14,9 +14,9 @@ import pytest
 from tests.transforms.dispatch.clients import HANG, Client, drain, make_requests
 from tests.transforms.dispatch.virtual_time import Clock
 from transforms.dispatch import interrupt
+from transforms.dispatch.completion_queue import Inbox
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits
-from transforms.dispatch.inbox import Inbox
-from transforms.errors import Interrupted
+from transforms.records.errors import Interrupted
 
 pytestmark = pytest.mark.usefixtures("clock")
 
@@ -48,8 +48,8 @@ def test_stop() -> None:
         import asyncio, threading
         from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits
         from transforms.dispatch.interrupt import stop_all
-        from transforms.errors import Interrupted
-        from transforms.records import Completion, Record, Request
+        from transforms.records.errors import Interrupted
+        from transforms.records.records import Completion, Record, Request
 
         started = threading.Semaphore(0)
         ended = []

@@ -6,7 +6,7 @@ import pytest
 
 from tests.transforms.dispatch.clients import make_requests, virtual_now
 from transforms.dispatch import loop
-from transforms.dispatch.inbox import Inbox
+from transforms.dispatch.completion_queue import Inbox
 from transforms.dispatch.job import Job
 from transforms.dispatch.job_queue import JobQueue
 

@@ -20,10 +20,10 @@ from tests.transforms.dispatch.clients import (
     virtual_now,
 )
 from tests.transforms.dispatch.virtual_time import Clock
+from transforms.dispatch.completion_queue import Inbox
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure
-from transforms.dispatch.inbox import Inbox
-from transforms.errors import Blocked, RateLimited, RequestTimeout, Unavailable
-from transforms.records import Completion, Usage
+from transforms.records.errors import Blocked, RateLimited, RequestTimeout, Unavailable
+from transforms.records.records import Completion, Usage
 
 pytestmark = pytest.mark.usefixtures("clock")
 

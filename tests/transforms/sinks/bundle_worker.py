@@ -14,8 +14,8 @@ from typing import Any
 from apache_beam.coders import BytesCoder
 
 from tests.transforms.sinks.keyed_bundles import run_bundle
-from transforms.sinks.append_stream import AppendStream
-from transforms.sinks.exactly_once import _AppendInOrderDoFn
+from transforms.sinks.bigquery.append_stream import AppendStream
+from transforms.sinks.bigquery.exactly_once import _AppendInOrderDoFn
 
 
 def run_task(task: bytes) -> bytes:

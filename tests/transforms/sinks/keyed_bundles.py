@@ -12,8 +12,8 @@ from typing import Any
 
 from apache_beam.pvalue import TaggedOutput
 
-from transforms.sinks.exactly_once import _AppendInOrderDoFn
-from transforms.sinks.ordered_batches import Numbered
+from transforms.sinks.bigquery.exactly_once import _AppendInOrderDoFn
+from transforms.sinks.bigquery.ordered_batches import Numbered
 
 Element = tuple[str, Numbered]
 

@@ -10,8 +10,9 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
 from tests.transforms.streams import at, collect, collected_from, stream
-from transforms.errors import RunError
-from transforms.rows import Column
+from transforms.accounting.sink_report import SinkReport
+from transforms.records.errors import RunError
+from transforms.results.rows import Column
 from transforms.sinks.files import (
     WriteFiles,
     end_stream,
@@ -19,7 +20,7 @@ from transforms.sinks.files import (
     publish_file,
     temporary_folder,
 )
-from transforms.sinks.staging import SinkReport, StagedFile, _StageDoFn
+from transforms.sinks.staging import StagedFile, _StageDoFn
 
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 COLUMNS = (Column("n", "INT64"),)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from tests.emulators.pubsub import PubSubEmulator
 from tests.transforms import pipeline
-from transforms.errors import ConfigurationError, RunError
-from transforms.prices import TokenPrices
-from transforms.records import DeadLetter
-from transforms.rows import RunInfo, dead_letter_row
+from transforms.accounting.sink_report import SinkReport
+from transforms.records.errors import ConfigurationError, RunError
+from transforms.records.records import DeadLetter
+from transforms.results.prices import TokenPrices
+from transforms.results.rows import RunInfo, dead_letter_row
 from transforms.sinks.pubsub import (
     MAX_ATTRIBUTES,
     MAX_MESSAGE_BYTES,
@@ -25,7 +26,6 @@ from transforms.sinks.pubsub import (
     dead_letter_message,
     message_bytes,
 )
-from transforms.sinks.staging import SinkReport
 from transforms.sinks.write import WriteDeadLetters, encode_dead_letter_row
 from transforms.sources.base import IdRule
 from transforms.sources.pubsub import parse_message

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from transforms.records import Answer, Completion, DeadLetter, Record, Usage
-from transforms.rows import (
+from transforms.records.records import Answer, Completion, DeadLetter, Record, Usage
+from transforms.results.rows import (
     DEAD_LETTER_COLUMNS,
     RESULT_COLUMNS,
     SUMMARY_COLUMNS,

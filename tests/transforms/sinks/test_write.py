@@ -12,10 +12,12 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.errors import ERROR_TYPES
-from transforms.prices import TokenPrices
-from transforms.records import STAGES, Answer, Completion, DeadLetter, Record, Usage
-from transforms.rows import (
+from transforms.accounting.sink_report import SinkReport
+from transforms.accounting.tally import Tally
+from transforms.records.errors import ERROR_TYPES
+from transforms.records.records import STAGES, Answer, Completion, DeadLetter, Record, Usage
+from transforms.results.prices import TokenPrices
+from transforms.results.rows import (
     DEAD_LETTER_COLUMNS,
     RESULT_COLUMNS,
     RunInfo,
@@ -23,9 +25,8 @@ from transforms.rows import (
     dead_letter_row,
     encode_row,
 )
+from transforms.sinks.bigquery.row_batches import Refusal
 from transforms.sinks.files import WriteFiles
-from transforms.sinks.row_batches import Refusal
-from transforms.sinks.staging import SinkReport
 from transforms.sinks.write import (
     WriteDeadLetters,
     WriteResults,
@@ -34,7 +35,6 @@ from transforms.sinks.write import (
     encode_result,
     shorten_dead_letter,
 )
-from transforms.tally import Tally
 
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 RUN = RunInfo(run_id="r", backend="openai", model="gpt-4o-mini")

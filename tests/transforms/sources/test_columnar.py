@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from transforms.errors import ParseError
-from transforms.records import DeadLetter, Record
+from transforms.records.errors import ParseError
+from transforms.records.records import DeadLetter, Record
 from transforms.sources.base import IdRule
 from transforms.sources.columnar import read_avro, read_parquet, row_groups
 
@@ -88,7 +88,7 @@ D = decimal.Decimal
     ],
 )  # fmt: skip
 def test_parquet_types(array: pa.Array, expected: list[Any]) -> None:
-    """Each type in the one way of `transforms.json_values`, nested or not."""
+    """Each type in the one way of `transforms.records.json_values`, nested or not."""
     assert _column(array) == expected
 
 

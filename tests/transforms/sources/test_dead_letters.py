@@ -10,10 +10,10 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
 from tests.transforms import pipeline
-from transforms.errors import ConfigurationError, Unavailable
-from transforms.prices import TokenPrices
-from transforms.records import DeadLetter, Record
-from transforms.rows import RunInfo, cut_payload, dead_letter_row
+from transforms.records.errors import ConfigurationError, Unavailable
+from transforms.records.records import DeadLetter, Record
+from transforms.results.prices import TokenPrices
+from transforms.results.rows import RunInfo, cut_payload, dead_letter_row
 from transforms.sinks.write import encode_dead_letter_row
 from transforms.sources.base import IdRule
 from transforms.sources.dead_letters import DeadLetterSource, is_table, revive

@@ -17,8 +17,8 @@ import pytest
 from apache_beam.io.filesystem import FileMetadata
 from apache_beam.testing.util import assert_that, equal_to
 
-from transforms.errors import ConfigurationError
-from transforms.records import DeadLetter, Record
+from transforms.records.errors import ConfigurationError
+from transforms.records.records import DeadLetter, Record
 from transforms.sources import files
 from transforms.sources.base import IdRule, ReadRecords
 from transforms.sources.files import (

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from transforms.errors import ParseError
-from transforms.records import DeadLetter, Record
+from transforms.records.errors import ParseError
+from transforms.records.records import DeadLetter, Record
 from transforms.sources import lines
 from transforms.sources.base import IdRule, make_record
 from transforms.sources.lines import read_csv, read_json_lines, read_lines, read_text_lines

@@ -13,10 +13,15 @@ from hypothesis import strategies as st
 
 from tests.emulators.pubsub import PubSubEmulator
 from tests.transforms import JSON_OBJECTS, JSON_VALUES, pipeline
-from transforms import json_values
-from transforms.coders import decode_dead_letter, decode_record, encode_dead_letter, encode_record
-from transforms.errors import ConfigurationError
-from transforms.records import DeadLetter, Record
+from transforms.records import json_values
+from transforms.records.coders import (
+    decode_dead_letter,
+    decode_record,
+    encode_dead_letter,
+    encode_record,
+)
+from transforms.records.errors import ConfigurationError
+from transforms.records.records import DeadLetter, Record
 from transforms.sources import pubsub as pubsub_source
 from transforms.sources.base import IdRule
 from transforms.sources.pubsub import PubSubSource, ReadMessages, parse_message

@@ -1,0 +1,1 @@
+"""What a run prints: progress, the closing table, the preview."""

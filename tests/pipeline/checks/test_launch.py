@@ -1,0 +1,256 @@
+"""What Dataflow would take and fail on later: refused before the launch, with the remedy."""
+
+import doctest
+
+import pytest
+
+from pipeline.checks import launch as launch_checks
+from pipeline.checks import placement
+from pipeline.checks.launch import check_launch
+from pipeline.options.command_line import parse_flags
+from pipeline.options.gpu import MACHINES
+from transforms.records.errors import ConfigurationError
+
+JOB = ("--runner=DataflowRunner", "--temp_location=gs://b/t", "--sdk_container_image=i:1")
+GPU = "--experiments=worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver:580"
+T4 = "--experiments=worker_accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver"
+
+L4, VLLM = "--gpu_type=nvidia-l4", "--backend=vllm"
+
+
+def _check(*argv: str) -> None:
+    check_launch(parse_flags(argv))
+
+
+def _refused(*argv: str) -> str:
+    with pytest.raises(ConfigurationError) as raised:
+        _check(*argv)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("module", [launch_checks, placement])
+def test_examples(module: object) -> None:
+    """The docstrings' examples are true."""
+    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+def test_what_can_run() -> None:
+    """Complete jobs, and any local run."""
+    _check(*JOB)
+    _check(JOB[0], JOB[1], "--setup_file=./setup.py")
+    _check(*JOB, GPU, "--machine_type=g2-standard-8")
+    _check(*JOB, T4, "--machine_type=n1-standard-8")
+    _check(*JOB, "--flexrs_goal=COST_OPTIMIZED")
+    _check()
+    _check("--runner=DirectRunner", GPU, "--flexrs_goal=COST_OPTIMIZED")
+
+
+def test_what_a_job_needs() -> None:
+    """A place for temporary files, and the code."""
+    assert _refused(JOB[0]).startswith("--temp_location is missing: ")
+    assert _refused(JOB[0], JOB[1]) == (
+        "--sdk_container_image is missing: the workers would not have this code; give the "
+        "template's image, or --setup_file=./setup.py"
+    )
+
+
+def test_a_snapshot_and_write_streams_of_its_job() -> None:
+    """Other rows would be taken for written."""
+    _check(*JOB, "--create_from_snapshot=s")
+    assert _refused(*JOB, "--create_from_snapshot=s", "--exactly_once=true").startswith(
+        "--create_from_snapshot does not go with --exactly_once=true: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            [GPU, "--flexrs_goal=COST_OPTIMIZED"],
+            "--flexrs_goal is 'COST_OPTIMIZED', but FlexRS has no GPUs and nvidia-l4 is asked for",
+        ),
+        (
+            [GPU, "--machine_type=n2-standard-8"],
+            "--machine_type is 'n2-standard-8', which cannot have nvidia-l4: it has no GPUs",
+        ),
+        (
+            [T4, "--machine_type=g2-standard-8"],
+            "--machine_type is 'g2-standard-8', which cannot have nvidia-tesla-t4: it can have ",
+        ),
+        (
+            ["--dataflow_service_options=worker_accelerator=type:nvidia-l4;count:1"],
+            "worker_accelerator asks for nvidia-l4 without a driver: add ;install-nvidia-driver",
+        ),
+        (
+            ["--dataflow_service_options=worker_accelerator=nvidia-l4"],
+            "'worker_accelerator=nvidia-l4' is no accelerator: write ",
+        ),
+        ([GPU, T4], "worker_accelerator is given 2 times: give it once"),
+        (
+            [GPU, "--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver"],
+            "an accelerator is asked for twice",
+        ),
+        (
+            ["--experiments=use_nvidia_mps,no_use_multiple_sdk_containers"],
+            "use_nvidia_mps shares a GPU among processes",
+        ),
+    ],
+)
+def test_gpu_options_that_exclude_each_other(argv: list[str], message: str) -> None:
+    """As service options or as experiments."""
+    assert _refused(*JOB, *argv).startswith(message)
+
+
+def test_a_backend_that_no_image_has() -> None:
+    """Under a template's launch the image is ours; elsewhere it may be the user's own."""
+    own = (*JOB, "--backend=sentence_transformers", "--task=embed")
+    _check(*own)
+    assert _refused(*own, "--template_location=gs://b/job").startswith(
+        "--backend is 'sentence_transformers', which no image of the templates has: "
+    )
+
+
+def test_vllm_without_an_accelerator() -> None:
+    """In whichever way one is asked for, one has to be."""
+    hint = "--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver:5xx"
+    for given in (L4, GPU, hint):
+        _check(*JOB, VLLM, given)
+    expected = "--backend is 'vllm', but no worker has an accelerator: give --gpu_type"
+    assert _refused(*JOB, VLLM).startswith(expected)
+    assert _refused(*JOB, VLLM, "--machine_type=g2-standard-8").startswith(expected)
+    _check(VLLM)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "accepted"),
+    [
+        ("--dtype=half", True),
+        ("--dtype float16", True),
+        ("--dtype=float32 --kv-cache-dtype=auto", True),
+        ("--dtype=bfloat16", False),
+        ("--dtype bfloat16", False),
+        ("--kv-cache-dtype=float16 --dtype=bfloat16", False),
+        ("--kv-cache-dtype=half", False),
+        ("--dtype=half --dtype=bfloat16", False),
+    ],
+)
+def test_bf16_on_an_old_gpu(dtype: str, accepted: bool) -> None:
+    """Only vLLM loads a model on the worker; the last ``--dtype`` counts, and nothing else."""
+    message = "nvidia-tesla-t4 cannot compute in bfloat16"
+    for asked in (T4, "--gpu_type=nvidia-tesla-t4"):
+        given = (*JOB, asked, VLLM, f"--vllm_args={dtype}")
+        if accepted:
+            _check(*given)
+        else:
+            assert _refused(*given).startswith(message)
+    assert _refused(*JOB, T4, VLLM).startswith(message)
+    _check(*JOB, GPU, VLLM, f"--vllm_args={dtype}")
+    _check(*JOB, T4, "--backend=gemini")
+
+
+@pytest.mark.parametrize("gpu", ["nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4"])
+def test_gpus_that_cuda_has_left_behind(gpu: str) -> None:
+    """Whatever the model's type is; other code may still use them."""
+    asked = f"--experiments=worker_accelerator=type:{gpu};count:1;install-nvidia-driver"
+    assert _refused(*JOB, VLLM, asked, "--vllm_args=--dtype=half").startswith(
+        f"{gpu} is too old for --backend=vllm"
+    )
+    _check(*JOB, asked, "--backend=gemini")
+
+
+@pytest.mark.parametrize(
+    ("driver", "accepted"),
+    [("580", True), ("590.44.01", True), ("5xx", True), ("550", False), ("535.129.03", False)],
+)
+def test_drivers_older_than_the_cuda_of_vllm(driver: str, accepted: bool) -> None:
+    """A version that is named; what a series of versions means is Dataflow's."""
+    for asked in ([GPU.replace("580", driver)], [L4, f"--gpu_driver={driver}"]):
+        if accepted:
+            _check(*JOB, VLLM, *asked)
+        else:
+            assert _refused(*JOB, VLLM, *asked) == (
+                f"the driver is {driver!r}, but --backend=vllm needs 580 or newer: name one, or 5xx"
+            )
+    _check(*JOB, GPU.replace("580", driver), "--backend=gemini")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "count", "machine"),
+    [(gpu, count, machine) for gpu in MACHINES for count, machine in MACHINES[gpu].items()],
+)
+def test_our_own_machines_have_their_gpus(gpu: str, count: int, machine: str) -> None:
+    """Each of the table, with its number and with no other."""
+    asked = (*JOB, VLLM, "--vllm_args=--dtype=half", f"--gpu_type={gpu}", f"--gpu_count={count}")
+    _check(*asked)
+    _check(*asked, f"--gpu_machine_type={machine}")
+    if not machine.startswith("n1-"):
+        wrong = (*JOB, VLLM, f"--gpu_type={gpu}", f"--gpu_machine_type={machine}")
+        other = count + 1 if count + 1 in MACHINES[gpu] else 1
+        if other != count and other in MACHINES[gpu]:
+            assert "which has" in _refused(*wrong, f"--gpu_count={other}")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "count", "machine"),
+    [
+        ("nvidia-h100-80gb", 8, "a3-ultragpu-8g"),
+        ("nvidia-l4", 2, "g2-standard-4"),
+        ("nvidia-l4", 2, "g2-standard-32"),
+    ],
+)
+def test_machines_that_have_others(gpu: str, count: int, machine: str) -> None:
+    """Named by their family, or by their size."""
+    flags = (f"--gpu_type={gpu}", f"--gpu_count={count}", f"--gpu_machine_type={machine}")
+    assert _refused(*JOB, VLLM, *flags).startswith(f"--gpu_machine_type is '{machine}', which ")
+
+
+def test_flags_of_gpus_that_can_run() -> None:
+    """The other steps' machine is not asked: theirs needs no GPU."""
+    _check(*JOB, VLLM, L4)
+    _check(*JOB, VLLM, L4, "--machine_type=n2-standard-8")
+    _check(*JOB, VLLM, L4, "--gpu_machine_type=g2-standard-12")
+    _check(*JOB, VLLM, L4, "--gpu_count=4", "--gpu_machine_type=g2-standard-48")
+    _check(*JOB, VLLM, "--gpu_type=nvidia-h200-141gb")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--gpu_machine_type=n2-standard-8"],
+            "--gpu_machine_type is 'n2-standard-8', which cannot have nvidia-l4: it has no GPUs",
+        ),
+        (
+            ["--gpu_machine_type=a2-highgpu-1g"],
+            "--gpu_machine_type is 'a2-highgpu-1g', which cannot have nvidia-l4: it can have ",
+        ),
+        (
+            ["--gpu_count=2", "--gpu_machine_type=g2-standard-8"],
+            "--gpu_machine_type is 'g2-standard-8', which has 1 of nvidia-l4, not 2",
+        ),
+        (
+            ["--gpu_type=nvidia-tesla-a100", "--gpu_machine_type=a2-highgpu-4g"],
+            "--gpu_machine_type is 'a2-highgpu-4g', which has 4 of nvidia-tesla-a100, not 1",
+        ),
+        (["--flexrs_goal=COST_OPTIMIZED"], "--flexrs_goal is 'COST_OPTIMIZED', but FlexRS has no"),
+        (
+            ["--machine_type=g2-standard-8"],
+            "--machine_type is 'g2-standard-8', which would give every other step a GPU too: name ",
+        ),
+        (
+            [GPU],
+            "an accelerator is asked for twice: remove worker_accelerator or --gpu_type",
+        ),
+        (
+            ["--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver"],
+            "an accelerator is asked for twice: remove --resource_hints or --gpu_type",
+        ),
+        (
+            ["--experiments=use_nvidia_mps"],
+            "use_nvidia_mps shares a GPU among processes, but --backend=vllm runs one server",
+        ),
+    ],
+)
+def test_flags_of_gpus_that_exclude_each_other(argv: list[str], message: str) -> None:
+    """The same rules as for service options, in the words of our flags."""
+    assert _refused(*JOB, VLLM, L4, *argv).startswith(message)

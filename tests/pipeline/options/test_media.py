@@ -1,0 +1,108 @@
+"""Which fields hold media: the flag's, a whole object's own, and what is refused before launch."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.config import RunConfig
+from pipeline.options.command_line import parse_flags
+from pipeline.options.media import OBJECT
+from transforms.records.errors import ConfigurationError
+from transforms.records.media import MediaField
+
+ROWS = ("--input_files=a.jsonl", "--output_path=/out")
+OBJECTS = ("--input_files=gs://b/*.png", "--input_format=objects", "--output_path=/out")
+ASK, FAKE = "--prompt=What is this?", "--backend=fake"
+OPENAI = ("--backend=openai", "--model=m", "--endpoint=http://h/v1")
+ENDPOINT = ("--backend=vertex_endpoint", "--endpoint=projects/p/locations/l/endpoints/1")
+
+
+def _fields(*argv: str) -> tuple[MediaField, ...]:
+    return RunConfig.from_options(parse_flags(argv)).request.media_fields
+
+
+def _refused(*argv: str) -> str:
+    with pytest.raises(ConfigurationError) as raised:
+        _fields(*argv)
+    return str(raised.value)
+
+
+def test_fields_of_the_flag() -> None:
+    """In their order, each with or without a type; none without the flag."""
+    assert _fields(*ROWS, ASK, FAKE) == ()
+    assert _fields(*ROWS, ASK, FAKE, "--media_fields=a, b:image/jpeg") == (
+        MediaField("a"),
+        MediaField("b", "image/jpeg"),
+    )
+    assert _fields(*ROWS, ASK, *OPENAI, "--media_fields=uri") == (MediaField("uri"),)
+
+
+def test_a_whole_object_is_the_medium() -> None:
+    """Without the flag, and where its uri is named; a type that is given wins over the record's."""
+    assert _fields(*OBJECTS, ASK, FAKE) == (OBJECT,)
+    assert _fields(*OBJECTS, ASK, FAKE, "--media_fields=uri") == (OBJECT,)
+    assert _fields(*OBJECTS, ASK, FAKE, "--media_fields=uri:image/png") == (
+        MediaField("uri", "image/png"),
+    )
+    assert MediaField("uri", None, "mime_type") == OBJECT
+
+
+@pytest.mark.parametrize(
+    "argv", [(ASK, FAKE, "--task=embed"), (ASK, *ENDPOINT), ("--messages_field=m", FAKE)]
+)
+def test_objects_that_are_asked_about_otherwise(argv: Any) -> None:
+    """An embedding, an instance and a chat have their text only, as ever."""
+    assert _fields(*OBJECTS, *argv) == ()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            (ASK, FAKE, "--media_fields=photo:jpeg"),
+            (
+                "--media_fields: 'photo:jpeg' is neither a field nor a field with a MIME type: write "
+                "it as photo:image/jpeg"
+            ),
+        ),
+        (
+            (ASK, FAKE, "--media_fields=a,a:image/png"),
+            "--media_fields names 'a' twice: remove one",
+        ),
+    ],
+)
+def test_values_that_name_no_fields(argv: Any, message: str) -> None:
+    """The value and the remedy."""
+    assert _refused(*ROWS, *argv) == message
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--messages_field=m", FAKE),
+        ("--request_field=r", FAKE),
+        ("--instance_fields=a", *ENDPOINT),
+        (ASK, *ENDPOINT),
+        (ASK, FAKE, "--task=embed"),
+        (ASK, "--task=embed", "--backend=sentence_transformers", "--model=m"),
+    ],
+)
+def test_requests_without_a_place_for_media(argv: Any) -> None:
+    """Refused instead of ignored."""
+    assert _refused(*ROWS, *argv, "--media_fields=photo") == (
+        "--media_fields is 'photo', but goes with a prompt to generate from only: remove it; "
+        "chats and whole requests carry parts of their own, embeddings and instances have none"
+    )
+
+
+def test_objects_that_the_model_cannot_read() -> None:
+    """Local files, and gs:// objects behind an OpenAI-compatible server."""
+    local = ("--input_files=photos/*.png", *OBJECTS[1:])
+    assert _refused(*local, ASK, FAKE) == (
+        "--input_files is 'photos/*.png', but a model reads each object by its URI: put the files "
+        "into a bucket and give gs://…"
+    )
+    assert _refused(*OBJECTS, ASK, *OPENAI) == (
+        "--input_files is 'gs://b/*.png', but a server behind --backend=openai cannot read gs:// "
+        "objects: use --backend=gemini, or records with https:// URLs and --media_fields"
+    )

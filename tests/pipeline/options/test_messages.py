@@ -1,0 +1,27 @@
+"""Files that flags name, and errors in one line."""
+
+import pathlib
+
+import pytest
+
+from pipeline.options.messages import read_text, reason
+from transforms.records.errors import ConfigurationError
+
+
+def test_read_text(tmp_path: pathlib.Path) -> None:
+    """The whole text; a folder is no file."""
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(b"\xef\xbb\xbfHello\r\n\xc3\xa9\n")
+    assert read_text(str(path), "--prompt_file") == "Hello\r\né\n"
+    with pytest.raises(ConfigurationError) as raised:
+        read_text(str(tmp_path), "--prompt_file")
+    assert str(raised.value) == f"--prompt_file: cannot read {str(tmp_path)!r}: Is a directory"
+
+
+def test_reason() -> None:
+    """One line, also of an error that says nothing."""
+    assert reason(FileNotFoundError(2, "No such file or directory", "x")) == (
+        "No such file or directory"
+    )
+    assert reason(ValueError("two\n  lines")) == "two lines"
+    assert reason(KeyError()) == "KeyError"

@@ -1,0 +1,348 @@
+"""The streaming summary: each minute's row is revised until every record has ended, then no more."""
+
+import collections
+import decimal
+import json
+import logging
+import threading
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+
+from tests.transforms import answer_of, pipeline
+from tests.transforms.streams import (
+    at,
+    collected_from,
+    described,
+    messages_from,
+    stream,
+    stream_clock,
+    streaming_pipeline,
+)
+from transforms.accounting import metrics
+from transforms.accounting.minute_state import Backlog, MinuteCount, MinuteCountCoder
+from transforms.accounting.minute_summary import (
+    MINUTE_COLUMNS,
+    SummariseMinutes,
+    difference,
+    gauges,
+    minute_row,
+    watch,
+)
+from transforms.accounting.minute_tally import (
+    UNKNOWN_MINUTE,
+    MinuteTallies,
+    MinuteTally,
+    TallyReadMinutes,
+)
+from transforms.accounting.reconcile import SummarySpec, encode_summary
+from transforms.accounting.tally import Tally
+from transforms.records.coders import pack
+from transforms.records.errors import ConfigurationError
+from transforms.records.records import DeadLetter, Record, Usage
+from transforms.results.rows import RunInfo, result_row
+
+SPEC = SummarySpec(
+    run_id="job",
+    started_at="2026-11-21T08:00:00Z",
+    pipeline_version="1.2.3",
+    config={"model": "m"},
+    sinks=2,
+)
+
+
+def _tally(records: int = 0, results: int = 0, **dead_letters: int) -> Tally:
+    counts = collections.Counter(
+        records=records, results=results, dead_letters=sum(dead_letters.values())
+    )
+    return Tally(counts, collections.Counter(dead_letters))
+
+
+def _rows(*events: Any, **arguments: Any) -> list[str]:
+    """What a stream of tallies makes: ``minute.revision records-results-dead_letters`` each."""
+    lines = collected_from(
+        lambda root: (
+            root
+            | stream(*events)
+            | beam.Map(at).with_output_types(MinuteTally)
+            | SummariseMinutes(spec=SPEC, clock=stream_clock, **arguments)
+        )
+    )
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        assert set(row) == {column.name for column in MINUTE_COLUMNS}
+        assert row["difference"] == row["records"] - row["results"] - row["dead_letters"]
+        assert row["reconciled"] is (row["difference"] == 0)
+    return [
+        f"{row['read_minute'][14:16]}.{row['revision']} "
+        f"{row['records']}-{row['results']}-{row['dead_letters']}" + " expired" * row["expired"]
+        for row in rows
+    ]
+
+
+def test_revised_until_it_reconciles() -> None:
+    """A row per change, a minute apart; none for a minute that does not change."""
+    assert _rows(
+        (61, [(1, _tally(records=3))]),
+        (100, [(1, _tally(results=1))]),
+        (200, [(1, _tally(timeout=1))]),
+        (400, [(2, _tally())]),
+        (600, [(1, _tally(results=1))]),
+        (900, [(3, _tally(records=1))]),
+    ) == ["01.1 3-1-0", "01.2 3-1-1", "02.1 0-0-0", "01.3 3-2-1", "03.1 1-0-0"]
+
+
+def test_the_first_row_waits_for_the_minute() -> None:
+    """What comes until `every_s` after the minute's end is in it."""
+    early, late = (179, [(1, _tally(results=1))]), (181, [(1, _tally(results=1))])
+    assert _rows((60, [(1, _tally(records=2))]), early) == ["01.1 2-1-0"]
+    assert _rows((60, [(1, _tally(records=2))]), late) == ["01.1 2-0-0", "01.2 2-1-0"]
+    assert _rows((60, [(1, _tally(records=2))]), late, every_s=62) == ["01.1 2-1-0"]
+
+
+def test_two_minutes() -> None:
+    """Each has its own sums, revisions and row, in whatever order their parts come."""
+    rows = _rows(
+        (61, [(1, _tally(records=2)), (2, _tally(results=1)), (1, _tally(results=1))]),
+        (130, [(2, _tally(records=1)), (1, _tally(results=1))]),
+        (500, [(2, _tally(records=4))]),
+    )
+    assert rows == ["01.1 2-2-0", "02.1 1-1-0", "02.2 5-1-0"]
+
+
+def test_drain_writes_what_is_pending() -> None:
+    """No real time passes, and the row is there."""
+    assert _rows((61, [(1, _tally(records=3, results=2, blocked=1))])) == ["01.1 3-2-1"]
+
+
+def test_late_tallies() -> None:
+    """They count for the minute that they name, however far behind the watermark they come."""
+    events = ((61, [(1, _tally(records=1))], 100), 5_000, (62, [(1, _tally(results=1))], 1))
+    assert _rows(*events) == ["01.1 1-1-0"]
+
+
+def test_empty_input() -> None:
+    """Nothing read, nothing written."""
+    assert _rows(100) == []
+
+
+def test_expiry(caplog: pytest.LogCaptureFixture) -> None:
+    """After `keep_s` without a change the state is gone; a minute that lost records says so, once."""
+    clock = (10_000, [(9, _tally())])
+    with caplog.at_level(logging.ERROR):
+        rows = _rows(
+            (61, [(1, _tally(records=3, results=1)), (2, _tally(records=1, results=1))]),
+            clock,
+            1_200,
+            (10_001, [(1, _tally(results=1)), (2, _tally(results=1))]),
+            keep_s=1_000,
+        )
+    assert rows == [
+        "01.1 3-1-0",
+        "02.1 1-1-0",
+        "01.2 3-1-0 expired",
+        "09.1 0-0-0",
+        "01.1 0-1-0",
+        "02.1 0-1-0",
+    ]
+    assert "minute 1 is given up: 2 of its records have not ended" in caplog.text
+
+
+def test_state_that_still_changes_is_kept() -> None:
+    """The watermark may run ahead of the last change: nothing is dropped before its time."""
+    rows = _rows(
+        (61, [(1, _tally(records=2))]),
+        (500, [(1, _tally(results=1))]),
+        1_100,
+        (700, [(1, _tally(results=1))]),
+        keep_s=1_000,
+    )
+    assert rows == ["01.1 2-0-0", "01.2 2-1-0", "01.3 2-2-0"]
+
+
+@pytest.mark.parametrize(("every_s", "keep_s"), [(-1, 100), (50, 100), (60, 60), (float("nan"), 9)])
+def test_times_that_cannot_be(every_s: float, keep_s: float) -> None:
+    """They are refused when made; the message holds both."""
+    with pytest.raises(ConfigurationError, match=rf"every_s is {every_s}, .*\({keep_s}\)"):
+        SummariseMinutes(spec=SPEC, every_s=every_s, keep_s=keep_s)
+
+
+def test_gauges_follow_the_rows() -> None:
+    """Backlog, oldest unfinished minute and lag are set with each row."""
+    metrics.LIVE.reset()
+    _rows((61, [(1, _tally(records=5))]), (130, [(2, _tally(records=1))]), (400, [(3, _tally())]))
+    assert metrics.LIVE.snapshot() == {
+        "backlog_records": 6,
+        "oldest_unfinished_minute": 1,
+        "system_lag_s": 280,
+    }
+    metrics.LIVE.reset()
+    _rows((61, [(1, _tally(records=5, results=5))]))
+    assert metrics.LIVE.snapshot() == {
+        "backlog_records": 0,
+        "oldest_unfinished_minute": -1,
+        "system_lag_s": 0,
+    }
+
+
+def test_backlog() -> None:
+    """A finished minute leaves it; the oldest one that is left counts."""
+    backlog = watch(watch(watch(Backlog(), 10, 4), 12, 1), 11, 2)
+    assert gauges(backlog, 13 * 60) == {
+        "backlog_records": 7,
+        "oldest_unfinished_minute": 10,
+        "system_lag_s": 120,
+    }
+    backlog = watch(watch(backlog, 10, 0), 12, 3)
+    assert backlog == Backlog({11: 2, 12: 3})
+    assert gauges(backlog, 0)["system_lag_s"] == 0
+    assert watch(watch(backlog, 11, 0), 12, 0) == Backlog()
+
+
+def test_minute_row() -> None:
+    """The columns of a batch run's summary, and the minute's own."""
+    tally = _tally(records=7, results=2, timeout=1, blocked=1)
+    tally.counts.update(input_tokens=5, output_tokens=6, requests_sent=4, retries=1)
+    tally.cost_usd = decimal.Decimal("0.0012")
+    row = minute_row(SPEC, 29_000_000, MinuteCount(tally, revision=4))
+    assert row["finished_at"] > row["read_minute"] == "2025-02-19T21:20:00Z"
+    del row["finished_at"], row["read_minute"]
+    assert row == {
+        "run_id": "job",
+        "started_at": "2026-11-21T08:00:00Z",
+        "pipeline_version": "1.2.3",
+        "config": '{"model":"m"}',
+        "records": 7,
+        "results": 2,
+        "dead_letters": 2,
+        "dead_letters_by_error_type": '{"blocked":1,"timeout":1}',
+        "duplicate_ids": None,
+        "requests_sent": 4,
+        "retries": 1,
+        "throttled_ms": 0,
+        "from_ledger": 0,
+        "input_tokens": 5,
+        "cached_input_tokens": 0,
+        "output_tokens": 6,
+        "reasoning_tokens": 0,
+        "cost_usd": "0.0012",
+        "reconciled": False,
+        "revision": 5,
+        "difference": 3,
+        "expired": False,
+    }
+
+
+def test_a_sum_beyond_its_column() -> None:
+    """The row is written without it."""
+    tally = _tally(records=1, results=1)
+    tally.counts["input_tokens"] = 2**70
+    row = json.loads(encode_summary(minute_row(SPEC, 1, MinuteCount(tally)), MINUTE_COLUMNS))
+    assert row["input_tokens"] is None
+    assert (row["records"], row["reconciled"]) == (1, True)
+
+
+def test_minute_tallies() -> None:
+    """They take what a `Tally` takes, by minute, and start anew when taken."""
+    tallies = MinuteTallies()
+    row = result_row(answer_of("x"), RunInfo(run_id="r", backend="b", model="m"), lambda *_: "0.5")
+    tallies.of(5).add_result(row, 3)
+    letter = DeadLetter("infer", "timeout", "", attempts=2, usage=Usage(7, None, 1))
+    tallies.of(6).add_dead_letter({"cost_usd": None}, letter)
+    tallies.of(5).counts["records"] += 2
+    taken = dict(tallies.take())
+    assert difference(taken[5]) == 1
+    assert taken[5].cost_usd == decimal.Decimal("0.5")
+    assert (difference(taken[6]), taken[6].error_types, taken[6].counts["input_tokens"]) == (
+        -1,
+        {"timeout": 1},
+        7,
+    )
+    assert tallies.take() == []
+
+
+def test_what_was_read() -> None:
+    """Records and what could not be read, by the minute that they carry."""
+    records = [Record(str(n), {}, read_minute=minute) for n, minute in enumerate([5, 5, 6, None])]
+    unread = [DeadLetter("read", "parse_error", "", read_minute=6)]
+    with pipeline() as root:
+        tallies = (
+            root | "Records" >> beam.Create(records),
+            root | "Unread" >> beam.Create(unread),
+        ) | TallyReadMinutes()
+        counts = tallies | beam.MapTuple(lambda minute, tally: (minute, tally.counts["records"]))
+        summed = counts | beam.CombinePerKey(sum)
+        assert_that(summed, equal_to([(5, 2), (6, 2), (UNKNOWN_MINUTE, 1)]))
+
+
+_seen: list[dict[str, Any]] = []
+_two_seen = threading.Event()
+
+
+def _see(line: bytes) -> None:
+    _seen.append(json.loads(line))
+    if len(_seen) == 2:
+        _two_seen.set()
+
+
+def _read_or_answered(data: bytes) -> MinuteTally:
+    return 29_000_000, _tally(records=data == b"read", results=data == b"answered")
+
+
+def test_real_time() -> None:
+    """On a real clock: the result comes only when the row without it has been written, by its timer."""
+    waiting = [b"read", b"answered"]
+
+    def pull() -> list[bytes]:
+        if waiting and len(_seen) == 2 - len(waiting):
+            return [waiting.pop(0)]
+        _two_seen.wait(0.01)  # the runner asks again and again
+        return []
+
+    with messages_from(pull) as read:
+        root = streaming_pipeline()
+        tallies = root | read | beam.Map(_read_or_answered).with_output_types(MinuteTally)
+        _ = tallies | SummariseMinutes(spec=SPEC, every_s=0.05) | beam.Map(_see)
+        result = root.run()
+        try:
+            assert _two_seen.wait(60)
+        finally:
+            result.cancel()
+    assert [(row["revision"], row["difference"]) for row in _seen] == [(1, 1), (2, 0)]
+
+
+def test_state_of_the_earlier_version_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is updated finds its sums: older bytes lack fields, and take the defaults."""
+    original, written = MinuteCountCoder.encoder, []
+
+    def older(count: MinuteCount) -> bytes:
+        written.append(count)
+        values = [[dict(count.tally.counts), {}, None], count.revision]
+        return pack(values) if len(written) == 1 else original(count)
+
+    monkeypatch.setattr(MinuteCountCoder, "encoder", staticmethod(older))
+    assert _rows((61, [(1, _tally(records=2))]), (62, [(1, _tally(results=1))])) == ["01.1 2-1-0"]
+    assert len(written) > 1
+
+
+_SUM = "SumMinutes/ParDo(_SumMinuteDoFn)"
+STEPS = [
+    "OneWindow [None] TupleCoder[VarIntCoder, TallyCoder]",
+    f"{_SUM} [None] BytesCoder",
+    f"{_SUM} [watched] TupleCoder[VarIntCoder, TupleCoder[VarIntCoder, VarIntCoder]]",
+    f"{_SUM} state count read_modify_write_spec MinuteCountCoder",
+    f"{_SUM} timer ts-expiry 1",
+    f"{_SUM} timer ts-row 2",
+    "WatchBacklog [None] FastPrimitivesCoder",
+    "WatchBacklog state backlog read_modify_write_spec BacklogCoder",
+]
+
+
+def test_steps_state_and_coders_are_stable() -> None:
+    """What a streaming job that is updated has to find again; a change here needs a drain."""
+    root = streaming_pipeline()
+    tallies = root | stream() | beam.Map(at).with_output_types(MinuteTally)
+    _ = tallies | "SummariseMinutes" >> SummariseMinutes(spec=SPEC)
+    assert described(root, "SummariseMinutes") == STEPS

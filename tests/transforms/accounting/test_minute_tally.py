@@ -1,0 +1,30 @@
+"""What a sink's bundle counts, as a whole or by minute; and that it waits for the table's word."""
+
+from transforms.accounting.minute_tally import BundleTallies
+
+
+def _outputs(tallies: BundleTallies) -> list[tuple[str, int | None, int]]:
+    found = []
+    for output in tallies.emit():
+        value = output.value.value
+        minute, tally = (None, value) if output.tag == "tally" else value
+        found.append((output.tag, minute, tally.counts["results"]))
+    return found
+
+
+def test_one_sum_of_a_bounded_input() -> None:
+    """Whatever the minutes."""
+    tallies = BundleTallies(by_minute=False)
+    for minute in (None, 7, 8):
+        tallies.of(minute).counts["results"] += 1
+    assert _outputs(tallies) == [("tally", None, 3)]
+
+
+def test_one_sum_per_minute_of_a_stream() -> None:
+    """A record without a minute is counted under 0; a bundle without records says nothing."""
+    tallies = BundleTallies(by_minute=True)
+    assert _outputs(tallies) == []
+    for minute in (None, 7, 8, 7):
+        tallies.of(minute).counts["results"] += 1
+    assert _outputs(tallies) == [("minutes", 0, 1), ("minutes", 7, 2), ("minutes", 8, 1)]
+    assert _outputs(tallies) == []

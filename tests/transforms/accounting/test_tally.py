@@ -1,0 +1,221 @@
+"""Tallies: what each stage counts, summed exactly, whatever a server reports."""
+
+import collections
+import decimal
+from collections.abc import Callable
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.pvalue import TaggedOutput
+from apache_beam.testing.util import assert_that
+from apache_beam.transforms.window import GlobalWindow
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.transforms import pipeline
+from transforms.accounting.tally import (
+    Tally,
+    TallyRecords,
+    _TallyRecordsDoFn,
+    count_duplicates,
+    emit_tally,
+)
+from transforms.records.records import DeadLetter, Record, Usage
+
+
+def _result(**known: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "attempts": 1,
+        "from_ledger": False,
+        "cost_usd": None,
+        "input_tokens": None,
+        "cached_input_tokens": None,
+        "output_tokens": None,
+        "reasoning_tokens": None,
+    }
+    return {**row, **known}
+
+
+def test_results() -> None:
+    """Rows, calls, retries, waiting, the ledger, tokens and cost."""
+    tally = Tally()
+    tally.add_result(
+        _result(
+            attempts=3,
+            cost_usd="0.000000120",
+            input_tokens=10,
+            cached_input_tokens=4,
+            output_tokens=2,
+            reasoning_tokens=1,
+        ),
+        throttled_ms=250,
+    )
+    tally.add_result(_result(from_ledger=True, attempts=0, input_tokens=5), throttled_ms=0)
+    tally.add_result(_result(), throttled_ms=0)
+    assert tally.counts == {
+        "results": 3,
+        "from_ledger": 1,
+        "requests_sent": 4,
+        "retries": 2,
+        "throttled_ms": 250,
+        "input_tokens": 15,
+        "cached_input_tokens": 4,
+        "output_tokens": 2,
+        "reasoning_tokens": 1,
+    }
+    assert tally.error_types == {}
+    assert tally.cost_usd == decimal.Decimal("0.000000120")
+
+
+def test_dead_letters() -> None:
+    """Failures are counted by type, with the calls and tokens that they cost."""
+    tally = Tally()
+    letter = DeadLetter(
+        "infer", "truncated", "cut", attempts=2, throttled_ms=5, usage=Usage(10, 4, 2, 1)
+    )
+    tally.add_dead_letter({"cost_usd": "1.5"}, letter)
+    tally.add_dead_letter({"cost_usd": "0.25"}, letter)
+    tally.add_dead_letter({"cost_usd": None}, DeadLetter("read", "parse_error", "no JSON"))
+    assert tally.counts == {
+        "dead_letters": 3,
+        "requests_sent": 4,
+        "retries": 2,
+        "throttled_ms": 10,
+        "input_tokens": 20,
+        "cached_input_tokens": 8,
+        "output_tokens": 4,
+        "reasoning_tokens": 2,
+    }
+    assert tally.error_types == {"truncated": 2, "parse_error": 1}
+    assert tally.cost_usd == decimal.Decimal("1.75")
+
+
+def test_no_known_cost_is_none_and_not_zero() -> None:
+    """A free call costs 0; a call without a price costs nobody knows what."""
+    tally = Tally()
+    tally.add_result(_result(), 0)
+    assert tally.cost_usd is None
+    assert Tally.total([tally, Tally()]).cost_usd is None
+    tally.add_result(_result(cost_usd="0.000000000"), 0)
+    assert tally.cost_usd == 0
+
+
+@pytest.mark.parametrize("reported", ["12", 1.5, True, [1], {"a": 1}])
+def test_tokens_that_are_no_count(reported: Any) -> None:
+    """They are left out, rather than fail every record of the bundle."""
+    tally = Tally()
+    letter = DeadLetter("infer", "truncated", "cut", usage=Usage(reported, 1, reported, None))
+    tally.add_dead_letter({"cost_usd": None}, letter)
+    assert tally.counts["dead_letters"] == 1
+    assert (tally.counts["input_tokens"], tally.counts["cached_input_tokens"]) == (0, 1)
+
+
+TALLIES = st.builds(
+    Tally,
+    st.builds(dict, results=st.integers(0, 9), records=st.integers(0, 9)).map(collections.Counter),
+    st.dictionaries(st.sampled_from(["internal", "timeout"]), st.integers(1, 9)).map(
+        collections.Counter
+    ),
+    st.none() | st.decimals(0, 1000, places=9),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(TALLIES, max_size=6))
+def test_total(tallies: list[Tally]) -> None:
+    """The sum of each count, of each error type and of the known costs, in any grouping."""
+    total = Tally.total(tallies)
+    for name in ("results", "records"):
+        assert total.counts[name] == sum(tally.counts[name] for tally in tallies)
+    for name in ("internal", "timeout"):
+        assert total.error_types[name] == sum(tally.error_types[name] for tally in tallies)
+    known = [tally.cost_usd for tally in tallies if tally.cost_usd is not None]
+    assert total.cost_usd == (sum(known) if known else None)
+    assert Tally.total([Tally.total(tallies[:2]), Tally.total(tallies[2:])]) == total
+
+
+def test_total_leaves_its_parts_alone() -> None:
+    """Beam may hand the same tally out again."""
+    tally = Tally()
+    tally.add_result(_result(cost_usd="1"), 0)
+    assert Tally.total([tally, tally]).counts["results"] == 2
+    assert tally.counts["results"] == 1
+    assert tally.cost_usd == 1
+
+
+def test_emit_tally() -> None:
+    """One tagged element, at the end of the global window: a bundle's own sum."""
+    tally = Tally()
+    tagged = emit_tally(tally)
+    assert isinstance(tagged, TaggedOutput)
+    assert tagged.tag == "tally"
+    assert tagged.value.value is tally
+    assert tagged.value.timestamp == GlobalWindow().max_timestamp()
+    assert list(tagged.value.windows) == [GlobalWindow()]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 40).map(lambda n: n.to_bytes(8, "big")), max_size=60), st.data())
+def test_count_duplicates(hashes: list[bytes], data: st.DataObject) -> None:
+    """As many as the naive count says, however they were packed."""
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(hashes)), max_size=4)))
+    edges = zip([0, *cuts], [*cuts, len(hashes)], strict=True)
+    packed = [b"".join(hashes[start:end]) for start, end in edges]
+    assert count_duplicates(packed) == len(hashes) - len(set(hashes))
+
+
+def test_bundles_are_tallied_apart() -> None:
+    """A bundle's count and hashes leave with it: the next one starts at nothing."""
+    dofn = _TallyRecordsDoFn()
+    hashes: list[tuple[int, bytes]] = []
+    for ids, expected in ((["a", "b", "a"], 3), (["a"], 1), ([], 0)):
+        dofn.start_bundle()
+        for record_id in ids:
+            dofn.process(Record(record_id, {}))
+        finished: list[Any] = list(dofn.finish_bundle())
+        tally, *rest = finished
+        assert tally.tag == "tally"
+        assert tally.value.value.counts["records"] == expected
+        assert sum(len(element.value[1]) for element in rest) == 8 * expected
+        hashes += [element.value for element in rest]
+    partitions = {partition for partition, _ in hashes}
+    assert partitions <= set(range(64))
+    assert count_duplicates([packed for _, packed in hashes]) == 2
+    by_hash = {packed[at : at + 8]: n for n, packed in hashes for at in range(0, len(packed), 8)}
+    assert len(by_hash) == 2
+
+
+def _counts(tallies: list[Tally]) -> dict[str, int]:
+    return {name: count for name, count in Tally.total(tallies).counts.items() if count}
+
+
+def _is(expected: dict[str, int]) -> Callable[[list[Tally]], None]:
+    def check(tallies: list[Tally]) -> None:
+        assert _counts(tallies) == expected
+
+    return check
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--direct_num_workers=4", "--direct_running_mode=multi_threading")]
+)
+def test_tally_records(arguments: tuple[str, ...]) -> None:
+    """Read and unread together are the records; ids are compared across bundles."""
+    ids = [str(n) for n in range(200)] + ["7"] * 3 + ["8", "é", "é", ""]
+    letter = DeadLetter("read", "parse_error", "no JSON")
+    with pipeline(*arguments) as root:
+        records = root | "R" >> beam.Create([Record(n, {}) for n in ids]) | beam.Reshuffle()
+        more = root | "M" >> beam.Create([Record("7", {}), Record("new", {})])
+        unread = root | "U" >> beam.Create([letter] * 5)
+        everything = (records, more) | beam.Flatten()
+        tallies = (everything, unread) | TallyRecords()
+        assert_that(tallies, _is({"records": 214, "duplicate_ids": 6}))
+
+
+def test_tally_records_without_input() -> None:
+    """Nothing read counts nothing."""
+    with pipeline() as root:
+        records = root | "R" >> beam.Create([]).with_output_types(Record)
+        unread = root | "U" >> beam.Create([]).with_output_types(DeadLetter)
+        assert_that((records, unread) | TallyRecords(), _is({}))

@@ -1,0 +1,65 @@
+"""What the tests of the supervisor share: a spec of the stand-in, and what is left of processes."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transforms.backends.vllm.launch import ServerSpec
+from transforms.backends.vllm.processes import all_processes
+
+FAKE_VLLM = str(Path(__file__).parent / "fake_vllm")
+ROOT = str(Path(__file__).parents[3])
+T = TypeVar("T")
+
+
+def fake_spec(folder: Path, **fields: Any) -> ServerSpec:
+    """The stand-in; its locks, its starts and its switches are files of the folder."""
+    environment = {
+        "PYTHONPATH": FAKE_VLLM,
+        "CUDA_VISIBLE_DEVICES": "",
+        "FAKE_STARTS": str(folder / "starts"),
+        "FAKE_BROKEN": str(folder / "broken"),
+        "FAKE_RELEASE": str(folder / "release"),
+        **fields.pop("environment", {}),
+    }
+    return ServerSpec(
+        model="tiny",
+        served_name="tiny",
+        python=sys.executable,
+        folder=str(folder),
+        environment=tuple(environment.items()),
+        **fields,
+    )
+
+
+def eventually(condition: Callable[[], T], within_s: float = 30.0) -> T:
+    """The first true value of a condition; fails when there is none in time."""
+    until = time.monotonic() + within_s
+    while not (value := condition()):
+        assert time.monotonic() < until, f"not within {within_s:g} s"
+        time.sleep(0.02)
+    return value
+
+
+def starts(folder: Path) -> int:
+    """How many servers have been started."""
+    return len((folder / "starts").read_text().splitlines())
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of every process that a server in this folder has brought about."""
+    found = []
+    for one in all_processes():
+        try:
+            environment = Path(f"/proc/{one.pid}/environ").read_bytes()
+            command = Path(f"/proc/{one.pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if one.zombie or one.pid == os.getpid():
+            continue
+        if f"FAKE_STARTS={folder}/".encode() in environment or f"{folder}".encode() in command:
+            found.append(command.replace(b"\0", b" ").decode())
+    return found

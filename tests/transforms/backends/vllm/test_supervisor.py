@@ -1,0 +1,266 @@
+"""One server for everybody, alive as long as it is used, gone with its last user however that ends.
+
+The server is a stand-in of a process and a child, as vLLM's engine is one; `tests/vllm` has the real.
+"""
+
+import asyncio
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.transforms.backends.vllm.servers import (
+    ROOT,
+    eventually,
+    fake_spec,
+    processes_of,
+    starts,
+)
+from transforms.backends.vllm import launch, lease, processes
+from transforms.backends.vllm.lease import Lease
+from transforms.records.errors import BackendUnusable
+
+USER = """
+import pathlib, sys, types
+plain = sys.modules["transforms"] = types.ModuleType("transforms")  # without loading Beam
+plain.__path__ = ["transforms"]
+sys.path.insert(0, "tests/transforms/backends/vllm")
+from servers import fake_spec
+from transforms.backends.vllm.backend import launch
+from transforms.backends.vllm.backend import lease
+(settings,) = launch.plan(fake_spec(pathlib.Path(sys.argv[1])))
+state = lease.acquire(settings).wait_ready()
+print(state.pid, state.keeper_pid, flush=True)
+sys.stdin.readline()
+"""
+
+
+class User:
+    """Another process that uses the server of a folder; it ends in order when told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", USER, str(folder)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def server_and_keeper(self) -> tuple[int, int]:
+        """Once the server is ready for it."""
+        server, keeper = self.process.stdout.readline().split()
+        return int(server), int(keeper)
+
+    def end(self) -> None:
+        """Goes on to the end of its script."""
+        self.process.communicate("\n", timeout=30)
+
+    def kill(self) -> None:
+        """SIGKILL: nothing of its own runs any more."""
+        self.process.kill()
+        self.process.communicate(timeout=30)
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A short path, for the socket; whatever a test leaves behind is ended and reported."""
+    folder = tmp_path_factory.mktemp("s")
+    yield folder
+    lease.end_all()
+    eventually(lambda: not processes_of(folder))
+
+
+def _lease(folder: Path, **fields: object) -> Lease:
+    (settings,) = launch.plan(fake_spec(folder, **fields))
+    return lease.acquire(settings)
+
+
+def _gone(pid: int) -> bool:
+    found = processes.process(pid)
+    return found is None or found.zombie
+
+
+def test_many_processes_share_one_server(folder: Path) -> None:
+    """Started at once; none of them starts a second server, and the last one ends it."""
+    users = [User(folder) for _ in range(4)]
+    seen = {user.server_and_keeper() for user in users}
+    assert len(seen) == 1
+    ((server, keeper),) = seen
+    for user in users[:3]:
+        user.end()
+    assert processes.process(server) is not None
+    users[3].end()
+    assert _gone(server)
+    assert _gone(keeper)
+    assert processes_of(folder) == []
+    assert starts(folder) == 1
+
+
+def test_the_server_outlives_the_process_that_started_it(folder: Path) -> None:
+    """Another one uses it; when that one is killed too, nothing is left."""
+    first = User(folder)
+    server, keeper = first.server_and_keeper()
+    second = User(folder)
+    assert second.server_and_keeper() == (server, keeper)
+    first.kill()
+    third = User(folder)
+    assert third.server_and_keeper() == (server, keeper)
+    second.kill()
+    third.kill()
+    eventually(lambda: _gone(server) and _gone(keeper) and not processes_of(folder), 10.0)
+
+
+def test_a_crashed_server_is_started_again_once(folder: Path) -> None:
+    """SIGKILL to the server: its engine goes as well, and the next one has another number."""
+    using = _lease(folder)
+    before = using.wait_ready()
+    engines = [one.pid for one in processes.descendants(before.pid)]
+    assert len(engines) == 1
+    os.kill(before.pid, signal.SIGKILL)
+    after = eventually(lambda: using.state.generation == 2 and using.wait_ready())
+    assert (after.restarts, starts(folder)) == (1, 2)
+    assert after.url != before.url
+    assert all(map(_gone, engines))
+    assert after.keeper_pid == before.keeper_pid
+
+
+@pytest.mark.parametrize("victims", [["keeper"], ["guard"], ["keeper", "guard"]])
+def test_whoever_is_killed_there_is_one_server(folder: Path, victims: list[str]) -> None:
+    """The keeper, the guard, or both at once: the old server goes before a new one comes."""
+    using = _lease(folder)
+    before = using.wait_ready()
+    engines = [one.pid for one in processes.descendants(before.pid)]
+    guard = processes.process(before.pid).parent
+    for victim in victims:
+        os.kill(before.keeper_pid if victim == "keeper" else guard, signal.SIGKILL)
+    after = eventually(lambda: using.state.generation == 2 and using.wait_ready())
+    assert all(map(_gone, [before.pid, *engines]))
+    assert starts(folder) == 2
+    assert after.pid != before.pid
+    assert len(processes_of(folder)) >= 3  # a guard, a server, an engine
+
+
+def test_a_server_whose_engine_is_ill_is_started_again(folder: Path) -> None:
+    """``still_serves`` looks at once; a failure of one request is none of the server."""
+    using = _lease(folder)
+    state = using.wait_ready()
+    assert asyncio.run(using.still_serves(state.generation))
+    with pytest.raises(OSError, match="500"):
+        urllib.request.urlopen(f"{state.url}/v1/x", data=b'{"prompt": "HANG-ENGINE"}')
+    assert not asyncio.run(using.still_serves(state.generation))
+    assert eventually(lambda: using.state.generation == 2 and using.wait_ready()).restarts == 1
+
+
+def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
+    """After two tries, with the end of its log; and it is tried again when it is opened again."""
+    (folder / "broken").touch()
+    with pytest.raises(BackendUnusable, match="there is no such model") as raised:
+        _lease(folder).wait_ready()
+    assert "model 'tiny'" in str(raised.value)
+    assert starts(folder) == 2
+    (folder / "broken").unlink()
+    assert _lease(folder).wait_ready().status == "ready"
+
+
+def test_another_model_on_the_same_accelerators_is_refused(folder: Path) -> None:
+    """In this process and in another one: never two servers on one GPU."""
+    _lease(folder).wait_ready()
+    with pytest.raises(BackendUnusable, match="one server per accelerator group"):
+        _lease(folder, args=("--max-model-len=8",))
+    script = USER.replace("sys.argv[1]))", "sys.argv[1]), args=('--seed=1',))")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "serve model 'tiny' with no --vllm_args already" in done.stderr
+    assert starts(folder) == 1
+
+
+def test_a_lease_ends_without_the_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take long, and `release` takes the lock on the event loop."""
+    settings = [launch.plan(fake_spec(folder, args=(f"--seed={n}",)))[0] for n in range(2)]
+    first = lease.acquire(settings[0])
+    first.wait_ready()
+    lease.release(first, settings[0])
+    locked = []
+    end = Lease.end
+
+    def watched(self: Lease) -> None:
+        locked.append(lease._leasing.locked())
+        end(self)
+
+    monkeypatch.setattr(Lease, "end", watched)
+    second = lease.acquire(settings[1])
+    assert second.wait_ready().status == "ready"
+    assert second is not first
+    assert locked == [False]
+    assert starts(folder) == 2
+
+
+def test_restarts_are_counted_across_keepers(folder: Path) -> None:
+    """Of a keeper that was killed; one that ended in order has no successor."""
+    using = _lease(folder)
+    before = using.wait_ready()
+    os.kill(before.pid, signal.SIGKILL)
+    eventually(lambda: using.state.generation == 2 and using.wait_ready())
+    os.kill(before.keeper_pid, signal.SIGKILL)
+    after = eventually(lambda: using.state.generation == 3 and using.wait_ready())
+    assert after.restarts == 2
+    lease.end_all()
+    assert _lease(folder).wait_ready().restarts == 0
+
+
+def test_a_released_server_is_there_for_a_while(folder: Path) -> None:
+    """Reopened at once it is the same; later it has ended, without the process's end."""
+    (settings,) = launch.plan(fake_spec(folder, linger_s=0.5))
+    first = lease.acquire(settings)
+    state = first.wait_ready()
+    lease.release(first, settings)
+    again = lease.acquire(settings)
+    assert again is first
+    lease.release(again, settings)
+    eventually(lambda: _gone(state.pid) and _gone(state.keeper_pid))
+
+
+def test_the_servers_log_reaches_ours(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At the level that each line names."""
+    _lease(folder).wait_ready()
+    eventually(lambda: [r for r in caplog.records if r.name == "transforms.backends.vllm.log"])
+    (record,) = [r for r in caplog.records if r.name == "transforms.backends.vllm.log"]
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("WARNING engine ")
+
+
+def test_the_port_is_published_by_file(folder: Path) -> None:
+    """For people and for scripts."""
+    state = _lease(folder).wait_ready()
+    published = json.loads((folder / "cpu" / "state.json").read_text())
+    assert published["url"] == state.url
+    assert published["status"] == "ready"
+
+
+def test_only_one_process_may_ask_a_suspect(folder: Path) -> None:
+    """The right to be the only suspect is the machine's."""
+    using = _lease(folder)
+    assert using.take_solo()
+    assert not using.take_solo()
+    using.give_solo()
+    assert using.take_solo()
+    using.give_solo()
+
+
+def test_specs_travel() -> None:
+    """They are pickled with the backend."""
+    spec = launch.ServerSpec(model="m", served_name="m")
+    assert pickle.loads(pickle.dumps(spec)) == spec

@@ -1,0 +1,126 @@
+"""The error tree: the contract's sixteen kinds, and what each costs."""
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable
+
+import pytest
+
+from transforms.records import errors
+from transforms.records.errors import (
+    ERROR_TYPES,
+    RECORD_ERRORS,
+    BackendUnusable,
+    ConfigurationError,
+    Interrupted,
+    NotReconciled,
+    PipelineError,
+    RateLimited,
+    RecordError,
+    RunError,
+)
+from transforms.records.records import Usage
+
+CONTRACT = (
+    "parse_error",
+    "missing_field",
+    "render_error",
+    "invalid_request",
+    "too_large",
+    "rate_limited",
+    "unavailable",
+    "timeout",
+    "forbidden",
+    "blocked",
+    "empty_output",
+    "truncated",
+    "schema_violation",
+    "write_rejected",
+    "not_attempted",
+    "internal",
+)
+RETRYABLE = {"rate_limited", "unavailable", "timeout", "not_attempted"}
+
+
+def test_error_types() -> None:
+    """Exactly those of the contract, in its order, each once."""
+    assert ERROR_TYPES == CONTRACT
+    assert len(set(RECORD_ERRORS)) == len(RECORD_ERRORS)
+
+
+def test_every_record_error_is_listed() -> None:
+    """A kind that is added to the module is added to the list too."""
+    defined = {
+        kind
+        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, RecordError) and kind is not RecordError
+    }
+    assert defined == set(RECORD_ERRORS)
+
+
+@pytest.mark.parametrize("error", RECORD_ERRORS)
+def test_retryable(error: type[RecordError]) -> None:
+    """Only what says nothing about the record itself may well succeed later."""
+    assert error.retryable is (error.error_type in RETRYABLE)
+
+
+@pytest.mark.parametrize("error", RECORD_ERRORS)
+def test_a_record_error_never_stops_the_run(error: type[RecordError]) -> None:
+    """It costs one record: it is no `RunError` and no `ConfigurationError`."""
+    assert issubclass(error, PipelineError)
+    assert not issubclass(error, (RunError, ConfigurationError))
+
+
+@pytest.mark.parametrize("error", [BackendUnusable, NotReconciled, Interrupted])
+def test_run_errors(error: type[RunError]) -> None:
+    """What stops a run is no record's error, and no wrong use."""
+    assert issubclass(error, RunError)
+    assert not issubclass(error, (RecordError, ConfigurationError))
+
+
+def test_the_module_draws_every_error() -> None:
+    """The tree in the docstring names each class that the module defines."""
+    assert errors.__doc__ is not None
+    for name, kind in inspect.getmembers(errors, inspect.isclass):
+        if issubclass(kind, PipelineError):
+            assert name in errors.__doc__
+
+
+def test_defaults() -> None:
+    """A message is enough."""
+    error = RecordError("why")
+    assert str(error) == "why"
+    assert vars(error) == {
+        "retry_after_s": None,
+        "finish_reason": None,
+        "output": None,
+        "usage": None,
+        "model_version": None,
+        "service_tier": None,
+        "fatal_at_start": False,
+        "congestion": False,
+        "unanswered": False,
+        "restarting": False,
+    }
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_travels_between_processes(
+    duplicate: Callable[[RecordError], RecordError],
+) -> None:
+    """A copy keeps everything that the dispatcher and the dead letter need."""
+    error = RateLimited(
+        "slow down",
+        retry_after_s=2.5,
+        finish_reason="OTHER",
+        output="text",
+        usage=Usage(1),
+        model_version="m",
+        congestion=True,
+        fatal_at_start=True,
+    )
+    twin = duplicate(error)
+    assert type(twin) is RateLimited
+    assert str(twin) == "slow down"
+    assert vars(twin) == vars(error)

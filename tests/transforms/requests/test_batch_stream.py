@@ -1,0 +1,382 @@
+"""Batching across bundles: every request leaves in one batch, by count, by time or at the end."""
+
+import itertools
+import threading
+import types
+from collections.abc import Iterable
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.metrics import MetricsFilter
+from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.window import FixedWindows
+from apache_beam.typehints import typehints
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.transforms import pipeline
+from tests.transforms.streams import (
+    at,
+    collected_from,
+    described,
+    messages_from,
+    stream,
+    stream_clock,
+    streaming_pipeline,
+)
+from transforms.records.coders import pack
+from transforms.records.errors import ConfigurationError
+from transforms.records.records import Record, Request
+from transforms.requests import batch as batch_module
+from transforms.requests import batch_state as state_coders
+from transforms.requests.batch import (
+    EMPTY,
+    BatchLimits,
+    BatchRequests,
+    _BatchByKeyDoFn,
+    _KeyDoFn,
+    take_in,
+)
+from transforms.requests.batch_state import (
+    BATCH_FRAME_BYTES,
+    EncodedBatch,
+    EncodedRequest,
+    FillCoder,
+    encode_batch,
+)
+
+LONG_S = 1e6
+LIMITS = st.builds(
+    BatchLimits,
+    max_batch_size=st.integers(1, 8),
+    max_batch_tokens=st.none() | st.integers(1, 60),
+    max_batch_bytes=st.integers(1, 400),
+)
+REQUESTS = st.lists(st.builds(EncodedRequest, st.binary(max_size=60), st.integers(0, 30)))
+
+
+def _request(name: str) -> Request:
+    return Request(Record(name, {}), {}, {}, "", 1)
+
+
+def _names(batch: list[Request]) -> str:
+    return " ".join(request.record.record_id for request in batch)
+
+
+def _stream(*events: Any) -> Any:
+    """As `stream`, each bundle's names in one text."""
+    return stream(*(e if isinstance(e, int) else (e[0], e[1].split(), *e[2:]) for e in events))
+
+
+def _batches(events: Any, **arguments: Any) -> list[str]:
+    """The batches that come of a stream, as their names, in order."""
+    return collected_from(
+        lambda root: (
+            root
+            | events
+            | beam.Map(at).with_output_types(str)
+            | beam.Map(_request)
+            | BatchRequests(clock=stream_clock, **arguments)
+            | "Names" >> beam.Map(_names)
+        )
+    )
+
+
+def _replay(limits: BatchLimits, requests: Iterable[EncodedRequest]) -> list[list[EncodedRequest]]:
+    """What one key's batches hold, by the decisions of `take_in`."""
+    batches: list[list[EncodedRequest]] = []
+    held, fill = [], EMPTY
+    for now_ms, request in enumerate(requests):
+        step = take_in(limits, fill, request, now_ms)
+        if step.close_before:
+            batches.append(held)
+            held = []
+        held = [*held, request]
+        fill = step.fill
+        assert fill.requests == len(held)
+        if step.close_after:
+            batches.append(held)
+            held, fill = [], EMPTY
+    return [*batches, held] if held else batches
+
+
+@settings(deadline=None)
+@given(LIMITS, REQUESTS)
+@example(BatchLimits(max_batch_bytes=1), [EncodedRequest(b"", 0)] * 3)
+def test_take_in(limits: BatchLimits, requests: list[EncodedRequest]) -> None:
+    """Nothing lost, doubled, reordered or empty; no limit passed but by a request that is alone."""
+    batches = _replay(limits, requests)
+    assert [request for batch in batches for request in batch] == requests
+    for batch in batches:
+        assert 1 <= len(batch) <= limits.max_batch_size
+        if len(batch) > 1:
+            encoded = encode_batch(EncodedBatch(tuple(request.encoded for request in batch)))
+            assert len(encoded) < limits.max_batch_bytes
+            assert sum(request.tokens for request in batch) <= (limits.max_batch_tokens or 10**9)
+
+
+@settings(deadline=None)
+@given(LIMITS, REQUESTS)
+def test_batches_are_full(limits: BatchLimits, requests: list[EncodedRequest]) -> None:
+    """A batch ends only where the next request would not have fitted, or where none could."""
+    for batch, following in itertools.pairwise(_replay(limits, requests)):
+        more = [*batch, following[0]]
+        size = BATCH_FRAME_BYTES + sum(4 + max(1, len(request.encoded)) for request in more)
+        tokens = sum(max(1, request.tokens) for request in more)
+        assert (
+            len(batch) == limits.max_batch_size
+            or tokens > (limits.max_batch_tokens or 10**9)
+            or size > limits.max_batch_bytes
+        )
+
+
+def test_a_batch_opens_with_its_first_request() -> None:
+    """The waiting time counts from there, also when the request did not fit into the one before."""
+    limits = BatchLimits(max_batch_tokens=10)
+    six = EncodedRequest(b"", 6)
+    first = take_in(limits, EMPTY, EncodedRequest(b"", 1), 5)
+    second = take_in(limits, first.fill, EncodedRequest(b"", 1), 6)
+    third = take_in(limits, second.fill, six, 7)
+    fourth = take_in(limits, third.fill, six, 8)
+    assert [step.fill.opened_ms for step in (first, second, third, fourth)] == [5, 5, 5, 8]
+    assert fourth.close_before
+    assert fourth.fill.tokens == 6
+
+
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
+def test_waiting_times_that_cannot_be(value: float) -> None:
+    """They are refused when made; the message holds the value."""
+    with pytest.raises(ConfigurationError, match=rf"max_batch_wait_s is {value}, but must be 0 or"):
+        BatchLimits(max_batch_wait_s=value)
+
+
+def test_no_keys() -> None:
+    """Nothing could be batched."""
+    with pytest.raises(ConfigurationError, match="keys is 0, but must be at least 1"):
+        BatchRequests(keys=0)
+
+
+@pytest.mark.parametrize("bundle", [1, 3, 50])
+def test_by_count(bundle: int) -> None:
+    """The size of a batch is never the size of a bundle."""
+    names = [str(n) for n in range(24)]
+    bundles = [(0, " ".join(names[i : i + bundle])) for i in range(0, len(names), bundle)]
+    limits = BatchLimits(max_batch_size=10, max_batch_wait_s=LONG_S)
+    expected = [" ".join(names[i : i + 10]) for i in (0, 10, 20)]
+    assert _batches(_stream(*bundles), limits=limits) == expected
+
+
+def test_by_time() -> None:
+    """A partial batch leaves a waiting time after its first request, whatever came since."""
+    events = _stream((0, "a"), (0.5, "b"), (1.25, "c"), (2, "d"), (2.5, "e"))
+    assert _batches(events, limits=BatchLimits(max_batch_wait_s=1)) == ["a b", "c d", "e"]
+
+
+def test_a_full_batch_takes_its_timer_with_it() -> None:
+    """The next batch has the whole waiting time, not the rest of the earlier one's."""
+    events = _stream((0, "a b"), (0.5, "c"), (1.25, "d"), (1.75, "e"))
+    limits = BatchLimits(max_batch_size=2, max_batch_wait_s=1)
+    assert _batches(events, limits=limits) == ["a b", "c d", "e"]
+
+
+def test_without_waiting() -> None:
+    """A waiting time of 0 hands over what a bundle brought."""
+    events = _stream((1, "a b"), (2, "c"), (3, "d"))
+    assert _batches(events, limits=BatchLimits(max_batch_wait_s=0)) == ["a b", "c", "d"]
+
+
+def test_by_drain() -> None:
+    """When the watermark goes to infinity nothing sticks, though no real time passes."""
+    limits = BatchLimits(max_batch_size=2, max_batch_wait_s=LONG_S)
+    assert _batches(_stream((0, "a b c")), limits=limits) == ["a b", "c"]
+
+
+def _windowed(events: Any) -> list[str]:
+    """The same in windows of 10 s, without the shuffle: this runner's drops what a timer emits."""
+    limits = BatchLimits(max_batch_wait_s=LONG_S)
+    return collected_from(
+        lambda root: (
+            root
+            | events
+            | beam.Map(at).with_output_types(str)
+            | beam.Map(_request)
+            | beam.WindowInto(FixedWindows(10))
+            | beam.ParDo(_KeyDoFn(1))
+            | beam.ParDo(_BatchByKeyDoFn(limits, stream_clock))
+            | beam.Map(EncodedBatch.open)
+            | "Names" >> beam.Map(_names)
+        )
+    )
+
+
+def test_by_window_end() -> None:
+    """A window's end hands over its batch, and no batch holds requests of two windows."""
+    events = _stream((0, "a b", 1), (0, "c", 12), (0, "d", 3), 10, (0, "e", 13), 30)
+    assert _windowed(events) == ["a b d", "c e"]
+
+
+def test_late_data() -> None:
+    """A request behind the watermark joins the open batch; behind its window it does not stick."""
+    limits = BatchLimits(max_batch_wait_s=LONG_S)
+    assert _batches(_stream((0, "a", 50), 100, (0, "late", 1), 200), limits=limits) == ["a late"]
+    events = _stream((0, "a", 1), 15, (0, "late", 2), 16, (0, "later", 3), 17)
+    assert _windowed(events) == ["a", "late", "later"]
+
+
+def test_two_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each key has a batch, a waiting time and an end of its own."""
+    turns = itertools.cycle([0, 1])
+    chance = types.SimpleNamespace(randrange=lambda keys: next(turns) % keys)
+    monkeypatch.setattr(batch_module, "random", chance)
+    events = _stream((0, "a"), (0.5, "b"), (1.25, "c"), (1.75, "d"), (2, "e"), (2.125, "f"))
+    limits = BatchLimits(max_batch_size=2, max_batch_wait_s=1)
+    assert _batches(events, limits=limits, keys=2) == ["a", "b", "c e", "d f"]
+
+
+def test_empty_input() -> None:
+    """No request makes no batch."""
+    assert _batches(_stream(5), limits=BatchLimits()) == []
+
+
+def test_by_tokens_and_bytes() -> None:
+    """The other limits hold across bundles, too; bytes are those of the encoded requests."""
+    bundles = ((0, "a b"), (0, "c"), (0, "d"))
+    tokens = BatchLimits(max_batch_tokens=3, max_batch_wait_s=LONG_S)
+    assert _batches(_stream(*bundles), limits=tokens) == ["a b c", "d"]
+    one = len(EncodedRequest.of(_request("a")).encoded) + 4
+    size = BatchLimits(max_batch_bytes=2 * one + BATCH_FRAME_BYTES + 1, max_batch_wait_s=LONG_S)
+    assert _batches(_stream(*bundles), limits=size) == ["a b", "c d"]
+
+
+def test_bounded_input_is_batched_within_bundles() -> None:
+    """Unless it is asked for: then on any runner, and with the sizes and waits as metrics."""
+    requests = [_request(str(n)) for n in range(7)]
+    root = pipeline()
+    batches = (
+        root
+        | beam.Create(requests)
+        | BatchRequests(limits=BatchLimits(max_batch_size=3), across_bundles=True)
+    )
+    assert batches.element_type == typehints.List[Request]
+    assert_that(batches | beam.FlatMap(lambda batch: batch), equal_to(requests))
+    assert_that(batches | beam.Map(len), equal_to([3, 3, 1]), label="sizes")
+    result = root.run()
+    result.wait_until_finish()
+    found = {
+        metric.key.metric.name: metric.committed
+        for metric in result.metrics().query(MetricsFilter())["distributions"]
+    }
+    assert (found["batch_size"].sum, found["batch_size"].count) == (7, 3)
+    assert found["batch_wait_ms"].count == 3
+    with pipeline() as plain:
+        steps = plain | beam.Create(requests) | BatchRequests()
+        assert steps.producer.full_label.endswith("BatchRequests/Batch")
+
+
+_left: list[str] = []
+_all_left = threading.Event()
+
+
+def _leave(batch: list[Request]) -> None:
+    _left.append(_names(batch))
+    if len(_left) == 3:
+        _all_left.set()
+
+
+def test_real_time() -> None:
+    """On a real clock, the next request is sent only when the one before has left: by its timer."""
+    waiting = [b"a", b"b", b"c"]
+
+    def pull() -> list[bytes]:
+        if waiting and len(_left) == 3 - len(waiting):
+            return [waiting.pop(0)]
+        _all_left.wait(0.01)  # the runner asks again and again
+        return []
+
+    with messages_from(pull) as read:
+        root = streaming_pipeline()
+        _ = (
+            root
+            | read
+            | beam.Map(bytes.decode).with_output_types(str)
+            | beam.Map(_request)
+            | BatchRequests(limits=BatchLimits(max_batch_wait_s=0.05))
+            | beam.Map(_leave)
+        )
+        result = root.run()
+        try:
+            assert _all_left.wait(60)
+        finally:
+            result.cancel()
+    assert _left == ["a", "b", "c"]
+
+
+def test_state_of_the_earlier_version_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is updated finds its open batch: older bytes lack fields, and take the defaults."""
+    written = []
+
+    def older(fill: state_coders.Fill) -> bytes:
+        written.append(pack([fill.requests, fill.tokens]))
+        return written[-1]
+
+    monkeypatch.setattr(FillCoder, "encoder", staticmethod(older))
+    limits = BatchLimits(max_batch_size=3, max_batch_wait_s=LONG_S)
+    assert _batches(_stream((0, "a"), (0, "b"), (0, "c"), (0, "d")), limits=limits) == [
+        "a b c",
+        "d",
+    ]
+    assert written
+
+
+_SPREAD = "SpreadBatches/ReshufflePerKey"
+_META = "NullableCoder[FastPrimitivesCoder], PaneInfoCoder"
+STEPS = [
+    "BatchByKey [None] EncodedBatchCoder",
+    "BatchByKey state fill read_modify_write_spec FillCoder",
+    "BatchByKey state requests bag_spec EncodedRequestCoder",
+    "BatchByKey timer ts-waited 2",
+    "BatchByKey timer ts-window_end 1",
+    "KeyRequests [None] TupleCoder[VarIntCoder, EncodedRequestCoder]",
+    "OpenBatches [None] ListCoder[RequestCoder]",
+    "SpreadBatches/AddRandomKeys [None] TupleCoder[VarIntCoder, EncodedBatchCoder]",
+    "SpreadBatches/RemoveRandomKeys [None] EncodedBatchCoder",
+    (
+        f"{_SPREAD}/FlatMap(restore_metadata_default_window) [None] "
+        "TupleCoder[VarIntCoder, EncodedBatchCoder]"
+    ),
+    (
+        f"{_SPREAD}/GroupByKey [None] "
+        f"TupleCoder[VarIntCoder, IterableCoder[TupleCoder[EncodedBatchCoder, {_META}]]]"
+    ),
+    (
+        f"{_SPREAD}/Map(reify_metadata_default_window) [None] "
+        f"TupleCoder[VarIntCoder, TupleCoder[EncodedBatchCoder, {_META}]]"
+    ),
+]
+
+
+def test_steps_state_and_coders_are_stable() -> None:
+    """What a streaming job that is updated has to find again; a change here needs a drain."""
+    root = streaming_pipeline()
+    _ = root | _stream() | beam.Map(_request) | "BatchRequests" >> BatchRequests()
+    assert described(root, "BatchRequests") == STEPS
+
+
+def test_batches_travel_as_the_bytes_of_their_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the shuffle they stand in our own coder; each request is decoded only once."""
+    decoded: list[bytes] = []
+    original = state_coders.decode_batch
+
+    def spy(encoded: bytes) -> EncodedBatch:
+        decoded.append(encoded)
+        return original(encoded)
+
+    monkeypatch.setattr(state_coders.EncodedBatchCoder, "decoder", staticmethod(spy))
+    requests = [_request("a"), _request("b")]
+    with pipeline() as root:
+        batches = root | beam.Create(requests) | BatchRequests(across_bundles=True)
+        assert_that(batches, equal_to([requests]))
+    assert decoded == [
+        encode_batch(EncodedBatch(tuple(EncodedRequest.of(r).encoded for r in requests)))
+    ]

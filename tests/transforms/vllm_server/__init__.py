@@ -1,1 +1,0 @@
-"""Mirrors `transforms.vllm_server`."""

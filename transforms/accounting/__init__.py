@@ -1,0 +1,1 @@
+"""Counts of what was read and written, the reconciliation, and metrics."""

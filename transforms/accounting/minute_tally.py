@@ -1,0 +1,117 @@
+"""What a streaming run counts: tallies by the minute in which a record was read.
+
+The minute travels with the record (`Record.read_minute`). `MinuteTallies` counts within a bundle,
+`TallyReadMinutes` what was read; `transforms.accounting.minute_summary` makes rows of the sums.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.windowed_value import WindowedValue
+
+from transforms.accounting.tally import Tally, emit_tally
+from transforms.records.records import DeadLetter, Record
+
+UNKNOWN_MINUTE = 0
+"""Where records without a `read_minute` are counted."""
+
+MinuteTally = tuple[int, Tally]
+"""Minutes since the Unix epoch, and what was counted for records that were read then."""
+
+
+class MinuteTallies:
+    """What a DoFn counts within a bundle, by minute of reading; one small element per minute.
+
+    >>> tallies = MinuteTallies()
+    >>> tallies.of(29_000_000).counts["records"] += 1
+    >>> [(minute, tally.counts["records"]) for minute, tally in tallies.take()]
+    [(29000000, 1)]
+    """
+
+    def __init__(self) -> None:
+        self._tallies: dict[int, Tally] = {}
+
+    def of(self, read_minute: int | None) -> Tally:
+        """The tally to add to."""
+        minute = UNKNOWN_MINUTE if read_minute is None else read_minute
+        if minute not in self._tallies:
+            self._tallies[minute] = Tally()
+        return self._tallies[minute]
+
+    def take(self) -> list[MinuteTally]:
+        """Everything counted so far; counting starts anew."""
+        taken, self._tallies = list(self._tallies.items()), {}
+        return taken
+
+    def emit(self) -> Iterator[WindowedValue]:
+        """The same, as ``finish_bundle`` emits it."""
+        window = GlobalWindow()
+        for tally in self.take():
+            yield WindowedValue(tally, window.max_timestamp(), [window])
+
+
+class BundleTallies:
+    """What a sink's bundle counts: one sum, or one per minute of reading.
+
+    Args:
+      by_minute: The input has no end: count by minute.
+    """
+
+    def __init__(self, *, by_minute: bool) -> None:
+        self._by_minute = by_minute
+        self._whole = Tally()
+        self._minutes = MinuteTallies()
+
+    def of(self, read_minute: int | None) -> Tally:
+        """The tally to add to."""
+        return self._minutes.of(read_minute) if self._by_minute else self._whole
+
+    def emit(self) -> Iterator[TaggedOutput]:
+        """What a DoFn's ``finish_bundle`` gives: outputs ``minutes`` or ``tally``."""
+        if not self._by_minute:
+            yield emit_tally(self._whole)
+            return
+        for tally in self._minutes.emit():
+            yield TaggedOutput("minutes", tally)
+
+
+class _TallyReadDoFn(beam.DoFn):
+    """Counts records, or what could not be read: both were read."""
+
+    def start_bundle(self) -> None:
+        self._tallies = MinuteTallies()
+
+    def process(self, read: Any) -> None:
+        self._tallies.of(read.read_minute).counts["records"] += 1
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        return self._tallies.emit()
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class TallyReadMinutes(beam.PTransform):
+    """Counts what was read, by minute; unbounded.
+
+    Takes ``(records, unread)``. Stands in front of the first shuffle, so that a record that is lost
+    behind it shows. Ids that occur again are not counted: that would keep every id for ever.
+
+    Returns:
+      A PCollection of `MinuteTally`, a few per bundle.
+    """
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(
+        self, read: tuple[beam.PCollection[Record], beam.PCollection[DeadLetter]]
+    ) -> beam.PCollection[MinuteTally]:
+        records, unread = read
+        count = [
+            records | "CountRecords" >> beam.ParDo(_TallyReadDoFn()).with_output_types(MinuteTally),
+            unread | "CountUnread" >> beam.ParDo(_TallyReadDoFn()).with_output_types(MinuteTally),
+        ]
+        return count | "AllRead" >> beam.Flatten()

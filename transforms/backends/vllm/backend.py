@@ -1,0 +1,292 @@
+"""vLLM on the workers' own GPUs: one server per machine, which survives its crashes.
+
+`transforms.backends.vllm` starts the server, shares it among the processes of the machine and starts
+it again; here is what is asked of it. A crash is ``unavailable``, costs no record an attempt, and
+its requests are sent to the next generation of the server: while there is none they are held, so that
+it is full from its first moment. A request that crashes the server again and again is found, and is a
+dead letter (`transforms.backends.vllm.poison_requests`).
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Literal
+
+from transforms.backends.openai import PATHS, answer_of, chat_body, embed_body, plain_text
+from transforms.backends.vllm.keeper import Settings
+from transforms.backends.vllm.launch import ServerSpec, interpreter, plan, server_environment
+from transforms.backends.vllm.lease import Lease, acquire, release
+from transforms.backends.vllm.poison_requests import Suspects
+from transforms.backends.vllm.weights import local_model
+from transforms.clients import server_metrics as server_gauges
+from transforms.clients.http import JsonClient, Reply, shaped
+from transforms.records.errors import InvalidRequest, RecordError, Unavailable
+from transforms.records.records import Completion, Json, Request
+
+_POLL_S = 0.05
+_TURN_S = 0.1
+"""How soon a request is tried again that has to wait for its turn."""
+_IGNORED = "guided_"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VLLMBackend:
+    """A model that vLLM serves on the worker machine itself.
+
+    Attributes:
+      model: A name on the Hugging Face hub, a local folder, or a ``gs://`` folder, which is copied
+        once per machine.
+      task: ``generate``, or ``embed``.
+      api: How texts are generated: by the model's chat template, or (``completions``) for base
+        models, from the messages' text as it stands.
+      python: The interpreter that has vLLM; else ``VLLM_PYTHON`` in the workers' environment, else
+        the one that runs Beam.
+      args: Arguments of vLLM's server, such as ``("--max-model-len=8192",)``; they win over ours.
+      environment: Further variables of its environment.
+      folder: For locks, state and copied weights; the same for all processes of a machine. By
+        default below the temporary folder.
+      start_timeout_s: How long loading the model may take, in seconds.
+      accept_truncated: An answer that ended at its token limit is a result, not a failure.
+    """
+
+    model: str
+    task: Literal["generate", "embed"] = "generate"
+    api: Literal["chat", "completions"] = "chat"
+    python: str | None = None
+    args: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    folder: str | None = None
+    start_timeout_s: float = 1800.0
+    accept_truncated: bool = False
+
+    @property
+    def family(self) -> str:
+        """The registered name; part of every fingerprint."""
+        return "vllm"
+
+    async def open(self) -> "VLLMClient":
+        """Waits until the machine's server is ready; starts it where it is not.
+
+        Raises:
+          BackendUnusable: vLLM, the model or the arguments cannot be used; with the end of the
+            server's log.
+        """
+        servers = await asyncio.to_thread(self._servers)
+        return VLLMClient(self, servers)
+
+    def interpreter(self, environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+        """The Python that would run vLLM in such an environment, and its own environment there."""
+        spec = ServerSpec(
+            model=self.model,
+            served_name=self.model,
+            python=self.python,
+            environment=self.environment,
+        )
+        python = interpreter(spec, environment)
+        return python, server_environment(spec, python, environment)
+
+    def _servers(self) -> "list[_Server]":
+        spec = ServerSpec(
+            model=local_model(self.model, self.folder),
+            served_name=self.model,
+            pooling=self.task == "embed",
+            python=self.python,
+            args=self.args,
+            environment=self.environment,
+            folder=self.folder,
+            start_timeout_s=self.start_timeout_s,
+        )
+        servers: list[_Server] = []
+        try:
+            servers.extend(_Server(acquire(settings), settings) for settings in plan(spec))
+            for server in servers:
+                server.lease.wait_ready()
+        except BaseException:
+            for server in servers:
+                server.close()
+            raise
+        return servers
+
+
+class _Server:
+    """One accelerator group's server, as a client sees it."""
+
+    def __init__(self, lease: Lease, settings: Settings) -> None:
+        self.lease = lease
+        self.settings = settings
+        self.in_flight = 0
+
+    def close(self) -> None:
+        release(self.lease, self.settings)
+
+
+class VLLMClient:
+    """A connection to the machine's servers; the least loaded one is asked."""
+
+    def __init__(self, backend: VLLMBackend, servers: list[_Server]) -> None:
+        self._backend = backend
+        self._servers = servers
+        self._http = JsonClient()
+        self._suspects = Suspects(servers[0].lease.take_solo, servers[0].lease.give_solo)
+        self._figures = server_gauges.Figures()
+        self._waits: dict[str, asyncio.Task[None]] = {}
+        self._watch = asyncio.get_running_loop().create_task(self._watch_metrics())
+
+    async def generate(self, request: Request) -> Completion:
+        """Answers one request; raises as `transforms.backends.base.Client` says."""
+        name = _name(request)
+        server = min(self._servers, key=lambda one: (not _ready(one), one.in_flight))
+        server.in_flight += 1
+        try:
+            path, body = body_of(request, self._backend)
+            reply = await self._ask(server, path, body, name)
+        finally:
+            server.in_flight -= 1
+            self._suspects.back(name)
+        self._suspects.cleared(name)
+        return shaped(
+            lambda data: answer_of(data, path, accept_truncated=self._backend.accept_truncated),
+            reply.data,
+            what=self._backend.model,
+        )
+
+    def held(self, request: Request) -> asyncio.Future[None] | None:
+        """Until a server is ready, or until others that may crash it have been answered.
+
+        Raises:
+          BackendUnusable: No server will be ready again.
+        """
+        if not any(map(_ready, self._servers)):
+            if all(map(_failed, self._servers)):
+                self._servers[0].lease.checked()
+            return self._wait("ready", self._until_ready)
+        if not self._suspects.may_go(_name(request)):
+            return self._wait("turn", lambda: asyncio.sleep(_TURN_S))
+        return None
+
+    async def close(self) -> None:
+        """Lets go of the servers; they end a little later, unless others use them."""
+        for task in (self._watch, *self._waits.values()):
+            task.cancel()
+        await self._http.close()
+        for server in self._servers:
+            server.close()
+
+    def gauges(self) -> dict[str, int]:
+        """The state of the moment: load time, restarts, the servers' queues, tokens and cache."""
+        states = [server.lease.state for server in self._servers]
+        return {
+            "vllm_load_s": round(max(state.load_s for state in states)),
+            "vllm_restarts": sum(state.restarts for state in states),
+            **self._figures.gauges,
+        }
+
+    def wanted_in_flight(self) -> int:
+        """How many requests the servers can use at once, as their queues say; 0: not known yet."""
+        return self._figures.wanted
+
+    async def _ask(self, server: _Server, path: str, body: Json, name: str) -> Reply:
+        state = server.lease.state
+        if state.status != "ready":
+            raise _restarting(f"the vLLM server is {state.status}")
+        try:
+            return await self._http.post(f"{state.url}/v1/{path}", body)
+        except Unavailable as error:
+            if await server.lease.still_serves(state.generation):
+                error.fatal_at_start = False  # it is there: this request's own failure
+                raise
+            received = not error.congestion
+            if received and self._suspects.crashed(name):
+                raise InvalidRequest(
+                    "the vLLM server has crashed again and again while it worked on this request, "
+                    "at last on it alone; its log says why"
+                ) from None
+            raise _restarting(
+                f"the vLLM server crashed (start {state.generation}); it is started again"
+            ) from error
+        except RecordError:
+            self._suspects.cleared(name)
+            raise
+
+    def _wait(
+        self, what: str, wait: Callable[[], Coroutine[Any, Any, None]]
+    ) -> asyncio.Future[None]:
+        """What all wait for that wait for the same."""
+        task = self._waits.get(what)
+        if task is None or task.done():
+            task = self._waits[what] = asyncio.get_running_loop().create_task(wait())
+        return task
+
+    async def _until_ready(self) -> None:
+        """Or until none will be."""
+        while not (any(map(_ready, self._servers)) or all(map(_failed, self._servers))):  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)  # a thread of the lease changes it
+
+    async def _watch_metrics(self) -> None:
+        """Reads the servers' own figures now and then."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._figures.again_s)
+            pages: dict[str, server_gauges.Page] = {}
+            in_flight = 0
+            for server in filter(_ready, self._servers):
+                with contextlib.suppress(RecordError):
+                    url = server.lease.state.url
+                    read = server_gauges.read_page
+                    pages[url] = (await self._http.get(f"{url}/metrics", parse=read)).data
+                    in_flight += server.in_flight
+            self._figures.read(pages, in_flight, loop.time())
+
+
+def _ready(server: _Server) -> bool:
+    return server.lease.state.status == "ready"
+
+
+def _failed(server: _Server) -> bool:
+    return server.lease.state.status == "failed"
+
+
+def _name(request: Request) -> str:
+    return f"{request.fingerprint} {request.record.record_id}"
+
+
+def _restarting(message: str) -> Unavailable:
+    return Unavailable(message, congestion=True, restarting=True)
+
+
+def body_of(request: Request, backend: VLLMBackend) -> tuple[str, dict[str, Json]]:
+    """Where a request goes, below ``/v1/``, and what with.
+
+    A whole request (``{"request": …}``) goes where its content belongs, with the model filled in;
+    it is how each record has parameters of its own. Names that are not OpenAI's pass through:
+    ``top_k``, ``min_tokens``, ``ignore_eos``, ``structured_outputs``.
+
+    Raises:
+      InvalidRequest: It is no request for this task, or asks for what vLLM would silently ignore.
+    """
+    whole = request.body.get("request")
+    if whole is not None:
+        if not isinstance(whole, Mapping):
+            raise InvalidRequest(f"a request must be a JSON object, not a {type(whole).__name__}")
+        kinds = {"messages": "chat", "prompt": "completions", "input": "embed"}
+        kind = next((kind for name, kind in kinds.items() if name in whole), None)
+        if kind is None or (kind == "embed") != (backend.task == "embed"):
+            raise InvalidRequest(
+                f"a request with {sorted(whole)} is none for --task={backend.task}: it needs "
+                + ("an input" if backend.task == "embed" else "messages or a prompt")
+            )
+        body = {"model": backend.model, **whole}
+    elif backend.task == "embed":
+        kind, body = "embed", embed_body(request, backend.model)
+    else:
+        kind, body = backend.api, chat_body(request, backend.model, limit_name="max_tokens")
+        if kind == "completions":
+            body["prompt"] = plain_text(body.pop("messages"))
+    ignored = sorted(name for name in body if name.startswith(_IGNORED))
+    if ignored:
+        raise InvalidRequest(
+            f"vLLM ignores {', '.join(ignored)} without a word: use --output_schema, "
+            "response_format or structured_outputs"
+        )
+    return PATHS[kind], body

@@ -1,0 +1,1 @@
+"""Clients of services: HTTP, Google authentication, Secret Manager, BigQuery."""

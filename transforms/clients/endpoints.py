@@ -1,0 +1,241 @@
+"""Several servers of one model as one: the least loaded is asked, dead ones are left out.
+
+.. code-block:: text
+
+    nobody listens                      left out at once; the request goes to another
+    401 403 404 405, and another serves left out; the request was that other's already
+    three failures in a row             left out: other 5xx, lost connections, no answer in time
+    429 503                             rests for its Retry-After, or a second, while others can
+
+A server that is left out is probed (``GET …/models``, less and less often), and is asked again as
+soon as it answers anything below 500. A request that a server may have worked on is not sent to
+another here: `transforms.dispatch` retries, and knows what a record has cost. While all are out, the
+least loaded is asked as if it were the only one.
+
+Servers that tell their queue at ``/metrics`` (vLLM, SGLang) are read once a second, so that the pace
+can follow it; others are asked once and then left alone.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transforms.clients import server_metrics as server_gauges
+from transforms.clients.http import JsonClient, Reply, place
+from transforms.records.errors import RecordError, Unavailable
+
+_FAILURES = 3
+_FIRST_PROBE_S = 0.5
+_LONGEST_PROBE_S = 30.0
+_PROBE_TIMEOUT_S = 5.0
+_REST_S = 1.0
+_LONGEST_REST_S = 120.0
+_METRICS_AGAIN_S = 30.0
+"""How soon a server is asked for its metrics again that could not be reached."""
+
+_log = logging.getLogger(__name__)
+
+
+class Endpoint:
+    """One server, as this process sees it.
+
+    Attributes:
+      url: Its base URL, without a slash at the end.
+      in_flight: Calls that it works on for us.
+      asked: Calls in all; of servers that are alike, the less asked one is next.
+      down: Whether it is left out.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.in_flight = 0
+        self.asked = 0
+        self.down = False
+        self.failures = 0
+        self.probe_s = _FIRST_PROBE_S
+        self.rests_until = 0.0
+        self.look_at = 0.0
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def metrics_url(self) -> str:
+        """Where vLLM and SGLang tell their figures: beside ``/v1``."""
+        return self.url.removesuffix("/v1") + "/metrics"
+
+
+class Endpoints:
+    """The servers of one model; made inside a running event loop and used on that loop alone.
+
+    Args:
+      urls: Their base URLs.
+      headers: Sent with every call.
+      measured: Whether to look for ``/metrics``.
+    """
+
+    def __init__(
+        self, urls: Sequence[str], headers: Mapping[str, str], *, measured: bool = True
+    ) -> None:
+        self.all = [Endpoint(url) for url in urls]
+        self._headers = headers
+        self._http = JsonClient()
+        self._loop = asyncio.get_running_loop()
+        self._figures = server_gauges.Figures()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        if measured:
+            self._start(self._watch_metrics())
+
+    async def post(self, path: str, body: Any) -> Reply:
+        """Asks one of them, and another where the first cannot have worked on the request.
+
+        Raises:
+          RecordError: As `JsonClient.post` does. ``fatal_at_start`` only where no other can serve.
+        """
+        refused: list[Endpoint] = []
+        tried: list[Endpoint] = []
+        while True:
+            endpoint = self._least_loaded(tried)
+            tried.append(endpoint)
+            try:
+                reply = await self._ask(endpoint, path, body)
+            except RecordError as error:
+                others = [one for one in self.all if not one.down and one not in tried]
+                if others and error.fatal_at_start and (error.congestion or not error.retryable):
+                    if not error.retryable:
+                        refused.append(endpoint)
+                    continue
+                self._soften(endpoint, error)
+                raise
+            for one in refused:
+                self._leave_out(one, "refuses what another one serves")
+            return reply
+
+    def wanted_in_flight(self) -> int:
+        """How many requests the servers can use from this process; 0 while that is not known."""
+        return self._figures.wanted
+
+    def gauges(self) -> dict[str, int]:
+        """The servers' own figures, where they tell any, and how many are left out."""
+        if len(self.all) == 1:
+            return self._figures.gauges
+        return {**self._figures.gauges, "endpoints_down": sum(one.down for one in self.all)}
+
+    async def close(self) -> None:
+        """Ends what runs beside the calls; no call may be in flight."""
+        self._closing = True  # a probe may swallow its cancellation: `wait_for` before Python 3.12
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._http.close()
+
+    def _least_loaded(self, tried: Sequence[Endpoint]) -> Endpoint:
+        now = self._loop.time()
+        return min(
+            (one for one in self.all if one not in tried),
+            key=lambda one: (one.down, one.rests_until > now, one.in_flight, one.asked),
+        )
+
+    async def _ask(self, endpoint: Endpoint, path: str, body: Any) -> Reply:
+        endpoint.in_flight += 1
+        endpoint.asked += 1
+        try:
+            reply = await self._http.post(f"{endpoint.url}/{path}", body, self._headers)
+        except RecordError as error:
+            self._failed(endpoint, error)
+            raise
+        except asyncio.CancelledError:  # out of time, most likely
+            self._count_failure(endpoint, "gives no answer in time")
+            raise
+        finally:
+            endpoint.in_flight -= 1
+        endpoint.failures = 0
+        endpoint.probe_s = _FIRST_PROBE_S
+        self._take_back(endpoint)
+        return reply
+
+    def _failed(self, endpoint: Endpoint, error: RecordError) -> None:
+        if not error.retryable:
+            if not error.fatal_at_start:
+                endpoint.failures = 0  # it works: this record is refused
+        elif not error.congestion:
+            self._count_failure(endpoint, str(error))
+        elif error.fatal_at_start:  # nobody listens
+            self._leave_out(endpoint, str(error))
+        else:
+            rest_s = min(error.retry_after_s or _REST_S, _LONGEST_REST_S)
+            endpoint.rests_until = max(endpoint.rests_until, self._loop.time() + rest_s)
+
+    def _count_failure(self, endpoint: Endpoint, why: str) -> None:
+        endpoint.failures += 1
+        if endpoint.failures >= _FAILURES:
+            self._leave_out(endpoint, why)
+
+    def _soften(self, endpoint: Endpoint, error: RecordError) -> None:
+        """What ends or delays all calls is no matter while another server takes them."""
+        now = self._loop.time()
+        others = [one for one in self.all if one is not endpoint and not one.down]
+        if others and error.retryable:
+            error.fatal_at_start = False
+            if any(one.rests_until <= now for one in others):
+                error.retry_after_s = None
+
+    def _leave_out(self, endpoint: Endpoint, why: str) -> None:
+        if endpoint.down or len(self.all) == 1:
+            return
+        endpoint.down = True
+        _log.warning("%s is left out until it answers again: %s", place(endpoint.url), why)
+        self._start(self._probe(endpoint))
+
+    def _take_back(self, endpoint: Endpoint) -> None:
+        if endpoint.down:
+            endpoint.down = False
+            endpoint.failures = 0
+            _log.warning("%s is back", place(endpoint.url))
+
+    async def _probe(self, endpoint: Endpoint) -> None:
+        """Asks until there is an answer; a server that only seems to be back is probed later."""
+        while endpoint.down and not self._closing:
+            await asyncio.sleep(endpoint.probe_s)
+            endpoint.probe_s = min(2 * endpoint.probe_s, _LONGEST_PROBE_S)
+            try:
+                looked = self._http.get(f"{endpoint.url}/models", self._headers, parse=len)
+                await asyncio.wait_for(looked, _PROBE_TIMEOUT_S)
+            except (Unavailable, asyncio.TimeoutError):
+                continue
+            except RecordError:
+                pass  # it answers, if only that there is nothing to see
+            self._take_back(endpoint)
+
+    async def _watch_metrics(self) -> None:
+        while True:
+            await asyncio.sleep(self._figures.again_s)
+            await asyncio.gather(*map(self._look, self.all))
+            told = [one for one in self.all if one.metrics]
+            pages = {one.url: one.metrics for one in told}
+            in_flight = sum(one.in_flight for one in told)
+            self._figures.read(pages, in_flight, self._loop.time())
+
+    async def _look(self, endpoint: Endpoint) -> None:
+        """Reads one server's figures, if it has any; `look_at` says when next."""
+        if self._loop.time() < endpoint.look_at:
+            return
+        endpoint.metrics = {}
+        endpoint.look_at = float("inf")
+        try:
+            read = server_gauges.read_page
+            page = self._http.get(endpoint.metrics_url, self._headers, parse=read)
+            reply = await asyncio.wait_for(page, _PROBE_TIMEOUT_S)
+        except (Unavailable, asyncio.TimeoutError):
+            endpoint.look_at = self._loop.time() + _METRICS_AGAIN_S
+        except RecordError:
+            return  # it has none
+        else:
+            if "running" in reply.data:
+                endpoint.metrics = reply.data
+                endpoint.look_at = 0.0
+
+    def _start(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

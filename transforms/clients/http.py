@@ -1,0 +1,309 @@
+"""JSON over HTTP for every backend that is a server, with one table from status to error.
+
+aiohttp and orjson cost about a fifth of the CPU that a provider's SDK does per request, and one
+client carries thousands of requests in flight. Nothing here retries, paces or times out:
+`transforms.dispatch` does.
+
+.. code-block:: text
+
+    400 404 405 422, other 3xx and 4xx   InvalidRequest
+    401 403                              Forbidden
+    408 504                              RequestTimeout
+    413                                  TooLarge
+    429 503                              RateLimited, Unavailable: congestion, with Retry-After
+    other 5xx                            Unavailable
+    no connection, disconnected          Unavailable
+    2xx with an unreadable body          Unavailable
+
+What would fail every record alike (3xx, 401, 403, 404, 405, no connection) is ``fatal_at_start``.
+"""
+
+import datetime as dt
+import email.utils
+import http
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from transforms.records import json_values
+from transforms.records.errors import (
+    Blocked,
+    Forbidden,
+    InvalidRequest,
+    RateLimited,
+    RecordError,
+    RequestTimeout,
+    TooLarge,
+    Unavailable,
+)
+
+USER_AGENT = "dataflow-batch-inference"
+KEEPALIVE_S = 4.0
+"""Below the 5 s after which vLLM closes an idle connection: the reverse loses the next request."""
+CONNECT_TIMEOUT_S = 30.0
+MESSAGE_CHARS = 500
+"""How much of a server's own words an error message keeps."""
+
+T = TypeVar("T")
+
+
+class Kind(NamedTuple):
+    """What a status means: an error class, and how the dispatcher shall treat it."""
+
+    error: type[RecordError]
+    fatal_at_start: bool = False
+    congestion: bool = False
+
+
+# Codes that OpenAI's dialect sends in `error.code`; they are more specific than the status.
+# `context_length_exceeded` and `content_filter` come as a plain 400, `insufficient_quota` (no
+# credit left) as a 429 that waiting does not cure. vLLM's code only repeats the status: what counts
+# is the parameter: `input_tokens` or `input_text` for a prompt beyond the model's context.
+_BY_CODE: Mapping[tuple[int, str], Kind] = {
+    (400, "context_length_exceeded"): Kind(TooLarge),
+    (400, "content_filter"): Kind(Blocked),
+    (400, "input_tokens"): Kind(TooLarge),
+    (400, "input_text"): Kind(TooLarge),
+    (429, "insufficient_quota"): Kind(Forbidden, fatal_at_start=True),
+}
+_BY_STATUS: Mapping[int, Kind] = {
+    401: Kind(Forbidden, fatal_at_start=True),
+    403: Kind(Forbidden, fatal_at_start=True),
+    404: Kind(InvalidRequest, fatal_at_start=True),
+    405: Kind(InvalidRequest, fatal_at_start=True),
+    408: Kind(RequestTimeout),
+    413: Kind(TooLarge),
+    429: Kind(RateLimited, congestion=True),
+    503: Kind(Unavailable, congestion=True),
+    504: Kind(RequestTimeout),
+}
+_BY_CLASS: Mapping[int, Kind] = {
+    3: Kind(InvalidRequest, fatal_at_start=True),  # never followed: a POST would become a GET
+    4: Kind(InvalidRequest),
+    5: Kind(Unavailable),
+}
+
+
+class Reply(NamedTuple):
+    """A successful answer.
+
+    Attributes:
+      status: 200 to 299.
+      headers: Case-insensitive.
+      data: The body, parsed.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    data: Any
+
+
+def parse_json(body: bytes) -> Any:
+    """A body as JSON; what orjson is too strict for (NaN, lone surrogates) is normalised."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return json_values.loads(body)
+
+
+class JsonClient:
+    """One pool of connections, without a limit of its own: the dispatcher bounds what is in flight.
+
+    Made inside a running event loop and used on that loop alone.
+    """
+
+    def __init__(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+            headers={"User-Agent": USER_AGENT},
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def post(
+        self,
+        url: str,
+        body: Any,
+        headers: Mapping[str, str] | None = None,
+        *,
+        parse: Callable[[bytes], Any] = parse_json,
+    ) -> Reply:
+        """Posts a JSON value.
+
+        Args:
+          url: Where to; it stands in error messages without its query.
+          body: Any JSON value.
+          headers: Further headers, such as the authorization; never in an error message.
+          parse: Reads the body of a success; ValueError means that it is unreadable.
+
+        Raises:
+          RecordError: By the table of this module.
+        """
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        return await self._send("POST", url, headers, json_values.dumps(body), parse)
+
+    async def get(
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        parse: Callable[[bytes], Any] = parse_json,
+    ) -> Reply:
+        """Gets a JSON value, or whatever ``parse`` reads; raises as `post` does."""
+        return await self._send("GET", url, headers or {}, None, parse)
+
+    async def close(self) -> None:
+        """Closes the connections; no request may be in flight."""
+        await self._session.close()
+
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        parse: Callable[[bytes], Any],
+    ) -> Reply:
+        answered = False
+        try:
+            async with self._session.request(
+                method, url, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                answered = True
+                status, received = response.status, response.headers
+                content = await response.read()
+        except aiohttp.InvalidURL:
+            raise InvalidRequest(f"{place(url)} is no URL", fatal_at_start=True) from None
+        except aiohttp.ClientConnectionError as error:
+            # Refused or not found is an outage; a lost connection may be this record's doing.
+            refused = isinstance(error, aiohttp.ClientConnectorError)
+            raise Unavailable(
+                f"no connection to {place(url)}: {type(error).__name__}: {error}"[:MESSAGE_CHARS],
+                fatal_at_start=True,
+                congestion=refused,
+                unanswered=not refused and not answered,
+            ) from error
+        except aiohttp.ClientError as error:  # the answer broke off, or is no HTTP
+            raise Unavailable(f"{place(url)} broke off: {type(error).__name__}") from error
+        if not 200 <= status < 300:
+            raise error_of(status, received, content, url)
+        try:
+            return Reply(status, received, parse(content))
+        except ValueError:
+            raise Unavailable(
+                f"HTTP {status} from {place(url)} with a body of {len(content)} bytes "
+                "that cannot be read as JSON"
+            ) from None
+
+
+def shaped(read: Callable[[Any], T], data: Any, *, what: str) -> T:
+    """Reads a reply, or says that it has not the expected shape.
+
+    Raises:
+      Unavailable: A retryable failure: a proxy's page or a half-started server answers like that.
+    """
+    try:
+        return read(data)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise Unavailable(
+            f"the reply of {what} has not the expected shape ({type(error).__name__})"
+        ) from error
+
+
+def error_of(status: int, headers: Mapping[str, str], body: bytes, url: str) -> RecordError:
+    """The classified error of a status that is no success; most specific rule first."""
+    message, code = _explanation(body)
+    kind = (
+        _BY_CODE.get((status, code))
+        or _BY_STATUS.get(status)
+        or _BY_CLASS.get(status // 100)
+        or Kind(Unavailable)
+    )
+    return kind.error(
+        f"HTTP {status} from {place(url)}: {message or _phrase(status)}",
+        retry_after_s=retry_after_s(headers.get("Retry-After")),
+        fatal_at_start=kind.fatal_at_start,
+        congestion=kind.congestion,
+    )
+
+
+def retry_after_s(value: str | None, now: dt.datetime | None = None) -> float | None:
+    """Seconds of a Retry-After header, given as seconds or as an HTTP date; None if unreadable.
+
+    >>> retry_after_s("1.5")
+    1.5
+    >>> retry_after_s("soon")
+    """
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            moment = email.utils.parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=dt.timezone.utc)
+        seconds = (moment - (now or dt.datetime.now(dt.timezone.utc))).total_seconds()
+    return max(0.0, seconds) if seconds < float("inf") else None
+
+
+def place(url: str) -> str:
+    """Host and path of a URL: no user, no query, no fragment.
+
+    >>> place("https://user:word@host:8443/v1/chat?key=secret")
+    'host:8443/v1/chat'
+    """
+    try:
+        parts = URL(url)
+        host = parts.host or ""
+        port = f":{parts.explicit_port}" if parts.explicit_port else ""
+    except ValueError:
+        return "the given address"
+    return f"{host}{port}{parts.path}"
+
+
+def _explanation(body: bytes) -> tuple[str, str]:
+    """The server's own message and its code field, as far as there are any."""
+    try:
+        data = parse_json(body)
+    except ValueError:
+        return body[: 4 * MESSAGE_CHARS].decode("utf-8", "replace")[:MESSAGE_CHARS].strip(), ""
+    if isinstance(data, list) and data:  # Google wraps some errors in a list
+        data = data[0]
+    if not isinstance(data, dict):
+        return "", ""
+    inner = data.get("error")
+    code = ""
+    if isinstance(inner, dict):
+        data, code = inner, str(inner.get("code") or "")
+        if code.isdecimal():
+            code = str(inner.get("param") or "")
+    elif isinstance(inner, str):
+        data = {"message": inner}
+    text = data.get("message") or data.get("detail")
+    if isinstance(text, list):  # FastAPI's validation errors also repeat the input: leave that out
+        text = "; ".join(str(item.get("msg", "")) for item in text if isinstance(item, dict))
+    if not isinstance(text, str):
+        return "", code
+    return json_values.clean_text(text)[:MESSAGE_CHARS], code
+
+
+def _phrase(status: int) -> str:
+    try:
+        return http.HTTPStatus(status).phrase
+    except ValueError:
+        return "no explanation"
+
+
+def token_count(value: Any) -> int | None:
+    """A token count; proto3 JSON writes them as integers, floats or strings. Nonsense is None."""
+    try:
+        count = int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return count if 0 <= count < 2**63 else None

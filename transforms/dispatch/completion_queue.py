@@ -1,0 +1,117 @@
+"""How outcomes get from the event loop to the thread that waits for them."""
+
+import copy
+import dataclasses
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from transforms.records.errors import RunError
+from transforms.records.records import Completion, Request
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that got no completion: the last error, calls made, time throttled."""
+
+    error: Exception
+    attempts: int
+    throttled_ms: int = 0
+
+
+Outcome = Completion | Failure
+
+TICK_S = 1.0
+"""How often a thread that waits wakes to report its metrics."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ended:
+    """One request's outcome.
+
+    Attributes:
+      index: Its place in its batch.
+      batch: What was given to `Dispatcher.submit` with the batch.
+    """
+
+    index: int
+    batch: Any
+    request: Request
+    outcome: Outcome
+
+
+class Inbox:
+    """The outcomes of one thread's requests, in the order in which they end.
+
+    The event loop puts, the thread gets.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Ended | BaseException | None] = queue.SimpleQueue()
+        self.outstanding = 0
+        """Requests whose outcome the thread has not got yet; the thread's own count."""
+        self.abandoned = False
+        """Set by a thread that will not come back: its waiting requests are dropped."""
+
+    def put(self, item: Ended | BaseException | None) -> None:
+        """An outcome; what stops the run; or None: the batch given last was let in."""
+        self._queue.put(item)
+
+    def get(self, timeout_s: float) -> Ended | None:
+        """The next outcome; None when a batch was let in.
+
+        Raises:
+          queue.Empty: There was none in time.
+          RunError: The run cannot go on.
+        """
+        item = self._queue.get(timeout=timeout_s)
+        if isinstance(item, RunError):
+            self.abandoned = True
+            own = copy.copy(item)  # each thread's: raising adds to an error's traceback
+            raise own from item.__cause__
+        if isinstance(item, BaseException):
+            self.abandoned = True
+            raise item
+        if item is not None:
+            self.outstanding -= 1
+        return item
+
+    def until(self, enough: Callable[[bool], bool], on_wait: Callable[[], None]) -> Iterator[Ended]:
+        """What ends until it is enough; a thread that leaves earlier has abandoned the inbox.
+
+        Args:
+          enough: Told whether a batch has been let in meanwhile.
+          on_wait: Called after each outcome, and at least once a second while it waits.
+
+        Raises:
+          RunError: The run cannot go on.
+        """
+        let_in = False
+        try:
+            while not enough(let_in):
+                on_wait()
+                try:
+                    ended = self.get(TICK_S)
+                except queue.Empty:
+                    continue
+                if ended is None:
+                    let_in = True
+                else:
+                    yield ended
+        except BaseException:  # nobody comes back: what waits shall not be paid for
+            self.abandoned = True
+            raise
+
+
+def gather(
+    submit: Callable[[Sequence[Request], Inbox], None],
+    requests: Sequence[Request],
+    on_wait: Callable[[], None],
+) -> list[Outcome]:
+    """Submits a batch and waits for all of it; see `Dispatcher.answer`."""
+    inbox = Inbox()
+    outcomes: list[Any] = [None] * len(requests)
+    submit(requests, inbox)
+    for ended in inbox.until(lambda let_in: let_in and not inbox.outstanding, on_wait):
+        outcomes[ended.index] = ended.outcome
+    return outcomes

@@ -1,0 +1,123 @@
+"""What stops a run, and what costs only a record.
+
+* What would fail every record alike (401, 403, 404, no connection) stops the run as soon as a
+  second record has failed in the same way, while no call has ever succeeded. Calls that are still
+  in flight then have a little time to prove the contrary; nothing else is sent meanwhile.
+* Without any success for ``give_up_after_s`` a batch run stops; a streaming one holds its messages.
+* More than ``max_dead_letter_ratio`` of at least 1,000 records failed: the run stops.
+* More than 1 % of the records failed in a way that nobody foresaw: the run stops (unless that
+  ratio is 1: then no number of failures stops it).
+
+The last three keep what was paid for: records that were not sent are dead letters
+(``not_attempted``), results are written, and only then the run fails.
+"""
+
+import logging
+
+from transforms.dispatch.limits import DispatchLimits
+from transforms.records.errors import RecordError
+
+RATIO_AFTER_RECORDS = 1000
+INTERNAL_RATIO = 0.01
+INTERNAL_AT_LEAST = 10
+"""So many may fail in an unforeseen way however few records there are."""
+
+_log = logging.getLogger(__name__)
+
+
+class StopRules:
+    """The rules, fed with how records end; one per dispatcher, used on its event loop."""
+
+    def __init__(self, limits: DispatchLimits) -> None:
+        self._limits = limits
+        self.succeeded = False
+        self._suspects: dict[str, tuple[float, set[int]]] = {}
+        self._failing_since: float | None = None
+        self._last_error = ""
+        self._held = self._down = False
+        self._ended = self._dead = self._internal = 0
+
+    def served(self) -> None:
+        """The backend works: nothing is failing for a while now."""
+        self._failing_since = None
+        self._held = False
+
+    def watch(self, in_outage: bool, error: object) -> None:
+        """Says once that the backend is down and why, and once that it is back.
+
+        Not for what is about to stop the run with the same message.
+        """
+        fatal = getattr(error, "fatal_at_start", False) and not self._limits.hold
+        if not self.succeeded and fatal:
+            return
+        if in_outage and not self._down:
+            _log.warning("the backend is down, one call at a time asks on: %s", error)
+        elif self._down and not in_outage:
+            _log.warning("the backend is back")
+        self._down = in_outage
+
+    def idle(self) -> None:
+        """Nothing is being asked: that is no failure."""
+        self._failing_since = None
+
+    def fatal_at_start(self, record: int, error: RecordError, now: float) -> bool:
+        """Whether a second record has failed in a way that fails all, and none has succeeded.
+
+        Args:
+          record: Tells one record from another.
+          error: How it failed. A server that cannot be reached may be starting: it gets as long
+            as a first retry takes.
+          now: The time.
+        """
+        if self.succeeded or not error.fatal_at_start:
+            return False
+        if error.retryable and self._limits.hold:  # no connection yet: it is waited for
+            return False
+        since, records = self._suspects.setdefault(error.error_type, (now, set()))
+        records.add(record)
+        patience_s = self._limits.first_backoff_s if error.retryable else 0.0
+        if self._limits.max_attempts == 1:
+            patience_s = 0.0
+        return len(records) > 1 and now - since >= patience_s
+
+    def failing(self, error: RecordError, now: float) -> str | None:
+        """Notes a call that failed retryably; gives the reason to stop when it is time to."""
+        if self._failing_since is None:
+            self._failing_since = now
+        if now - self._failing_since <= self._limits.give_up_after_s:
+            return None
+        reason = f"nothing has succeeded for {self._limits.give_up_after_s:g} s: {error}"
+        if not self._limits.hold:
+            return reason
+        if not self._held:
+            self._held = True
+            _log.error("%s; messages are held, and the model is asked on", reason)
+        return None
+
+    def ended(self, error: Exception | None) -> str | None:
+        """Notes a record's end; gives the reason to stop when there is one."""
+        self._ended += 1
+        if error is None:
+            self.succeeded = True
+            return None
+        self._dead += 1
+        self._last_error = f"{type(error).__name__}: {error}"
+        if not isinstance(error, RecordError):
+            self._internal += 1
+        if self._limits.hold or self._limits.max_dead_letter_ratio >= 1:
+            return None
+        return self._too_many()
+
+    def _too_many(self) -> str | None:
+        if self._internal > max(INTERNAL_AT_LEAST, INTERNAL_RATIO * self._ended):
+            return (
+                f"{self._internal:,} of {self._ended:,} records failed in a way that nobody "
+                f"foresaw; the last: {self._last_error}"
+            )
+        most = self._limits.max_dead_letter_ratio
+        if self._ended >= RATIO_AFTER_RECORDS and self._dead > most * self._ended:
+            return (
+                f"{self._dead:,} of {self._ended:,} records failed, more than "
+                f"--max_dead_letter_ratio={most:g}; the last: {self._last_error}"
+            )
+        return None

@@ -1,0 +1,78 @@
+"""A plain Beam `ModelHandler` over our dispatcher, for anybody's ``RunInference``.
+
+A module of its own: Beam's loads torch where it is installed, which takes seconds.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from apache_beam.ml.inference.base import ModelHandler
+
+from transforms.accounting import metrics
+from transforms.accounting.metrics import CallMetrics
+from transforms.backends.base import Backend
+from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits
+from transforms.inference.infer import open_dispatcher, outcome_of
+from transforms.records.records import Answer, DeadLetter, Request
+from transforms.requests.render import BYTES_PER_TOKEN
+
+
+class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
+    """A `ModelHandler` over a backend: one `Answer` or `DeadLetter` per request, in order.
+
+    Calls are made at least once: a bundle that Beam retries pays again.
+
+    Args:
+      backend: The model and where it is served.
+      limits: Concurrency, attempts and deadlines, per worker process.
+      max_batch_size: When RunInference itself does the batching.
+
+    Example::
+
+        requests | RunInference(InferenceHandler(FakeBackend()))
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        limits: DispatchLimits = DispatchLimits(),  # noqa: B008 - frozen
+        *,
+        max_batch_size: int = 256,
+    ) -> None:
+        super().__init__(max_batch_size=max_batch_size)
+        self._backend = backend
+        self._limits = limits
+
+    def load_model(self) -> Dispatcher:
+        """Opens the backend, once per process.
+
+        Raises:
+          BackendUnusable: The model or the credentials cannot be had.
+        """
+        return open_dispatcher(self._backend, self._limits)
+
+    def run_inference(
+        self,
+        batch: Sequence[Request],
+        model: Dispatcher,
+        inference_args: dict[str, Any] | None = None,
+    ) -> Iterable[Answer | DeadLetter]:
+        """Exactly ``len(batch)`` outcomes, in order."""
+        del inference_args
+        batch = list(batch)
+        calls = CallMetrics(model)
+        outcomes = model.answer(batch, calls.report_when_due)
+        for outcome in outcomes:
+            calls.count(outcome)
+        calls.report()
+        return [
+            outcome_of(request, outcome) for request, outcome in zip(batch, outcomes, strict=True)
+        ]
+
+    def get_num_bytes(self, batch: Sequence[Request]) -> int:
+        """From the token estimates; Beam would pickle the batch to know."""
+        return sum(request.estimated_tokens for request in batch) * BYTES_PER_TOKEN
+
+    def get_metrics_namespace(self) -> str:
+        """The namespace of RunInference's own metrics."""
+        return metrics.NAMESPACE

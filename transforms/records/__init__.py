@@ -1,0 +1,1 @@
+"""What travels between the steps: records, requests, answers, dead letters, and their coders."""

@@ -1,0 +1,309 @@
+"""The rows that every sink holds: one definition of columns, for BigQuery, Parquet and JSON lines.
+
+`result_row` and `dead_letter_row` build a row; `encode_row` checks it against the columns, so that
+one bad row is a ``write_rejected`` dead letter and never a failed load, and gives the JSON line
+that all sinks write: they agree because they hold the same bytes.
+"""
+
+import dataclasses
+import datetime as dt
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from transforms.records import json_values
+from transforms.records.errors import WriteRejected
+from transforms.records.records import Answer, DeadLetter, Json
+
+MAX_ROW_BYTES = 100 * 1000 * 1000
+"""BigQuery's limit for one row of JSON that is loaded (BigQuery quotas, "load jobs")."""
+
+MAX_PAYLOAD_BYTES = 1 << 20
+"""A table's dead letter holds so much of the payload; a file's holds all of it."""
+
+_INT64 = 2**63
+_NUMERIC = re.compile(r"-?[0-9]{1,29}(\.[0-9]{1,9})?")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+    """One column.
+
+    Attributes:
+      name: Its name in every sink.
+      type: BigQuery's name of its type.
+      mode: ``NULLABLE``, ``REQUIRED`` or ``REPEATED``.
+      help: What it holds; the documentation is made from it.
+      fields: The columns of a ``RECORD``.
+    """
+
+    name: str
+    type: str
+    mode: str = "NULLABLE"
+    help: str = ""
+    fields: tuple["Column", ...] = ()
+
+
+RESULT_COLUMNS: tuple[Column, ...] = (
+    Column("record_id", "STRING", "REQUIRED", "The id field's value, else a hash of the record."),
+    Column("run_id", "STRING", "REQUIRED", "The run that made this row."),
+    Column(
+        "fingerprint",
+        "STRING",
+        "REQUIRED",
+        "SHA-256 of backend, model, rendered request and parameters.",
+    ),
+    Column("backend", "STRING", "REQUIRED", "`--backend`."),
+    Column("model", "STRING", "REQUIRED", "`--model`."),
+    Column("model_version", "STRING", help="What the server says answered."),
+    Column("service_tier", "STRING", help="What the server says it charged for."),
+    Column("output", "STRING", help="The model's text."),
+    Column(
+        "output_json",
+        "STRING",
+        help="The answer as JSON text: valid by `--output_schema`, or a custom model's prediction.",
+    ),
+    Column("embedding", "FLOAT64", "REPEATED", "The vector, for `--task embed`."),
+    Column("finish_reason", "STRING", help="How the model ended, in the provider's own word."),
+    Column("input_tokens", "INT64", help="Prompt tokens, cached ones included."),
+    Column("cached_input_tokens", "INT64", help="Prompt tokens that came from a cache."),
+    Column("output_tokens", "INT64", help="Tokens of the answer."),
+    Column("reasoning_tokens", "INT64", help="Thinking tokens, billed as output."),
+    Column("cost_usd", "NUMERIC", help="List price of the tokens; empty where it is not known."),
+    Column("latency_ms", "INT64", help="Of the call that succeeded."),
+    Column("attempts", "INT64", help="Calls made for this record."),
+    Column("from_ledger", "BOOL", help="The answer was paid for by an earlier run."),
+    Column("created_at", "TIMESTAMP", "REQUIRED", "When the row was made; the table's partitions."),
+    Column("record", "STRING", help="The input fields as JSON text (`--record_fields`)."),
+)
+
+DEAD_LETTER_COLUMNS: tuple[Column, ...] = (
+    Column("timestamp", "TIMESTAMP", "REQUIRED", "When the row was made; the table's partitions."),
+    Column("record_id", "STRING", help="Empty when the record could not be read so far."),
+    Column("run_id", "STRING", "REQUIRED", "The run that made this row."),
+    Column("stage", "STRING", "REQUIRED", "`read`, `render`, `infer`, `validate` or `write`."),
+    Column("error_type", "STRING", "REQUIRED", "One of the sixteen error types."),
+    Column("error_message", "STRING", "REQUIRED", "What was wrong, with the value."),
+    Column("retryable", "BOOL", "REQUIRED", "The same record may well succeed later."),
+    Column("attempts", "INT64", help="Calls made; empty when it never came to the model."),
+    Column("backend", "STRING", help="`--backend`."),
+    Column("model", "STRING", help="`--model`."),
+    Column("fingerprint", "STRING", help="As in a result."),
+    Column("finish_reason", "STRING", help="How the model ended, if it answered."),
+    Column("output", "STRING", help="The text that there was, if any."),
+    Column("input_tokens", "INT64", help="A failure can be billed."),
+    Column("output_tokens", "INT64", help="A failure can be billed; reasoning included."),
+    Column("cost_usd", "NUMERIC", help="List price of those tokens."),
+    Column("payload", "STRING", help="The record as JSON, or the raw line."),
+    Column(
+        "payload_truncated",
+        "BOOL",
+        help="The payload was longer than 1 MiB and is cut; dead letters in files are never cut.",
+    ),
+    Column("payload_bytes", "BYTES", help="The raw line, when it is no text."),
+    Column(
+        "attributes",
+        "RECORD",
+        "REPEATED",
+        "A message's attributes.",
+        (Column("key", "STRING"), Column("value", "STRING")),
+    ),
+    Column("stacktrace", "STRING", help="For `internal` only."),
+)
+
+SUMMARY_COLUMNS: tuple[Column, ...] = (
+    Column("run_id", "STRING", "REQUIRED", "The run."),
+    Column("started_at", "TIMESTAMP", "REQUIRED", "When it was launched."),
+    Column("finished_at", "TIMESTAMP", "REQUIRED", "When everything had been written."),
+    Column("pipeline_version", "STRING", help="The release that ran."),
+    Column("config", "STRING", help="Its options as JSON text; no secrets."),
+    Column("records", "INT64", help="Inputs that were read, unreadable ones included."),
+    Column("results", "INT64", help="Rows that the result sink holds for this run."),
+    Column("dead_letters", "INT64", help="Rows that the dead-letter sink holds for this run."),
+    Column("dead_letters_by_error_type", "STRING", help="JSON text: error type to count."),
+    Column("duplicate_ids", "INT64", help="Records whose id an earlier record has too."),
+    Column("requests_sent", "INT64", help="Calls made, by the records that ended."),
+    Column("retries", "INT64", help="Calls beyond a record's first."),
+    Column("throttled_ms", "INT64", help="Time that records waited because a server asked for it."),
+    Column("from_ledger", "INT64", help="Answers that an earlier run had paid for."),
+    Column("input_tokens", "INT64", help="Sum, failures included."),
+    Column("cached_input_tokens", "INT64", help="Sum."),
+    Column("output_tokens", "INT64", help="Sum, failures included."),
+    Column("reasoning_tokens", "INT64", help="Sum."),
+    Column("cost_usd", "NUMERIC", help="Sum of what is known."),
+    Column("reconciled", "BOOL", "REQUIRED", "records = results + dead letters, in every sink."),
+)
+
+Row = dict[str, Json]
+Price = Callable[[Any, str | None], str | None]
+"""The list price of a `Usage` at the service tier that was served, in US dollars, as a decimal
+string; None when it is not known."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What every row of a run carries.
+
+    Attributes:
+      run_id: The run.
+      backend: The backend's family.
+      model: The model's name.
+      record_fields: The input fields kept in ``record``: None for all, () for none.
+    """
+
+    run_id: str
+    backend: str
+    model: str
+    record_fields: tuple[str, ...] | None = None
+
+
+def now() -> str:
+    """The present time as an RFC 3339 string, in UTC."""
+    return json_values.rfc3339(dt.datetime.now(dt.timezone.utc))
+
+
+def result_row(answer: Answer, run: RunInfo, price: Price) -> Row:
+    """The result row of one answer."""
+    completion = answer.completion
+    usage = completion.usage
+    fields: Mapping[str, Json] = answer.record.fields
+    if run.record_fields is not None:
+        fields = {name: fields[name] for name in run.record_fields if name in fields}
+    return {
+        "record_id": answer.record.record_id,
+        "run_id": run.run_id,
+        "fingerprint": answer.fingerprint,
+        "backend": run.backend,
+        "model": run.model,
+        "model_version": completion.model_version,
+        "service_tier": completion.service_tier,
+        "output": completion.output,
+        "output_json": completion.output_json,
+        "embedding": [] if completion.embedding is None else list(completion.embedding),
+        "finish_reason": completion.finish_reason,
+        "input_tokens": usage.input_tokens,
+        "cached_input_tokens": usage.cached_input_tokens,
+        "output_tokens": usage.output_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "cost_usd": price(usage, completion.service_tier),
+        "latency_ms": completion.latency_ms,
+        "attempts": completion.attempts,
+        "from_ledger": completion.from_ledger,
+        "created_at": now(),
+        "record": (None if run.record_fields == () else json_values.dumps(fields).decode("utf-8")),
+    }
+
+
+def dead_letter_row(letter: DeadLetter, run: RunInfo, price: Price) -> Row:
+    """The dead-letter row, its payload whole; `cut_payload` makes it fit a table."""
+    usage = letter.usage
+    payload = letter.payload
+    if payload is None and letter.fields is not None:
+        payload = json_values.dumps(letter.fields).decode("utf-8")
+    asked = letter.stage not in ("read", "render")
+    billed = [n for n in (usage.output_tokens, usage.reasoning_tokens) if type(n) is int]
+    return {
+        "timestamp": now(),
+        "record_id": letter.record_id,
+        "run_id": run.run_id,
+        "stage": letter.stage,
+        "error_type": letter.error_type,
+        "error_message": json_values.clean_text(letter.error_message),
+        "retryable": letter.retryable,
+        "attempts": letter.attempts,
+        "backend": run.backend if asked else None,
+        "model": run.model if asked else None,
+        "fingerprint": letter.fingerprint,
+        "finish_reason": letter.finish_reason,
+        "output": letter.output,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": sum(billed) if billed else None,
+        "cost_usd": price(usage, letter.service_tier),
+        "payload": payload,
+        "payload_truncated": False,
+        "payload_bytes": (
+            None
+            if letter.payload_bytes is None
+            else json_values.to_json_value(letter.payload_bytes)
+        ),
+        "attributes": [{"key": k, "value": v} for k, v in letter.attributes.items()],
+        "stacktrace": letter.stacktrace,
+    }
+
+
+def cut_payload(row: Row) -> Row:
+    """The row with no text or payload beyond what a table's dead letter holds."""
+    short = dict(row)
+    for name in ("payload", "payload_bytes", "output", "stacktrace", "error_message"):
+        text = row[name]
+        if type(text) is str and len(text) > MAX_PAYLOAD_BYTES // 4:
+            short[name] = _cut(text, MAX_PAYLOAD_BYTES)
+            if short[name] != text and name.startswith("payload"):
+                short["payload_truncated"] = True
+    return short
+
+
+def _cut(text: str, limit: int) -> str:
+    encoded = text.encode("utf-8", "backslashreplace")
+    if len(encoded) <= limit:
+        return text
+    return encoded[: limit // 4 * 4].decode("utf-8", "ignore")
+
+
+def encode_row(row: Row, columns: tuple[Column, ...]) -> bytes:
+    r"""The row as one JSON line, without its ``\n``.
+
+    Raises:
+      WriteRejected: A value does not fit its column; the message names both.
+    """
+    for column in columns:
+        value = row.get(column.name)
+        if value is None:
+            if column.mode == "REQUIRED":
+                raise WriteRejected(f"column {column.name!r} is required and has no value")
+        elif column.mode == "REPEATED":
+            if type(value) is not list:
+                raise WriteRejected(f"column {column.name!r} holds a list, not {_short(value)}")
+            if column.type == "FLOAT64":
+                _check_floats(column, value)
+        elif not _CHECKS[column.type](value):
+            raise WriteRejected(
+                f"column {column.name!r} ({column.type}) cannot hold {_short(value)}"
+            )
+    line = json_values.dumps(row)
+    if len(line) > MAX_ROW_BYTES:
+        raise WriteRejected(f"the row has {len(line):,} bytes (limit {MAX_ROW_BYTES:,})")
+    return line
+
+
+def _check_floats(column: Column, values: list[Any]) -> None:
+    if not all(map(_is_float, values)):
+        bad = next(value for value in values if not _is_float(value))
+        raise WriteRejected(f"column {column.name!r} (FLOAT64) cannot hold {_short(bad)}")
+
+
+def _is_float(value: Any) -> bool:
+    try:
+        return type(value) in (float, int) and math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        return False
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_numeric(value: Any) -> bool:
+    return _NUMERIC.fullmatch(str(value)) is not None
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "STRING": lambda value: type(value) is str,
+    "TIMESTAMP": lambda value: type(value) is str,
+    "BYTES": lambda value: type(value) is str,
+    "BOOL": lambda value: type(value) is bool,
+    "INT64": lambda value: type(value) is int and -_INT64 <= value < _INT64,
+    "NUMERIC": _is_numeric,
+}
