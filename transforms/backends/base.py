@@ -10,6 +10,7 @@ process and need no locks.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -34,9 +35,35 @@ class Client(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CallLimits:
+    """How many requests one call of a `BatchClient` may carry.
+
+    Attributes:
+      max_requests: The most requests in one call; None for a whole workload batch.
+      max_tokens: The most input tokens in one call, as estimated; None for no limit. A single
+        request may exceed it.
+      max_bytes: The most bytes of one call's body, estimated from its texts; None for no limit. A
+        single request may exceed it.
+      in_process: The model computes in this process: such a call has no timeout and no pace.
+    """
+
+    max_requests: int | None = 1
+    max_tokens: int | None = None
+    max_bytes: int | None = None
+    in_process: bool = False
+
+
 @runtime_checkable
 class BatchClient(Client, Protocol):
-    """A client that answers many requests at once more cheaply than one by one."""
+    """A client that answers many requests at once more cheaply than one by one.
+
+    Attributes:
+      call_limits: How many requests one call may carry.
+    """
+
+    @property
+    def call_limits(self) -> CallLimits: ...
 
     async def generate_many(
         self, requests: Sequence[Request]

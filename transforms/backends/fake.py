@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from transforms.backends.base import CallLimits
 from transforms.records import json_values
 from transforms.records.errors import (
     RECORD_ERRORS,
@@ -204,6 +205,11 @@ class FakeClient:
 
 class FakeBatchClient(FakeClient):
     """Answers by the batch, without a task per request."""
+
+    @property
+    def call_limits(self) -> CallLimits:
+        """A whole workload batch: the model computes in this process."""
+        return CallLimits(max_requests=None, in_process=True)
 
     async def generate_many(
         self, requests: Sequence[Request]

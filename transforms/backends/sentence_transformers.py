@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from transforms.backends.base import CallLimits
 from transforms.records.errors import BackendUnusable, InvalidRequest, RecordError
 from transforms.records.records import Completion, Request, Usage
 
@@ -110,6 +111,11 @@ class SentenceTransformersClient:
         if isinstance(outcome, RecordError):
             raise outcome
         return outcome
+
+    @property
+    def call_limits(self) -> CallLimits:
+        """A whole workload batch: the model computes in this process."""
+        return CallLimits(max_requests=None, in_process=True)
 
     async def generate_many(
         self, requests: Sequence[Request]

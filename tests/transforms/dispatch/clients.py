@@ -6,6 +6,7 @@ import queue
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from transforms.backends.base import CallLimits
 from transforms.dispatch import loop
 from transforms.dispatch.completion_queue import Ended, Inbox
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure, Outcome
@@ -114,6 +115,8 @@ class ManyClient(Client):
         self.many = many
         self.many_seconds = many_seconds
         self.batches: list[int] = []
+
+    call_limits = CallLimits(max_requests=None, in_process=True)
 
     async def generate_many(self, requests: Sequence[Request]) -> Any:
         self.batches.append(len(requests))

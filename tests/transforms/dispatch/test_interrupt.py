@@ -62,6 +62,8 @@ def test_stop() -> None:
                 pass
 
         class Many(Hanging):
+            call_limits = CallLimits(max_requests=None, in_process=True)
+
             async def generate_many(self, requests):
                 return [Completion() for _ in requests]
 
