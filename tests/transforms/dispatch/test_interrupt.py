@@ -46,6 +46,7 @@ def test_stop() -> None:
     """`stop_all` interrupts every call and refuses further ones; it is for good."""
     script = """
         import asyncio, threading
+        from transforms.backends.base import CallLimits
         from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits
         from transforms.dispatch.interrupt import stop_all
         from transforms.records.errors import Interrupted
