@@ -46,7 +46,7 @@ from benchmarks.dispatch.runs import simulator
 from benchmarks.results import machine, write_section
 from benchmarks.simulator import luck
 from benchmarks.simulator.settings import Settings
-from pipeline.checks import all as checks
+from pipeline.checks import bigquery as checks
 from pipeline.local import runner as local_streaming
 from pipeline.main import main as run_pipeline
 from tests.emulators.environment import REPOSITORY, emulator_python

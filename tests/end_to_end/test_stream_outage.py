@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.local import runner as local_streaming
+from pipeline.local import lease
 from tests.emulators.environment import REPOSITORY
 from tests.emulators.processes import ServerProcess
 from tests.emulators.pubsub import PubSubEmulator
@@ -79,4 +79,4 @@ def test_messages_are_held_while_the_model_is_down(
     check_summary(found)
     assert {row["record_id"] for row in found.results} == set(ids)  # a lease may end: then twice
     assert found.letters == []
-    assert 0 < max(held) <= local_streaming.MAX_BUNDLE
+    assert 0 < max(held) <= lease.MAX_BUNDLE

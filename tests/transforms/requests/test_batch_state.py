@@ -203,6 +203,7 @@ def test_a_list_of_requests_is_no_pickle() -> None:
 
 _SPECS = """
 from apache_beam.runners.pipeline_context import PipelineContext
+from transforms.accounting.minute_state import *
 from transforms.requests.batch_state import *
 for kind in (EncodedRequestCoder, EncodedBatchCoder, FillCoder, TallyCoder, MinuteCountCoder, BacklogCoder):
     print(kind().to_runner_api(PipelineContext()).spec.payload.hex())
