@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from transforms.backends.base import CallLimits
+from transforms.backends.base import CallLimits, Capabilities
 from transforms.records import json_values
 from transforms.records.errors import (
     RECORD_ERRORS,
@@ -97,6 +97,11 @@ class FakeBackend:
     def family(self) -> str:
         """The registered name; part of every fingerprint."""
         return "fake"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Whatever is asked; its options are its own, and no part of a request."""
+        return Capabilities(request_options=False)
 
     @classmethod
     def from_request_options(
