@@ -49,7 +49,7 @@ def load(
     The first backend of a name wins, the built-in one before all others.
     """
     found: dict[str, BackendAdapter | Unusable] = {each.name: each for each in BUILT_IN}
-    for entry in entry_points:
+    for entry in sorted(entry_points):  # by name: the order of files on a disk is arbitrary
         package = entry.dist.name if entry.dist else entry.value
         if entry.name in found:
             _log.warning("backend %r of package %s ignored: name taken", entry.name, package)

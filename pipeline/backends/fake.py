@@ -6,7 +6,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.backends.base import BackendAdapter
 from pipeline.backends.shared import task
-from transforms.backends.fake import FakeBackend
+from transforms.backends.fake import OPTIONS, FakeBackend
+from transforms.records.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pipeline.options.command_line import Values
@@ -18,11 +19,14 @@ def make(values: "Values", options: PipelineOptions) -> FakeBackend:
     Raises:
       ConfigurationError: An unknown option, or a value out of range.
     """
-    return FakeBackend.from_request_options(
-        values.json_object("request_options"),
-        model=values.text("model") or "fake",
-        task=task(values),
-    )
+    given = values.json_object("request_options")
+    for name in given:
+        if name not in OPTIONS:
+            raise ConfigurationError(
+                f"--request_options has {name!r}, but the fake backend's options are: "
+                f"{', '.join(OPTIONS)}"
+            )
+    return FakeBackend(model=values.text("model") or "fake", task=task(values), **given)
 
 
 ADAPTER = BackendAdapter(name="fake", make=make)

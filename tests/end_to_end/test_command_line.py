@@ -402,7 +402,7 @@ _FILES = {
         (
             ['--request_options={"speed": 1}'],
             (
-                "the fake backend has no option 'speed'; known: latency_ms, faults, "
+                "--request_options has 'speed', but the fake backend's options are: latency_ms, faults, "
                 "embedding_dimensions"
             ),
         ),

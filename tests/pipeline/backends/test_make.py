@@ -198,12 +198,13 @@ def test_fake() -> None:
     assert _backend("--backend=fake") == FakeBackend()
     assert _backend(
         "--backend=fake", "--model=m", "--task=embed",
-        '--request_options={"latency_ms": 5, "faults": {"blocked": 0.5}}',
+        '--request_options={"latency_ms": 5, "faults": {"blocked": 0.5}, "embedding_dimensions": 4}',
     ) == FakeBackend(
-        model="m", task="embed", latency_ms=5, faults={"blocked": 0.5}
+        model="m", task="embed", latency_ms=5, faults={"blocked": 0.5}, embedding_dimensions=4
     )  # fmt: skip
     assert _refused("--backend=fake", '--request_options={"labels": {}}') == (
-        "the fake backend has no option 'labels'; known: latency_ms, faults, embedding_dimensions"
+        "--request_options has 'labels', but the fake backend's options are: latency_ms, faults, "
+        "embedding_dimensions"
     )
 
 
