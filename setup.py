@@ -54,4 +54,6 @@ setuptools.setup(
     ),
     install_requires=BASE,
     extras_require=EXTRAS,
+    # Packages add backends by entry points of the group batch_inference.backends: docs/backends.md.
+    entry_points={"console_scripts": ["batch-inference = pipeline.__main__:command"]},
 )

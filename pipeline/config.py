@@ -19,7 +19,10 @@ from apache_beam.options.pipeline_options import (
 )
 
 from pipeline import VERSION
+from pipeline.backends import adapter_of
+from pipeline.backends.base import BackendAdapter
 from pipeline.options import model as registry
+from pipeline.options.cloud import project_of
 from pipeline.options.command_line import InferenceOptions, Values
 from pipeline.options.gpu import resource_hints
 from pipeline.options.order import Order, order_of
@@ -27,7 +30,7 @@ from pipeline.options.pace import batch_limits, dispatch_limits
 from pipeline.options.request import request_spec
 from transforms.accounting.minute_summary import MINUTE_COLUMNS
 from transforms.accounting.reconcile import SummarySpec
-from transforms.backends.base import Backend
+from transforms.backends.base import Backend, capabilities_of
 from transforms.clients.bigquery import TableName, TableSpec
 from transforms.dispatch.limits import DispatchLimits
 from transforms.records.errors import ConfigurationError
@@ -137,6 +140,7 @@ class RunConfig:
     source: Source
     id_rule: IdRule
     request: RequestSpec
+    adapter: BackendAdapter
     backend: Backend
     limits: DispatchLimits
     batch: BatchLimits
@@ -168,7 +172,8 @@ class RunConfig:
         source = registry.make_source(values, options)
         streaming = isinstance(source, PubSubSource)
         run_id = _run_id(values, options, streaming=streaming)
-        backend = registry.make_backend(values, options)
+        adapter = adapter_of(values.given["backend"])
+        backend = registry.make_backend(adapter, values, options)
         schema = values.json_object("output_schema") or None
         if schema is not None:
             check_schema(schema)
@@ -187,12 +192,13 @@ class RunConfig:
                 values.text("id_field") or DEFAULT_ID_FIELD, bool(values.text("id_field"))
             ),
             request=request,
+            adapter=adapter,
             backend=backend,
             limits=dispatch_limits(values, options, local=is_local(options), streaming=streaming),
             batch=batch_limits(values),
             batch_keys=values.integer("batch_keys") or 1,
             output_schema=schema,
-            prices=TokenPrices(registry.price_provider(backend), backend.model),
+            prices=TokenPrices(capabilities_of(backend).price_provider, backend.model),
             run=RunInfo(
                 run_id=run_id,
                 backend=backend.family,
@@ -218,7 +224,7 @@ class RunConfig:
                 sinks=sinks.count,
             ),
             order=order_of(values, streaming=streaming),
-            resource_hints=resource_hints(values.given, backend, options),
+            resource_hints=resource_hints(values.given, adapter.dataflow.gpu_driver, options),
             preview=preview,
             wait=values.boolean("wait"),
             local=is_local(options),
@@ -285,7 +291,7 @@ def _run_id(values: Values, options: PipelineOptions, *, streaming: bool) -> str
 def _sinks(
     values: Values, options: PipelineOptions, run_id: str, *, needed: bool, streaming: bool
 ) -> Sinks:
-    project = registry.project_of(options)
+    project = project_of(options)
     location = values.text("bigquery_location")
     output_path = _folder(values.text("output_path"))
     table_name = values.text("output_table")

@@ -11,10 +11,11 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
 )
 
+from pipeline.backends import adapter_of
 from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
 from pipeline.local import runner as local_streaming
 from pipeline.options.command_line import InferenceOptions, Values
-from pipeline.options.gpu import set_gpu_defaults
+from pipeline.options.gpu import set_worker_defaults
 
 LOCAL_THREADS = 4
 """Bundles at once: while one waits for its last calls, others give the model its next ones.
@@ -54,7 +55,8 @@ def set_defaults(
             worker.number_of_worker_harness_threads = LOCAL_THREADS
         cloud = options.view_as(GoogleCloudOptions)
         values = Values.of(options.view_as(InferenceOptions))
-        set_gpu_defaults(values.given, options)
+        needs = adapter_of(values.given["backend"]).dataflow
+        set_worker_defaults(needs, options, gpu=bool(values.text("gpu_type")))
         ours = values.pairs("resource_labels")
         cloud.labels = [*(cloud.labels or []), *(f"{key}={value}" for key, value in ours.items())]
     options.view_as(SetupOptions).save_main_session = False

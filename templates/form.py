@@ -9,6 +9,7 @@ Patterns are POSIX extended regular expressions, anchored at both ends.
 
 import dataclasses
 
+from pipeline.backends import adapter_of, takers
 from pipeline.options.option import Option
 
 BATCH, STREAMING = "batch", "streaming"
@@ -116,21 +117,12 @@ FORMS = {
 """The form of each metavar."""
 
 _BATCH_ONLY = Place(templates=(BATCH,))
-_OF_VERTEX = Place(parent="backend", triggers=("vertex_endpoint",))
-_OF_VLLM = Place(parent="backend", triggers=("vllm",), gpu=True)
 _OF_GPU_TYPE = Place(parent="gpu_type", gpu=True)
-_IN_A_MODEL = Place(parent="backend", triggers=("gemini",))
 NOT_OFFERED = ("preview", "wait")
 """A template prints nothing that anybody reads, and never waits."""
 
-IN_NO_IMAGE = ("sentence_transformers",)
-"""Backends that need what no image of the templates has."""
-IN_GPU_IMAGE = ("vllm",)
-"""Backends that need what the image for GPUs has alone."""
-
 PLACES = {
     "model": Place(required=BOTH),
-    "gpu_type": _OF_VLLM,
     "gpu_count": _OF_GPU_TYPE,
     "gpu_driver": _OF_GPU_TYPE,
     "gpu_machine_type": _OF_GPU_TYPE,
@@ -148,7 +140,6 @@ PLACES = {
     "output_schema": Place(
         form=Form("TEXT", f"^([{{]{_ANY}|{_OBJECT})$", "gs://bucket/schemas/classify.json")
     ),
-    "generate_api": Place(parent="backend", triggers=("openai", "vllm")),
     "prefix_chars": Place(templates=(BATCH,), parent="order_by_prefix", triggers=("data_set",)),
     "max_batch_wait_s": Place(templates=(STREAMING,)),
     "batch_keys": Place(templates=(STREAMING,)),
@@ -158,22 +149,12 @@ PLACES = {
     "dead_letter_path": _BATCH_ONLY,
     "write_method": Place(parent="output_table"),
     "exactly_once": Place(parent="output_table"),
-    "instance_fields": _OF_VERTEX,
-    "predict_method": _OF_VERTEX,
-    "service_tier": _IN_A_MODEL,
-    "model_project": _IN_A_MODEL,
-    "model_location": _IN_A_MODEL,
-    "api_key_secret": Place(parent="backend", triggers=("openai",), label="API key secret"),
-    "endpoint": Place(parent="backend", triggers=("openai", "vertex_endpoint", "gemini")),
     "max_dead_letter_ratio": Place(form=Form("NUMBER", "^(1|0([.][0-9]+)?)$", "0.2")),
     "run_id": Place(
         form=Form("TEXT", "^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$", "backfill-2026"), label="Run ID"
     ),
 }
-"""The place of each option that has one of its own."""
-
-PREFIXES = {"vllm_": _OF_VLLM}
-"""The place of options whose names begin so."""
+"""The place of each option that has one of its own; a backend's flags stand below the backend."""
 
 BEAM_OPTIONS: tuple[Option, ...] = (
     Option(
@@ -199,12 +180,12 @@ BEAM_OPTIONS: tuple[Option, ...] = (
 
 
 def place_of(option: Option) -> Place:
-    """Where an option stands; in both templates and by itself, unless a table says otherwise."""
+    """Where an option stands: by `PLACES`, else below the backends that take it, else by itself."""
     if option.name in PLACES:
         return PLACES[option.name]
-    for prefix, place in PREFIXES.items():
-        if option.name.startswith(prefix):
-            return place
+    if backends := takers(option.name):
+        ordinary = any("cpu" in adapter_of(name).images for name in backends)
+        return Place(parent="backend", triggers=backends, gpu=not ordinary)
     return Place()
 
 
@@ -217,8 +198,8 @@ def choices_offered(option: Option, *, gpu: bool) -> tuple[str, ...]:
     """
     if option.name != "backend":
         return option.choices
-    missing = IN_NO_IMAGE if gpu else IN_NO_IMAGE + IN_GPU_IMAGE
-    return tuple(choice for choice in option.choices if choice not in missing)
+    image = "gpu" if gpu else "cpu"
+    return tuple(name for name in option.choices if image in adapter_of(name).images)
 
 
 def form_of(option: Option, *, gpu: bool) -> Form:

@@ -27,7 +27,14 @@ from templates.form import (
 
 HERE = pathlib.Path(__file__).resolve().parent
 METADATA = HERE / "metadata"
-_WORDS = {"Bigquery": "BigQuery", "Pubsub": "Pub/Sub", "Vllm": "vLLM", "Gpu": "GPU", "Id": "ID"}
+_WORDS = {
+    "Bigquery": "BigQuery",
+    "Pubsub": "Pub/Sub",
+    "Vllm": "vLLM",
+    "Gpu": "GPU",
+    "Id": "ID",
+    "Api": "API",
+}
 
 _BY_NAME = {option.name: option for option in (*OPTIONS, *BEAM_OPTIONS)}
 

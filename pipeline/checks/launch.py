@@ -1,9 +1,8 @@
-"""What a job on Dataflow needs and what excludes each other: checked without asking a service.
+"""Requirements and conflicts of a job on Dataflow, checked without asking a service.
 
-Beam takes all of these, and the job fails minutes later on its workers, or runs without its GPU.
+Beam accepts all of these; the job would fail minutes later on its workers, or run without its GPU.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator
 
@@ -16,10 +15,10 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
+from pipeline.backends import adapter_of
+from pipeline.backends.base import BackendAdapter
 from pipeline.options.command_line import InferenceOptions, Values
-from pipeline.options.gpu import MINIMUM_DRIVER, VLLM_DRIVER, gpu_count
-from pipeline.options.model import vllm_args
-from transforms.backends.vllm.gpus import option
+from pipeline.options.gpu import ONE_CONTAINER, Accelerator, gpu_count
 from transforms.records.errors import ConfigurationError
 
 _GPUS_OF_MACHINES = (
@@ -39,36 +38,16 @@ _GPUS_OF_MACHINES = (
 _L4S = {24: 2, 48: 4, 96: 8}
 """How many a ``g2-standard`` machine of so many vCPUs has; the others have one."""
 
-_TOO_OLD_FOR_VLLM = ("nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4")
-"""Older than compute capability 7.5."""
-_WITHOUT_BF16 = ("nvidia-tesla-t4",)
-"""Older than compute capability 8.0."""
-_DTYPES_WITHOUT_BF16 = ("half", "float16", "float32")
 _ALWAYS_WITH_GPUS = ("g2-", "a2-", "a3-")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Accelerator:
-    """GPUs that each worker is to have.
-
-    Attributes:
-      type: As Compute Engine calls it.
-      count: Per worker.
-      driver: The version that Dataflow installs, ``""`` for its default; None when it installs none.
-    """
-
-    type: str
-    count: int
-    driver: str | None
-
-
 def on_dataflow(options: PipelineOptions) -> bool:
-    """Whether the job runs there."""
+    """Whether the job runs on Dataflow."""
     return "Dataflow" in str(options.view_as(StandardOptions).runner)
 
 
 def check_launch(options: PipelineOptions) -> None:
-    """Everything that can be told from the flags of a job on Dataflow.
+    """Checks all that the flags of a job on Dataflow can tell.
 
     Raises:
       ConfigurationError: The job could not run; with the value and the remedy.
@@ -78,27 +57,29 @@ def check_launch(options: PipelineOptions) -> None:
     cloud, setup = options.view_as(GoogleCloudOptions), options.view_as(SetupOptions)
     if not cloud.temp_location:
         raise ConfigurationError(
-            "--temp_location is missing: Dataflow keeps temporary files there; give a gs:// folder"
+            "--temp_location is missing: Dataflow keeps temporary files there; set it to a gs:// "
+            "folder"
         )
     shipped = (setup.setup_file, setup.extra_packages, setup.requirements_file)
     if not options.view_as(WorkerOptions).sdk_container_image and not any(shipped):
         raise ConfigurationError(
-            "--sdk_container_image is missing: the workers would not have this code; give the "
-            "template's image, or --setup_file=./setup.py"
+            "--sdk_container_image is missing: the workers would not have this code; set it to the "
+            "template's image, or set --setup_file=./setup.py"
         )
     values = Values.of(options.view_as(InferenceOptions))
     if cloud.create_from_snapshot and values.boolean("exactly_once"):
         raise ConfigurationError(
             "--create_from_snapshot does not go with --exactly_once=true: the write streams in the "
-            "snapshot have gone on since, and other rows would be taken for written; drain the job, "
-            "seek the subscription and start anew"
+            "snapshot have advanced since, and BigQuery would drop new rows as already written; drain "
+            "the job, seek the subscription and start again"
         )
-    if values.text("backend") == "sentence_transformers" and cloud.template_location:
+    adapter = adapter_of(values.given["backend"])
+    if cloud.template_location and not adapter.images:
         raise ConfigurationError(
-            "--backend is 'sentence_transformers', which no image of the templates has: launch with "
+            f"--backend is {adapter.name!r}, which no image of the templates has: launch with "
             "python -m pipeline --runner=DataflowRunner and an --sdk_container_image that has it"
         )
-    check_accelerators(options)
+    check_accelerators(adapter, values, options)
 
 
 def service_options(options: PipelineOptions) -> list[str]:
@@ -125,58 +106,60 @@ def accelerators(words: list[str]) -> Iterator[Accelerator]:
         parts = dict(part.partition(":")[::2] for part in value.split(";"))
         if not parts.get("type") or not re.fullmatch("[1-9][0-9]?", parts.get("count", "")):
             raise ConfigurationError(
-                f"{word!r} is no accelerator: write "
+                f"{word!r} is not an accelerator: write "
                 "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"
             )
         yield Accelerator(parts["type"], int(parts["count"]), parts.get("install-nvidia-driver"))
 
 
-def check_accelerators(options: PipelineOptions) -> None:
-    """GPU options that exclude each other, or the machine.
+def check_accelerators(adapter: BackendAdapter, values: Values, options: PipelineOptions) -> None:
+    """GPU options go together, with the machine and with the backend.
 
     Raises:
-      ConfigurationError: They do.
+      ConfigurationError: They do not.
     """
     words = service_options(options)
     names = {word.partition("=")[0] for word in words}
-    values = Values.of(options.view_as(InferenceOptions))
-    if "use_nvidia_mps" in names and values.text("backend") == "vllm":
+    if "use_nvidia_mps" in names and adapter.dataflow.one_process:
         raise ConfigurationError(
-            "use_nvidia_mps shares a GPU among processes, but --backend=vllm runs one server for "
-            "all of a machine: remove it"
+            f"use_nvidia_mps shares a GPU among processes, but --backend={adapter.name} runs one "
+            "process per worker: remove it"
         )
-    if {"use_nvidia_mps", "no_use_multiple_sdk_containers"} <= names:
+    if {"use_nvidia_mps", ONE_CONTAINER} <= names:
         raise ConfigurationError(
-            "use_nvidia_mps shares a GPU among processes and no_use_multiple_sdk_containers leaves "
-            "one process: remove one of them"
+            f"use_nvidia_mps shares a GPU among processes, but {ONE_CONTAINER} leaves one process "
+            "per worker: remove one of them"
         )
     found = list(accelerators(words))
     if len(found) > 1:
-        raise ConfigurationError(f"worker_accelerator is given {len(found)} times: give it once")
+        raise ConfigurationError(f"worker_accelerator is set {len(found)} times: set it once")
     asked = _of_flags(values)
     if asked is not None and (found or _hinted(options)):
         other = "worker_accelerator" if found else "--resource_hints"
-        raise ConfigurationError(f"an accelerator is asked for twice: remove {other} or --gpu_type")
-    if values.text("backend") == "vllm" and asked is None and not found and not _hinted(options):
         raise ConfigurationError(
-            "--backend is 'vllm', but no worker has an accelerator: give --gpu_type, such as "
-            "nvidia-l4"
+            f"two settings ask for an accelerator: remove {other} or --gpu_type"
+        )
+    if adapter.dataflow.gpu and asked is None and not found and not _hinted(options):
+        raise ConfigurationError(
+            f"--backend is {adapter.name!r}, but no worker has an accelerator: set --gpu_type, such "
+            "as --gpu_type=nvidia-l4"
         )
     machine = options.view_as(WorkerOptions).machine_type
     for gpu in found:
         _check_accelerator(options, gpu, "machine_type", machine)
+        adapter.check_gpu(values, gpu)
     if asked is not None:
         _check_accelerator(options, asked, "gpu_machine_type", values.text("gpu_machine_type"))
+        adapter.check_gpu(values, asked)
         if machine and machine.startswith(_ALWAYS_WITH_GPUS):
             raise ConfigurationError(
-                f"--machine_type is {machine!r}, which would give every other step a GPU too: name "
-                "an ordinary machine there, such as n2-standard-4, and this one, if need be, as "
-                "--gpu_machine_type"
+                f"--machine_type is {machine!r}, so every other step would have a GPU too: set it "
+                "to an ordinary machine, such as n2-standard-4, and --gpu_machine_type to this one"
             )
 
 
 def _of_flags(values: Values) -> Accelerator | None:
-    """What ``--gpu_type`` and its like ask for."""
+    """The GPUs of ``--gpu_type`` and the flags beside it."""
     gpu_type = values.text("gpu_type")
     if gpu_type is None:
         return None
@@ -194,7 +177,7 @@ def _check_accelerator(
     goal = options.view_as(GoogleCloudOptions).flexrs_goal
     if goal:
         raise ConfigurationError(
-            f"--flexrs_goal is {goal!r}, but FlexRS has no GPUs and {gpu.type} is asked for: "
+            f"--flexrs_goal is {goal!r}, but FlexRS has no GPUs and the job asks for {gpu.type}: "
             "remove one of them"
         )
     if gpu.driver is None:
@@ -203,13 +186,10 @@ def _check_accelerator(
         )
     if _hinted(options):
         raise ConfigurationError(
-            "an accelerator is asked for twice: remove worker_accelerator or --resource_hints"
+            "two settings ask for an accelerator: remove worker_accelerator or --resource_hints"
         )
     if machine:
         _check_machine(gpu, flag, machine)
-    values = Values.of(options.view_as(InferenceOptions))
-    if values.text("backend") == "vllm":
-        _check_vllm(values, gpu, gpu.driver)
 
 
 def _check_machine(gpu: Accelerator, flag: str, machine: str) -> None:
@@ -235,28 +215,3 @@ def _gpus_of(machine: str) -> int | None:
         return int(named[1])
     vcpus = machine.rpartition("-")[2]
     return _L4S.get(int(vcpus), 1) if machine.startswith("g2-") and vcpus.isdecimal() else None
-
-
-def _check_vllm(values: Values, gpu: Accelerator, driver: str) -> None:
-    """What vLLM and its CUDA need of a GPU and its driver.
-
-    Most models are published in bfloat16; a server started with one ends at once where the GPU
-    cannot compute in it.
-    """
-    if gpu.type in _TOO_OLD_FOR_VLLM:
-        raise ConfigurationError(
-            f"{gpu.type} is too old for --backend=vllm, whose CUDA needs compute capability 7.5: "
-            "take a newer one, such as nvidia-l4"
-        )
-    major = driver.partition(".")[0]
-    if major.isdecimal() and int(major) < MINIMUM_DRIVER:
-        raise ConfigurationError(
-            f"the driver is {driver!r}, but --backend=vllm needs {MINIMUM_DRIVER} or newer: name "
-            f"one, or {VLLM_DRIVER}"
-        )
-    dtype = option(vllm_args(values), "--dtype")
-    if gpu.type in _WITHOUT_BF16 and dtype not in _DTYPES_WITHOUT_BF16:
-        raise ConfigurationError(
-            f"{gpu.type} cannot compute in bfloat16, which most models are published in: add "
-            "--dtype=half to --vllm_args, or take another GPU, such as nvidia-l4"
-        )

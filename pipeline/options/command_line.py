@@ -15,7 +15,7 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.options.gpu import GPU_OPTIONS
+from pipeline.backends import ADAPTERS, backend_flags
 from pipeline.options.messages import read_text, suggestion
 from pipeline.options.option import Option
 from pipeline.options.order_options import ORDER_OPTIONS
@@ -40,12 +40,6 @@ OPTIONS: tuple[Option, ...] = (
     Option("prompt_file", _REQUEST, "A file that holds the prompt.", metavar="URI"),
     Option("messages_field", _REQUEST, "The field that holds a chat: a list of messages."),
     Option("request_field", _REQUEST, "The field that holds a whole provider request."),
-    Option(
-        "instance_fields",
-        _REQUEST,
-        "The fields that make the instance for a custom model (backend vertex_endpoint).",
-        metavar="A,B",
-    ),
     Option("system_prompt", _REQUEST, "The system message: a Jinja2 template."),
     Option("system_prompt_file", _REQUEST, "A file that holds the system message.", metavar="URI"),
     Option(
@@ -98,53 +92,14 @@ OPTIONS: tuple[Option, ...] = (
         _MODEL,
         "Who serves the model.",
         "gemini",
-        ("gemini", "vertex_endpoint", "openai", "vllm", "sentence_transformers", "fake"),
+        tuple(ADAPTERS),
     ),
     Option(
         "model",
         _MODEL,
         "The model's name; a path for sentence_transformers and vllm, any word for fake.",
     ),
-    Option(
-        "generate_api",
-        _MODEL,
-        "What is asked of openai and vllm: chat, or completions for base models without a chat "
-        "template. Chat by default.",
-        choices=("chat", "completions"),
-    ),
-    Option("vllm_args", _MODEL, "Arguments of vLLM's server (backend vllm).", metavar="ARGS"),
-    Option("vllm_python", _MODEL, "The interpreter that has vLLM (backend vllm).", metavar="PATH"),
-    Option(
-        "endpoint",
-        _MODEL,
-        "A base URL (ending in /v1 for openai, which takes several, separated by commas), or a "
-        "Vertex AI endpoint's resource name.",
-        metavar="URL_OR_RESOURCE",
-    ),
-    Option(
-        "api_key_secret",
-        _MODEL,
-        "The Secret Manager version that holds the API key (backend openai); workers read it. "
-        "Without it their OPENAI_API_KEY.",
-        metavar="projects/P/secrets/S/versions/V",
-    ),
-    Option(
-        "predict_method",
-        _MODEL,
-        "How a custom model is called (backend vertex_endpoint).",
-        "predict",
-        ("predict", "raw_predict"),
-    ),
-    Option("model_project", _MODEL, "The model's project; --project by default."),
-    Option("model_location", _MODEL, "The model's location; --region by default."),
-    Option(
-        "service_tier",
-        _MODEL,
-        "How Gemini serves and bills the calls: flex costs half and may take minutes. Without it "
-        "provisioned throughput where there is some, else standard.",
-        choices=("standard", "flex", "priority", "provisioned"),
-    ),
-    *GPU_OPTIONS,
+    *backend_flags(),
     *PACE_OPTIONS,
     *ORDER_OPTIONS,
     Option(

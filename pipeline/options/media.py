@@ -1,7 +1,7 @@
 """Which fields of a record hold media: those of the flag, or a whole object itself."""
 
 from pipeline.options.command_line import Values
-from transforms.backends.base import Backend
+from transforms.backends.base import Backend, capabilities_of
 from transforms.records.errors import ConfigurationError
 from transforms.records.media import MediaField
 from transforms.sources.base import Source
@@ -30,17 +30,18 @@ def media_fields(values: Values, backend: Backend, source: Source) -> tuple[Medi
 
 def _asks_about_media(values: Values, backend: Backend) -> bool:
     prompt = values.text("prompt") or values.text("prompt_file")
-    return bool(prompt) and values.text("task") != "embed" and backend.family != "vertex_endpoint"
+    reads = capabilities_of(backend).media_schemes
+    return bool(prompt and reads) and values.text("task") != "embed"
 
 
 def _check_readable(pattern: str, backend: Backend) -> None:
     if not pattern.startswith("gs://"):
         raise ConfigurationError(
-            f"--input_files is {pattern!r}, but a model reads each object by its URI: put the files "
-            "into a bucket and give gs://…"
+            f"--input_files is {pattern!r}, but the model reads each object by its URI: copy the "
+            "files to a bucket and set --input_files=gs://…"
         )
-    if backend.family == "openai":
+    if "gs" not in capabilities_of(backend).media_schemes:
         raise ConfigurationError(
-            f"--input_files is {pattern!r}, but a server behind --backend=openai cannot read gs:// "
-            "objects: use --backend=gemini, or records with https:// URLs and --media_fields"
+            f"--input_files is {pattern!r}, but backend {backend.family} cannot read gs:// objects: "
+            "use --backend=gemini, or records with https:// URLs and --media_fields"
         )

@@ -4,6 +4,7 @@ import re
 
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, WorkerOptions
 
+from pipeline.backends import adapter_of
 from pipeline.options.command_line import Values
 from pipeline.options.gpu import has_one_process
 from transforms.dispatch.limits import DispatchLimits
@@ -63,7 +64,8 @@ def _most_processes(flag: str, values: Values, options: PipelineOptions) -> int:
         raise ConfigurationError(
             f"--{flag} is of the whole job and divided among its workers: give --max_num_workers"
         )
-    if has_one_process(values.given, options.view_as(DebugOptions).experiments):
+    needs = adapter_of(values.given["backend"]).dataflow
+    if has_one_process(needs, options.view_as(DebugOptions).experiments):
         return int(worker.max_num_workers)
     machine = worker.machine_type or ""
     found = re.search(r"-(\d+)(?:-\d+)?$", machine)  # n2-standard-8, n2-custom-4-16384

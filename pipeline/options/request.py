@@ -5,7 +5,7 @@ from typing import Any
 from pipeline.options.command_line import Values
 from pipeline.options.media import media_fields
 from pipeline.options.messages import read_text
-from transforms.backends.base import Backend
+from transforms.backends.base import Backend, capabilities_of
 from transforms.records.errors import ConfigurationError
 from transforms.records.records import Json
 from transforms.requests.render import RequestSpec
@@ -51,7 +51,8 @@ def request_spec(
                     "give one of them"
                 )
             generation[name] = value
-    options = {} if backend.family == "fake" else values.json_object("request_options")
+    capabilities = capabilities_of(backend)
+    options = values.json_object("request_options") if capabilities.request_options else {}
     params: dict[str, Json] = {
         "generation_config": generation,
         "request_options": options,
@@ -66,8 +67,6 @@ def request_spec(
                     "(or --max_output_tokens, --temperature)"
                 )
         params = {}
-    if system and values.text("instance_fields"):
-        raise ConfigurationError("--system_prompt does not go with --instance_fields: remove it")
     return RequestSpec(
         prompt=prompt,
         prompt_name=prompt_name,
@@ -77,7 +76,7 @@ def request_spec(
         system_prompt=system,
         media_fields=media_fields(values, backend, source),
         task=values.text("task") or "generate",
-        instance=backend.family == "vertex_endpoint",
+        instance=capabilities.instances,
         params=params,
         backend=backend.family,
         model=backend.model,

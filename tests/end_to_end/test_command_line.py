@@ -191,7 +191,7 @@ def _wrong_use(
             [*local, f"--output_path={records}/out"],
             (
                 f"--output_path '{records}/out' cannot be written: [Errno 20] Not a directory: "
-                f"'{records}/out'; give a folder that can"
+                f"'{records}/out'; set a folder that can be written"
             ),
         ),
         "missing credentials of the backend": (
@@ -402,7 +402,7 @@ _FILES = {
         (
             ['--request_options={"speed": 1}'],
             (
-                "the fake backend has no option 'speed'; known: latency_ms, faults, "
+                "--request_options has 'speed', but the fake backend's options are: latency_ms, faults, "
                 "embedding_dimensions"
             ),
         ),
@@ -416,7 +416,7 @@ _FILES = {
         (
             ["--backend=openai", "--model=m"],
             (
-                "--backend openai: OPENAI_API_KEY is not set: set it or give --api_key_secret, or "
+                "--backend openai: OPENAI_API_KEY is not set: set it, or set --api_key_secret, or "
                 "--endpoint for a server that needs no key"
             ),
         ),
@@ -432,7 +432,7 @@ _FILES = {
         (
             ["--output_path={folder}/used"],
             (
-                "--output_path '{folder}/used' holds another run: give another folder, or "
+                "--output_path '{folder}/used' holds another run: set another folder, or "
                 "--write_mode=append to add to it, or --write_mode=replace to replace what "
                 "earlier runs wrote there"
             ),
@@ -444,13 +444,16 @@ _FILES = {
         (
             ["--backend=gemini", "--model=m", "--model_project=p"],
             (
-                "--model_location is missing: give it (e.g. us-central1, or global), or --region, or "
-                "set GOOGLE_CLOUD_LOCATION"
+                "--model_location is missing: set it (e.g. us-central1, or global), or --region, or "
+                "GOOGLE_CLOUD_LOCATION in the environment"
             ),
         ),
         (
             ["--backend=gemini", "--model=m", "--model_location=us-central1"],
-            "--model_project is missing: give it, or --project, or set GOOGLE_CLOUD_PROJECT",
+            (
+                "--model_project is missing: set it, or --project, or GOOGLE_CLOUD_PROJECT in the "
+                "environment"
+            ),
         ),
         (
             ["--backend=vertex_endpoint", "--endpoint=somewhere"],
@@ -461,7 +464,10 @@ _FILES = {
         ),
         (
             ["--backend=sentence_transformers", "--model=m"],
-            "backend sentence_transformers embeds only: give --task=embed",
+            (
+                "--task is 'generate', but backend sentence_transformers takes embed only: set "
+                "--task=embed"
+            ),
         ),
         (
             ["--output_table=tickets"],
@@ -517,13 +523,13 @@ def test_wrong_value(
         ),
         (
             ["--output_table={dataset}x.results"],
-            "--output_table: dataset {dataset}x does not exist: make it with `bq mk -d {dataset}x`",
+            "--output_table: dataset {dataset}x does not exist: create it with `bq mk -d {dataset}x`",
         ),
         (
             ["--output_table={dataset}.input"],
             (
-                "--output_table: {dataset}.input has no column 'record_id': it was not made by this "
-                "pipeline; give another table"
+                "--output_table: {dataset}.input has no column 'record_id': this pipeline did not "
+                "make it; set another table"
             ),
         ),
         (
@@ -606,7 +612,7 @@ def test_write_modes_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     assert runs.run(*flags, "--run_id=first", "--write_mode=append") == 2
     assert capsys.readouterr().err == (
-        f"error: --run_id 'first' has written into '{tmp_path}/out' before: give another\n"
+        f"error: --run_id 'first' has written into '{tmp_path}/out' before: set another\n"
     )
     assert run_ids() == ["first"] * 3 + ["second"] * 3
     assert runs.run(*flags, "--run_id=third", "--write_mode=replace") == 0
@@ -646,7 +652,7 @@ def test_write_modes_of_a_table(
     )
     assert runs.run(*flags, "--run_id=first") == 2
     assert (
-        capsys.readouterr().err == f"error: --run_id 'first' is in {table} already: give another\n"
+        capsys.readouterr().err == f"error: --run_id 'first' is already in {table}: set another\n"
     )
     assert runs.run(*flags, "--run_id=third", "--write_mode=replace") == 0
     assert run_ids() == ["third"] * 3

@@ -19,7 +19,6 @@ from templates.form import (
     FORMS,
     NOT_OFFERED,
     PLACES,
-    PREFIXES,
     STREAMING,
     choices_offered,
     form_of,
@@ -227,7 +226,6 @@ def test_the_tables_name_options() -> None:
     """A table that names an option that nobody has is out of date."""
     names = {option.name for option in OPTIONS}
     assert set(PLACES) | set(NOT_OFFERED) <= names
-    assert all(any(name.startswith(prefix) for name in names) for prefix in PREFIXES)
 
 
 def test_a_new_option_needs_a_known_metavar() -> None:
@@ -237,10 +235,15 @@ def test_a_new_option_needs_a_known_metavar() -> None:
 
 
 def test_options_stand_under_what_they_need() -> None:
-    """By their names or by a table, so that they are shown only when they apply."""
-    for name in ("vllm_args", "vllm_python", "gpu_type"):
+    """Below the backends that take them or by a table, so that they are shown when they apply."""
+    for name, backends, gpu in (
+        ("vllm_args", ("vllm",), True),
+        ("gpu_type", ("vllm", "sentence_transformers"), True),
+        ("generate_api", ("openai", "vllm"), False),
+        ("endpoint", ("gemini", "vertex_endpoint", "openai"), False),
+    ):
         place = place_of(BY_NAME[name])
-        assert (place.parent, place.triggers) == ("backend", ("vllm",))
+        assert (place.parent, place.triggers, place.gpu) == ("backend", backends, gpu)
     for name in ("gpu_count", "gpu_driver", "gpu_machine_type"):
         place = place_of(BY_NAME[name])
         assert (place.parent, place.triggers) == ("gpu_type", ())  # any GPU

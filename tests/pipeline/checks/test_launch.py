@@ -1,4 +1,4 @@
-"""What Dataflow would take and fail on later: refused before the launch, with the remedy."""
+"""Jobs that Dataflow would accept and fail later are refused before the launch, with the remedy."""
 
 import doctest
 
@@ -49,13 +49,13 @@ def test_what_a_job_needs() -> None:
     """A place for temporary files, and the code."""
     assert _refused(JOB[0]).startswith("--temp_location is missing: ")
     assert _refused(JOB[0], JOB[1]) == (
-        "--sdk_container_image is missing: the workers would not have this code; give the "
-        "template's image, or --setup_file=./setup.py"
+        "--sdk_container_image is missing: the workers would not have this code; set it to the "
+        "template's image, or set --setup_file=./setup.py"
     )
 
 
 def test_a_snapshot_and_write_streams_of_its_job() -> None:
-    """Other rows would be taken for written."""
+    """BigQuery would drop new rows as already written."""
     _check(*JOB, "--create_from_snapshot=s")
     assert _refused(*JOB, "--create_from_snapshot=s", "--exactly_once=true").startswith(
         "--create_from_snapshot does not go with --exactly_once=true: "
@@ -67,7 +67,7 @@ def test_a_snapshot_and_write_streams_of_its_job() -> None:
     [
         (
             [GPU, "--flexrs_goal=COST_OPTIMIZED"],
-            "--flexrs_goal is 'COST_OPTIMIZED', but FlexRS has no GPUs and nvidia-l4 is asked for",
+            "--flexrs_goal is 'COST_OPTIMIZED', but FlexRS has no GPUs and the job asks for nvidia-l4",
         ),
         (
             [GPU, "--machine_type=n2-standard-8"],
@@ -83,12 +83,12 @@ def test_a_snapshot_and_write_streams_of_its_job() -> None:
         ),
         (
             ["--dataflow_service_options=worker_accelerator=nvidia-l4"],
-            "'worker_accelerator=nvidia-l4' is no accelerator: write ",
+            "'worker_accelerator=nvidia-l4' is not an accelerator: write ",
         ),
-        ([GPU, T4], "worker_accelerator is given 2 times: give it once"),
+        ([GPU, T4], "worker_accelerator is set 2 times: set it once"),
         (
             [GPU, "--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver"],
-            "an accelerator is asked for twice",
+            "two settings ask for an accelerator",
         ),
         (
             ["--experiments=use_nvidia_mps,no_use_multiple_sdk_containers"],
@@ -115,7 +115,7 @@ def test_vllm_without_an_accelerator() -> None:
     hint = "--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver:5xx"
     for given in (L4, GPU, hint):
         _check(*JOB, VLLM, given)
-    expected = "--backend is 'vllm', but no worker has an accelerator: give --gpu_type"
+    expected = "--backend is 'vllm', but no worker has an accelerator: set --gpu_type"
     assert _refused(*JOB, VLLM).startswith(expected)
     assert _refused(*JOB, VLLM, "--machine_type=g2-standard-8").startswith(expected)
     _check(VLLM)
@@ -172,6 +172,17 @@ def test_drivers_older_than_the_cuda_of_vllm(driver: str, accepted: bool) -> Non
                 f"the driver is {driver!r}, but --backend=vllm needs 580 or newer: name one, or 5xx"
             )
     _check(*JOB, GPU.replace("580", driver), "--backend=gemini")
+
+
+def test_a_server_that_needs_more_gpus() -> None:
+    """Than each worker has, by our flags or as service options."""
+    size = "--vllm_args=--tensor-parallel-size=2"
+    for asked in (L4, GPU):
+        assert _refused(*JOB, VLLM, asked, size) == (
+            "--vllm_args is '--tensor-parallel-size=2', but each worker has 1 of nvidia-l4: the "
+            "arguments ask for 2 GPUs, and there are 1"
+        )
+    _check(*JOB, VLLM, L4, "--gpu_count=2", size)
 
 
 @pytest.mark.parametrize(
@@ -235,19 +246,19 @@ def test_flags_of_gpus_that_can_run() -> None:
         (["--flexrs_goal=COST_OPTIMIZED"], "--flexrs_goal is 'COST_OPTIMIZED', but FlexRS has no"),
         (
             ["--machine_type=g2-standard-8"],
-            "--machine_type is 'g2-standard-8', which would give every other step a GPU too: name ",
+            "--machine_type is 'g2-standard-8', so every other step would have a GPU too: set it ",
         ),
         (
             [GPU],
-            "an accelerator is asked for twice: remove worker_accelerator or --gpu_type",
+            "two settings ask for an accelerator: remove worker_accelerator or --gpu_type",
         ),
         (
             ["--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver"],
-            "an accelerator is asked for twice: remove --resource_hints or --gpu_type",
+            "two settings ask for an accelerator: remove --resource_hints or --gpu_type",
         ),
         (
             ["--experiments=use_nvidia_mps"],
-            "use_nvidia_mps shares a GPU among processes, but --backend=vllm runs one server",
+            "use_nvidia_mps shares a GPU among processes, but --backend=vllm runs one process",
         ),
     ],
 )
