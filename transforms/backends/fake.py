@@ -20,10 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from transforms.backends.base import CallLimits, Capabilities
-from transforms.backends.smallest_json import smallest
 from transforms.records import json_values
 from transforms.records.errors import RECORD_ERRORS, ConfigurationError, InvalidRequest, RecordError
 from transforms.records.records import Completion, Json, Request, Usage
+from transforms.records.smallest_json import smallest
 
 _ERRORS = {error.error_type: error for error in RECORD_ERRORS}
 _REFUSED = ("invalid_request", "too_large", "rate_limited", "unavailable", "timeout", "forbidden")
