@@ -180,11 +180,11 @@ def main() -> None:
     ours, beams = "BatchRequests", "GroupIntoBatches"
     lines = [
         (
-            f"{args.messages:,} requests of about 1.3 kB as fast as the local streaming runner takes "
-            f"them, batches of at most {limits.max_batch_size}, medians of {args.repeats} "
-            f"interleaved runs ({machine()}). The last batch is what "
-            "is left, and counts. A bundle costs this runner some 50 ms however small it is: small "
-            "bundles fill no batch in a second, whence the longer waiting time."
+            f"{args.messages:,} requests of about 1.3 kB, as fast as the local streaming runner accepts "
+            f"them, in batches of at most {limits.max_batch_size}; medians of {args.repeats} "
+            f"interleaved runs ({machine()}). The last batch holds the remainder and counts too. A "
+            "bundle costs this runner some 50 ms, however small it is, so small bundles cannot fill "
+            "a batch in a second: hence their longer waiting time."
         ),
         "",
         "| | keys | waiting s | bundles of | batches | mean size | of the maximum | requests/s |",

@@ -48,7 +48,7 @@ def main() -> None:
     lines = [
         (
             f"{options.requests:,} requests, concurrency {options.concurrency}, medians of "
-            f"{options.rounds} rounds in turn, simulated server on the same cores ({machine()})."
+            f"{options.rounds} rounds in turn, with a simulated server on the same cores ({machine()})."
         ),
         "",
         "| client | CPU ms per request | against bare aiohttp | requests/s |",

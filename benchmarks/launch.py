@@ -91,7 +91,7 @@ def main() -> None:
             lines.append(
                 f"| {template.name}{'-gpu' if gpu else ''} | {statistics.median(walls):.1f} "
                 f"| {max(walls):.1f} | {statistics.median(used):.1f} "
-                f"| {'kept' if max(walls) <= GOAL_S else 'missed'} |"
+                f"| {'met' if max(walls) <= GOAL_S else 'missed'} |"
             )
     write_section("Launch", "python -m benchmarks.launch", lines)
 

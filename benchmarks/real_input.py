@@ -208,9 +208,9 @@ def main() -> None:
     lines = [
         (
             f"{len(records):,} package descriptions of this machine ({len(content) / 1e6:.1f} MB), "
-            "each asked over HTTP of a simulated model on the same cores, checked against a schema, "
-            f"and written to files and to a BigQuery table at once ({machine()}; "
-            "services on loopback). CPU is that of the pipeline's process, some 4 s of start included."
+            "each sent over HTTP to a simulated model on the same cores, checked against a schema, "
+            f"and written to both files and a BigQuery table ({machine()}; services on "
+            "loopback). CPU time is that of the pipeline's process, some 4 s of start-up included."
         ),
         "",
         (

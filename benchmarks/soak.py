@@ -248,12 +248,12 @@ def run_soak(rate: int, seconds: float, folder: pathlib.Path) -> list[str]:
     lines = [
         (
             f"{rate} messages a second of about 600 bytes for {seconds / 60:g} minutes, at default "
-            f"flags ({machine()}, every server on the same machine): {count:,} messages, of which "
+            f"flags ({machine()}, all servers on the same machine): {count:,} messages ended as "
             + ", ".join(f"{times:,} {name}" for name, times in sorted(by_outcome.items()))
-            + f". {len(outages)} outages of the model of {OUTAGE_S} s, BigQuery killed {restarts} "
-            f"times for {KILLED_S} s. Each id was where it belongs, the view of the newest had "
-            f"each once, and every minute reconciled; {doubled:,} rows were there twice. All was "
-            f"written {behind_s:.0f} s after the last message."
+            + f". The model had {len(outages)} outages of {OUTAGE_S} s, and BigQuery was killed "
+            f"{restarts} times for {KILLED_S} s. Each id was where it belongs, the `_latest` view "
+            f"had each once, and every minute reconciled; {doubled:,} rows were duplicated. All "
+            f"rows were written {behind_s:.0f} s after the last message."
         ),
         "",
         "| minutes | resident MB (median) |",

@@ -190,8 +190,8 @@ def main() -> None:
     lines = [
         (
             f"{args.rows:,} result rows of about {size} bytes into an emulated BigQuery on the same "
-            f"machine, medians of {args.repeats} interleaved runs in processes of their own "
-            f"({machine()}). Every row was there once."
+            f"machine, medians of {args.repeats} interleaved runs in separate processes "
+            f"({machine()}). Every row arrived once."
         ),
         "",
         "| | rows/s | of Beam's | wall s | CPU s of the pipeline |",

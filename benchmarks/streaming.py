@@ -280,11 +280,11 @@ def main() -> None:
         (
             f"{args.messages:,} messages of about 600 bytes wait in a subscription: 1 % malformed, "
             "1 % refused by the model, 0.5 % of the rows refused by the table. Medians of "
-            f"{args.repeats} interleaved runs in processes of their own, with the servers on the "
+            f"{args.repeats} interleaved runs in separate processes, with the servers on the "
             f"same machine ({machine()}). In every `whole` run each message was accounted for by its "
-            f"id, and the minutes reconciled. The goal is {GOAL:g} of pass-through, for our steps: "
-            "`local`. `whole` also calls a model over HTTP and appends a row for every message, and "
-            "the servers that answer share the cores."
+            f"id, and the minutes reconciled. `local`, our steps, should reach {GOAL:g} of the speed "
+            "of pass-through. `whole` also calls a model over HTTP and appends a row for every "
+            "message, and the servers that answer share the cores."
         ),
         "",
         "| | messages/s | of pass-through | wall s | CPU s of the pipeline | peak MB |",

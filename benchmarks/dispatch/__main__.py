@@ -33,11 +33,11 @@ SCENARIOS: dict[str, Scenario] = {
 }
 ELSEWHERE = [
     (
-        "| forbidden media | one object among 1,000 records | one dead letter | a test keeps it: "
+        "| forbidden media | one object among 1,000 records | one dead letter | tested by "
         "`tests/end_to_end/test_media.py` | | |"
     ),
     (
-        "| CPU per request | against an SDK and bare aiohttp | | see "
+        "| CPU per request | compared with an SDK and bare aiohttp | | see "
         "[CPU per request](#cpu-per-request) | | |"
     ),
 ]
@@ -74,12 +74,12 @@ def _write(made: dict[str, list[str]]) -> None:
     earlier = table.section_of(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     lines = [
         (
-            "The whole command at its default flags, without any about the pace, against the "
+            "The whole command at its default flags, with no pace flag, against the "
             f"simulated model server on the same cores ({machine()}). The scenarios are described "
             "in `benchmarks/dispatch/`. Busy slots are means from second "
-            f"{Sizes().warm_up_s:g} until the last record was sent first. The hand-tuned window is "
+            f"{Sizes().warm_up_s:g} until the last record was first sent. The hand-tuned window is "
             "bare aiohttp with as many workers as there are slots. Beam's own handler is "
-            "`GeminiModelHandler` with batches of one, as it sends a larger batch as one prompt."
+            "`GeminiModelHandler` with batches of one, because it sends a larger batch as one prompt."
         ),
         "",
         *table.HEAD,

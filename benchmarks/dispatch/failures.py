@@ -79,7 +79,7 @@ def outage(kind: str, sizes: Sizes) -> list[Check]:
             "back at nine tenths of the quota",
             "",
             (
-                f"{good_s:g} s after the outage; calls that it cost: {lost} "
+                f"{good_s:g} s after the outage; calls lost to it: {lost} "
                 f"(with refusals: {wasted_calls(log):,})"
             ),
         ),

@@ -92,7 +92,7 @@ def _level(what: str, log: Log, span: tuple[float, float], level: int) -> Check:
     after = goodput(log, *settled) / level if settled[1] > settled[0] else 0.0
     return Check(
         f"the quota {what} ({level}/s)",
-        f"within 15 s at {NEAR:.0%} of it ({WINDOW_S:g}-s means that stay)",
+        f"back within {NEAR:.0%} of it in 15 s, for good ({WINDOW_S:g}-s means)",
         f"{took_s:g} s (goodput / quota after 15 s: {after:.3f})",
         took_s <= 15,
     )

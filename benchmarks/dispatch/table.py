@@ -13,9 +13,9 @@ def rows(name: str, checks: Sequence[Check], day: str) -> list[str]:
 
     Examples:
         >>> rows("quota_50", [Check("429s", "≤ 3 %", "1 %", True)], "2026-11-21")
-        ['| `quota_50` | 429s | ≤ 3 % | 1 % | kept | 2026-11-21 |']
+        ['| `quota_50` | 429s | ≤ 3 % | 1 % | met | 2026-11-21 |']
     """
-    verdicts = {True: "kept", False: "**missed**", None: ""}
+    verdicts = {True: "met", False: "**missed**", None: ""}
     return [
         f"| `{name}` | {check.what} | {check.goal} | {check.measured} | {verdicts[check.kept]} "
         f"| {day} |"

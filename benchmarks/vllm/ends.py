@@ -70,7 +70,7 @@ def ended(table: Table, backend: VLLMBackend) -> None:
         table.add(Line(f"the command with its own server, {_PROMPTS} prompts", seconds, 0, 0))
         wrong = ran(folder, status).wrong(_PROMPTS, set())
         table.expect(not wrong, wrong or "every record ended once")
-        table.expect(not left, f"{left} processes left when it had ended")
+        table.expect(not left, f"{left} processes left after its end")
 
 
 def killed(table: Table, backend: VLLMBackend) -> None:
