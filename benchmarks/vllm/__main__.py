@@ -93,7 +93,7 @@ def _bench(table: Table, backend: VLLMBackend, count: int) -> Iterator[Bench]:
 def _about(count: int) -> str:
     return (
         f"{machine()}; vLLM 0.32 on the CPU, GPUSHAPE={GPUSHAPE}, --max-num-seqs={SLOTS}, "
-        f"{count:,} prompts per line unless it says otherwise. The common beginnings have {HEAD_TOKENS} "
+        f"{count:,} prompts per line unless it says otherwise. The prefixes have {HEAD_TOKENS} "
         f"tokens; the server of those lines has a cache of {BLOCKS * BLOCK_TOKENS:,} tokens, which "
         "running requests share."
     )

@@ -16,7 +16,7 @@ STOCK_SHARE = 10
 """Stock Beam at defaults gets one in so many prompts: it takes several times as long as the others."""
 PREFIX_SHARE = 2
 HEADS = (10, 100)
-"""Different beginnings: the first are in the cache whatever the order, the second do not fit."""
+"""Different prefixes: the first are in the cache whatever the order, the second do not fit."""
 KILLS = 2
 
 
@@ -94,7 +94,7 @@ class Bench:
             shuffled = 0.0
             for order in ("", "batch", "data_set"):
                 flags = [f"--order_by_prefix={order}"] if order else []
-                name = f"ours, {count:,} prompts with {heads} beginnings, {' '.join(flags) or 'shuffled'}"
+                name = f"ours, {count:,} prompts with {heads} prefixes, {' '.join(flags) or 'shuffled'}"
                 asked = prefixed(f"x{order}", count, heads)
                 with Watch(self._lease) as watch:
                     seconds, _ = self._ours(name, asked, *flags, limit=None)

@@ -34,7 +34,7 @@ def is_poison(request: dict[str, Any]) -> bool:
 
 
 def prefixed(tag: str, count: int, heads: int) -> list[dict[str, Any]]:
-    """So many beginnings of about `HEAD_TOKENS`, shuffled; the same for every tag but for the tag."""
+    """Shuffled prompts with that many prefixes of about `HEAD_TOKENS`; a tag changes only the tag."""
     chance = random.Random(1)
     begins = [f"{tag} {n} " + " ".join(chance.choices(_WORDS, k=HEAD_TOKENS)) for n in range(heads)]
     asks = [f"{begins[n % heads]} question {n}" for n in range(count)]
