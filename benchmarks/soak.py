@@ -127,7 +127,7 @@ class Memory(threading.Thread):
             time.sleep(SAMPLE_EVERY_S)
 
     def windows(self, until_s: float) -> list[float]:
-        """The median of each five minutes, from the start of the process until `seconds`."""
+        """The median of each five minutes, from the start of the process until `until_s`."""
         count = max(1, int(until_s / WINDOW_S))
         return [
             statistics.median(

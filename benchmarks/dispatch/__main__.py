@@ -1,6 +1,6 @@
 """Measures the dispatch: ``python -m benchmarks.dispatch [scenario ...]``; all by default.
 
-Prints each goal beside what was measured and writes it to ``benchmarks/RESULTS.md``. All scenarios
+Prints each goal beside the measured value and writes both to ``benchmarks/RESULTS.md``. All scenarios
 take about half an hour. ``--quick`` takes minutes and proves only that everything runs.
 """
 
@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--no_write", action="store_true", help="leave RESULTS.md as it is")
     options = parser.parse_args()
     if unknown := set(options.scenarios) - SCENARIOS.keys():
-        parser.error(f"no such scenario: {', '.join(sorted(unknown))}; {', '.join(SCENARIOS)} are")
+        parser.error(
+            f"no such scenario: {', '.join(sorted(unknown))}; choose from {', '.join(SCENARIOS)}"
+        )
     sizes = QUICK if options.quick else Sizes()
     write = not (options.quick or options.no_write)
     allow_connections()
@@ -70,7 +72,7 @@ def main() -> None:
 
 
 def _write(made: dict[str, list[str]]) -> None:
-    """Replaces the lines of these scenarios, the others stay; after each, as all take long."""
+    """Replaces the lines of these scenarios and keeps the others; called after each, as all take long."""
     earlier = table.section_of(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     lines = [
         (
