@@ -142,7 +142,7 @@ class Bench:
 
 @contextlib.contextmanager
 def killing(lease: Lease, watch: Stopwatch, marks: list[int]) -> Iterator[None]:
-    """Kills the server whenever the next number of answers has arrived and it is ready."""
+    """SIGKILL to the server each time when so many answers are there, and it is ready."""
     over = threading.Event()
 
     def kill() -> None:
