@@ -18,7 +18,7 @@ ALL = (
 
 
 def main() -> None:
-    """Runs each in a process of its own; stops at the first that fails."""
+    """Runs each benchmark in its own process; stops at the first failure."""
     for name in ALL:
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
 

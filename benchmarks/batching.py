@@ -1,11 +1,11 @@
 """Batching across bundles: how full batches are under backlog, and how long a request waits.
 
-On the local runner that has real-time timers and state, with Pub/Sub's client in this process, each
-run in a process of its own:
+Each run is its own process, on the local runner with real-time timers and state, with Pub/Sub's
+client in that process:
 
-* ``backlog``: there is always more input, in bundles of one size. Full batches are what counts.
-* ``trickle``: one message per second. What counts is the time from before `BatchRequests` to behind
-  it, the runner's own included.
+* ``backlog``: input never runs out and comes in bundles of one size. Measures how full batches are.
+* ``trickle``: one message per second. Measures the time from before `BatchRequests` until after it,
+  the runner's own time included.
 
 ``GroupIntoBatches`` is Beam's own transform, with the same number of keys and the same waiting time,
 between the same steps.
@@ -44,7 +44,7 @@ def make_request(message: bytes) -> Request:
 
 
 class Stopwatch:
-    """When each request came, and what left; the steps find it in the module."""
+    """When requests arrived, and the batches that left; the steps find it as a module variable."""
 
     def __init__(self, expected: int) -> None:
         self.expected = expected
@@ -78,7 +78,7 @@ def stop(batch: list[Request]) -> None:
 
 @beam.ptransform_fn
 def group_into_batches(requests: Any, limits: BatchLimits, keys: int) -> Any:
-    """What stands there without `BatchRequests`."""
+    """Beam's batching, in place of `BatchRequests`."""
     return (
         requests
         | beam.WithKeys(lambda request: hash(request.record.record_id) % keys).with_output_types(
@@ -91,7 +91,7 @@ def group_into_batches(requests: Any, limits: BatchLimits, keys: int) -> Any:
 
 
 def backlog(messages: int, bundle: int) -> Callable[[], list[bytes]]:
-    """Everything as fast as the runner asks for it."""
+    """All messages, as fast as the runner asks for them."""
     sent = 0
 
     def pull() -> list[bytes]:
@@ -162,7 +162,7 @@ print(json.dumps(batching.child(sys.argv[1], *map(int, sys.argv[2:]))))
 def measure(
     program: str, messages: int, bundle: int, keys: int, wait_s: int = 1
 ) -> dict[str, float]:
-    """One run in a process of its own."""
+    """One run in its own process."""
     arguments = [program, str(messages), str(bundle), str(keys), str(wait_s)]
     command = [sys.executable, "-c", _CHILD, *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -170,7 +170,7 @@ def measure(
 
 
 def main() -> None:
-    """Backlog at several bundle sizes and numbers of keys, then the trickle."""
+    """Measures backlogs with several bundle sizes and numbers of keys, then the trickle."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--messages", type=int, default=5_000)
     parser.add_argument("--seconds", type=int, default=20)
@@ -180,11 +180,11 @@ def main() -> None:
     ours, beams = "BatchRequests", "GroupIntoBatches"
     lines = [
         (
-            f"{args.messages:,} requests of about 1.3 kB as fast as the local streaming runner takes "
-            f"them, batches of at most {limits.max_batch_size}, medians of {args.repeats} "
-            f"interleaved runs ({machine()}). The last batch is what "
-            "is left, and counts. A bundle costs this runner some 50 ms however small it is: small "
-            "bundles fill no batch in a second, whence the longer waiting time."
+            f"{args.messages:,} requests of about 1.3 kB, as fast as the local streaming runner accepts "
+            f"them, in batches of at most {limits.max_batch_size}; medians of {args.repeats} "
+            f"interleaved runs ({machine()}). The last batch holds the remainder and counts too. A "
+            "bundle costs this runner some 50 ms, however small it is, so small bundles cannot fill "
+            "a batch in a second: hence their longer waiting time."
         ),
         "",
         "| | keys | waiting s | bundles of | batches | mean size | of the maximum | requests/s |",
@@ -196,7 +196,9 @@ def main() -> None:
     for repeat in range(args.repeats):
         for program, keys, wait_s, bundle in runs:
             messages = args.messages if bundle >= 100 else args.messages * bundle // 100 + 1024
-            if bundle >= 100 or not repeat:  # the small bundles take minutes, and are not compared
+            if (
+                bundle >= 100 or not repeat
+            ):  # runs with small bundles take minutes and are not compared
                 run = measure(program, messages, bundle, keys, wait_s)
                 made[program, keys, wait_s, bundle].append(run)
     for (program, keys, wait_s, bundle), again in made.items():

@@ -2,10 +2,10 @@
 
     python -m benchmarks.client_cost [--requests 2000] [--concurrency 64] [--rounds 3]
 
-All ask the simulated model server, which runs in a process of its own; what is counted is user and
-system time of this process alone (getrusage). The clients take turns, and the table shows each
-one's median. The simulated server answers short texts over loopback without TLS: what is compared
-is the cost of the client code, nothing else.
+All clients call the simulated model server, which runs in its own process. The benchmark counts the
+user and system time of this process alone (getrusage). The clients take turns, and the table shows
+each one's median. The simulated server answers short texts over loopback without TLS, so the
+comparison covers the cost of the client code and nothing else.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
     lines = [
         (
             f"{options.requests:,} requests, concurrency {options.concurrency}, medians of "
-            f"{options.rounds} rounds in turn, simulated server on the same cores ({machine()})."
+            f"{options.rounds} rounds in turn, with a simulated server on the same cores ({machine()})."
         ),
         "",
         "| client | CPU ms per request | against bare aiohttp | requests/s |",
@@ -83,7 +83,7 @@ async def _measure(url: str, options: argparse.Namespace) -> dict[str, tuple[flo
 
 
 async def _drive(ask: Ask, count: int, concurrency: int) -> None:
-    """Asks `count` times, never more than `concurrency` at once."""
+    """Makes `count` calls, at most `concurrency` at once."""
     numbers = iter(range(count))
 
     async def worker() -> None:
@@ -100,7 +100,7 @@ def _cpu_s() -> float:
 
 @contextlib.contextmanager
 def _model_server() -> Iterator[str]:
-    """The simulated model server in a process of its own; gives its base URL."""
+    """Runs the simulated model server in its own process; yields its base URL."""
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "url"
         process = subprocess.Popen(

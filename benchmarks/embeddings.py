@@ -127,7 +127,7 @@ def main() -> None:
     lines = [
         (
             f"{len(texts):,} package descriptions ({sum(map(len, texts)) / len(texts):.0f} "
-            f"characters on average), one loaded model, {args.pairs} pairs in turn ({machine()})."
+            f"characters on average), one loaded model, {args.pairs} pairs of runs in turn ({machine()})."
         ),
         "",
         "| | texts/s (median) | ratio, pair by pair (min, median, max) |",
@@ -136,7 +136,7 @@ def main() -> None:
         _line("the embedding step of the pipeline", len(texts), plain_s, step_s),
         _line("the whole command, file to result rows", len(texts), plain_s, whole_s),
         "",
-        f"Largest difference of a vector's component: {furthest:.1e}.",
+        f"Largest difference between vector components: {furthest:.1e}.",
     ]
     write_section("Embeddings", "python -m benchmarks.embeddings", lines)
     asyncio.run(client.close())

@@ -1,8 +1,8 @@
-"""From the template's entry point to the submitted job: what the launcher waits for.
+"""From the template's entry point to the submitted job: the time that the launcher waits.
 
-The launcher's own argv, in a process of its own, with Google's clients against the loopback cloud
-and a Dataflow that takes every job. What it does not hold: the launcher's machine, which has to
-start, and the way to services that are farther than loopback.
+Runs the launcher's own argv in its own process, with Google's clients against the loopback cloud
+and a Dataflow that accepts every job. The time excludes the start of the launcher's machine and the
+network distance to real services.
 
 ``python -m benchmarks.launch`` prints a table and writes it to ``benchmarks/RESULTS.md``.
 """
@@ -31,7 +31,7 @@ CPU = {"backend": "gemini", "model": "gemini-2.5-flash"}
 def arguments(
     cloud: LoopbackCloud, bucket: str, template: render.Template, *, gpu: bool
 ) -> list[str]:
-    """What the launcher hands over for a usual job, results in a new dataset."""
+    """The launcher's arguments for a typical job, with results in a new dataset."""
     table = cloud.new_dataset().replace(".", ":") + ".answers"
     parameters = {"prompt": "Say {{ text }}", "output_table": table, **(GPU if gpu else CPU)}
     if template.name == "streaming":
@@ -45,7 +45,7 @@ def arguments(
 
 
 def cpu_s() -> float:
-    """CPU time of all processes that this one has waited for."""
+    """CPU time of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -66,7 +66,7 @@ def measured(cloud: LoopbackCloud, template: render.Template, *, gpu: bool) -> t
 
 
 def main() -> None:
-    """Measures each template, and writes the section."""
+    """Measures each template and writes the section."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.launch", description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     given = parser.parse_args()
@@ -91,7 +91,7 @@ def main() -> None:
             lines.append(
                 f"| {template.name}{'-gpu' if gpu else ''} | {statistics.median(walls):.1f} "
                 f"| {max(walls):.1f} | {statistics.median(used):.1f} "
-                f"| {'kept' if max(walls) <= GOAL_S else 'missed'} |"
+                f"| {'met' if max(walls) <= GOAL_S else 'missed'} |"
             )
     write_section("Launch", "python -m benchmarks.launch", lines)
 

@@ -266,7 +266,7 @@ def main() -> None:
     lines = [
         (
             f"{args.records:,} records of about 600 bytes, medians of {args.repeats} interleaved "
-            f"runs in processes of their own ({machine()})."
+            f"runs in separate processes ({machine()})."
         ),
         "",
         "| | wall s | CPU s | CPU µs/record | wall / hand-written | wall / barest | peak MiB |",

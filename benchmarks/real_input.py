@@ -1,9 +1,9 @@
 """Real text through every sink: the package descriptions of this machine, classified.
 
-Every Debian machine has tens of thousands of them (``apt-cache dumpavail``). They are read from
-Cloud Storage and from a BigQuery table of the loopback cloud, go through rendering, HTTP and an
-output schema, and end in files and in a table at once. The model is simulated on the same machine:
-its answers mean nothing, and it takes its share of the cores.
+Every Debian machine has tens of thousands of them (``apt-cache dumpavail``). The pipeline reads them
+from Cloud Storage and from a BigQuery table of the loopback cloud, renders them, sends them over
+HTTP, checks the answers against a schema, and writes both files and a table. The model is simulated
+on the same machine: its answers mean nothing, and it takes its share of the cores.
 
 ``python -m benchmarks.real_input`` prints a table and writes it to ``benchmarks/RESULTS.md``.
 """
@@ -48,7 +48,7 @@ def json_lines(records: list[dict[str, str]]) -> bytes:
 
 
 def make_table(name: str, records: list[dict[str, str]]) -> None:
-    """A table of the records; clients are redirected."""
+    """A table of the records, in the cloud that this process's clients are redirected to."""
     from google.cloud import bigquery
 
     schema = [bigquery.SchemaField(column, "STRING") for column in ("id", "section", "text")]
@@ -59,7 +59,7 @@ def make_table(name: str, records: list[dict[str, str]]) -> None:
 
 
 def flags(server: SimulatedModelServer) -> list[str]:
-    """What every way through the pipeline has in common."""
+    """The flags that all runs share."""
     return [
         f"--prompt={PROMPT}",
         f"--output_schema={json.dumps(SCHEMA)}",
@@ -74,12 +74,12 @@ class Measured:
     """One run.
 
     Attributes:
-      name: From where to where.
-      records, results, dead_letters: As its summary says.
-      in_files, in_table: Results and dead letters that each pair of sinks was found to hold.
+      name: The source.
+      records, results, dead_letters: From its summary.
+      in_files, in_table: Results and dead letters counted in each pair of sinks.
       wall_s: From launch to summary, without Python's start.
       cpu_s: Of the whole process.
-      peak_mib: Its largest memory.
+      peak_mib: Its peak memory.
     """
 
     name: str
@@ -96,10 +96,10 @@ class Measured:
 def measure(
     name: str, cloud: LoopbackCloud, server: SimulatedModelServer, source: str, target: str
 ) -> Measured:
-    """Runs the command in a process of its own, then counts what each sink holds.
+    """Runs the command in its own process, then counts the rows in each sink.
 
     Args:
-      name: What the table calls it.
+      name: Its name in the table.
       cloud: The loopback cloud; clients in this process are redirected to it.
       server: The model server.
       source: A flag that names the input.
@@ -133,10 +133,10 @@ def measure(
 
 
 def check(measured: Measured) -> None:
-    """Each sink holds every record once.
+    """Checks that each sink holds every record once.
 
     Raises:
-      SystemExit: One does not.
+      SystemExit: A sink does not.
     """
     wanted = (measured.results, measured.dead_letters)
     if sum(wanted) != measured.records or {measured.in_files, measured.in_table} != {wanted}:
@@ -151,12 +151,12 @@ def _rows(sql: str) -> list[Any]:
 
 
 def count_rows(table: str) -> int:
-    """Rows of a table."""
+    """The number of rows in a table."""
     return int(_rows(f"SELECT COUNT(*) FROM `{table}`")[0][0])
 
 
 def count_lines(pattern: str) -> int:
-    """Lines of the files that a glob matches."""
+    """The number of lines in the files that a glob matches."""
     lines = 0
     for found in FileSystems.match([pattern])[0].metadata_list:
         with FileSystems.open(found.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
@@ -178,9 +178,9 @@ def services(folder: pathlib.Path) -> Iterator[tuple[LoopbackCloud, SimulatedMod
 
 
 def main() -> None:
-    """Runs both ways and writes the table."""
+    """Runs with both sources and writes the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--records", type=int, help="only so many; default: all")
+    parser.add_argument("--records", type=int, help="how many; default: all")
     args = parser.parse_args()
     try:
         records = packages()[: args.records]
@@ -208,9 +208,9 @@ def main() -> None:
     lines = [
         (
             f"{len(records):,} package descriptions of this machine ({len(content) / 1e6:.1f} MB), "
-            "each asked over HTTP of a simulated model on the same cores, checked against a schema, "
-            f"and written to files and to a BigQuery table at once ({machine()}; "
-            "services on loopback). CPU is that of the pipeline's process, some 4 s of start included."
+            "each sent over HTTP to a simulated model on the same cores, checked against a schema, "
+            f"and written to both files and a BigQuery table ({machine()}; services on "
+            "loopback). CPU time is that of the pipeline's process, some 4 s of start-up included."
         ),
         "",
         (

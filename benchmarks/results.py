@@ -1,4 +1,4 @@
-"""Where figures go: one section of ``RESULTS.md`` per benchmark, with the command that made it."""
+"""Writes measured figures: one section of ``RESULTS.md`` per benchmark, with its command."""
 
 import datetime as dt
 import os
@@ -8,18 +8,18 @@ import re
 
 RESULTS = pathlib.Path(__file__).with_name("RESULTS.md")
 _HEAD = (
-    "# Measured figures\n\nEach section is written by the command that it names. Machines differ: "
+    "# Measured figures\n\nEach section names the command that wrote it. Machines differ: "
     "compare ratios within a section, not absolute times between sections.\n"
 )
 
 
 def machine() -> str:
-    """What the figures were made on, in words."""
+    """Describes the machine that made the figures."""
     return f"{os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def write_section(title: str, command: str, lines: list[str], *, show: bool = True) -> None:
-    """Puts a section in the place of the earlier one of the same title, and prints it."""
+    """Replaces the section of the same title, or appends a new one, and prints it."""
     text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else _HEAD
     day = dt.datetime.now(dt.timezone.utc).date().isoformat()
     section = f"## {title}\n\n`{command}` · {day}\n\n" + "\n".join(lines) + "\n"

@@ -1,11 +1,12 @@
-"""A stream for half an hour, with everything failing now and then: is all there, does memory stay flat?
+"""A stream for half an hour in which everything fails now and then: no loss, and flat memory.
 
-Messages are published at a steady rate, 1 % of them malformed and 1 % twice, to ``python -m pipeline``
-at its default flags, which asks the simulated model server of ``benchmarks.simulator`` and writes to
-an emulated BigQuery. The model refuses 1 % of the records for good and fails 2 % of the calls; for 45
-seconds in every six minutes it answers 503 to everything; every seven minutes BigQuery is killed and
-comes back ten seconds later. At the end each id must be where it belongs, each minute must reconcile,
-and the pipeline's memory (the medians of five minutes each, after five minutes) must be flat.
+Messages are published at a steady rate, 1 % of them malformed and 1 % twice. ``python -m pipeline``
+reads them at its default flags, calls the simulated model server of ``benchmarks.simulator`` and
+writes to an emulated BigQuery. The model refuses 1 % of the records for good and fails 2 % of the
+calls; for 45 seconds in every six minutes it answers every call with 503; every seven minutes
+BigQuery is killed and comes back ten seconds later. At the end each id must be where it belongs, each
+minute must reconcile, and the pipeline's memory (the medians of five minutes each, after five
+minutes) must be flat.
 
 ``python -m benchmarks.soak`` writes its figures to ``benchmarks/RESULTS.md``; ``--minutes N`` for less.
 """
@@ -48,7 +49,7 @@ FAULTS = "poison:0.01,503:0.01,429:0.008,reset:0.002"
 
 
 def record(n: int) -> tuple[str, str, bytes]:
-    """Id, how it ends, and body of a message."""
+    """The id, the expected outcome and the body of a message."""
     key = str(n)
     if n % 100 == 3:
         return key, "parse_error", b'{"text": "cut'
@@ -58,7 +59,7 @@ def record(n: int) -> tuple[str, str, bytes]:
 
 
 class Publisher(threading.Thread):
-    """Publishes at a steady rate; what should become of it is in `expected`."""
+    """Publishes at a steady rate; `expected` counts the outcomes to expect."""
 
     def __init__(self, pubsub: PubSubEmulator, topic: str, rate: int, seconds: float) -> None:
         super().__init__(daemon=True)
@@ -89,7 +90,7 @@ class Publisher(threading.Thread):
 def pipeline(
     folder: pathlib.Path, environment: dict[str, str], *arguments: str
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """The command, as a user starts it."""
+    """Starts the command as a user does."""
     with (folder / "output.txt").open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipeline", *arguments],
@@ -106,13 +107,13 @@ def pipeline(
 
 
 def resident_mb(process: "subprocess.Popen[bytes]") -> float:
-    """The memory that a process has now."""
+    """The current memory of a process."""
     status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 class Memory(threading.Thread):
-    """Samples (seconds, MB) of a process."""
+    """Samples a process: seconds, MB."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         super().__init__(daemon=True)
@@ -121,12 +122,12 @@ class Memory(threading.Thread):
 
     def run(self) -> None:
         while self._process.poll() is None:
-            with contextlib.suppress(OSError, IndexError):  # it has just ended
+            with contextlib.suppress(OSError, IndexError):  # the process has just ended
                 self.samples.append((time.monotonic() - self._began, resident_mb(self._process)))
             time.sleep(SAMPLE_EVERY_S)
 
     def windows(self, until_s: float) -> list[float]:
-        """The medians of five minutes each, from its start until then."""
+        """The median of each five minutes, from the start of the process until `until_s`."""
         count = max(1, int(until_s / WINDOW_S))
         return [
             statistics.median(
@@ -137,18 +138,18 @@ class Memory(threading.Thread):
 
 
 class Tables:
-    """What the stream has written; queried while BigQuery is up."""
+    """The tables that the stream writes; query them only while BigQuery is up."""
 
     def __init__(self, table: str) -> None:
         self._table = table
 
     def rows(self, query: str) -> list[Any]:
-        """The rows of a query in which ``{}`` is the table."""
+        """The rows of a query in which ``{}`` stands for the table."""
         with bigquery.Client() as client:
             return list(client.query(query.format(self._table)).result())
 
     def ended(self) -> collections.Counter[tuple[str, str]]:
-        """How often each id has ended how."""
+        """Counts of id and outcome."""
         found = collections.Counter(
             (str(row.record_id), "result") for row in self.rows("SELECT record_id FROM `{}`")
         )
@@ -157,10 +158,10 @@ class Tables:
         return found
 
     def check(self, expected: collections.Counter[tuple[str, str]]) -> int:
-        """Everything is where it belongs; how many rows are doubled.
+        """Checks that every row is where it belongs; returns the number of duplicates.
 
         Raises:
-          SystemExit: Something is missing, or somewhere else.
+          SystemExit: A row is missing or in the wrong place.
         """
         found = self.ended()
         missing, unexpected = expected - found, set(found) - set(expected)
@@ -248,12 +249,12 @@ def run_soak(rate: int, seconds: float, folder: pathlib.Path) -> list[str]:
     lines = [
         (
             f"{rate} messages a second of about 600 bytes for {seconds / 60:g} minutes, at default "
-            f"flags ({machine()}, every server on the same machine): {count:,} messages, of which "
+            f"flags ({machine()}, all servers on the same machine): {count:,} messages ended as "
             + ", ".join(f"{times:,} {name}" for name, times in sorted(by_outcome.items()))
-            + f". {len(outages)} outages of the model of {OUTAGE_S} s, BigQuery killed {restarts} "
-            f"times for {KILLED_S} s. Each id was where it belongs, the view of the newest had "
-            f"each once, and every minute reconciled; {doubled:,} rows were there twice. All was "
-            f"written {behind_s:.0f} s after the last message."
+            + f". The model had {len(outages)} outages of {OUTAGE_S} s, and BigQuery was killed "
+            f"{restarts} times for {KILLED_S} s. Each id was where it belongs, the `_latest` view "
+            f"had each once, and every minute reconciled; {doubled:,} rows were duplicated. All "
+            f"rows were written {behind_s:.0f} s after the last message."
         ),
         "",
         "| minutes | resident MB (median) |",
@@ -274,7 +275,7 @@ def run_soak(rate: int, seconds: float, folder: pathlib.Path) -> list[str]:
 def _restart_while(
     publisher: Publisher, server: RestartableBigQuery, process: "subprocess.Popen[bytes]"
 ) -> int:
-    """Kills BigQuery now and then, until all is published; how often."""
+    """Kills BigQuery now and then until all messages are published; returns how often."""
     restarts = 0
     while publisher.is_alive():
         publisher.join(KILLED_EVERY_S)
@@ -289,7 +290,7 @@ def _restart_while(
 
 
 def main() -> None:
-    """One run."""
+    """Runs the soak test once."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--rate", type=int, default=100)

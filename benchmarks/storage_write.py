@@ -1,15 +1,15 @@
-"""Rows per second into BigQuery, by each way of appending them, on the same loopback BigQuery.
+"""Rows per second appended to the same loopback BigQuery, for each write method.
 
 Every program appends the same result rows, made before the clock starts, to a table of its own:
 
-* ``beam``: Beam's ``WriteToBigQuery`` with streaming inserts, as its documentation has it.
+* ``beam``: Beam's ``WriteToBigQuery`` with streaming inserts, as in its documentation.
 * ``inserts``: our `AppendRows` on ``insertAll``.
 * ``default``: our `AppendRows` on the Storage Write API's default stream: at least once.
 * ``exactly_once``: the same on streams with offsets: exactly once.
 
-The server is an emulator on this machine and takes most of the time, so the ratios say what the
-protocols cost at both ends together, not what the service's throughput is. Each run is a process of
-its own; after it the table's rows are counted and their ids compared with what was sent.
+The server is an emulator on this machine and takes most of the time, so the ratios show the cost of
+the protocols at both ends together, not the service's throughput. Each run is its own process; after
+it, the benchmark counts the table's rows and compares their ids with those that were sent.
 
 ``python -m benchmarks.storage_write`` prints a table and writes it to ``benchmarks/RESULTS.md``.
 """
@@ -50,7 +50,7 @@ BUNDLES = 64
 
 
 def make_rows(count: int) -> list[bytes]:
-    """Result rows of about 1 kB, as the pipeline makes them."""
+    """Result rows of about 1 kB, as the pipeline builds them."""
     chance = random.Random(0)
     run = RunInfo(run_id="r", backend="fake", model="m")
     prices = TokenPrices(None, "m")
@@ -104,7 +104,7 @@ PROGRAMS = {
 
 
 def child(program: str, table: str, folder: str) -> None:
-    """Runs one program and prints what it took, imports excluded."""
+    """Runs one program and prints its cost, imports excluded."""
     for kind in (bigquery.Client, bigquery_storage_v1.BigQueryWriteClient):
         kind()  # credentials and lazy imports
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -139,7 +139,7 @@ def read_rows(path: str) -> list[bytes]:
 def measure(
     cloud: LoopbackCloud, program: str, folder: pathlib.Path, count: int
 ) -> dict[str, float]:
-    """One run; every row is accounted for."""
+    """One run, which must account for every row."""
     table = f"{cloud.new_dataset()}.results"
     with cloud.clients_redirected():
         client = spec_of(table).client()
@@ -165,7 +165,7 @@ def measure(
 
 
 def main() -> None:
-    """Runs the comparison, interleaved."""
+    """Runs the programs interleaved and writes the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=3)
@@ -190,8 +190,8 @@ def main() -> None:
     lines = [
         (
             f"{args.rows:,} result rows of about {size} bytes into an emulated BigQuery on the same "
-            f"machine, medians of {args.repeats} interleaved runs in processes of their own "
-            f"({machine()}). Every row was there once."
+            f"machine, medians of {args.repeats} interleaved runs in separate processes "
+            f"({machine()}). Every row arrived once."
         ),
         "",
         "| | rows/s | of Beam's | wall s | CPU s of the pipeline |",

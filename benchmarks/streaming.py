@@ -1,23 +1,22 @@
-"""A whole stream on one machine: every message accounted for, and what our steps cost.
+"""A whole stream on one machine: every message accounted for, and the cost of our steps.
 
 Google's Pub/Sub emulator, an emulated BigQuery and the simulated model server of
 ``benchmarks.simulator`` run beside the pipeline, all on the same cores. Each program reads the same
-backlog from a subscription of its own, in a process of its own, until every message has ended:
+backlog in its own process, from its own subscription, until every message has ended:
 
 * ``whole``: ``python -m pipeline`` with the model and the tables. 1 % of the messages are malformed,
-  1 % are refused by the model, 0.5 % of the rows are refused by the table (its owner has made
-  ``record_id`` a column of JSON; a number is JSON, other ids are not).
+  the model refuses 1 %, and the table refuses 0.5 % of the rows (its ``record_id`` is a column of
+  JSON; a number is JSON, other ids are not).
 * ``local``: the same with the fake backend and files, so that no server but Pub/Sub takes part.
-* ``pass-through``: the same steps in number and kind (read, shuffles, state, timers), each of which
-  only passes on what it gets: what the local runner does of itself. It fuses no steps and works in
-  one thread.
-* ``Beam's runner``: those steps on the runner that ours is made of, with a tenth of the messages.
-* ``read alone``: no step but the read, which is what the emulator gives.
+* ``pass-through``: the same number and kinds of steps (read, shuffles, state, timers), each of which
+  only passes its input on: the local runner's own cost. It fuses no steps and works in one thread.
+* ``Beam's runner``: those steps on the runner that ours is based on, with a tenth of the messages.
+* ``read alone``: only the read, which shows the speed of the emulator.
 
-What this does not prove: throughput on Dataflow.
+This does not prove throughput on Dataflow.
 
 ``python -m benchmarks.streaming`` prints a table and writes it to ``benchmarks/RESULTS.md``;
-``--messages N --repeats N`` for less of it.
+``--messages N --repeats N`` make it shorter.
 """
 
 import argparse
@@ -62,7 +61,7 @@ GOAL = 0.8
 
 
 def messages(count: int) -> Iterator[tuple[str, str, bytes]]:
-    """Id, how it ends, and body."""
+    """The id, the expected outcome and the body of a message."""
     settings = Settings.parse(SIMULATOR)
     for n in range(count):
         key = f"x{n}" if n % 200 == 7 else str(n)
@@ -76,11 +75,11 @@ def messages(count: int) -> Iterator[tuple[str, str, bytes]]:
         yield key, outcome, json.dumps({"id": key, "text": TEXT}).encode()
 
 
-# One run, in a process of its own
+# One run, in its own process
 
 
 class Passed:
-    """How many elements have come to the end; the last step finds it in the module."""
+    """Counts elements at the end; the last step finds it as a module variable."""
 
     count = 0
 
@@ -97,7 +96,7 @@ def same(item: Any) -> Any:
 
 
 def read_alone(subscription: str, runner: str = local_streaming.RUNNER) -> beam.Pipeline:
-    """A read, and nothing behind it."""
+    """A read with no steps after it."""
     root = beam.Pipeline(runner, options=PipelineOptions(["--streaming"]))
     items = root | beam.io.ReadFromPubSub(subscription=subscription)
     _ = items | "Count" >> beam.Map(count_passed)
@@ -159,7 +158,7 @@ def child(program: str, count: int, *arguments: str) -> dict[str, float]:
         result = GRAPHS[program](arguments[0]).run()
         watching.join() if program == "Beam's runner" else result.wait_until_finish()
     else:
-        checks._check_columns = lambda *_: None  # the table refuses rows on purpose
+        checks._check_columns = lambda *_: None  # the table deliberately refuses rows
         code = run_pipeline([f"--input_subscription={arguments[0]}", PROMPT, *arguments[1:]])
         if code != 130:
             raise SystemExit(f"{program} ended with {code}")
@@ -179,15 +178,15 @@ import json, os, sys
 from benchmarks import streaming
 made = streaming.child(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
 print(json.dumps(made), flush=True)
-os._exit(0)  # Beam's own runner cannot be ended
+os._exit(0)  # Beam's own runner cannot be stopped
 """
 
 
-# What is around it
+# Around the run
 
 
 def strict_table(cloud: LoopbackCloud) -> str:
-    """A table for results that refuses ids which are no JSON."""
+    """A results table that refuses ids that are not JSON."""
     table = f"{cloud.new_dataset()}.answers"
     with cloud.clients_redirected():
         make_strict_table(table)
@@ -195,10 +194,10 @@ def strict_table(cloud: LoopbackCloud) -> str:
 
 
 def check_accounts(cloud: LoopbackCloud, table: str, count: int) -> None:
-    """Every id is where it belongs, once, and the minutes reconcile.
+    """Checks that every id is where it belongs, once, and that the minutes reconcile.
 
     Raises:
-      SystemExit: One is not.
+      SystemExit: They do not.
     """
     expected = collections.Counter((key, outcome) for key, outcome, _ in messages(count))
     with cloud.clients_redirected(), bigquery.Client() as client:
@@ -225,7 +224,7 @@ def check_accounts(cloud: LoopbackCloud, table: str, count: int) -> None:
 def measure(
     program: str, count: int, cloud: LoopbackCloud, pubsub: PubSubEmulator, model: str
 ) -> dict[str, float]:
-    """One run over a backlog of its own; what is to be accounted for is."""
+    """One run over its own backlog, which must account for every message."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic, ack_deadline_s=60)
     pubsub.publish(topic, [(body, {"id": key}) for key, _, body in messages(count)])
@@ -254,7 +253,7 @@ def measure(
 
 
 def main() -> None:
-    """Interleaved runs of all."""
+    """Runs all programs interleaved and writes the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--messages", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=3)
@@ -280,11 +279,11 @@ def main() -> None:
         (
             f"{args.messages:,} messages of about 600 bytes wait in a subscription: 1 % malformed, "
             "1 % refused by the model, 0.5 % of the rows refused by the table. Medians of "
-            f"{args.repeats} interleaved runs in processes of their own, with the servers on the "
+            f"{args.repeats} interleaved runs in separate processes, with the servers on the "
             f"same machine ({machine()}). In every `whole` run each message was accounted for by its "
-            f"id, and the minutes reconciled. The goal is {GOAL:g} of pass-through, for our steps: "
-            "`local`. `whole` also calls a model over HTTP and appends a row for every message, and "
-            "the servers that answer share the cores."
+            f"id, and the minutes reconciled. `local`, our steps, should reach {GOAL:g} of the speed "
+            "of pass-through. `whole` also calls a model over HTTP and appends a row for every "
+            "message, and the servers that answer share the cores."
         ),
         "",
         "| | messages/s | of pass-through | wall s | CPU s of the pipeline | peak MB |",

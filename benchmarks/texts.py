@@ -1,4 +1,4 @@
-"""Real text that every Debian machine has: its package descriptions."""
+"""Real text from every Debian machine: its package descriptions."""
 
 import subprocess
 
@@ -6,9 +6,9 @@ EMPTY_LIST = "apt knows no packages: run `apt-get update`"
 
 
 def packages() -> list[dict[str, str]]:
-    """All that ``apt-cache dumpavail`` knows: id, section and text, in its order.
+    """All packages of ``apt-cache dumpavail``, in its order: id, section and text.
 
-    The text is the whole description where the list holds it, else the line that it does hold.
+    The text is the whole description if the list holds it, else its first line.
 
     Raises:
       LookupError: The list is empty.

@@ -1,4 +1,4 @@
-"""Prints a few results and the dead letters of a run's folder."""
+"""Prints a few results and the dead letters in a run's folder."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ ROWS = 8
 
 
 def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of all JSON-lines files of a folder."""
+    """The rows of all JSON-lines files in a folder."""
     return [
         json.loads(line)
         for path in sorted(folder.glob("*.jsonl"))
@@ -21,7 +21,7 @@ def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def table(title: str, names: list[str], lines: list[list[str]]) -> Table:
-    """A table whose last column takes what room is left."""
+    """A table whose last column takes the remaining width."""
     made = Table(title=title, title_justify="left")
     for place, name in enumerate(names[:-1]):
         width = max(len(line[place]) for line in [names, *lines])
@@ -36,7 +36,7 @@ def main() -> None:
     """Shows the folder that the command line names."""
     folder = pathlib.Path(sys.argv[1])
     console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width
+    if not console.is_terminal:  # files and pipes have no width
         console = Console(width=120)
     asked = ["category", "priority", "sentiment", "summary"]
     results = sorted(rows(folder / "results"), key=lambda row: row["record_id"])[:ROWS]

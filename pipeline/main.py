@@ -289,7 +289,7 @@ def explain(error: BaseException) -> tuple[str, bool]:
         seen = seen.__cause__ or seen.__context__
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     last = _WHILE_RUNNING.sub("", lines[-1]) if lines else ""
-    if found := re.match(r"transforms\.errors\.\w+: (.*)", last):
+    if found := re.match(rf"{re.escape(PipelineError.__module__)}\.\w+: (.*)", last):
         return found[1], True
     return f"{type(error).__name__}: {last}", False
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Drains a streaming job: it takes no more messages, finishes those it has, writes them and ends.
+# Drains a streaming job: the job takes no more messages, finishes and writes those it has, and ends.
 # Messages that wait in the subscription stay there.
 #
 #   templates/drain.sh --project=P --region=R --job=NAME [--dry_run]

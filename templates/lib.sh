@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What the scripts beside this file share. They `source` it; it does nothing by itself.
+# Functions that the scripts beside this file share. They `source` it; it does nothing by itself.
 
-# Ends the script: wrong use, nothing was launched.
+# Ends the script because of wrong use; nothing was launched.
 fail() {
   echo "error: $*" >&2
   exit 2
@@ -21,12 +21,12 @@ run() {
   fi
 }
 
-# The value of a flag that cannot be left out: need NAME VALUE.
+# Checks that a required flag has a value: need NAME VALUE.
 need() {
   [ -n "$2" ] || fail "--$1 is missing; --help lists the flags"
 }
 
-# Joins words with a delimiter that none of them holds, as gcloud wants it: ^DELIMITER^a=1~~b=2.
+# Joins words with a delimiter that none of them contains, in gcloud's form: ^DELIMITER^a=1~~b=2.
 joined() {
   local delimiter word all text
   all="$*"
@@ -117,7 +117,7 @@ launch_flags() {
   fi
 }
 
-# The id of the running job of a name; empty when there is none: job_id PROJECT REGION NAME.
+# The id of the running job with a name; empty if there is none: job_id PROJECT REGION NAME.
 job_id() {
   gcloud dataflow jobs list --project="$1" --region="$2" --status=active \
     --filter="name=$3" --format='value(id)' --limit=1

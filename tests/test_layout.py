@@ -143,20 +143,18 @@ def test_rooms_import_from_below(name: str) -> None:
     }, "a module imports from the room where a name lives"
 
 
-def test_rooms_of_the_application_have_an_order() -> None:
-    """No two rooms of ``pipeline`` need each other."""
-    needs = {room: set() for room in _rooms("pipeline")}
-    for name, tree in APPLICATION.items():
-        if _room(name):
-            needs[_room(name)] |= {
-                _room(other)
-                for other in _own_imports(tree)
-                if other.startswith("pipeline.") and _room(other) != _room(name)
-            }
+def test_modules_have_an_order() -> None:
+    """No two modules need each other to be imported."""
+    needs = {
+        name: {other for node in _at_the_top(tree) for other in _own_imports(node)} - {name}
+        for name, tree in SHIPPED.items()
+    }
+    packages = {name for name in needs if any(other.startswith(f"{name}.") for other in needs)}
+    needs = {name: others - packages for name, others in needs.items() if name not in packages}
     while needs:
-        free = {room for room, others in needs.items() if not others & set(needs)}
-        assert free, f"these rooms need each other: {sorted(needs)}"
-        needs = {room: others for room, others in needs.items() if room not in free}
+        free = {name for name, others in needs.items() if not others & set(needs)}
+        assert free, f"these modules need each other: {sorted(needs)}"
+        needs = {name: others for name, others in needs.items() if name not in free}
 
 
 @pytest.mark.parametrize("name", [n for n in LIBRARY if _room(n) == "records"])

@@ -1,14 +1,14 @@
 """How well the pace adapts itself: the whole pipeline against the simulated model server.
 
-Each scenario starts the simulator as a process of its own, runs ``python -m pipeline`` at its
+Each scenario starts the simulator as its own process, runs ``python -m pipeline`` at its
 default flags as a user does, and computes its figures from the simulator's log and from the rows
-that the run has left. ``__main__`` is the command.
+that the run wrote. ``__main__`` is the command.
 
 .. code-block:: text
 
-    scenarios   what is run, its goals, and the figures      runs      the processes
+    scenarios   what runs, its goals, and the figures        runs      the processes
     saturation, quotas, failures: the kinds of scenario      analysis  pure functions of a log
     hand, stock, sampled: programs to run                    picture   the drawing
 
-What it does not prove: that a real service refuses, queues and fails as the simulator does.
+It does not prove that a real service refuses, queues and fails as the simulator does.
 """

@@ -1,6 +1,6 @@
 """Measures the dispatch: ``python -m benchmarks.dispatch [scenario ...]``; all by default.
 
-Prints each goal beside what was measured and writes it to ``benchmarks/RESULTS.md``. All scenarios
+Prints each goal beside the measured value and writes both to ``benchmarks/RESULTS.md``. All scenarios
 take about half an hour. ``--quick`` takes minutes and proves only that everything runs.
 """
 
@@ -33,11 +33,11 @@ SCENARIOS: dict[str, Scenario] = {
 }
 ELSEWHERE = [
     (
-        "| forbidden media | one object among 1,000 records | one dead letter | a test keeps it: "
+        "| forbidden media | one object among 1,000 records | one dead letter | tested by "
         "`tests/end_to_end/test_media.py` | | |"
     ),
     (
-        "| CPU per request | against an SDK and bare aiohttp | | see "
+        "| CPU per request | compared with an SDK and bare aiohttp | | see "
         "[CPU per request](#cpu-per-request) | | |"
     ),
 ]
@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--no_write", action="store_true", help="leave RESULTS.md as it is")
     options = parser.parse_args()
     if unknown := set(options.scenarios) - SCENARIOS.keys():
-        parser.error(f"no such scenario: {', '.join(sorted(unknown))}; {', '.join(SCENARIOS)} are")
+        parser.error(
+            f"no such scenario: {', '.join(sorted(unknown))}; choose from {', '.join(SCENARIOS)}"
+        )
     sizes = QUICK if options.quick else Sizes()
     write = not (options.quick or options.no_write)
     allow_connections()
@@ -70,16 +72,16 @@ def main() -> None:
 
 
 def _write(made: dict[str, list[str]]) -> None:
-    """Replaces the lines of these scenarios, the others stay; after each, as all take long."""
+    """Replaces the lines of these scenarios and keeps the others; called after each, as all take long."""
     earlier = table.section_of(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     lines = [
         (
-            "The whole command at its default flags, without any about the pace, against the "
+            "The whole command at its default flags, with no pace flag, against the "
             f"simulated model server on the same cores ({machine()}). The scenarios are described "
             "in `benchmarks/dispatch/`. Busy slots are means from second "
-            f"{Sizes().warm_up_s:g} until the last record was sent first. The hand-tuned window is "
+            f"{Sizes().warm_up_s:g} until the last record was first sent. The hand-tuned window is "
             "bare aiohttp with as many workers as there are slots. Beam's own handler is "
-            "`GeminiModelHandler` with batches of one, as it sends a larger batch as one prompt."
+            "`GeminiModelHandler` with batches of one, because it sends a larger batch as one prompt."
         ),
         "",
         *table.HEAD,

@@ -1,4 +1,4 @@
-"""Figures of a simulator's log that one scenario or another wants; pure."""
+"""Pure functions that compute a scenario's figures from a simulator's log."""
 
 import math
 from collections import Counter
@@ -9,9 +9,9 @@ from benchmarks.simulator.log import Call, Log, Step, last_first_send_s
 from benchmarks.simulator.settings import Settings
 
 WINDOW_S = 3.0
-"""A level is reached when the mean of so many seconds is there…"""
+"""A level is reached when the mean over this many seconds is near it…"""
 STAYS_S = 5
-"""…and stays there while this span begins later and later, second by second, for so long."""
+"""…and stays near it as the window moves on, second by second, for this long."""
 
 
 def reached_s(log: Log, change_s: float, until_s: float, level: float, near: float) -> float:
@@ -22,11 +22,11 @@ def reached_s(log: Log, change_s: float, until_s: float, level: float, near: flo
         change_s: When the level changed.
         until_s: When the next change comes, or the run ends.
         level: Calls per second that are accepted from the change on.
-        near: How far the mean of `WINDOW_S` may be from it, as a share. Calls may be fewer; it is
-            the successes that must not be.
+        near: How far the mean of `WINDOW_S` may be from it, as a share. There may be fewer calls, but
+            not fewer successes.
 
     Returns:
-        The first second from which such means stay for `STAYS_S`; infinite if there is none.
+        The first second from which the means stay near it for `STAYS_S`; infinite if there is none.
 
     Examples:
         >>> calls = [Call(str(n), "", 1, n / 10, 0, n / 10, 200) for n in range(100)]
@@ -59,7 +59,7 @@ def of_client(log: Log, client: str) -> list[Call]:
 
 
 def both_work(log: Log, clients: Sequence[str]) -> tuple[float, float]:
-    """From when until when every client has records that it has not asked yet.
+    """The span in which every client still has records to send.
 
     Examples:
         >>> calls = [Call("1", "a", 1, 0.0, 0, 1, 200), Call("2", "b", 1, 2.0, 2, 3, 200)]
@@ -74,7 +74,7 @@ def both_work(log: Log, clients: Sequence[str]) -> tuple[float, float]:
 
 
 def unavoidable_calls(settings: Settings, ids: Iterable[str]) -> int:
-    """Calls that records take when each is asked until it has ended, and never again.
+    """Calls that records take if each is sent until it has ended, and never again.
 
     Examples:
         >>> unavoidable_calls(Settings.parse({"faults": "503:0.5"}), map(str, range(1000))) / 1000
@@ -102,7 +102,7 @@ def expected_calls(settings: Settings) -> float:
 
 
 def not_once(inputs: Iterable[str], ends: Iterable[str]) -> list[str]:
-    """The ids that did not end exactly as often as they were put in.
+    """The ids that did not end exactly as often as the input holds them.
 
     Examples:
         >>> not_once(["1", "2", "3"], ["1", "3", "3"])
@@ -113,7 +113,7 @@ def not_once(inputs: Iterable[str], ends: Iterable[str]) -> list[str]:
 
 
 def shown(steps: Sequence[Step], every: int) -> str:
-    """A run as lines of text: what to look at when a goal is missed."""
+    """A run as lines of text, to look at if a goal is missed."""
     lines = ["   s  in service  queued  calls/s  good/s  429/s"]
     for start in range(0, len(steps), every):
         some = steps[start : start + every]

@@ -1,4 +1,4 @@
-"""What failures cost: faults of single calls, outages, and what makes every call fail."""
+"""The cost of failures: faults of single calls, outages, and causes that fail every call."""
 
 import math
 
@@ -59,7 +59,7 @@ def faults(sizes: Sizes) -> list[Check]:
 
 
 def outage(kind: str, sizes: Sizes) -> list[Check]:
-    """The server is away for a while."""
+    """The server is down for a while."""
     flags = [TIMEOUT] if kind == "hang" else []
     records = ids(OUTAGE_RATE * 3 * sizes.before_s)
     given = {
@@ -79,7 +79,7 @@ def outage(kind: str, sizes: Sizes) -> list[Check]:
             "back at nine tenths of the quota",
             "",
             (
-                f"{good_s:g} s after the outage; calls that it cost: {lost} "
+                f"{good_s:g} s after the outage; calls lost to it: {lost} "
                 f"(with refusals: {wasted_calls(log):,})"
             ),
         ),
@@ -87,7 +87,7 @@ def outage(kind: str, sizes: Sizes) -> list[Check]:
 
 
 def _good_again_s(log: Log, back_s: float, level: float) -> float:
-    """Seconds from a moment until a window's successes come at this rate; infinite if never."""
+    """Seconds from a moment until a window's successes reach this rate; infinite if never."""
     for second in range(math.ceil(max(0.0, end_s(log) - back_s))):
         start_s = back_s + second
         if goodput(log, start_s, start_s + WINDOW_S) >= level:

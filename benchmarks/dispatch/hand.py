@@ -1,7 +1,7 @@
 """A hand-tuned sliding window: ``python -m benchmarks.dispatch.hand URL CONCURRENCY RECORDS``.
 
-What an engineer writes who knows how many calls the server takes at once: aiohttp, as many workers,
-nothing else. It retries nothing.
+The client of an engineer who knows how many calls the server takes at once: aiohttp, that many
+workers, nothing else. It retries nothing.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from benchmarks.dispatch.runs import prompt_of
 
 
 async def ask_all(url: str, concurrency: int, ids: list[str]) -> None:
-    """Asks about each record once, never more than `concurrency` at a time."""
+    """Sends each record once, at most `concurrency` at a time."""
     waiting = iter(ids)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 

@@ -24,7 +24,7 @@ class Sample:
     Attributes:
         at_s: Seconds since the simulator's first call.
         limit: Calls that may be in flight.
-        rate_per_s: Calls per second that refusals have taught; None before the first.
+        rate_per_s: Calls per second, as learnt from refusals; None before the first.
     """
 
     at_s: float
@@ -43,7 +43,7 @@ class Line:
 
 
 def read_samples(path: Path, origin_s: float) -> list[Sample]:
-    """What ``sampled`` has written, from the simulator's first call on."""
+    """The samples that ``sampled`` wrote, from the simulator's first call on."""
     samples = []
     for text in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(text)
@@ -66,8 +66,8 @@ def draw(
     Args:
         steps: The simulator's log in steps of a second.
         samples: The pipeline's gauges.
-        quotas: From when on which quota held.
-        end_s: Where the axis ends: the quota is not used up any more.
+        quotas: The start of each quota, and the quota.
+        end_s: Where the axis ends, because the quota is no longer used up.
     """
     steps = [step for step in steps if step.at_s + 1 <= end_s]
     samples = [sample for sample in samples if sample.at_s <= end_s]
@@ -96,7 +96,7 @@ def draw(
             f"width='{WIDTH}' height='{TOTAL}'>"
         ),
         f"<rect width='{WIDTH}' height='{TOTAL}' fill='#ffffff'/>",
-        _text(LEFT, 26, "A quota that halves and returns; nobody told the pipeline", 17),
+        _text(LEFT, 26, "A quota that halves and returns, unknown to the pipeline", 17),
         *_panel(TOPS[0], "calls per second", above, most, end_s),
         *_panel(TOPS[1], "calls", below, _most(below), end_s),
         _text((LEFT + WIDTH - RIGHT) / 2, TOTAL - 8, "seconds since the first call", 13, "middle"),

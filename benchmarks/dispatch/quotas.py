@@ -1,4 +1,4 @@
-"""Whether a quota that nobody told is found, kept and followed, by one process or by two."""
+"""Whether one process or two find, keep and follow a quota that they were not told."""
 
 import functools
 import json
@@ -56,7 +56,7 @@ def changing(sizes: Sizes, svg: Path | None = SVG) -> list[Check]:
 
     Args:
         sizes: How long each phase lasts.
-        svg: Where the picture goes; None for nowhere.
+        svg: The file for the picture; None for no picture.
     """
     half, phase_s = CHANGING // 2, sizes.phase_s
     records = ids(phase_s * (2 * CHANGING + half))
@@ -92,20 +92,20 @@ def _level(what: str, log: Log, span: tuple[float, float], level: int) -> Check:
     after = goodput(log, *settled) / level if settled[1] > settled[0] else 0.0
     return Check(
         f"the quota {what} ({level}/s)",
-        f"within 15 s at {NEAR:.0%} of it ({WINDOW_S:g}-s means that stay)",
+        f"back within {NEAR:.0%} of it in 15 s, for good ({WINDOW_S:g}-s means)",
         f"{took_s:g} s (goodput / quota after 15 s: {after:.3f})",
         took_s <= 15,
     )
 
 
 def _offered(steps: list[tuple[float, int]], end_s: float) -> float:
-    """Calls that the quotas allow until the end."""
+    """The number of calls that the quotas allow until the end."""
     ends = [start for start, _ in steps[1:]] + [end_s]
     return sum((end - start) * level for (start, level), end in zip(steps, ends, strict=True))
 
 
 def shared(sizes: Sizes) -> list[Check]:
-    """Two commands at once on one quota, each with records of its own."""
+    """Two commands share one quota, each with its own records."""
     names = ("a", "b")
     inputs = {name: ids(SHARED / 2 * sizes.steady_s, name) for name in names}
     with folder() as place, simulator(place, requests_per_s=SHARED, latency=LATENCY) as server:

@@ -1,4 +1,4 @@
-"""The processes of a scenario: the simulator, the pipeline, and what they are compared with."""
+"""The processes of a scenario: the simulator, the pipeline, and the programs to compare with."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ def allow_connections() -> None:
 
 
 def write_records(path: Path, ids: Iterable[str]) -> list[str]:
-    """A file with a record for each id; gives the ids."""
+    """Writes a file with a record for each id; returns the ids."""
     kept = list(ids)
     path.write_text("".join(json.dumps({"id": one}) + "\n" for one in kept), encoding="utf-8")
     return kept
@@ -41,7 +41,7 @@ def write_records(path: Path, ids: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Simulator:
-    """A simulator that runs.
+    """A running simulator.
 
     Attributes:
         url: Its base URL.
@@ -54,7 +54,7 @@ class Simulator:
         return logs.parse(self._get("/_log"))
 
     def origin_s(self) -> float:
-        """When the first call came, on the system's monotonic clock."""
+        """When the first call arrived, on the system's monotonic clock."""
         return time.monotonic() - float(json.loads(self._get("/_stats"))["seconds"])
 
     def _get(self, path: str) -> bytes:
@@ -64,7 +64,7 @@ class Simulator:
 
 @contextlib.contextmanager
 def simulator(folder: Path, **settings: Any) -> Iterator[Simulator]:
-    """Starts a simulator with these settings; ends it afterwards."""
+    """Runs a simulator with these settings; ends it afterwards."""
     ready = folder / "url"
     ready.unlink(missing_ok=True)
     words = [f"--{name}={value}" for name, value in settings.items()]
@@ -83,7 +83,7 @@ def simulator(folder: Path, **settings: Any) -> Iterator[Simulator]:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What a run of the pipeline has left.
+    """The outcome of a run of the pipeline.
 
     Attributes:
         code: Its exit code.
@@ -104,12 +104,12 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """The pipeline at work, as a user starts it: ``python -m pipeline`` at its default flags.
+    """A running pipeline, started as a user does: ``python -m pipeline`` at its default flags.
 
     Attributes:
-        folder: Of everything that it writes.
-        process: It.
-        started_s: When, on the monotonic clock.
+        folder: For everything that it writes.
+        process: The process.
+        started_s: Its start, on the monotonic clock.
     """
 
     folder: Path
@@ -132,10 +132,10 @@ class Ours:
         Args:
             url: Of the simulator.
             records: The input file.
-            folder: For its output; made here.
+            folder: For its output; created here.
             key: The API key, by which the simulator tells clients apart.
-            flags: Further ones; a scenario names them.
-            samples: Gets its gauges, twice a second.
+            flags: Further flags of the scenario.
+            samples: The file for its gauges, twice a second.
         """
         folder.mkdir()
         program = ["pipeline"] if samples is None else ["benchmarks.dispatch.sampled", str(samples)]
@@ -159,7 +159,7 @@ class Ours:
         return cls(folder, process, time.monotonic())
 
     def wait(self) -> Ended:
-        """Waits for its end and reads what is there."""
+        """Waits for its end and reads its output."""
         try:
             code = self.process.wait(LONGEST_S)
         except subprocess.TimeoutExpired:
@@ -186,7 +186,7 @@ def _ids(folder: Path) -> list[str]:
 
 
 def run_module(name: str, *arguments: object) -> str:
-    """Runs another program of this package to its end; gives what it printed."""
+    """Runs another program of this package to its end; returns its output."""
     command = [sys.executable, "-m", f"benchmarks.dispatch.{name}", *map(str, arguments)]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=LONGEST_S

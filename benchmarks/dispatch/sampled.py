@@ -1,8 +1,8 @@
 """The pipeline, watched: ``python -m benchmarks.dispatch.sampled SAMPLES [flags of the pipeline]``.
 
-Runs ``pipeline.main.main`` in this process and writes what it would show on a terminal twice a
-second as JSON lines: ``at_s`` on the system's monotonic clock, and the counts and gauges of
-`transforms.accounting.metrics.LIVE`. The flags stay what they are.
+Runs ``pipeline.main.main`` in this process with unchanged flags. Twice a second it writes the values
+that a terminal would show as JSON lines: ``at_s`` on the system's monotonic clock, and the counts and
+gauges of `transforms.accounting.metrics.LIVE`.
 """
 
 import json

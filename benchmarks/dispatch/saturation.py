@@ -1,4 +1,4 @@
-"""Whether a backend that serves so many calls at once is kept as busy as by a hand-tuned client."""
+"""Whether the pipeline keeps a backend with a number of slots as busy as a hand-tuned client does."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ LATENCY = "lognormal:1,8"
 
 
 def slots(count: int, sizes: Sizes) -> list[Check]:
-    """Ours, a hand-tuned window and Beam's own handler, each on a simulator of its own.
+    """Our pipeline, a hand-tuned window and Beam's own handler, each on its own simulator.
 
     Args:
         count: Calls that the server serves at once.
-        sizes: How long.
+        sizes: How long everything takes.
     """
     mean_s = mean_service_s()
     records = ids(count * (sizes.warm_up_s + sizes.steady_s) / mean_s)
@@ -56,11 +56,11 @@ def _stock(count: int, records: list[str], place: Path, sizes: Sizes) -> float:
 
 
 def mean_service_s(samples: int = 20_000) -> float:
-    """The mean of the service time, by the simulator's own luck."""
+    """The mean service time, as the simulator draws it."""
     settings = Settings.parse({"latency": LATENCY})
     return sum(luck.service_time_s(settings, str(n)) for n in range(samples)) / samples
 
 
 def _busy(log: Log, sizes: Sizes) -> float:
-    """Mean busy slots from the warm-up until the last record was asked for the first time."""
+    """Mean busy slots from the warm-up until the last record was first sent."""
     return busy_slots(log, sizes.warm_up_s, max(last_first_send_s(log), sizes.warm_up_s + 1e-3))

@@ -1,4 +1,4 @@
-"""What a scenario is: its sizes, what it prints, and the one part that all share."""
+"""What a scenario is: its sizes, its output, and the part that all scenarios share."""
 
 import contextlib
 import tempfile
@@ -17,11 +17,11 @@ class Sizes:
 
     Attributes:
         steady_s: How long a backend is kept busy in a steady state.
-        warm_up_s: What is left out at the start where a goal says so.
+        warm_up_s: The time at the start that some goals exclude.
         stock_s: How long Beam's own handler may take.
-        phase_s: How long a quota lasts that changes.
-        outage_s: How long the server is away.
-        before_s: How long it works before it is.
+        phase_s: How long each phase of a changing quota lasts.
+        outage_s: How long the server is down.
+        before_s: How long it works before that.
         faulty_records: Records of the scenario with faults.
     """
 
@@ -50,10 +50,10 @@ class Check:
     """One line of the table.
 
     Attributes:
-        what: What is measured.
-        goal: What it shall be; empty where it only stands beside.
-        measured: What it is.
-        kept: Whether the goal is kept; None without one.
+        what: The measured quantity.
+        goal: Its goal; empty without one.
+        measured: Its value.
+        kept: Whether the goal is met; None without one.
     """
 
     what: str
@@ -73,7 +73,7 @@ def folder() -> Iterator[Path]:
 
 
 def ids(count: float, prefix: str = "") -> list[str]:
-    """So many ids, for so many records."""
+    """The ids of that many records."""
     return [f"{prefix}{number}" for number in range(round(count))]
 
 
@@ -85,7 +85,7 @@ def run_ours(
     flags: Sequence[str] = (),
     samples: Path | None = None,
 ) -> tuple[Ended, Log]:
-    """The pipeline on these records, and the simulator's log of it; prints the run as it went."""
+    """Runs the pipeline on these records; prints the run, returns it with the simulator's log."""
     source = place / "records.jsonl"
     write_records(source, records)
     ended = Ours.start(server.url, source, place / "ours", flags=flags, samples=samples).wait()
@@ -99,7 +99,7 @@ def run_ours(
 def accounted(
     ended: Ended, records: Sequence[str], letters: Sequence[str] = (), what: str = "records"
 ) -> Check:
-    """Whether every record has ended once, and exactly these as dead letters."""
+    """Whether every record ended once, and exactly these as dead letters."""
     wrong = not_once(records, [*ended.results, *ended.letters])
     strange = not_once(letters, ended.letters)
     reconciled = ended.code == 0 and bool(ended.summary.get("reconciled"))

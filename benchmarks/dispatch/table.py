@@ -1,4 +1,4 @@
-"""The section of ``RESULTS.md``: a run of some scenarios keeps the lines of the others."""
+"""The section of ``RESULTS.md``; a run of some scenarios keeps the lines of the others."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,9 +13,9 @@ def rows(name: str, checks: Sequence[Check], day: str) -> list[str]:
 
     Examples:
         >>> rows("quota_50", [Check("429s", "≤ 3 %", "1 %", True)], "2026-11-21")
-        ['| `quota_50` | 429s | ≤ 3 % | 1 % | kept | 2026-11-21 |']
+        ['| `quota_50` | 429s | ≤ 3 % | 1 % | met | 2026-11-21 |']
     """
-    verdicts = {True: "kept", False: "**missed**", None: ""}
+    verdicts = {True: "met", False: "**missed**", None: ""}
     return [
         f"| `{name}` | {check.what} | {check.goal} | {check.measured} | {verdicts[check.kept]} "
         f"| {day} |"
@@ -24,7 +24,7 @@ def rows(name: str, checks: Sequence[Check], day: str) -> list[str]:
 
 
 def section_of(text: str) -> list[str]:
-    """The lines of this section in a whole ``RESULTS.md``; none where there is none."""
+    """The lines of this section in a whole ``RESULTS.md``; empty without the section."""
     lines = text.splitlines()
     if f"## {TITLE}" not in lines:
         return []
@@ -36,7 +36,7 @@ def section_of(text: str) -> list[str]:
 def merged(
     earlier: Sequence[str], made: Mapping[str, Sequence[str]], order: Sequence[str]
 ) -> list[str]:
-    """All lines of the table: those made now, and earlier ones of other scenarios.
+    """All lines of the table: the new ones, and earlier ones of other scenarios.
 
     Examples:
         >>> merged(["| `a` | 1 |", "| `b` | 1 |"], {"b": ["| `b` | 2 |"]}, ["a", "b", "c"])

@@ -1,9 +1,9 @@
-"""A plugin of vLLM: a CPU's forward step takes the time of a GPU's. The model is tiny, the rest real.
+"""A vLLM plugin that gives a CPU's forward step the duration of a GPU's. The model is tiny, the rest real.
 
 ``GPUSHAPE="base_ms,per_sequence_ms,per_prefill_token_ms"``, such as ``60,0.1,0.15``: a step takes
-the base, so much for each running sequence, and so much for each token beyond one per sequence. The
-time that the real step took is part of it. Scheduler, KV blocks, sampler and HTTP are vLLM's own.
-Without it a tiny model is bound by the host, and nothing drains. Unset, it does nothing.
+the base time, plus a time for each running sequence and for each token beyond one per sequence. The
+duration of the real step is included. Scheduler, KV blocks, sampler and HTTP are vLLM's own.
+Without the plugin the host limits a tiny model, and nothing drains. Unset, it does nothing.
 """
 
 import os

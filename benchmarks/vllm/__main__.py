@@ -36,7 +36,7 @@ LINES = (*ON_ONE_SERVER, "prefix", "worker", "end")
 
 
 def main() -> None:
-    """Runs the lines that were asked for; status 1 where a fact is wrong."""
+    """Runs the chosen lines; exits with status 1 if a fact is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=10_000)
     parser.add_argument("--lines", default="", help=f"some of {','.join(LINES)}; all by default")
@@ -79,7 +79,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _bench(table: Table, backend: VLLMBackend, count: int) -> Iterator[Bench]:
-    """A server that is warm; it has ended behind it."""
+    """A warm server, which is ended afterwards."""
     client = loop.run(backend.open())
     try:
         bench = Bench(table, backend, client._servers[0].lease, count)
@@ -93,14 +93,14 @@ def _bench(table: Table, backend: VLLMBackend, count: int) -> Iterator[Bench]:
 def _about(count: int) -> str:
     return (
         f"{machine()}; vLLM 0.32 on the CPU, GPUSHAPE={GPUSHAPE}, --max-num-seqs={SLOTS}, "
-        f"{count:,} prompts a line where it does not say otherwise. The beginnings have "
-        f"{HEAD_TOKENS} tokens; the server of those lines has a cache of "
-        f"{BLOCKS * BLOCK_TOKENS:,}, which what runs takes its room from."
+        f"{count:,} prompts per line unless it says otherwise. The prefixes have {HEAD_TOKENS} "
+        f"tokens; the server of those lines has a cache of {BLOCKS * BLOCK_TOKENS:,} tokens, which "
+        "running requests share."
     )
 
 
 def _python() -> str:
-    """The interpreter that has vLLM, and in it the plugin that gives a CPU the steps of a GPU."""
+    """The interpreter with vLLM and the plugin that gives a CPU the steps of a GPU."""
     python = environment.vllm_python()
     shape = str(pathlib.Path(__file__).parents[1] / "gpushape")
     if subprocess.run([python, "-c", "import vllm_gpushape"], capture_output=True).returncode:

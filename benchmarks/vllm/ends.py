@@ -1,4 +1,4 @@
-"""What is left of the server when the command ends, and when its process is killed."""
+"""Checks which server processes are left when the command ends or is killed."""
 
 import json
 import os
@@ -21,7 +21,7 @@ _PROMPTS = 200
 
 
 class _Command:
-    """``python -m pipeline`` in a process of its own, and everything that it brings about."""
+    """``python -m pipeline`` in its own process, with all its descendants."""
 
     def __init__(self, backend: VLLMBackend, folder: str) -> None:
         write_records(folder, requests_of("e", _PROMPTS, "natural"))
@@ -36,7 +36,7 @@ class _Command:
             )
 
     def serves(self) -> bool:
-        """Whether its server works on a request; notes the processes that there are."""
+        """Whether its server works on a request; records the processes that exist."""
         try:
             state = json.loads(pathlib.Path(self._folder, "cpu/state.json").read_text())
         except (OSError, ValueError):
@@ -47,19 +47,19 @@ class _Command:
         return bool(server_figures(state["url"]).get("running"))
 
     def await_work(self) -> None:
-        """Until its server works on a request, or it has ended without."""
+        """Waits until its server works on a request, or the command has ended without one."""
         while self.process.poll() is None and not self.serves():
             time.sleep(0.05)
 
     def left(self) -> list[int]:
-        """The processes of its server that are still there; at least three were seen before."""
+        """The processes of its server that are still alive; at least three were seen before."""
         alive: list[Any] = [processes.process(pid) for pid, _ in self._seen]
         found = [one.pid for one in alive if one and (one.pid, one.started) in self._seen]
         return found if len(self._seen) >= 3 else [-1]
 
 
 def ended(table: Table, backend: VLLMBackend) -> None:
-    """A run to its end, with a server of its own."""
+    """Runs to its end, with its own server."""
     with tempfile.TemporaryDirectory(prefix="vb") as folder:
         began = time.perf_counter()
         command = _Command(backend, folder)
@@ -70,7 +70,7 @@ def ended(table: Table, backend: VLLMBackend) -> None:
         table.add(Line(f"the command with its own server, {_PROMPTS} prompts", seconds, 0, 0))
         wrong = ran(folder, status).wrong(_PROMPTS, set())
         table.expect(not wrong, wrong or "every record ended once")
-        table.expect(not left, f"{left} processes left when it had ended")
+        table.expect(not left, f"{left} processes left after its end")
 
 
 def killed(table: Table, backend: VLLMBackend) -> None:

@@ -1,4 +1,4 @@
-"""The rows of the table: what is sent, by whom, and what must be so afterwards."""
+"""The rows of the table: the prompts, the client, and the facts to check afterwards."""
 
 import contextlib
 import os
@@ -13,21 +13,21 @@ from transforms.backends.vllm.backend import VLLMBackend
 from transforms.backends.vllm.lease import Lease
 
 STOCK_SHARE = 10
-"""Stock Beam at defaults gets one in so many prompts: it takes several times as long as the others."""
+"""Stock Beam at defaults gets one prompt in this many: it takes several times as long as the others."""
 PREFIX_SHARE = 2
 HEADS = (10, 100)
-"""Different beginnings: the first are in the cache whatever the order, the second do not fit."""
+"""Different prefixes: the first are in the cache whatever the order, the second do not fit."""
 KILLS = 2
 
 
 class Bench:
-    """Lines that ask one server.
+    """Lines that share one server.
 
     Args:
-      table: Gets the rows.
-      backend: Of that server.
+      table: The table for the rows.
+      backend: The backend of that server.
       lease: Keeps it alive.
-      count: Prompts in each line, but for those that say otherwise.
+      count: Prompts in each line, unless the line says otherwise.
     """
 
     def __init__(self, table: Table, backend: VLLMBackend, lease: Lease, count: int) -> None:
@@ -36,11 +36,11 @@ class Bench:
         self._plain = 0.0
 
     def warm_up(self) -> None:
-        """The first requests of a server are slow."""
+        """Sends the first requests of a server, which are slow."""
         window(self._url, self._backend.model, requests_of("warm", 64, "natural"))
 
     def full(self, lengths: str) -> None:
-        """The window, and our command beside it."""
+        """The window and our command."""
         asked = requests_of(f"w {lengths}", self._count, lengths)
         limit, _ = self._timed(
             f"window of {SLOTS}, {lengths} lengths",
@@ -53,7 +53,7 @@ class Bench:
             self._plain = seconds
 
     def beam(self, *, tuned: bool) -> None:
-        """Stock Beam, with as large batches as the server has slots, or as it comes."""
+        """Stock Beam, with batches as large as the server's slots, or at its defaults."""
         share = 1 if tuned else STOCK_SHARE
         count = max(1, self._count // share)
         name = f"stock Beam, {'256 at once × 4 threads' if tuned else 'defaults'}, natural lengths"
@@ -77,7 +77,7 @@ class Bench:
         self._table.expect(exact, text)
 
     def kill(self) -> None:
-        """SIGKILL to the server, when a third and when two thirds of the answers are there."""
+        """Kills the server after a third and after two thirds of the answers."""
         before = self._lease.state.restarts
         asked = requests_of("k", self._count, "natural")
         watch = Stopwatch()
@@ -88,13 +88,13 @@ class Bench:
         self._table.expect(restarts == KILLS, f"{restarts} restarts")
 
     def prefix(self) -> None:
-        """The same requests, shuffled, by each value of the flag."""
+        """The same shuffled requests, with each value of the flag."""
         count = max(1, self._count // PREFIX_SHARE)
         for heads in HEADS:
             shuffled = 0.0
             for order in ("", "batch", "data_set"):
                 flags = [f"--order_by_prefix={order}"] if order else []
-                name = f"ours, {count:,} prompts with {heads} beginnings, {' '.join(flags) or 'shuffled'}"
+                name = f"ours, {count:,} prompts with {heads} prefixes, {' '.join(flags) or 'shuffled'}"
                 asked = prefixed(f"x{order}", count, heads)
                 with Watch(self._lease) as watch:
                     seconds, _ = self._ours(name, asked, *flags, limit=None)
@@ -115,7 +115,7 @@ class Bench:
         poison: set[str] | None = None,
         limit: float | None = None,
     ) -> tuple[float, Ran]:
-        """Our command, and whether every record has ended once."""
+        """Runs our command, and checks that every record ended once."""
 
         def run() -> float:
             nonlocal ran

@@ -1,11 +1,11 @@
-"""What the server is asked."""
+"""The prompts of the benchmark."""
 
 import random
 from typing import Any
 
 POISON_TOKENS = 4000
 NATURAL: dict[str, Any] = {"max_tokens": 128, "min_tokens": 8, "logit_bias": {"2": 3.9}}
-"""One token in sixteen is part of a character: a few of those only would be an answer without text."""
+"""One token in sixteen is part of a character: an answer of a few such tokens would have no text."""
 HEAD_TOKENS = 256
 _WORDS = ("product", "review", "price", "total", "name", "city", "label", "date")
 
@@ -13,7 +13,7 @@ _WORDS = ("product", "review", "price", "total", "name", "city", "label", "date"
 def requests_of(tag: str, count: int, lengths: str, poison: float = 0.0) -> list[dict[str, Any]]:
     """Whole requests; ``natural`` ones end by themselves, ``uniform`` ones after 4 to 128 tokens.
 
-    A model of random weights would hardly ever end: a bias makes it end after 40 tokens on average.
+    A model with random weights would hardly ever end; a bias makes it end after 40 tokens on average.
     """
     chance = random.Random(0)
     made: list[dict[str, Any]] = []
@@ -29,12 +29,12 @@ def requests_of(tag: str, count: int, lengths: str, poison: float = 0.0) -> list
 
 
 def is_poison(request: dict[str, Any]) -> bool:
-    """Whether it is empty, or longer than the model's context."""
+    """Whether the prompt is empty, or longer than the model's context."""
     return not request["prompt"] or len(request["prompt"]) > POISON_TOKENS
 
 
 def prefixed(tag: str, count: int, heads: int) -> list[dict[str, Any]]:
-    """So many beginnings of about `HEAD_TOKENS`, shuffled; the same for every tag but for the tag."""
+    """Shuffled prompts with that many prefixes of about `HEAD_TOKENS`; a tag changes only the tag."""
     chance = random.Random(1)
     begins = [f"{tag} {n} " + " ".join(chance.choices(_WORDS, k=HEAD_TOKENS)) for n in range(heads)]
     asks = [f"{begins[n % heads]} question {n}" for n in range(count)]

@@ -17,7 +17,7 @@ locals {
     },
     local.batches == 0 ? {} : {
       slow = {
-        title  = "a batch job takes longer than it may"
+        title  = "a batch job exceeds max_run_s"
         filter = "metric.type = \"dataflow.googleapis.com/job/elapsed_time\" AND resource.type = \"dataflow_job\" AND resource.labels.job_name = \"${var.name}-batch\""
         above  = var.batch.max_run_s
         for_s  = 60
@@ -30,14 +30,14 @@ locals {
         filter = "metric.type = \"dataflow.googleapis.com/job/system_lag\" AND ${local.jobs}"
         above  = var.max_system_lag_s
         for_s  = 300
-        text   = "An element has been in work for so long. Look at the gauges outage_s and waiting_requests."
+        text   = "An element has been in progress for this long. Look at the gauges outage_s and waiting_requests."
       }
       watermark_age = {
         title  = "the stream's watermark is old"
         filter = "metric.type = \"dataflow.googleapis.com/job/data_watermark_age\" AND ${local.jobs}"
         above  = 2 * var.max_system_lag_s
         for_s  = 300
-        text   = "Messages wait in the subscription: more workers, or more quota at the model."
+        text   = "Messages wait in the subscription: add workers, or raise the model's quota."
       }
       dead_letters = {
         title  = "many dead letters"
@@ -90,7 +90,7 @@ locals {
         # More than half of the time, of ten callers.
         query = "sum(delta(${format(local.counter, "throttled_ms", "${var.name}-(batch|streaming)")}[10m])) > ${10 * 600 * 1000 / 2}"
         for_s = 600
-        text  = "Ask for more quota, or give the quota as max_requests_per_minute so that calls are not refused."
+        text  = "Request more quota, or set max_requests_per_minute to the quota so that fewer calls are refused."
       }
     },
     local.batches == 0 ? {} : {
@@ -109,7 +109,7 @@ locals {
       unreconciled = {
         title  = "a run does not reconcile"
         filter = "resource.type=\"dataflow_step\" AND resource.labels.job_name=~\"^${var.name}-(batch|streaming)$\" AND severity>=ERROR AND \"does not reconcile\""
-        text   = "Its sinks do not hold exactly one row per record. docs/running.md says what to look for, under Reconciliation."
+        text   = "Its sinks do not hold exactly one row per record. docs/running.md, under Reconciliation, says what to look for."
       }
       refused = {
         title  = "a launch was refused"
@@ -121,7 +121,7 @@ locals {
       not_launched = {
         title  = "Cloud Scheduler could not launch the batch job"
         filter = "resource.type=\"cloud_scheduler_job\" AND resource.labels.job_id=\"${var.name}-batch\" AND severity>=ERROR"
-        text   = "There is no run. ALREADY_EXISTS: the last one still runs. PERMISSION_DENIED: see docs/deploy.md, under Identities."
+        text   = "There is no run. ALREADY_EXISTS: the previous job is still running. PERMISSION_DENIED: see docs/deploy.md, under Identities."
       }
     },
   )

@@ -1,10 +1,10 @@
 output "bucket" {
-  description = "For --bucket of the scripts."
+  description = "The bucket, for --bucket of the scripts."
   value       = google_storage_bucket.work.name
 }
 
 output "output_table" {
-  description = "Where results go; dead letters and runs are beside it."
+  description = "The table for results; those for dead letters and runs are beside it."
   value       = local.output_table
 }
 
@@ -19,11 +19,11 @@ output "builder" {
 }
 
 output "input_topic" {
-  description = "Where messages for the streaming job are published."
+  description = "The topic to publish messages for the streaming job to."
   value       = one(google_pubsub_topic.input[*].id)
 }
 
 output "dead_letter_topic" {
-  description = "Where messages that could not be answered arrive."
+  description = "The topic that receives messages without an answer."
   value       = one(google_pubsub_topic.dead_letters[*].id)
 }

@@ -1,16 +1,16 @@
 variable "project" {
-  description = "The project that runs and pays."
+  description = "The project that runs the jobs and is billed for them."
   type        = string
 }
 
 variable "region" {
-  description = "Where workers, bucket and dataset are: all data stays there."
+  description = "The region of workers, bucket and dataset: all data stays there."
   type        = string
   default     = "us-central1"
 }
 
 variable "name" {
-  description = "Begins the name of everything that is made."
+  description = "The prefix of every name that the module creates."
   type        = string
   default     = "inference"
 
@@ -21,18 +21,18 @@ variable "name" {
 }
 
 variable "bucket" {
-  description = "The name of the bucket to make: temporary files, staging, sources of builds and, below templates/, the specs."
+  description = "The name of the bucket to create: temporary files, staging, sources of builds and, below templates/, the specs."
   type        = string
 }
 
 variable "repository" {
-  description = "The name of the Artifact Registry repository to make for the images."
+  description = "The name of the Artifact Registry repository to create for the images."
   type        = string
   default     = "inference"
 }
 
 variable "jobs" {
-  description = "Whether to launch: false for the first apply, until templates/build.sh has put the specs into the bucket."
+  description = "Whether to launch the jobs: false for the first apply, until templates/build.sh has put the specs into the bucket."
   type        = bool
   default     = true
 }
@@ -43,7 +43,7 @@ variable "parameters" {
 }
 
 variable "batch" {
-  description = "The batch job: its own parameters (an input) and when it is launched, as in cron. null for none."
+  description = "The batch job: its own parameters (an input) and its schedule, as in cron. null for no batch job."
   type = object({
     parameters = map(string)
     schedule   = string
@@ -54,13 +54,13 @@ variable "batch" {
 }
 
 variable "streaming" {
-  description = "The streaming job's own parameters; {} for none of its own, null for no such job."
+  description = "The streaming job's own parameters; {} for none, null for no streaming job."
   type        = map(string)
   default     = null
 }
 
 variable "input_datasets" {
-  description = "Datasets that input_table and input_query read, as project:dataset: workers may read them."
+  description = "Datasets for input_table and input_query, as project:dataset: the module lets workers read them."
   type        = list(string)
   default     = []
 
@@ -82,13 +82,13 @@ variable "template" {
 }
 
 variable "machine_type" {
-  description = "Of the workers, with gpu_type of those without GPUs; null for Dataflow's default."
+  description = "The workers' machine type; with gpu_type, that of workers without GPUs. null for Dataflow's default."
   type        = string
   default     = null
 }
 
 variable "max_workers" {
-  description = "The most workers of each job."
+  description = "The maximum number of workers per job."
   type        = number
   default     = 10
 }
@@ -106,7 +106,7 @@ variable "subnetwork" {
 }
 
 variable "kms_key" {
-  description = "projects/P/locations/R/keyRings/K/cryptoKeys/C for all data that is stored; the module lets Google's service agents use it. null for Google's keys."
+  description = "projects/P/locations/R/keyRings/K/cryptoKeys/C for all stored data; the module lets Google's service agents use it. null for Google's keys."
   type        = string
   default     = null
 }
@@ -124,37 +124,37 @@ variable "use_vertex_ai" {
 }
 
 variable "labels" {
-  description = "On everything that can have labels."
+  description = "Labels of every resource that can have them."
   type        = map(string)
   default     = {}
 }
 
 variable "notification_channels" {
-  description = "Ids of monitoring channels that alerts go to."
+  description = "Ids of the monitoring channels for alerts."
   type        = list(string)
   default     = []
 }
 
 variable "max_system_lag_s" {
-  description = "A streaming job's lag from which an alert is raised."
+  description = "The lag of the streaming job that raises an alert."
   type        = number
   default     = 900
 }
 
 variable "max_dead_letters_per_minute" {
-  description = "A stream's messages on the dead-letter topic from which an alert is raised."
+  description = "The rate of the stream's messages on the dead-letter topic that raises an alert."
   type        = number
   default     = 10
 }
 
 variable "max_dead_letter_share" {
-  description = "Dead letters of a batch run, as a share of its records, from which an alert is raised."
+  description = "The dead letters of a batch run, as a share of its records, that raise an alert."
   type        = number
   default     = 0.05
 }
 
 variable "deletion_protection" {
-  description = "Whether destroying leaves tables, and a bucket that is not empty, as they are."
+  description = "Whether a destroy keeps tables, and a bucket that is not empty."
   type        = bool
   default     = true
 }

@@ -173,7 +173,7 @@ def test_a_tiny_run_end_to_end() -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("| `outage_503` |")]
-    assert "| records | each once, no dead letters | 600 = 600 + 0 | kept |" in rows[0]
+    assert "| records | each once, no dead letters | 600 = 600 + 0 | met |" in rows[0]
     assert "|---|" in done.stdout
 
 
