@@ -24,7 +24,7 @@ from transforms.backends.base import Backend
 from transforms.dispatch import loop
 from transforms.dispatch.completion_queue import Inbox
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure, Outcome
-from transforms.records.records import Answer, DeadLetter, Request
+from transforms.records.records import Answer, DeadLetter, Json, Params, Request
 
 
 def open_dispatcher(backend: Backend, limits: DispatchLimits) -> Dispatcher:
@@ -56,8 +56,9 @@ Outcomes: TypeAlias = Answer | TaggedOutput[Literal["unserved"], DeadLetter]
 class _CallModelDoFn(beam.DoFn):
     """Hands batches over and gives out what has ended, with the window of its batch."""
 
-    def __init__(self, open_: Callable[[], Dispatcher]) -> None:
+    def __init__(self, open_: Callable[[], Dispatcher], params: Params) -> None:
         self._open = open_
+        self._params = params
         self._shared = Shared()
 
     def setup(self) -> None:
@@ -77,7 +78,7 @@ class _CallModelDoFn(beam.DoFn):
         window: Any = beam.DoFn.WindowParam,
     ) -> Iterator[Outcomes]:
         assert self._dispatcher is not None
-        self._dispatcher.submit(batch, self._inbox, (timestamp, window))
+        self._dispatcher.submit(self._params.restore(batch), self._inbox, (timestamp, window))
         return self._ended(lambda let_in: let_in)
 
     def finish_bundle(self) -> Iterator[Outcomes]:
@@ -112,6 +113,8 @@ class Infer(beam.PTransform):
     Args:
       backend: The model and where it is served.
       limits: Concurrency, attempts and deadlines, per worker process.
+      params: The ``params`` of the `RequestSpec` that rendered the requests, which travel without
+        them. A request of other params raises a `RunError`.
       resource_hints: Beam's resource hints for the step that calls the model.
 
     Returns:
@@ -120,6 +123,7 @@ class Infer(beam.PTransform):
 
     backend: Backend
     limits: DispatchLimits = DispatchLimits()
+    params: Mapping[str, Json] = dataclasses.field(default_factory=Params)
     resource_hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -129,7 +133,7 @@ class Infer(beam.PTransform):
         self, batches: beam.PCollection[list[Request]]
     ) -> tuple[beam.PCollection[Answer], beam.PCollection[DeadLetter]]:
         open_ = functools.partial(open_dispatcher, self.backend, self.limits)
-        call = beam.ParDo(_CallModelDoFn(open_))
+        call = beam.ParDo(_CallModelDoFn(open_, Params.of(self.params)))
         if self.resource_hints:
             call = call.with_resource_hints(**self.resource_hints)
         ended = batches | "CallModel" >> call.with_outputs("unserved", main="answered")
