@@ -31,6 +31,7 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
         backend=config.backend,
         limits=config.limits,
         params=config.request.params,
+        allow_earlier_params=not bounded,
         resource_hints=config.resource_hints,
     )
     failures = [unread, unrendered, unserved]

@@ -27,7 +27,9 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
       limits: Concurrency, attempts and deadlines, per worker process.
       max_batch_size: When RunInference itself does the batching.
       params: The ``params`` of the `RequestSpec` that rendered the requests, which travel without
-        them; None for none.
+        them; None for none. A request of other params raises a `RunError`.
+      allow_earlier_params: Whether requests of other params are sent with `params` instead: those
+        in flight when a streaming job is updated with other params.
 
     Example::
 
@@ -41,11 +43,13 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
         *,
         max_batch_size: int = 256,
         params: Mapping[str, Json] | None = None,
+        allow_earlier_params: bool = False,
     ) -> None:
         super().__init__(max_batch_size=max_batch_size)
         self._backend = backend
         self._limits = limits
         self._params = Params.of(params or {})
+        self._allow_earlier_params = allow_earlier_params
 
     def load_model(self) -> Dispatcher:
         """Opens the backend, once per process.
@@ -67,7 +71,7 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
           RunError: A request was rendered with other params.
         """
         del inference_args
-        batch = self._params.restore(batch)
+        batch = self._params.restore(batch, allow_earlier=self._allow_earlier_params)
         calls = CallMetrics(model)
         outcomes = model.answer(batch, calls.report_when_due)
         for outcome in outcomes:

@@ -105,8 +105,15 @@ class Params(Mapping[str, Json]):
         sealed._values, sealed.key = None, key
         return sealed
 
-    def restore(self, requests: "Iterable[Request]") -> "list[Request]":
+    def restore(
+        self, requests: "Iterable[Request]", *, allow_earlier: bool = False
+    ) -> "list[Request]":
         """The requests, with these params in place of sealed ones.
+
+        Args:
+          requests: Requests whose params may be sealed.
+          allow_earlier: Whether requests of other params get these params, and a fingerprint of
+            their own, rather than raise: requests in flight when a streaming job is updated.
 
         Raises:
           RunError: A request was rendered with other params.
@@ -115,14 +122,21 @@ class Params(Mapping[str, Json]):
         for request in requests:
             params = Params.of(request.params)
             if params.key != self.key:
-                raise RunError(
-                    f"request {request.record.record_id!r} was rendered with {_named(params.key)}, "
-                    f"but would be sent with {_named(self.key)}: RenderRequests and Infer (or "
-                    "InferenceHandler) were given different params; pass the same to both, such as "
-                    "Infer(params=spec.params) with the spec of RenderRequests"
-                )
-            sealed = params.is_sealed
-            restored.append(dataclasses.replace(request, params=self) if sealed else request)
+                if not allow_earlier:
+                    raise RunError(
+                        f"request {request.record.record_id!r} was rendered with "
+                        f"{_named(params.key)}, but would be sent with {_named(self.key)}: "
+                        "RenderRequests and Infer (or InferenceHandler) were given different "
+                        "params; pass the same to both, such as Infer(params=spec.params) with the "
+                        "spec of RenderRequests; if an update of a streaming job changed them, set "
+                        "allow_earlier_params"
+                    )
+                digest = hashlib.sha256(f"{request.fingerprint} {self.key}".encode()).hexdigest()
+                restored.append(dataclasses.replace(request, params=self, fingerprint=digest))
+            elif params.is_sealed:
+                restored.append(dataclasses.replace(request, params=self))
+            else:
+                restored.append(request)
         return restored
 
     @property

@@ -26,7 +26,8 @@ RECORDS = [record_of(str(n), text=f"{n}") for n in range(3)]
 MISMATCH = (
     r"request '0' was rendered with the params of key [0-9a-f]{12}, but would be sent with empty "
     r"params: RenderRequests and Infer \(or InferenceHandler\) were given different params; pass "
-    r"the same to both, such as Infer\(params=spec\.params\) with the spec of RenderRequests"
+    r"the same to both, such as Infer\(params=spec\.params\) with the spec of RenderRequests; if an "
+    r"update of a streaming job changed them, set allow_earlier_params"
 )
 
 
@@ -68,7 +69,7 @@ def test_requests_travel_without_params(across_bundles: bool) -> None:
 
 
 def test_only_their_key_is_encoded() -> None:
-    """However large an output schema is, it costs a request 13 bytes."""
+    """However large an output schema is, it adds 12 bytes to a request."""
     large = dataclasses.replace(SPEC, params={"output_schema": {"description": "x" * 10_000}})
     sizes = [
         len(RequestCoder().encode(render_request(RECORDS[0], spec))) for spec in (PLAIN, large)
@@ -103,3 +104,18 @@ def test_a_mismatch_is_an_error_at_the_first_record(travelled: bool) -> None:
         _ = [requests] | Infer(backend=EchoBackend())
     with pytest.raises(Exception, match="would be sent with the params of key"):
         _ = [requests] | Infer(backend=EchoBackend(), params=Params({"seed": 1}))
+
+
+def test_an_updated_job_asks_with_its_own_params() -> None:
+    """Requests that the job before it rendered are still in flight: none of them is lost."""
+    requests = _travelled(SPEC)
+    handler = InferenceHandler(
+        EchoBackend(), params={"generation_config": {"seed": 1}}, allow_earlier_params=True
+    )
+    outcomes = handler.run_inference(requests, handler.load_model())
+    assert _asked_with(outcomes) == [{"generation_config": {"seed": 1}}] * 3
+    answered, unserved = [requests] | Infer(backend=EchoBackend(), allow_earlier_params=True)
+    assert _asked_with(answered) == [{}] * 3
+    assert unserved == []
+    fingerprints = {answer.fingerprint for answer in answered}
+    assert len(fingerprints | {request.fingerprint for request in requests}) == 6

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import hashlib
 import pickle
 import sys
 from pathlib import Path
@@ -183,9 +184,22 @@ def test_restore_checks_every_request(rendered: Any, given: Any, message: str) -
         errors.RunError,
         match=rf"^request '7' was rendered with {message}: RenderRequests and Infer "
         r"\(or InferenceHandler\) were given different params; pass the same to both, such as "
-        r"Infer\(params=spec\.params\) with the spec of RenderRequests$",
+        r"Infer\(params=spec\.params\) with the spec of RenderRequests; if an update of a streaming "
+        r"job changed them, set allow_earlier_params$",
     ):
         Params(given).restore([_request(rendered)])
+
+
+@pytest.mark.parametrize("rendered", [Params.from_key(KEY), Params(PARAMS), Params()])
+def test_requests_of_an_earlier_job_get_the_new_params(rendered: Params) -> None:
+    """With another fingerprint, because it is another paid call; their record and body stay."""
+    params = Params({"seed": 1})
+    (restored,) = params.restore([_request(rendered)], allow_earlier=True)
+    digest = hashlib.sha256(b"f fbe47f6d82b4").hexdigest()
+    assert restored == Request(RECORD, {"text": "a"}, params, digest, 1)
+    assert dict(restored.params) == {"seed": 1}
+    same = _request(params)
+    assert params.restore([same], allow_earlier=True)[0] is same
 
 
 def test_dead_letter_of_a_classified_error() -> None:
