@@ -212,9 +212,11 @@ def _is_object(annotation: Any) -> bool:
 
 
 def _representable(value: Any) -> Any:
-    """The value with all that MessagePack refuses replaced: rare, so it may be slow."""
-    if value is None or isinstance(value, (bool, float, bytes)):
+    """The value in exact types that MessagePack takes; values that need it are rare."""
+    if value is None or type(value) in (bool, float, bytes):
         return value
+    if isinstance(value, float):  # NumPy's is a subclass
+        return float(value)
     if isinstance(value, str):
         return json_values.clean_text(str(value))
     if isinstance(value, int):

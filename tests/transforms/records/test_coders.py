@@ -11,6 +11,7 @@ from typing import Any
 
 import apache_beam as beam
 import msgspec
+import numpy as np
 import pytest
 from apache_beam.coders import registry
 from apache_beam.testing.util import assert_that, equal_to
@@ -292,6 +293,11 @@ class _Text(str):
         (collections.OrderedDict(a=_Text("b")), {"a": "b"}),
         (Params({"a": 1}), {"a": 1}),
         (complex(1, 2), "(1+2j)"),
+        (np.float64(1.5), 1.5),
+        (np.int64(7), 7),
+        (np.array([1, 2]), [1, 2]),
+        (decimal.Decimal("1.50"), "1.50"),
+        (math.inf, math.inf),
     ],
 )
 def test_almost_json(value: Any, expected: Any) -> None:
