@@ -18,6 +18,7 @@ BASE = [
     "google-genai>=2.30,<3",
     "jinja2>=3.1.5,<4",
     "jsonschema>=4.20,<5",
+    "msgspec>=0.19,<1",
     "numpy>=1.26",
     "orjson>=3.9.7,<4",
     "pyarrow>=14",

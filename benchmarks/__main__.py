@@ -5,6 +5,7 @@ import sys
 
 ALL = (
     "overhead",
+    "coders",
     "embeddings",
     "client_cost",
     "real_input",

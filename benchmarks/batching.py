@@ -28,10 +28,11 @@ import apache_beam as beam
 
 from benchmarks.results import machine, write_section
 from tests.transforms.streams import messages_from, streaming_pipeline
-from transforms.records.records import Record, Request
+from transforms.records.records import Params, Record, Request
 from transforms.requests.batch import BatchLimits, BatchRequests
 
 BODY = "A ticket about an invoice that came twice, and nobody answers. " * 9
+PARAMS = Params({"generation_config": {"temperature": 0}})
 IDLE_S = 0.005
 
 
@@ -40,7 +41,7 @@ def make_request(message: bytes) -> Request:
     name = message.decode()
     record = Record(name, {"id": name, "body": BODY}, read_minute=29_000_000)
     body = {"messages": [{"role": "user", "content": BODY}]}
-    return Request(record, body, {"generation_config": {"temperature": 0}}, "f" * 64, 150)
+    return Request(record, body, PARAMS, "f" * 64, 150)
 
 
 class Stopwatch:

@@ -28,7 +28,11 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
         limits=config.batch, keys=config.batch_keys, order_by_prefix=config.order.in_batch
     )
     answered, unserved = batches | "Infer" >> Infer(
-        backend=config.backend, limits=config.limits, resource_hints=config.resource_hints
+        backend=config.backend,
+        limits=config.limits,
+        params=config.request.params,
+        allow_earlier_params=not bounded,
+        resource_hints=config.resource_hints,
     )
     failures = [unread, unrendered, unserved]
     if config.output_schema is not None:

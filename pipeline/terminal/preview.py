@@ -24,7 +24,7 @@ def print_preview(console: Console, config: RunConfig, count: int) -> None:
                 requests += 1
                 tokens += request.estimated_tokens
                 console.rule(f"{number} · {request.record.record_id}", align="left")
-                shown = {"body": request.body, "params": request.params}
+                shown = {"body": request.body, "params": dict(request.params)}
                 text = json.dumps(shown, ensure_ascii=False, indent=2)
                 console.print(text, markup=False, highlight=False, soft_wrap=True)
                 continue

@@ -1,6 +1,9 @@
 """Mirrors `transforms`; what its tests share."""
 
+from typing import Any
+
 import apache_beam as beam
+import msgspec
 from apache_beam.options.pipeline_options import PipelineOptions
 from hypothesis import strategies as st
 
@@ -20,6 +23,11 @@ JSON_OBJECTS = st.dictionaries(st.text(), JSON_VALUES, max_size=5)
 def pipeline(*arguments: str) -> beam.Pipeline:
     """A pipeline on the pinned local runner, blind to the command line of the test run."""
     return beam.Pipeline(RUNNER, options=PipelineOptions(list(arguments)))
+
+
+def coded(*fields: Any, version: int = 2) -> bytes:
+    """The bytes of our coders, written without them: the version and a MessagePack array."""
+    return bytes([version]) + msgspec.msgpack.encode(fields)
 
 
 def record_of(record_id: str = "1", **fields: Json) -> Record:

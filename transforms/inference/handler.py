@@ -3,7 +3,7 @@
 A module of its own: Beam's loads torch where it is installed, which takes seconds.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from apache_beam.ml.inference.base import ModelHandler
@@ -13,7 +13,7 @@ from transforms.accounting.metrics import CallMetrics
 from transforms.backends.base import Backend
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits
 from transforms.inference.infer import open_dispatcher, outcome_of
-from transforms.records.records import Answer, DeadLetter, Request
+from transforms.records.records import Answer, DeadLetter, Json, Params, Request
 from transforms.requests.render import BYTES_PER_TOKEN
 
 
@@ -26,6 +26,10 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
       backend: The model and where it is served.
       limits: Concurrency, attempts and deadlines, per worker process.
       max_batch_size: When RunInference itself does the batching.
+      params: The ``params`` of the `RequestSpec` that rendered the requests, which travel without
+        them; None for none. A request of other params raises a `RunError`.
+      allow_earlier_params: Whether requests of other params are sent with `params` instead: those
+        in flight when a streaming job is updated with other params.
 
     Example::
 
@@ -38,10 +42,14 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
         limits: DispatchLimits = DispatchLimits(),  # noqa: B008 - frozen
         *,
         max_batch_size: int = 256,
+        params: Mapping[str, Json] | None = None,
+        allow_earlier_params: bool = False,
     ) -> None:
         super().__init__(max_batch_size=max_batch_size)
         self._backend = backend
         self._limits = limits
+        self._params = Params.of(params or {})
+        self._allow_earlier_params = allow_earlier_params
 
     def load_model(self) -> Dispatcher:
         """Opens the backend, once per process.
@@ -57,9 +65,13 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
         model: Dispatcher,
         inference_args: dict[str, Any] | None = None,
     ) -> Iterable[Answer | DeadLetter]:
-        """Exactly ``len(batch)`` outcomes, in order."""
+        """Exactly ``len(batch)`` outcomes, in order.
+
+        Raises:
+          RunError: A request was rendered with other params.
+        """
         del inference_args
-        batch = list(batch)
+        batch = self._params.restore(batch, allow_earlier=self._allow_earlier_params)
         calls = CallMetrics(model)
         outcomes = model.answer(batch, calls.report_when_due)
         for outcome in outcomes:

@@ -24,7 +24,7 @@ from transforms.backends.base import Backend
 from transforms.dispatch import loop
 from transforms.dispatch.completion_queue import Inbox
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure, Outcome
-from transforms.records.records import Answer, DeadLetter, Request
+from transforms.records.records import Answer, DeadLetter, Json, Params, Request
 
 
 def open_dispatcher(backend: Backend, limits: DispatchLimits) -> Dispatcher:
@@ -56,8 +56,12 @@ Outcomes: TypeAlias = Answer | TaggedOutput[Literal["unserved"], DeadLetter]
 class _CallModelDoFn(beam.DoFn):
     """Hands batches over and gives out what has ended, with the window of its batch."""
 
-    def __init__(self, open_: Callable[[], Dispatcher]) -> None:
+    def __init__(
+        self, open_: Callable[[], Dispatcher], params: Params, allow_earlier_params: bool
+    ) -> None:
         self._open = open_
+        self._params = params
+        self._allow_earlier_params = allow_earlier_params
         self._shared = Shared()
 
     def setup(self) -> None:
@@ -77,6 +81,7 @@ class _CallModelDoFn(beam.DoFn):
         window: Any = beam.DoFn.WindowParam,
     ) -> Iterator[Outcomes]:
         assert self._dispatcher is not None
+        batch = self._params.restore(batch, allow_earlier=self._allow_earlier_params)
         self._dispatcher.submit(batch, self._inbox, (timestamp, window))
         return self._ended(lambda let_in: let_in)
 
@@ -112,6 +117,10 @@ class Infer(beam.PTransform):
     Args:
       backend: The model and where it is served.
       limits: Concurrency, attempts and deadlines, per worker process.
+      params: The ``params`` of the `RequestSpec` that rendered the requests, which travel without
+        them. A request of other params raises a `RunError`.
+      allow_earlier_params: Whether requests of other params are sent with `params` instead: those
+        in flight when a streaming job is updated with other params.
       resource_hints: Beam's resource hints for the step that calls the model.
 
     Returns:
@@ -120,6 +129,8 @@ class Infer(beam.PTransform):
 
     backend: Backend
     limits: DispatchLimits = DispatchLimits()
+    params: Mapping[str, Json] = dataclasses.field(default_factory=Params)
+    allow_earlier_params: bool = False
     resource_hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -129,7 +140,8 @@ class Infer(beam.PTransform):
         self, batches: beam.PCollection[list[Request]]
     ) -> tuple[beam.PCollection[Answer], beam.PCollection[DeadLetter]]:
         open_ = functools.partial(open_dispatcher, self.backend, self.limits)
-        call = beam.ParDo(_CallModelDoFn(open_))
+        params = Params.of(self.params)
+        call = beam.ParDo(_CallModelDoFn(open_, params, self.allow_earlier_params))
         if self.resource_hints:
             call = call.with_resource_hints(**self.resource_hints)
         ended = batches | "CallModel" >> call.with_outputs("unserved", main="answered")

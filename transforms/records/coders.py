@@ -1,239 +1,289 @@
-r"""How records travel between stages: registered, versioned coders with golden bytes in a test.
+r"""How our types travel between stages: one versioned coder, driven by each dataclass's own fields.
 
-Beam would pickle these dataclasses by position, and a field added in a later version would then
-silently take its neighbour's value in the state of a streaming job that is updated. Ours write
+Beam would pickle these dataclasses by position, and a field added in a later release would silently
+take its neighbour's value in the state of an updated streaming job. `VersionedCoder` writes
 
 .. code-block:: text
 
-    version (1 byte) · length of the JSON (4 bytes, little endian) · JSON array · raw tail
+    version (1 byte) · MessagePack array of the fields, in the order of their definition
 
-where the array holds a type's fields in the order in which they were ever added. Rules that keep
-old bytes readable: append fields, never move or reuse a place; give each a default. Shorter arrays
-(written by an older version) take the defaults, longer ones (by a newer one) lose what is unknown.
-A change that cannot follow these rules takes a new version byte, and the old one stays readable.
+A dataclass inside a dataclass is an array inside the array. To add a field, append it to the
+dataclass with a default: that is all. A shorter array, from an older release, takes the defaults;
+a longer one, from a newer release, loses its tail. Never move, remove or retype a field: such a
+change needs a new `VERSION`, and running jobs have to be drained.
 
-The tail holds what JSON would bloat: an embedding as float64, a payload's bytes. What only streaming
-jobs hold has its coders in `transforms.requests.batch_state`.
+MessagePack holds every JSON value but two, and bytes besides. Integers beyond 64 bits travel as an
+extension type, and lone surrogates are escaped, as everywhere (`transforms.records.json_values`).
+``tuple[float, ...]`` travels as eight bytes a number, little endian.
+
+>>> coder = RecordCoder()
+>>> coder.decode(coder.encode(Record("7", {"n": 2**70}))).fields
+{'n': 1180591620717411303424}
 """
 
-import array
+import collections
+import dataclasses
+import decimal
+import functools
+import operator
 import struct
-import sys
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import apache_beam as beam
-from apache_beam.coders import Coder
+import msgspec
+from apache_beam.coders import Coder, registry
 
 from transforms.records import json_values
-from transforms.records.records import Answer, Completion, DeadLetter, Record, Request, Usage
+from transforms.records.records import Answer, DeadLetter, Json, Params, Record, Request
 
-VERSION = 1
-_HEADER = struct.Struct("<BI")
-_ANY_DEPTH = 1_000
-
-
-HEADER_BYTES = _HEADER.size
+VERSION = 2
+_VERSION_BYTE = bytes([VERSION])
+_BIG_INTEGER = 1
+"""The MessagePack extension type of an integer beyond 64 bits: two's complement, big endian."""
 
 
 class UnreadableBytes(ValueError):
-    """Bytes that no version of this coder has written."""
+    """Bytes that this version of the coders did not write."""
 
 
-def pack_header(number: int) -> bytes:
-    """The version byte and a number below 2³²."""
-    return _HEADER.pack(VERSION, number)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conversion:
+    """How one type of field is written, where MessagePack does not hold it as it is.
+
+    Attributes:
+      write: The field's value to a MessagePack value.
+      read: The inverse.
+      canonical: Equal values are written as equal bytes.
+    """
+
+    write: Callable[[Any], Any]
+    read: Callable[[Any], Any]
+    canonical: bool = False
 
 
-def pack(values: list[Any], tail: bytes = b"") -> bytes:
-    """Values as JSON behind the header, then the tail."""
-    body = json_values.dumps(values)
-    return pack_header(len(body)) + body + tail
+def _unchanged(value: Any) -> Any:
+    return value
 
 
-def unpack_header(encoded: bytes) -> int:
-    """The number behind the version byte.
+def _doubles(numbers: tuple[float, ...]) -> bytes:
+    return struct.pack(f"<{len(numbers)}d", *numbers)
+
+
+def _from_doubles(encoded: bytes) -> tuple[float, ...]:
+    return struct.unpack(f"<{len(encoded) // 8}d", encoded)
+
+
+def _pairs(numbers: Mapping[int, int]) -> list[tuple[int, int]]:
+    return sorted(numbers.items())
+
+
+def _nonzero(counter: collections.Counter[str]) -> dict[str, int]:
+    return {name: count for name, count in counter.items() if count}
+
+
+_CONVERSIONS: dict[Any, Conversion] = {
+    tuple[bytes, ...]: Conversion(_unchanged, tuple, canonical=True),
+    tuple[float, ...]: Conversion(_doubles, _from_doubles),
+    Mapping[int, int]: Conversion(_pairs, dict, canonical=True),
+    collections.Counter[str]: Conversion(_nonzero, collections.Counter),
+    decimal.Decimal: Conversion(str, decimal.Decimal),
+    Params | Mapping[str, Json]: Conversion(Params.key_of, Params.from_key),
+}
+_CANONICAL = (str, bytes, int, bool)
+
+
+class Layout:
+    """One dataclass as an array of its fields; `layout_of` makes and keeps it.
+
+    Attributes:
+      to_array: A value's fields as MessagePack values, in a sequence.
+      is_canonical: Equal values are encoded as equal bytes.
+    """
+
+    to_array: Callable[[Any], Any]
+
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
+        hints = typing.get_type_hints(kind)
+        names = [field.name for field in dataclasses.fields(kind)]
+        self._size = len(names)
+        self._values: Callable[[Any], Any] = operator.attrgetter(*names)
+        if self._size == 1:  # attrgetter would return the field itself
+            (name,) = names
+            self._values = lambda value: (getattr(value, name),)
+        self._writers: list[tuple[int, Callable[[Any], Any]]] = []
+        self._readers: list[tuple[int, Callable[[Any], Any]]] = []
+        self.is_canonical = True
+        for place, name in enumerate(names):
+            conversion, canonical = _conversion(hints[name], f"{kind.__name__}.{name}")
+            self.is_canonical &= canonical
+            if conversion is not None:
+                self._writers.append((place, conversion.write))
+                self._readers.append((place, conversion.read))
+        self.to_array = self._converted if self._writers else self._values
+
+    def _converted(self, value: Any) -> list[Any]:
+        values = list(self._values(value))
+        for place, write in self._writers:
+            field = values[place]
+            if field is not None:
+                values[place] = write(field)
+        return values
+
+    def from_array(self, values: list[Any]) -> Any:
+        """The inverse of `to_array`, for an array that any release wrote."""
+        del values[self._size :]
+        for place, read in self._readers:
+            if place >= len(values):
+                break
+            field = values[place]
+            if field is not None:
+                values[place] = read(field)
+        return self._kind(*values)
+
+    def encode(self, value: Any) -> bytes:
+        """The version and the array, as bytes."""
+        values = self.to_array(value)
+        try:
+            return _VERSION_BYTE + _encode(values)
+        except (OverflowError, UnicodeEncodeError, TypeError):
+            return _VERSION_BYTE + _encode(_representable(values))
+
+    def decode(self, encoded: bytes) -> Any:
+        """The inverse of `encode`.
+
+        Raises:
+          UnreadableBytes: Another version of the coders wrote the bytes, or they are damaged.
+        """
+        name = self._kind.__name__
+        if not encoded:
+            raise UnreadableBytes(f"{name}: there are no bytes, not even the version")
+        version = encoded[0]
+        if version != VERSION:
+            raise UnreadableBytes(
+                f"coder version {version} wrote this {name}, but this release reads version "
+                f"{VERSION} only: drain the job with the release that started it, then start a "
+                "new job instead of updating it"
+            )
+        try:
+            return self.from_array(_decode(memoryview(encoded)[1:]))
+        except (msgspec.DecodeError, ValueError, TypeError, struct.error) as error:
+            raise UnreadableBytes(
+                f"{name}: the {len(encoded)} bytes are cut or damaged ({error})"
+            ) from error
+
+
+@functools.cache
+def layout_of(kind: type) -> Layout:
+    """The layout of a dataclass; made once per process.
 
     Raises:
-      UnreadableBytes: Another release has written this, or it is cut.
+      TypeError: The coders know no form for one of its fields.
     """
-    if len(encoded) < HEADER_BYTES:
-        raise UnreadableBytes(f"a header of {HEADER_BYTES} bytes is cut at {len(encoded)}")
-    version, number = _HEADER.unpack_from(encoded)
-    if version != VERSION:
-        raise UnreadableBytes(
-            f"coder version {version} is not known to this release (it knows {VERSION}); "
-            "drain the job instead of updating it"
-        )
-    return int(number)
+    return Layout(kind)
 
 
-def unpack(encoded: bytes) -> tuple[list[Any], bytes]:
-    """The values and the tail.
-
-    Raises:
-      UnreadableBytes: Another release has written this.
-    """
-    end = HEADER_BYTES + unpack_header(encoded)
-    return json_values.loads(encoded[HEADER_BYTES:end], _ANY_DEPTH), encoded[end:]
-
-
-def _record_values(record: Record) -> list[Any]:
-    return [
-        record.record_id,
-        record.fields,
-        record.attributes,
-        record.source,
-        record.read_minute,
-    ]
-
-
-def _usage_values(usage: Usage) -> list[Any]:
-    return [
-        usage.input_tokens,
-        usage.cached_input_tokens,
-        usage.output_tokens,
-        usage.reasoning_tokens,
-    ]
-
-
-def encode_record(record: Record) -> bytes:
-    """A record as bytes."""
-    return pack(_record_values(record))
-
-
-def decode_record(encoded: bytes) -> Record:
-    """The inverse of `encode_record`."""
-    return Record(*unpack(encoded)[0][:5])
-
-
-def encode_request(request: Request) -> bytes:
-    """A request as bytes."""
-    return pack(
-        [
-            _record_values(request.record),
-            request.body,
-            request.params,
-            request.fingerprint,
-            request.estimated_tokens,
-        ]
+def _conversion(annotation: Any, name: str) -> tuple[Conversion | None, bool]:
+    """How a field is written, None for as it is, and whether its bytes are canonical."""
+    if conversion := _CONVERSIONS.get(annotation):
+        return conversion, conversion.canonical
+    origin = typing.get_origin(annotation)
+    if origin is typing.Union or origin is types.UnionType:
+        inner = [option for option in typing.get_args(annotation) if option is not type(None)]
+        if len(inner) == 1:
+            return _conversion(inner[0], name)
+    elif dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        layout = layout_of(annotation)
+        return Conversion(layout.to_array, layout.from_array), layout.is_canonical
+    elif annotation in _CANONICAL or origin is typing.Literal:
+        return None, True
+    elif annotation is float or annotation is Json or _is_object(annotation):
+        return None, False  # 0.0 equals -0.0, and equal objects may differ in their order
+    raise TypeError(
+        f"{name} is a {annotation}, which the coders cannot write: use another type, or add a "
+        "Conversion for it"
     )
 
 
-def decode_request(encoded: bytes) -> Request:
-    """The inverse of `encode_request`."""
-    record, *rest = unpack(encoded)[0][:5]
-    return Request(Record(*record[:5]), *rest)
+def _is_object(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is Mapping and typing.get_args(annotation)[0] is str
 
 
-def _doubles(values: tuple[float, ...] | None) -> bytes:
-    if values is None:
-        return b""
-    doubles = array.array("d", values)
-    if sys.byteorder == "big":
-        doubles.byteswap()
-    return doubles.tobytes()
+def _representable(value: Any) -> Any:
+    """The value in exact types that MessagePack takes; values that need it are rare."""
+    if value is None or type(value) in (bool, float, bytes):
+        return value
+    if isinstance(value, float):  # NumPy's is a subclass
+        return float(value)
+    if isinstance(value, str):
+        return json_values.clean_text(str(value))
+    if isinstance(value, int):
+        if -(2**63) <= value < 2**64:
+            return int(value)
+        size = value.bit_length() // 8 + 1
+        return msgspec.msgpack.Ext(_BIG_INTEGER, value.to_bytes(size, "big", signed=True))
+    if isinstance(value, Mapping):
+        pairs = {}
+        for key, item in value.items():
+            pairs[json_values.clean_text(str(key))] = _representable(item)
+        return pairs
+    if isinstance(value, (list, tuple)):
+        items = []
+        for item in value:
+            items.append(_representable(item))  # noqa: PERF401 - half the stack per level
+        return items
+    return json_values.to_json_value(value)
 
 
-def _from_doubles(tail: bytes) -> tuple[float, ...]:
-    doubles = array.array("d")
-    doubles.frombytes(tail)
-    if sys.byteorder == "big":
-        doubles.byteswap()
-    return tuple(doubles)
+def _extension(code: int, data: memoryview) -> int:
+    if code != _BIG_INTEGER:
+        raise UnreadableBytes(f"extension type {code} is not known to this release")
+    return int.from_bytes(data, "big", signed=True)
 
 
-def encode_answer(answer: Answer) -> bytes:
-    """An answer as bytes; the embedding is the tail."""
-    completion = answer.completion
-    return pack(
-        [
-            _record_values(answer.record),
-            answer.fingerprint,
-            completion.output,
-            completion.output_json,
-            completion.embedding is not None,
-            completion.finish_reason,
-            _usage_values(completion.usage),
-            completion.model_version,
-            completion.service_tier,
-            completion.latency_ms,
-            completion.attempts,
-            completion.throttled_ms,
-            completion.from_ledger,
-        ],
-        _doubles(completion.embedding),
-    )
-
-
-def decode_answer(encoded: bytes) -> Answer:
-    """The inverse of `encode_answer`."""
-    values, tail = unpack(encoded)
-    record, fingerprint, output, output_json, embedded, finish_reason, usage, *rest = values[:13]
-    completion = Completion(
-        output,
-        output_json,
-        _from_doubles(tail) if embedded else None,
-        finish_reason,
-        Usage(*usage[:4]),
-        *rest,
-    )
-    return Answer(Record(*record[:5]), fingerprint, completion)
-
-
-def encode_dead_letter(letter: DeadLetter) -> bytes:
-    """A dead letter as bytes; `payload_bytes` is the tail."""
-    return pack(
-        [
-            letter.stage,
-            letter.error_type,
-            json_values.clean_text(letter.error_message),
-            letter.retryable,
-            letter.record_id,
-            letter.attempts,
-            letter.throttled_ms,
-            letter.fingerprint,
-            letter.finish_reason,
-            letter.output,
-            _usage_values(letter.usage),
-            letter.model_version,
-            letter.payload,
-            letter.payload_bytes is not None,
-            letter.attributes,
-            letter.stacktrace,
-            letter.read_minute,
-            letter.fields,
-            letter.service_tier,
-        ],
-        letter.payload_bytes or b"",
-    )
-
-
-def decode_dead_letter(encoded: bytes) -> DeadLetter:
-    """The inverse of `encode_dead_letter`."""
-    values, tail = unpack(encoded)
-    values[10] = Usage(*values[10][:4])
-    values[13] = tail if values[13] else None
-    return DeadLetter(*values[:19])
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(ext_hook=_extension).decode
 
 
 class VersionedCoder(Coder):
-    """A coder over a pair of functions; equal values give equal bytes."""
+    """A Beam coder over the layout of one dataclass.
 
-    encoder: Callable[[Any], bytes]
-    decoder: Callable[[bytes], Any]
+    ``class RecordCoder(VersionedCoder, kind=Record)`` is a coder's whole definition, and registers
+    it with Beam. Its module and name stand in the job graph: an update has to find them again.
+    """
+
     kind: type
+    _layout: Layout
+
+    def __init_subclass__(cls, kind: type) -> None:
+        super().__init_subclass__()
+        cls.kind = kind
+        cls._layout = layout_of(kind)
+        registry.register_coder(kind, cls)
 
     def encode(self, value: Any) -> bytes:
-        return type(self).encoder(value)
+        """The value as bytes."""
+        return self._layout.encode(value)
 
     def decode(self, encoded: bytes) -> Any:
-        return type(self).decoder(encoded)
+        """The inverse of `encode`.
+
+        Raises:
+          UnreadableBytes: Another version of the coders wrote the bytes, or they are damaged.
+        """
+        return self._layout.decode(encoded)
 
     def is_deterministic(self) -> bool:
-        return True
+        """Whether equal values always give equal bytes, so that they can be keys.
+
+        False for whatever holds a mapping: equal mappings may differ in the order of their keys.
+        """
+        return self._layout.is_canonical
 
     def to_type_hint(self) -> type:
+        """The dataclass."""
         return self.kind
 
     def __eq__(self, other: object) -> bool:
@@ -243,36 +293,17 @@ class VersionedCoder(Coder):
         return hash(type(self))
 
 
-class RecordCoder(VersionedCoder):
+class RecordCoder(VersionedCoder, kind=Record):
     """Bytes of a `Record`."""
 
-    encoder, decoder, kind = staticmethod(encode_record), staticmethod(decode_record), Record
+
+class RequestCoder(VersionedCoder, kind=Request):
+    """Bytes of a `Request`; its params travel as their key, see `Params`."""
 
 
-class RequestCoder(VersionedCoder):
-    """Bytes of a `Request`."""
-
-    encoder, decoder, kind = staticmethod(encode_request), staticmethod(decode_request), Request
-
-
-class AnswerCoder(VersionedCoder):
+class AnswerCoder(VersionedCoder, kind=Answer):
     """Bytes of an `Answer`."""
 
-    encoder, decoder, kind = staticmethod(encode_answer), staticmethod(decode_answer), Answer
 
-
-class DeadLetterCoder(VersionedCoder):
+class DeadLetterCoder(VersionedCoder, kind=DeadLetter):
     """Bytes of a `DeadLetter`."""
-
-    encoder = staticmethod(encode_dead_letter)
-    decoder = staticmethod(decode_dead_letter)
-    kind = DeadLetter
-
-
-def register() -> None:
-    """Makes Beam use these coders for our types; runs when the module is imported."""
-    for coder in (RecordCoder, RequestCoder, AnswerCoder, DeadLetterCoder):
-        beam.coders.registry.register_coder(coder.kind, coder)
-
-
-register()

@@ -1,4 +1,4 @@
-"""What travels through the pipeline: frozen, slotted dataclasses, standard library only.
+"""What travels through the pipeline: frozen, slotted dataclasses.
 
 One record's way, and what it is called at each point:
 
@@ -17,11 +17,14 @@ pipeline is built with them.
 """
 
 import dataclasses
+import functools
+import hashlib
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from transforms.records.errors import Internal, MissingField, RecordError
+from transforms.records import json_values
+from transforms.records.errors import Internal, MissingField, RecordError, RunError
 
 Stage = Literal["read", "render", "infer", "validate", "write"]
 STAGES: tuple[Stage, ...] = ("read", "render", "infer", "validate", "write")
@@ -49,17 +52,145 @@ class Record:
     read_minute: int | None = None
 
 
+_KEY_DIGITS = 12
+
+
+class Params(Mapping[str, Json]):
+    """The settings that are the same for every request of a run: an immutable mapping.
+
+    Requests travel without them. `transforms.records.coders` writes only the key, and a decoded
+    request holds *sealed* params, which know their key and nothing else. `restore` puts the values
+    back; `transforms.inference` does so in front of the model. Equal keys make equal params. Empty
+    params are never sealed.
+
+    Attributes:
+      key: 12 hex digits of the SHA-256 of the canonical JSON; ``""`` for empty params.
+
+    >>> params = Params({"generation_config": {"temperature": 0}})
+    >>> params == {"generation_config": {"temperature": 0}}
+    True
+    >>> Params.from_key(params.key) == params
+    True
+    """
+
+    __slots__ = ("_values", "key")
+
+    key: str
+    _values: dict[str, Json] | None
+
+    def __init__(self, values: Mapping[str, Json] | None = None) -> None:
+        self._values = dict(values or {})
+        self.key = ""
+        if values:
+            digest = hashlib.sha256(json_values.canonical(self._values))
+            self.key = digest.hexdigest()[:_KEY_DIGITS]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Json]) -> "Params":
+        """The same object if it is `Params` already."""
+        return values if isinstance(values, Params) else cls(values)
+
+    @staticmethod
+    def key_of(values: Mapping[str, Json]) -> str:
+        """The key of params, or of a mapping that would make them."""
+        return Params.of(values).key
+
+    @staticmethod
+    @functools.lru_cache(maxsize=128)
+    def from_key(key: str) -> "Params":
+        """Sealed params, or empty ones for an empty key."""
+        if not key:
+            return _EMPTY
+        sealed = Params()
+        sealed._values, sealed.key = None, key
+        return sealed
+
+    def restore(
+        self, requests: "Iterable[Request]", *, allow_earlier: bool = False
+    ) -> "list[Request]":
+        """The requests, with these params in place of sealed ones.
+
+        Args:
+          requests: Requests whose params may be sealed.
+          allow_earlier: Whether requests of other params get these params, and a fingerprint of
+            their own, rather than raise: requests in flight when a streaming job is updated.
+
+        Raises:
+          RunError: A request was rendered with other params.
+        """
+        restored = []
+        for request in requests:
+            params = Params.of(request.params)
+            if params.key != self.key:
+                if not allow_earlier:
+                    raise RunError(
+                        f"request {request.record.record_id!r} was rendered with "
+                        f"{_named(params.key)}, but would be sent with {_named(self.key)}: "
+                        "RenderRequests and Infer (or InferenceHandler) were given different "
+                        "params; pass the same to both, such as Infer(params=spec.params) with the "
+                        "spec of RenderRequests; if an update of a streaming job changed them, set "
+                        "allow_earlier_params"
+                    )
+                digest = hashlib.sha256(f"{request.fingerprint} {self.key}".encode()).hexdigest()
+                restored.append(dataclasses.replace(request, params=self, fingerprint=digest))
+            elif params.is_sealed:
+                restored.append(dataclasses.replace(request, params=self))
+            else:
+                restored.append(request)
+        return restored
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether only the key is known."""
+        return self._values is None
+
+    def _open(self) -> dict[str, Json]:
+        if self._values is None:
+            raise RunError(
+                f"the params of key {self.key} are sealed: a request travels with the key of its "
+                "params only; read them behind Params.restore, which Infer(params=spec.params) "
+                "calls, as does InferenceHandler"
+            )
+        return self._values
+
+    def __getitem__(self, name: str) -> Json:
+        return self._open()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._open())
+
+    def __len__(self) -> int:
+        return len(self._open())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and self.key == Params.of(other).key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __repr__(self) -> str:
+        shown = f"sealed, key={self.key!r}" if self._values is None else repr(self._values)
+        return f"Params({shown})"
+
+
+_EMPTY = Params()
+
+
+def _named(key: str) -> str:
+    return f"the params of key {key}" if key else "empty params"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
     """One model request, in no provider's dialect.
 
     Attributes:
-      record: What it was rendered from.
+      record: The record it was rendered from.
       body: ``{"messages": [{"role", "content"}]}``, ``{"text": …}`` to embed, ``{"instance": …}``
         for a custom model, or ``{"request": …}``: a whole provider request as it stands. The
         content is a text; with media it is a list of parts, see `transforms.records.media`.
       params: ``generation_config``, ``request_options``, ``output_schema``: the same for all
-        records of a run.
+        records of a run. They travel as a key: behind a shuffle they are sealed, see `Params`.
       fingerprint: SHA-256 (hex) of backend, model, body and params; equal fingerprints mean an
         equal paid call.
       estimated_tokens: Input tokens, estimated at four UTF-8 bytes each, and 258 for a media part.
@@ -67,7 +198,7 @@ class Request:
 
     record: Record
     body: Mapping[str, Json]
-    params: Mapping[str, Json]
+    params: Params | Mapping[str, Json]
     fingerprint: str
     estimated_tokens: int
 
@@ -222,6 +353,7 @@ __all__ = [
     "DeadLetter",
     "Json",
     "MissingField",
+    "Params",
     "Record",
     "Request",
     "Stage",

@@ -13,7 +13,7 @@ from apache_beam.pvalue import TaggedOutput
 
 from transforms.records import json_values, media
 from transforms.records.errors import ConfigurationError, InvalidRequest, MissingField
-from transforms.records.records import DeadLetter, Json, Record, Request
+from transforms.records.records import DeadLetter, Json, Params, Record, Request
 from transforms.requests.templating import PromptTemplate
 
 BYTES_PER_TOKEN = 4
@@ -34,7 +34,9 @@ class RequestSpec:
       task: ``generate`` or ``embed``.
       instance: The rendered prompt is a custom model's instance: JSON where it is an object or
         an array, else a string.
-      params: ``generation_config``, ``request_options``, ``output_schema``; sent with each.
+      params: ``generation_config``, ``request_options``, ``output_schema``: sent with each request,
+        kept as `Params`. Pass the same to ``Infer(params=spec.params)``, because requests travel
+        with the key of their params only.
       backend: The backend's family, for the fingerprint.
       model: The model's name, for the fingerprint.
     """
@@ -51,6 +53,9 @@ class RequestSpec:
     backend: str = ""
     model: str = ""
     prompt_name: str = "--prompt"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "params", Params.of(self.params))
 
     def check(self) -> None:
         """Compiles the templates, so that a syntax error is found before launch.
@@ -100,7 +105,7 @@ class Renderer:
         )
         self._foot = b',"model":%b,"params":%b}' % (
             json_values.canonical(spec.model),
-            json_values.canonical(spec.params),
+            json_values.canonical(dict(spec.params)),
         )
 
     def __call__(self, record: Record) -> Request:

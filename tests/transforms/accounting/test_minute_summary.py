@@ -11,7 +11,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
-from tests.transforms import answer_of, pipeline
+from tests.transforms import answer_of, coded, pipeline
 from tests.transforms.streams import (
     at,
     collected_from,
@@ -39,7 +39,6 @@ from transforms.accounting.minute_tally import (
 )
 from transforms.accounting.reconcile import SummarySpec, encode_summary
 from transforms.accounting.tally import Tally
-from transforms.records.coders import pack
 from transforms.records.errors import ConfigurationError
 from transforms.records.records import DeadLetter, Record, Usage
 from transforms.results.rows import RunInfo, result_row
@@ -314,15 +313,16 @@ def test_real_time() -> None:
 
 
 def test_state_of_the_earlier_version_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that is updated finds its sums: older bytes lack fields, and take the defaults."""
-    original, written = MinuteCountCoder.encoder, []
+    """An updated job finds its counts: fields that older bytes lack take their defaults."""
+    original, written = MinuteCountCoder.encode, []
 
-    def older(count: MinuteCount) -> bytes:
+    def older(coder: MinuteCountCoder, count: MinuteCount) -> bytes:
         written.append(count)
-        values = [[dict(count.tally.counts), {}, None], count.revision]
-        return pack(values) if len(written) == 1 else original(count)
+        if len(written) > 1:
+            return original(coder, count)
+        return coded([dict(count.tally.counts), {}, None], count.revision)
 
-    monkeypatch.setattr(MinuteCountCoder, "encoder", staticmethod(older))
+    monkeypatch.setattr(MinuteCountCoder, "encode", older)
     assert _rows((61, [(1, _tally(records=2))]), (62, [(1, _tally(results=1))])) == ["01.1 2-1-0"]
     assert len(written) > 1
 

@@ -2,9 +2,11 @@
 
 import ast
 import dataclasses
+import hashlib
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from transforms.records.records import (
     Answer,
     Completion,
     DeadLetter,
+    Params,
     Record,
     Request,
     Usage,
@@ -68,6 +71,7 @@ def test_exported_names() -> None:
         "DeadLetter",
         "Json",
         "MissingField",
+        "Params",
         "Record",
         "Request",
         "Stage",
@@ -84,6 +88,118 @@ def test_defaults() -> None:
         None, None, None, None, NO_USAGE, None, None, None, 1, 0, from_ledger=False
     )
     assert Usage(None, None, None, None) == NO_USAGE
+
+
+PARAMS = {"generation_config": {"temperature": 0}, "output_schema": {"type": "object"}}
+KEY = "b6a2097be35f"
+
+
+def _request(params: Params | dict[str, Any]) -> Request:
+    return Request(RECORD, {"text": "a"}, params, "f", 1)
+
+
+def test_params_are_a_mapping() -> None:
+    """Clients read them as they would a dictionary; a change of the dictionary does not reach them."""
+    values: dict[str, Any] = dict(PARAMS)
+    params = Params(values)
+    values["seed"] = 1
+    assert dict(params) == PARAMS
+    assert params == PARAMS
+    assert params == PARAMS
+    assert (params.get("output_schema"), params.get("seed")) == ({"type": "object"}, None)
+    assert repr(params) == f"Params({PARAMS})"
+    assert Params.of(params) is params
+    assert Params.of(PARAMS) == params
+    assert not Params()
+
+
+def test_the_key_of_params() -> None:
+    """The same in every process, whatever the order; empty params need none."""
+    reordered = dict(reversed(PARAMS.items()))
+    assert Params(PARAMS).key == Params(reordered).key == Params.key_of(PARAMS) == KEY
+    assert hash(Params(PARAMS)) == hash(Params(reordered))
+    assert Params().key == Params({}).key == Params.key_of({}) == ""
+    assert Params({"a": 1}) != Params({"a": 2})
+    assert Params({"a": 1}) != "a"
+
+
+def test_sealed_params_cannot_be_read() -> None:
+    """Rather than calls without the run's settings: a message that names the remedy."""
+    sealed = Params.from_key(KEY)
+    assert sealed.is_sealed
+    assert sealed == Params(PARAMS)
+    assert sealed == PARAMS
+    assert repr(sealed) == f"Params(sealed, key='{KEY}')"
+    for read in (dict, len, bool, lambda params: params.get("seed")):
+        with pytest.raises(
+            errors.RunError,
+            match=rf"^the params of key {KEY} are sealed: .*; read them behind Params\.restore, "
+            r"which Infer\(params=spec\.params\) calls, as does InferenceHandler$",
+        ):
+            read(sealed)
+    assert Params.from_key("") == {}
+    assert not Params.from_key("").is_sealed
+
+
+@pytest.mark.parametrize("params", [Params(PARAMS), Params.from_key(KEY), Params()])
+def test_params_survive_a_pickle(params: Params) -> None:
+    """Sealed or not: they are part of steps and of requests."""
+    again = pickle.loads(pickle.dumps(params))
+    assert again == params
+    assert again.is_sealed is params.is_sealed
+    assert repr(again) == repr(params)
+
+
+def test_restore() -> None:
+    """Sealed params are replaced; requests that hold the values stay the same objects."""
+    params = Params(PARAMS)
+    sealed, known, plain = [
+        _request(held) for held in (Params.from_key(KEY), Params(PARAMS), dict(PARAMS))
+    ]
+    restored = params.restore([sealed, known, plain])
+    assert restored[0] == sealed
+    assert restored[0].params is params
+    assert restored[1] is known
+    assert restored[2] is plain
+    empty = [_request({}), _request(Params())]
+    assert Params().restore(empty) == empty
+
+
+@pytest.mark.parametrize(
+    ("rendered", "given", "message"),
+    [
+        (Params.from_key(KEY), {}, f"the params of key {KEY}, but would be sent with empty params"),
+        (PARAMS, {}, f"the params of key {KEY}, but would be sent with empty params"),
+        ({}, PARAMS, f"empty params, but would be sent with the params of key {KEY}"),
+        (
+            Params({"seed": 1}),
+            PARAMS,
+            f"the params of key fbe47f6d82b4, but would be sent with the params of key {KEY}",
+        ),
+    ],
+)
+def test_restore_checks_every_request(rendered: Any, given: Any, message: str) -> None:
+    """Also requests that never travelled: a mismatch shows on a laptop, at the first record."""
+    with pytest.raises(
+        errors.RunError,
+        match=rf"^request '7' was rendered with {message}: RenderRequests and Infer "
+        r"\(or InferenceHandler\) were given different params; pass the same to both, such as "
+        r"Infer\(params=spec\.params\) with the spec of RenderRequests; if an update of a streaming "
+        r"job changed them, set allow_earlier_params$",
+    ):
+        Params(given).restore([_request(rendered)])
+
+
+@pytest.mark.parametrize("rendered", [Params.from_key(KEY), Params(PARAMS), Params()])
+def test_requests_of_an_earlier_job_get_the_new_params(rendered: Params) -> None:
+    """With another fingerprint, because it is another paid call; their record and body stay."""
+    params = Params({"seed": 1})
+    (restored,) = params.restore([_request(rendered)], allow_earlier=True)
+    digest = hashlib.sha256(b"f fbe47f6d82b4").hexdigest()
+    assert restored == Request(RECORD, {"text": "a"}, params, digest, 1)
+    assert dict(restored.params) == {"seed": 1}
+    same = _request(params)
+    assert params.restore([same], allow_earlier=True)[0] is same
 
 
 def test_dead_letter_of_a_classified_error() -> None:

@@ -15,7 +15,7 @@ from apache_beam.typehints import typehints
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.transforms import pipeline
+from tests.transforms import coded, pipeline
 from tests.transforms.streams import (
     at,
     collected_from,
@@ -25,11 +25,9 @@ from tests.transforms.streams import (
     stream_clock,
     streaming_pipeline,
 )
-from transforms.records.coders import pack
 from transforms.records.errors import ConfigurationError
 from transforms.records.records import Record, Request
 from transforms.requests import batch as batch_module
-from transforms.requests import batch_state as state_coders
 from transforms.requests.batch import (
     EMPTY,
     BatchLimits,
@@ -40,10 +38,12 @@ from transforms.requests.batch import (
 )
 from transforms.requests.batch_state import (
     BATCH_FRAME_BYTES,
+    REQUEST_FRAME_BYTES,
     EncodedBatch,
+    EncodedBatchCoder,
     EncodedRequest,
+    Fill,
     FillCoder,
-    encode_batch,
 )
 
 LONG_S = 1e6
@@ -111,8 +111,8 @@ def test_take_in(limits: BatchLimits, requests: list[EncodedRequest]) -> None:
     for batch in batches:
         assert 1 <= len(batch) <= limits.max_batch_size
         if len(batch) > 1:
-            encoded = encode_batch(EncodedBatch(tuple(request.encoded for request in batch)))
-            assert len(encoded) < limits.max_batch_bytes
+            encoded = EncodedBatch(tuple(request.encoded for request in batch))
+            assert len(EncodedBatchCoder().encode(encoded)) < limits.max_batch_bytes
             assert sum(request.tokens for request in batch) <= (limits.max_batch_tokens or 10**9)
 
 
@@ -122,7 +122,9 @@ def test_batches_are_full(limits: BatchLimits, requests: list[EncodedRequest]) -
     """A batch ends only where the next request would not have fitted, or where none could."""
     for batch, following in itertools.pairwise(_replay(limits, requests)):
         more = [*batch, following[0]]
-        size = BATCH_FRAME_BYTES + sum(4 + max(1, len(request.encoded)) for request in more)
+        size = BATCH_FRAME_BYTES + sum(
+            REQUEST_FRAME_BYTES + max(1, len(request.encoded)) for request in more
+        )
         tokens = sum(max(1, request.tokens) for request in more)
         assert (
             len(batch) == limits.max_batch_size
@@ -244,7 +246,7 @@ def test_by_tokens_and_bytes() -> None:
     bundles = ((0, "a b"), (0, "c"), (0, "d"))
     tokens = BatchLimits(max_batch_tokens=3, max_batch_wait_s=LONG_S)
     assert _batches(_stream(*bundles), limits=tokens) == ["a b c", "d"]
-    one = len(EncodedRequest.of(_request("a")).encoded) + 4
+    one = len(EncodedRequest.of(_request("a")).encoded) + REQUEST_FRAME_BYTES
     size = BatchLimits(max_batch_bytes=2 * one + BATCH_FRAME_BYTES + 1, max_batch_wait_s=LONG_S)
     assert _batches(_stream(*bundles), limits=size) == ["a b", "c d"]
 
@@ -313,14 +315,14 @@ def test_real_time() -> None:
 
 
 def test_state_of_the_earlier_version_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that is updated finds its open batch: older bytes lack fields, and take the defaults."""
+    """An updated job finds its open batch: fields that older bytes lack take their defaults."""
     written = []
 
-    def older(fill: state_coders.Fill) -> bytes:
-        written.append(pack([fill.requests, fill.tokens]))
+    def older(_: FillCoder, fill: Fill) -> bytes:
+        written.append(coded(fill.requests, fill.tokens))
         return written[-1]
 
-    monkeypatch.setattr(FillCoder, "encoder", staticmethod(older))
+    monkeypatch.setattr(FillCoder, "encode", older)
     limits = BatchLimits(max_batch_size=3, max_batch_wait_s=LONG_S)
     assert _batches(_stream((0, "a"), (0, "b"), (0, "c"), (0, "d")), limits=limits) == [
         "a b c",
@@ -364,19 +366,17 @@ def test_steps_state_and_coders_are_stable() -> None:
 
 
 def test_batches_travel_as_the_bytes_of_their_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the shuffle they stand in our own coder; each request is decoded only once."""
+    """The shuffle carries a batch in our own coder; each request is decoded only once."""
     decoded: list[bytes] = []
-    original = state_coders.decode_batch
+    original = EncodedBatchCoder.decode
 
-    def spy(encoded: bytes) -> EncodedBatch:
+    def spy(coder: EncodedBatchCoder, encoded: bytes) -> Any:
         decoded.append(encoded)
-        return original(encoded)
+        return original(coder, encoded)
 
-    monkeypatch.setattr(state_coders.EncodedBatchCoder, "decoder", staticmethod(spy))
+    monkeypatch.setattr(EncodedBatchCoder, "decode", spy)
     requests = [_request("a"), _request("b")]
     with pipeline() as root:
         batches = root | beam.Create(requests) | BatchRequests(across_bundles=True)
         assert_that(batches, equal_to([requests]))
-    assert decoded == [
-        encode_batch(EncodedBatch(tuple(EncodedRequest.of(r).encoded for r in requests)))
-    ]
+    assert decoded == [coded([EncodedRequest.of(request).encoded for request in requests])]
