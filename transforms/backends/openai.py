@@ -126,7 +126,8 @@ class OpenAIBackend:
                 "no OpenAI API key: set OPENAI_API_KEY in the workers' environment, or give "
                 "--api_key_secret"
             )
-        client = OpenAIClient if self.task == "generate" else OpenAIEmbeddingClient
+        shares = self.task == "embed" and self.embedding_limits().max_requests != 1
+        client = OpenAIEmbeddingClient if shares else OpenAIClient
         return client(self, key)
 
     def embedding_limits(self) -> CallLimits:
