@@ -6,6 +6,7 @@ import sys
 ALL = (
     "overhead",
     "embeddings",
+    "remote_embeddings",
     "client_cost",
     "real_input",
     "batching",
