@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from transforms.backends.base import CallLimits
-from transforms.backends.embeddings import ESTIMATE_MARGIN, Outcome, SharedCalls, mixed_up
+from transforms.clients.embeddings import ESTIMATE_MARGIN, Outcome, SharedCalls, mixed_up
 from transforms.clients.google_auth import GoogleAuth, auth_for, vertex_base_url
 from transforms.clients.http import JsonClient, Reply, shaped, token_count
 from transforms.records import json_values
@@ -201,12 +201,13 @@ class GeminiEmbeddingClient(GeminiClient):
 
     def __init__(self, backend: GeminiBackend, url: str, auth: GoogleAuth) -> None:
         super().__init__(backend, url, auth)
-        self._shared = SharedCalls(backend.embedding_limits(), refuses_empty=True)
+        self._limits = backend.embedding_limits()
+        self._shared = SharedCalls(self._limits.max_requests or 1, refuses_empty=True)
 
     @property
     def call_limits(self) -> CallLimits:
         """The model's limits, and fewer texts once the server has refused so many."""
-        return self._shared.limits
+        return dataclasses.replace(self._limits, max_requests=self._shared.texts)
 
     async def generate_many(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         """Embeds many texts in one request; see `transforms.backends.base.BatchClient`."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from yarl import URL
 
 from transforms.backends.base import CallLimits
-from transforms.backends.embeddings import (
+from transforms.clients.embeddings import (
     ESTIMATE_MARGIN,
     Outcome,
     SharedCalls,
@@ -212,14 +212,14 @@ class OpenAIEmbeddingClient(OpenAIClient):
 
     def __init__(self, backend: OpenAIBackend, key: str) -> None:
         super().__init__(backend, key)
-        self._shared = SharedCalls(
-            backend.embedding_limits(), refuses_empty=backend.refuses_empty()
-        )
+        self._limits = backend.embedding_limits()
+        texts = self._limits.max_requests or 1
+        self._shared = SharedCalls(texts, refuses_empty=backend.refuses_empty())
 
     @property
     def call_limits(self) -> CallLimits:
         """The provider's limits, and fewer texts once the server has refused so many."""
-        return self._shared.limits
+        return dataclasses.replace(self._limits, max_requests=self._shared.texts)
 
     async def generate_many(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         """Embeds many texts in one request; see `transforms.backends.base.BatchClient`."""

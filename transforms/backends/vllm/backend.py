@@ -14,7 +14,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
 from transforms.backends.base import CallLimits
-from transforms.backends.embeddings import Outcome, SharedCalls
 from transforms.backends.openai import (
     PATHS,
     answer_of,
@@ -30,6 +29,7 @@ from transforms.backends.vllm.lease import Lease, acquire, release
 from transforms.backends.vllm.poison_requests import Suspects
 from transforms.backends.vllm.weights import local_model
 from transforms.clients import server_metrics as server_gauges
+from transforms.clients.embeddings import Outcome, SharedCalls
 from transforms.clients.http import JsonClient, Reply, shaped
 from transforms.records.errors import InvalidRequest, RecordError, Unavailable
 from transforms.records.records import Completion, Json, Request
@@ -277,13 +277,12 @@ class VLLMEmbeddingClient(VLLMClient):
 
     def __init__(self, backend: VLLMBackend, servers: list[_Server]) -> None:
         super().__init__(backend, servers)
-        texts = backend.max_texts_per_call or _TEXTS_PER_CALL
-        self._shared = SharedCalls(CallLimits(max_requests=texts))
+        self._shared = SharedCalls(backend.max_texts_per_call or _TEXTS_PER_CALL)
 
     @property
     def call_limits(self) -> CallLimits:
         """A number of texts; vLLM has no limit of its own."""
-        return self._shared.limits
+        return CallLimits(max_requests=self._shared.texts)
 
     async def generate_many(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         """Embeds many texts in one request; see `transforms.backends.base.BatchClient`."""

@@ -1,6 +1,7 @@
 """Several texts in one call: what the clients of remote embedding models share."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -8,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.transforms.backends import request_of
-from transforms.backends.base import CallLimits
-from transforms.backends.embeddings import Outcome, SharedCalls, share_tokens
+from transforms.clients.embeddings import Outcome, SharedCalls, share_tokens
 from transforms.records.errors import InvalidRequest, RecordError, TooLarge, Unavailable
 from transforms.records.records import Completion, Request
 
@@ -57,8 +57,7 @@ async def embed_all(
     """Calls as large as the limit allows; a refused call is halved until it is a single text."""
     outcomes: list[Completion | RecordError] = []
     while len(outcomes) < len(texts):
-        most = shared.limits.max_requests or len(texts)
-        some = texts[len(outcomes) : len(outcomes) + most]
+        some = texts[len(outcomes) : len(outcomes) + shared.texts]
         outcomes += await _halving(shared, server, some)
     return outcomes
 
@@ -92,11 +91,11 @@ def test_shares_of_tokens_add_up(total: int, weights: list[int]) -> None:
 @pytest.mark.parametrize(("server_takes", "learnt"), [(10, 8), (32, 32), (1, 1), (31, 16)])
 def test_a_lower_limit_of_the_server_is_learnt(server_takes: int, learnt: int) -> None:
     """From a few refused calls of each size; no text is lost, and later calls are not refused."""
-    shared, server = SharedCalls(CallLimits(max_requests=32)), Server(more_than(server_takes))
+    shared, server = SharedCalls(32), Server(more_than(server_takes))
     texts = [str(number) for number in range(320)]
     outcomes = asyncio.run(embed_all(shared, server, texts))
     assert [one.output for one in outcomes if isinstance(one, Completion)] == texts
-    assert shared.limits == CallLimits(max_requests=learnt)
+    assert shared.texts == learnt
     server.sizes.clear()
     asyncio.run(embed_all(shared, server, texts))
     assert len(server.sizes) == len(texts) // learnt
@@ -104,37 +103,48 @@ def test_a_lower_limit_of_the_server_is_learnt(server_takes: int, learnt: int) -
 
 def test_a_bad_text_lowers_nothing() -> None:
     """A call of its size was accepted: the text is to blame, and stands alone in the end."""
-    shared, server = SharedCalls(CallLimits(max_requests=32)), Server(holding("bad"))
+    shared, server = SharedCalls(32), Server(holding("bad"))
     texts = ["fine"] * 32 + (["fine"] * 20 + ["bad"] + ["fine"] * 11) * 10
     outcomes = asyncio.run(embed_all(shared, server, texts))
     assert [isinstance(one, InvalidRequest) for one in outcomes] == [t == "bad" for t in texts]
-    assert shared.limits.max_requests == 32
+    assert shared.texts == 32
 
 
 def test_bad_texts_at_the_very_start() -> None:
     """Halve the size once: no accepted call says yet that they are to blame."""
-    shared, server = SharedCalls(CallLimits(max_requests=32)), Server(holding("bad"))
+    shared, server = SharedCalls(32), Server(holding("bad"))
     texts = (["bad"] + ["fine"] * 31) * 20
     outcomes = asyncio.run(embed_all(shared, server, texts))
     assert sum(isinstance(one, InvalidRequest) for one in outcomes) == 20
-    assert shared.limits.max_requests == 16
+    assert shared.texts == 16
+
+
+def test_a_large_call_that_is_accepted_late() -> None:
+    """Restores the size that quick refusals have halved: they were bad texts."""
+    shared, server = SharedCalls(32), Server(holding("bad"))
+    sizes = []
+    for texts in (*[["bad"] * 32] * 3, ["fine"] * 30):
+        with contextlib.suppress(InvalidRequest):
+            asyncio.run(shared.outcomes(requests_of(texts), server.one, server.many))
+        sizes.append(shared.texts)
+    assert sizes == [32, 32, 16, 30]
 
 
 def test_an_outage_lowers_nothing() -> None:
     """It says nothing of a call's size."""
-    shared = SharedCalls(CallLimits(max_requests=32))
+    shared = SharedCalls(32)
     server = Server(lambda texts: Unavailable("down"))
     for _ in range(10):
         with pytest.raises(Unavailable):
             asyncio.run(shared.outcomes(requests_of(["a", "b"]), server.one, server.many))
-    assert shared.limits.max_requests == 32
+    assert shared.texts == 32
 
 
 def test_an_empty_text_costs_no_call_where_it_would_be_refused() -> None:
     """The others keep their places and their call; elsewhere the server decides."""
     texts = requests_of(["a", "", "b", ""])
     for refuses_empty in (True, False):
-        shared = SharedCalls(CallLimits(max_requests=32), refuses_empty=refuses_empty)
+        shared = SharedCalls(32, refuses_empty=refuses_empty)
         server = Server(lambda texts: None)
         outcomes = asyncio.run(shared.outcomes(texts, server.one, server.many))
         assert [isinstance(one, InvalidRequest) for one in outcomes] == [
@@ -147,26 +157,24 @@ def test_an_empty_text_costs_no_call_where_it_would_be_refused() -> None:
     assert [
         str(one)
         for one in asyncio.run(
-            SharedCalls(CallLimits(), refuses_empty=True).outcomes(
-                requests_of([""]), server.one, server.many
-            )
+            SharedCalls(1, refuses_empty=True).outcomes(requests_of([""]), server.one, server.many)
         )
     ] == ["the text to embed is empty, and the provider refuses empty texts"]
 
 
 def test_whole_requests_go_alone() -> None:
     """They may differ in their parameters; the next calls carry one each, a failure costs its own."""
-    shared, server = SharedCalls(CallLimits(max_requests=32, max_tokens=9)), Server(holding("bad"))
+    shared, server = SharedCalls(32), Server(holding("bad"))
     whole = [request_of({"request": {"input": text}}) for text in "ab"]
     outcomes = asyncio.run(
         shared.outcomes([*whole, *requests_of(["bad", "c"])], server.one, server.many)
     )
     assert [type(one) for one in outcomes] == [Completion, Completion, InvalidRequest, Completion]
     assert server.sizes == [1, 1, 1, 1]
-    assert shared.limits == CallLimits(max_requests=1, max_tokens=9)
+    assert shared.texts == 1
 
 
 def test_calls_that_a_server_can_use() -> None:
     """Its queue counts texts, the dispatcher counts calls."""
-    shared = SharedCalls(CallLimits(max_requests=32))
+    shared = SharedCalls(32)
     assert [shared.calls(texts) for texts in (0, 1, 32, 33)] == [0, 1, 1, 2]

@@ -6,11 +6,9 @@ dispatcher groups requests into calls and halves a refused call until the bad te
 """
 
 import asyncio
-import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from transforms.backends.base import CallLimits
 from transforms.records.errors import InvalidRequest, RecordError, TooLarge
 from transforms.records.records import Completion, Request
 
@@ -33,29 +31,27 @@ class SharedCalls:
     falls below a size that the server has accepted.
 
     Args:
-      limits: The provider's published limits, or those of the user.
+      texts: The provider's published limit, or the user's.
       refuses_empty: The provider refuses a whole call for one empty text: such a text fails here, so
         that it costs no call.
+
+    Attributes:
+      texts: The most texts of the next call.
     """
 
-    def __init__(self, limits: CallLimits, *, refuses_empty: bool = False) -> None:
-        self._limits = limits
+    def __init__(self, texts: int, *, refuses_empty: bool = False) -> None:
+        self.texts = texts
         self._refuses_empty = refuses_empty
         self._accepted = 1
         self._refusals = 0
 
-    @property
-    def limits(self) -> CallLimits:
-        """The limits of the next call."""
-        return self._limits
-
     def calls(self, requests: int) -> int:
         """How many full calls carry so many requests.
 
-        >>> SharedCalls(CallLimits(max_requests=32)).calls(64), SharedCalls(CallLimits()).calls(0)
-        (2, 0)
+        >>> [SharedCalls(32).calls(requests) for requests in (0, 32, 33)]
+        [0, 1, 2]
         """
-        return -(-requests // (self._limits.max_requests or 1))
+        return -(-requests // self.texts)
 
     async def outcomes(
         self,
@@ -78,7 +74,7 @@ class SharedCalls:
           RecordError: The call failed as a whole.
         """
         if not all(isinstance(request.body.get("text"), str) for request in requests):
-            self._set_texts(1)
+            self.texts = 1
             return await asyncio.gather(*(_outcome(one, request) for request in requests))
         sent = [bool(request.body["text"]) or not self._refuses_empty for request in requests]
         texts = [request for request, is_sent in zip(requests, sent, strict=True) if is_sent]
@@ -99,25 +95,22 @@ class SharedCalls:
             self._refused(len(texts))
             raise
         self._accepted = max(self._accepted, len(texts))
+        self.texts = max(self.texts, self._accepted)
         return answers
 
     def _refused(self, texts: int) -> None:
-        most = self._limits.max_requests or texts
-        if texts <= max(self._accepted, most // 2):
+        half = max(self._accepted, self.texts // 2)
+        if texts <= half:
             return
         self._refusals += 1
         if self._refusals == _REFUSALS:
-            self._set_texts(max(self._accepted, most // 2))
             _log.warning(
-                "the server refused %d calls of up to %d texts; the next carry up to %d",
+                "the server refused %d calls with up to %d texts; the next carry up to %d",
                 _REFUSALS,
-                most,
-                self._limits.max_requests,
+                self.texts,
+                half,
             )
-
-    def _set_texts(self, texts: int) -> None:
-        self._limits = dataclasses.replace(self._limits, max_requests=texts)
-        self._refusals = 0
+            self.texts, self._refusals = half, 0
 
 
 async def _outcome(one: Callable[[Request], Awaitable[Completion]], request: Request) -> Outcome:
