@@ -7,6 +7,7 @@ ALL = (
     "overhead",
     "coders",
     "embeddings",
+    "remote_embeddings",
     "client_cost",
     "real_input",
     "batching",

@@ -6,8 +6,9 @@ measures.
 
 Guaranteed: what befalls a call (its service time, its fault, the length of its answer) is a
 function of the seed, the record and how often the record was asked, and of nothing else. Two
-clients that ask for the same records meet the same luck in whatever order they ask. Every call that
-reaches the server is logged (``log``).
+clients that ask for the same records meet the same luck in whatever order they ask. A call with
+several texts to embed meets that of the first, and is refused if one of them is poison. Every call
+that reaches the server is logged (``log``).
 
 What it does not prove: no real endpoint was called. Quotas of Vertex AI are not published as an
 algorithm (here: token buckets), service times do not depend on load or length (a vLLM server slows

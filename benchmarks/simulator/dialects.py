@@ -1,15 +1,20 @@
 """The wire formats: what a request asks for, and answers and errors in each dialect's own words.
 
-Two OpenAI paths as vLLM answers them, and ``generateContent`` of Vertex AI. Field names follow the
-vendors' references and recorded SDK requests; lookups accept snake_case and camelCase, as the SDKs
-mix both.
+Two OpenAI paths as vLLM answers them, OpenAI's embeddings, and ``generateContent`` and ``predict`` (of
+text embedding models) of Vertex AI. Field names follow the vendors' references and recorded SDK
+requests; lookups accept snake_case and camelCase, as the SDKs mix both.
+
+A call of embeddings holds as many texts as the provider documents, and is refused with more, in the
+words that users report. A text's vector is a function of the text (`vector_of`).
 
 What this does not prove: that a real service answers so; no real endpoint was called. Streaming,
-tools, embeddings, schemas, output limits and safety filters are not modelled.
+tools, schemas, output limits and safety filters are not modelled.
 """
 
 import functools
+import hashlib
 import re
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +26,19 @@ CREATED = 1_795_219_200
 """A fixed creation time (2026-11-21): equal calls get equal bytes."""
 
 _RECORD = re.compile(r"record (\w+)")
-_GEMINI = re.compile(
-    r"/v1(?:beta1)?/projects/[^/]+/locations/[^/]+/publishers/[^/]+/models/([^/:]+):generateContent"
+_VERTEX = re.compile(
+    r"/v1(?:beta1)?/projects/[^/]+/locations/[^/]+/publishers/[^/]+/models/([^/:]+):(\w+)"
 )
-_OPENAI = {"/v1/chat/completions": "chat", "/v1/completions": "text"}
+_METHODS = {"generateContent": "gemini", "predict": "predict"}
+_OPENAI = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text",
+    "/v1/embeddings": "embeddings",
+}
+_EMBEDS = ("embeddings", "predict")
+_MOST_TEXTS = {"embeddings": 2048, "predict": 250}
+_MOST_TOKENS = {"embeddings": 300_000, "predict": 20_000}
+_DIMENSIONS = 8
 _FORBIDDEN = "forbidden"
 
 
@@ -48,7 +62,8 @@ class Route:
     """What a path asks for.
 
     Attributes:
-        form: ``gemini``, ``chat`` or ``text`` (plain completions).
+        form: ``gemini``, ``chat``, ``text`` (plain completions), ``embeddings`` (OpenAI's) or
+            ``predict`` (Vertex AI's embeddings).
         model: The model that the path names; None where the body does.
     """
 
@@ -63,9 +78,11 @@ class Asked:
     Attributes:
         form: Of the route.
         model: The model's name.
-        record_id: See ``record_id``.
+        record_id: See ``record_id``; of several texts, that of the first.
         prompt_tokens: Of all texts of the call.
         forbidden: Whether it names a media file that nobody may read.
+        texts: To embed; empty for any other form.
+        dimensions: Numbers of a text's vector.
     """
 
     form: str
@@ -73,6 +90,13 @@ class Asked:
     record_id: str
     prompt_tokens: int
     forbidden: bool
+    texts: tuple[str, ...] = ()
+    dimensions: int = _DIMENSIONS
+
+    @property
+    def record_ids(self) -> list[str]:
+        """The records that the call is about: one, or one for each text to embed."""
+        return list(map(record_id, self.texts)) or [self.record_id]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -86,8 +110,9 @@ def route(target: str) -> Route | None:
     path = target.partition("?")[0]
     if path in _OPENAI:
         return Route(_OPENAI[path])
-    found = _GEMINI.fullmatch(path)
-    return Route("gemini", found[1]) if found else None
+    found = _VERTEX.fullmatch(path)
+    form = _METHODS.get(found[2]) if found else None
+    return Route(form, found[1]) if found and form else None
 
 
 def record_id(text: str) -> str:
@@ -118,10 +143,56 @@ def read(asked_for: Route, raw: bytes) -> Asked:
             raise Refused(400, "The simulated server does not stream.")
         texts, last, media = _READ[asked_for.form](body)
         model = asked_for.model or str(body["model"])
+        if asked_for.form in _EMBEDS:
+            return _to_embed(asked_for.form, model, tuple(texts), body)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise Refused(400, f"Invalid JSON payload received: {error!r}") from None
     forbidden = any(isinstance(uri, str) and _FORBIDDEN in uri for uri in media)
     return Asked(asked_for.form, model, record_id(last), tokens(sum(map(len, texts))), forbidden)
+
+
+def _to_embed(form: str, model: str, texts: tuple[str, ...], body: Json) -> Asked:
+    """A call of embeddings.
+
+    Raises:
+        Refused: 400 when it holds more than the provider takes.
+    """
+    counts = [tokens(len(text)) for text in texts]
+    count, most = sum(counts), _MOST_TOKENS[form]
+    if form == "predict":
+        size = _pick(body.get("parameters") or {}, "outputDimensionality", "output_dimensionality")
+        if len(texts) > 1 and "gemini" in model:
+            raise Refused(400, "Unable to submit request because batchSize must be 1.")
+        too_many = f"250 instance(s) is allowed per prediction. Actual: {len(texts)}"
+        too_long = (
+            f"Unable to submit request because the input token count is {count} but the model "
+            f"supports up to {most}. Reduce the input token count and try again."
+        )
+    else:
+        size = body.get("dimensions")
+        too_many = (
+            "Invalid 'input': array too long. Expected an array with maximum length 2048, but got "
+            f"an array with length {len(texts)} instead."
+        )
+        too_long = f"Requested {count} tokens, max {most} tokens per request"
+        if max(counts) > 8192:
+            raise Refused(400, "Invalid 'input': maximum input length is 8192 tokens.")
+    if len(texts) > _MOST_TEXTS[form]:
+        raise Refused(400, too_many)
+    if count > most:
+        raise Refused(400, too_long)
+    return Asked(form, model, record_id(texts[0]), count, False, texts, size or _DIMENSIONS)
+
+
+def vector_of(text: str, dimensions: int) -> list[float]:
+    """The vector of a text: numbers of -1 to 1 that JSON keeps exactly.
+
+    Examples:
+        >>> vector_of("a", 2) == vector_of("a", 2) != vector_of("b", 2)
+        True
+    """
+    raw = hashlib.shake_128(text.encode("utf-8", "surrogatepass")).digest(2 * dimensions)
+    return [number / 32768 for number in struct.unpack(f"<{dimensions}h", raw)]
 
 
 def answer(asked: Asked, text: str, output_tokens: int) -> bytes:
@@ -139,7 +210,11 @@ def error(form: str, status: int, message: str | None, retry_after_s: float | No
         retry_after_s: Repeated in Google's body as ``RetryInfo``.
     """
     message = message or _MESSAGES.get(status, "Internal error encountered.")
-    if form != "gemini":
+    if form == "embeddings":
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        fault = {"message": message, "type": kind, "param": None, "code": None}
+        return orjson.dumps({"error": fault})
+    if form in ("chat", "text"):
         if status == 401:  # vLLM's own middleware answers so
             return b'{"error":"Unauthorized"}'
         kind = _VLLM_KINDS.get(status, "InternalServerError")
@@ -211,7 +286,28 @@ def _read_text(body: Json) -> _Read:
     return texts, texts[-1], []
 
 
-_READ = {"gemini": _read_gemini, "chat": _read_chat, "text": _read_text}
+def _read_embeddings(body: Json) -> _Read:
+    given = body["input"]
+    texts = [given] if isinstance(given, str) else list(given)
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        raise Refused(400, "'$.input' is invalid.")
+    return texts, texts[-1], []
+
+
+def _read_predict(body: Json) -> _Read:
+    texts = [instance["content"] for instance in body["instances"]]
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        raise Refused(400, "The text content is empty.")
+    return texts, texts[-1], []
+
+
+_READ = {
+    "gemini": _read_gemini,
+    "chat": _read_chat,
+    "text": _read_text,
+    "embeddings": _read_embeddings,
+    "predict": _read_predict,
+}
 
 
 def _gemini(asked: Asked, text: str, output_tokens: int) -> Json:
@@ -254,7 +350,37 @@ def _text(asked: Asked, text: str, output_tokens: int) -> Json:
     return _completion("text_completion", {"text": text}, asked, output_tokens)
 
 
-_ANSWER = {"gemini": _gemini, "chat": _chat, "text": _text}
+def _embeddings(asked: Asked, text: str, output_tokens: int) -> Json:
+    data = [
+        {"object": "embedding", "index": index, "embedding": vector_of(one, asked.dimensions)}
+        for index, one in enumerate(asked.texts)
+    ]
+    usage = {"prompt_tokens": asked.prompt_tokens, "total_tokens": asked.prompt_tokens}
+    return {"object": "list", "data": data, "model": asked.model, "usage": usage}
+
+
+def _predict(asked: Asked, text: str, output_tokens: int) -> Json:
+    return {
+        "predictions": [
+            {
+                "embeddings": {
+                    "statistics": {"token_count": tokens(len(one)), "truncated": False},
+                    "values": vector_of(one, asked.dimensions),
+                }
+            }
+            for one in asked.texts
+        ],
+        "metadata": {"billableCharacterCount": sum(map(len, asked.texts))},
+    }
+
+
+_ANSWER = {
+    "gemini": _gemini,
+    "chat": _chat,
+    "text": _text,
+    "embeddings": _embeddings,
+    "predict": _predict,
+}
 
 
 _GOOGLE_NAMES = {

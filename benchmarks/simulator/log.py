@@ -16,7 +16,7 @@ class Call(NamedTuple):
     """One call.
 
     Attributes:
-        id: The record that it is about.
+        id: The record that it is about; of several texts to embed, that of the first.
         client: Who called: see ``server.client_of``.
         attempt: 1 for the first call of the record, 0 where the request could not be read.
         arrival_s: When the request was complete.
@@ -26,6 +26,7 @@ class Call(NamedTuple):
             the client still waits) or ``open`` (still queued or served).
         cause: Why it is no success: ``quota``, ``overflow``, ``outage``, ``request`` (refused for
             what it asked) or the fault of ``luck.fault_of``; None if nothing befell it.
+        texts: How many texts it was to embed; 1 for any other call.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Call(NamedTuple):
     end_s: float | None
     status: int | str
     cause: str | None = None
+    texts: int = 1
 
     @property
     def succeeded(self) -> bool:

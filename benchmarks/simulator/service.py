@@ -83,6 +83,7 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self._origin: float | None = None
         self._attempts: dict[str, int] = {}
+        self._texts = 0
         self._by_status: collections.Counter[int | str] = collections.Counter()
         self._log: list[Call] = []
         self._open: dict[_OpenCall, None] = {}  # in order of arrival
@@ -108,8 +109,11 @@ class Service:
         """
         if self._origin is None:
             self._begin()
+        ids = asked.record_ids
         attempt = self._attempts.get(asked.record_id, 0) + 1
-        self._attempts[asked.record_id] = attempt
+        for one in ids:
+            self._attempts[one] = self._attempts.get(one, 0) + 1
+        self._texts += len(ids)
         call = _OpenCall(asked, client, attempt, self._now(), connection)
         self._open[call] = None
         connection.on_gone = lambda: self._abandon(call)
@@ -118,6 +122,8 @@ class Service:
             self._fail(call)
             return
         fault = luck.fault_of(self.settings, asked.record_id, attempt)
+        if len(ids) > 1 and any(luck.is_poison(self.settings, one) for one in ids):
+            fault = "poison"
         if refusal is not None:
             self._refuse(call, refusal, "request")
         elif fault is not None and (fault == "poison" or fault.isdecimal()):
@@ -157,6 +163,7 @@ class Service:
         return {
             "seconds": 0.0 if self._origin is None else self._now(),
             "calls": len(self._log) + len(self._open),
+            "texts": self._texts,
             "records": len(self._attempts),
             "open": len(self._open),
             "in_service": self.in_service,
@@ -212,6 +219,8 @@ class Service:
     # One call
 
     def _tokens(self, asked: Asked) -> int:
+        if asked.texts:  # a vector has no tokens
+            return 0
         return luck.output_tokens(self.settings, asked.record_id)
 
     def _fail(self, call: _OpenCall) -> None:
@@ -320,4 +329,5 @@ class Service:
             end_s,
             status,
             call.cause,
+            len(call.asked.texts) or 1,
         )

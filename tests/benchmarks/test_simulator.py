@@ -25,6 +25,7 @@ from google.oauth2.credentials import Credentials
 from benchmarks.simulator import log as logs
 from benchmarks.simulator import luck
 from benchmarks.simulator.__main__ import parse
+from benchmarks.simulator.dialects import vector_of
 from benchmarks.simulator.log import Call
 from benchmarks.simulator.quota import Bucket, Quota
 from benchmarks.simulator.server import Server, running
@@ -187,6 +188,91 @@ def test_openai_reads_answers_and_errors() -> None:
             assert chat.usage.completion_tokens == 8
             assert chat.usage.total_tokens == 12
             assert text.choices[0].text == '{"id": "13"}'
+
+    run(test)
+
+
+PREDICT = GEMINI.replace("gemini-2.5-flash:generateContent", "text-embedding-005:predict")
+EMBEDDINGS = "/v1/embeddings"
+
+
+def test_the_sdks_read_embeddings_of_several_texts() -> None:
+    """Vectors of the right texts in both dialects; one call each, which takes no answer tokens."""
+
+    async def test() -> None:
+        async with simulator(tokens_per_minute=60 * 24, burst_s=1) as bare:
+            texts = ["record 1: the parcel", "record 2: never", "record 3: arrived"]
+            base = f"{bare.server.url}/v1"
+            async with openai.AsyncOpenAI(base_url=base, api_key="k", max_retries=0) as client:
+                answer = await client.embeddings.create(
+                    model="m", input=texts, dimensions=4, encoding_format="float"
+                )
+            options = types.HttpOptions(base_url=bare.server.url, api_version="v1")
+            google = genai.Client(
+                vertexai=True,
+                project="p",
+                location="us-central1",
+                credentials=Credentials(token="k"),
+                http_options=options,
+            )
+            contents: list[Any] = [texts[2]]
+            async with google.aio as sdk:
+                embedded = await sdk.models.embed_content(
+                    model="text-embedding-005",
+                    contents=contents,
+                    config=types.EmbedContentConfig(output_dimensionality=4),
+                )
+            assert [item.embedding for item in answer.data] == [vector_of(t, 4) for t in texts]
+            assert [item.index for item in answer.data] == [0, 1, 2]
+            assert answer.usage.prompt_tokens == 14
+            assert [item.values for item in embedded.embeddings or ()] == [vector_of(texts[2], 4)]
+            assert bare.server.stats["texts"] == 4
+            rows = [(c.id, c.attempt, c.texts, c.status) for c in bare.server.log]
+            assert rows == [("1", 1, 3, 200), ("3", 2, 1, 200)]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("path", "texts", "message"),
+    [
+        (EMBEDDINGS, ["a"] * 2049, "array too long"),
+        (EMBEDDINGS, ["a" * 20_000] * 61, "Requested 305000 tokens, max 300000"),
+        (EMBEDDINGS, ["a", "b" * 32_769], "maximum input length is 8192 tokens"),
+        (EMBEDDINGS, ["a", ""], "'$.input' is invalid"),
+        (PREDICT, ["a"] * 251, "250 instance(s) is allowed per prediction. Actual: 251"),
+        (PREDICT, ["a" * 804] * 100, "token count is 20100 but the model supports up to 20000"),
+        (PREDICT, ["a", ""], "The text content is empty"),
+        (PREDICT.replace("text-", "gemini-"), ["a", "b"], "batchSize must be 1"),
+    ],
+)
+def test_refused_embeddings(path: str, texts: list[str], message: str) -> None:
+    """More than the providers document refuses the whole call."""
+
+    async def test() -> None:
+        async with simulator() as client:
+            body = {"model": "m", "input": texts, "instances": [{"content": t} for t in texts]}
+            status, _, text = await client.post(path, body)
+            assert status == 400
+            assert message in text
+            assert client.server.stats["texts"] == 0
+
+    run(test)
+
+
+def test_one_poisoned_text_refuses_its_call() -> None:
+    """As a service does; the others are served once it is left out."""
+
+    async def test() -> None:
+        async with simulator(faults="poison:0.1") as client:
+            poisoned = [i for i in range(40) if luck.is_poison(client.server._settings, str(i))]
+            texts = [f"record {number}" for number in range(40)]
+            good = [text for number, text in enumerate(texts) if number not in poisoned]
+            assert 0 < len(poisoned) < 20
+            first = await client.post(EMBEDDINGS, {"model": "m", "input": texts})
+            second = await client.post(EMBEDDINGS, {"model": "m", "input": good})
+            assert (first[0], second[0]) == (400, 200)
+            assert [call.cause for call in client.server.log] == ["poison", None]
 
     run(test)
 
@@ -507,7 +593,7 @@ def test_control_stats_log_and_reset() -> None:
                 stats = await answer.json()
             assert stats.pop("seconds") > 0
             assert stats == {
-                "calls": 2, "records": 1, "open": 0, "in_service": 0, "queued": 0,
+                "calls": 2, "texts": 2, "records": 1, "open": 0, "in_service": 0, "queued": 0,
                 "outage": False, "by_status": {"200": 1, "503": 1},
             }  # fmt: skip
             async with client.session.get(f"{url}/_log") as answer:

@@ -110,11 +110,11 @@ def test_google_genai_structured_output(google: genai.Client) -> None:
 
 
 def test_google_genai_embeds_by_predict(google: genai.Client) -> None:
-    """gemini-embedding-001 goes through :predict and gets one vector per text, in order."""
+    """text-embedding-005 goes through :predict and gets one vector per text, in order."""
     contents: list[Any] = ["a", "bcdef"]
     config = types.EmbedContentConfig(output_dimensionality=16, task_type="RETRIEVAL_DOCUMENT")
     response = google.models.embed_content(
-        model="gemini-embedding-001", contents=contents, config=config
+        model="text-embedding-005", contents=contents, config=config
     )
     assert response.embeddings is not None
     vectors = [embedding.values for embedding in response.embeddings]
@@ -150,6 +150,52 @@ def test_batch_embed_contents(server: SimulatedModelServer) -> None:
         {"values": answers.unit_vector("a", 8)},
         {"values": answers.unit_vector("b", 2)},
     ]
+
+
+@pytest.mark.parametrize(
+    ("model", "texts", "message"),
+    [
+        ("gemini-embedding-001", ["a", "b"], "batchSize must be 1 but the entered value was 2"),
+        (
+            "text-embedding-005",
+            ["a"] * 251,
+            r"250 instance\(s\) is allowed per prediction. Actual: 251",
+        ),
+        (
+            "text-embedding-005",
+            ["a" * 804] * 100,
+            "count is 20100 but the model supports up to 20000",
+        ),
+    ],
+)
+def test_google_genai_reads_refusals_of_many_texts(
+    google: genai.Client, model: str, texts: list[str], message: str
+) -> None:
+    """The whole request is refused, in the words that users report of the service."""
+    with pytest.raises(genai_errors.ClientError, match=message) as caught:
+        google.models.embed_content(model=model, contents=list(texts))
+    assert (caught.value.code, caught.value.status) == (400, "INVALID_ARGUMENT")
+
+
+def test_an_empty_text_among_others_is_refused(server: SimulatedModelServer) -> None:
+    """By predict; google-genai would not even send it, and answer with one vector fewer."""
+    path = f"{PARENT}/publishers/google/models/text-embedding-005:predict"
+    status, _, body = post(server, path, {"instances": [{"content": "a"}, {"content": ""}]})
+    assert (status, body["error"]["message"]) == (400, "The text content is empty.")
+
+
+def test_a_long_text_is_cut_or_refused(google: genai.Client) -> None:
+    """Of Vertex AI's predict, as ``auto_truncate`` says; the other text is whole."""
+    texts: list[Any] = ["a" * 9000, "b"]
+    response = google.models.embed_content(model="text-embedding-005", contents=texts)
+    statistics = [embedding.statistics for embedding in response.embeddings or ()]
+    assert [s.truncated for s in statistics if s] == [True, False]
+    with pytest.raises(genai_errors.ClientError, match="2250 but the model supports up to 2048"):
+        google.models.embed_content(
+            model="text-embedding-005",
+            contents=texts,
+            config=types.EmbedContentConfig(auto_truncate=False),
+        )
 
 
 @pytest.mark.parametrize(
@@ -364,6 +410,40 @@ def test_openai_embeds_in_both_encodings(oai: openai.OpenAI) -> None:
     assert (packed.usage.prompt_tokens, packed.usage.total_tokens) == (2, 2)
 
 
+@pytest.mark.parametrize(
+    ("texts", "message", "code"),
+    [
+        (
+            ["a"] * 2049,
+            "maximum length 2048, but got an array with length 2049",
+            "array_above_max_length",
+        ),
+        (["a" * 20_000] * 61, "Requested 305000 tokens, max 300000", "max_tokens_per_request"),
+        (["a", "b" * 32_769], r"Invalid 'input\[1\]': maximum input length is 8192 tokens", None),
+        (["a", ""], r"'\$.input' is invalid", None),
+        (["a", "b [[http:400]]"], "invalid argument", None),
+    ],
+)
+def test_openai_reads_refusals_of_many_texts(
+    oai: openai.OpenAI, texts: list[str], message: str, code: str | None
+) -> None:
+    """The whole request is refused, in the words that users report of the service."""
+    with pytest.raises(openai.BadRequestError, match=message) as caught:
+        oai.embeddings.create(model="m", input=texts)
+    assert caught.value.code == code
+
+
+def test_a_server_that_takes_fewer_texts(tmp_path: Path) -> None:
+    """Words its refusal as Text Embeddings Inference does."""
+    with running_model_server(tmp_path, "--max_texts=2") as server:
+        status, _, body = post(server, "/v1/embeddings", {"model": "m", "input": ["a", "b", "c"]})
+        message = "batch size 3 > maximum allowed batch size 2"
+        assert (status, body) == (413, {"message": message, "code": 413, "type": "Validation"})
+        post(server, "/v1/embeddings", {"model": "m", "input": ["a", "b"]})
+        stats = server.stats()
+        assert (stats["calls"], stats["texts"], stats["served"]) == (2, 2, 1)
+
+
 def test_openai_lists_models(oai: openai.OpenAI) -> None:
     """GET /v1/models is readable."""
     listed = [model.id for model in oai.models.list()]
@@ -429,7 +509,7 @@ def test_statistics_and_requests(server: SimulatedModelServer) -> None:
     gemini(server, "a")
     chat(server, "b [[http:429]]")
     stats = server.stats()
-    assert (stats["calls"], stats["served"]) == (2, 1)
+    assert (stats["calls"], stats["texts"], stats["served"]) == (2, 2, 1)
     assert (stats["in_flight"], stats["in_flight_max"]) == (0, 1)
     assert stats["by_status"] == {"200": 1, "429": 1}
     assert stats["by_path"] == {GENERATE: 1, "/v1/chat/completions": 1}

@@ -209,7 +209,7 @@ def test_nothing_is_left_of_a_killed_owner(client: VLLMClient, backend: VLLMBack
 
 
 def test_embeddings(vllm_python: str, tiny_model: str, tmp_path: Path) -> None:
-    """The same model as a pooling one; a text beyond its context is refused."""
+    """The same model as a pooling one: a text beyond its context refuses all of its call."""
     embed = VLLMBackend(
         model=tiny_model,
         task="embed",
@@ -225,6 +225,17 @@ def test_embeddings(vllm_python: str, tiny_model: str, tmp_path: Path) -> None:
         assert completion.usage.input_tokens > 0
         with pytest.raises(TooLarge):
             _ask(client, request_of({"text": "word " * 3000}))
+        texts = ["hello", "a", "several words in one text", "hello"]
+        requests = [request_of({"text": text}) for text in texts]
+        together = loop.run(client.generate_many(requests))
+        alone = [_ask(client, request) for request in requests]
+        for one, other in zip(together, alone, strict=True):
+            assert one.embedding == pytest.approx(other.embedding, abs=1e-4)
+        used = [one.usage.input_tokens for one in together]
+        assert sum(used) == sum(one.usage.input_tokens for one in alone)
+        assert client.call_limits.max_requests == 32
+        with pytest.raises(TooLarge):
+            loop.run(client.generate_many([*requests, request_of({"text": "word " * 3000})]))
     finally:
         loop.run(client.close())
         lease.end_all()

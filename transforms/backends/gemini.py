@@ -9,9 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from transforms.backends.base import Capabilities
+from transforms.backends.base import CallLimits, Capabilities
+from transforms.clients.embeddings import ESTIMATE_MARGIN, Outcome, SharedCalls, mixed_up
 from transforms.clients.google_auth import GoogleAuth, auth_for, vertex_base_url
-from transforms.clients.http import JsonClient, shaped, token_count
+from transforms.clients.http import JsonClient, Reply, shaped, token_count
 from transforms.records import json_values
 from transforms.records.errors import Blocked, EmptyOutput, InvalidRequest, RecordError, Truncated
 from transforms.records.media import media_part
@@ -30,6 +31,11 @@ _EMBEDDING_NAMES = {
     "output_dimensionality": "outputDimensionality",
     "auto_truncate": "autoTruncate",
 }
+_PREDICT_LIMITS = CallLimits(max_requests=250, max_tokens=round(20_000 * ESTIMATE_MARGIN))
+"""How much one ``predict`` of a text embedding model may carry: 250 texts and 20,000 tokens, and of
+Gemini's embedding models a single text
+(https://cloud.google.com/vertex-ai/generative-ai/docs/embeddings/get-text-embeddings#api_limits). A
+text beyond 2,048 tokens is cut unless ``auto_truncate`` is false."""
 _ANSWER_NAMES = {"candidates", "usageMetadata", "modelVersion", "responseId"}
 _SCHEMA_NAMES = {"responseSchema", "response_schema", "responseJsonSchema", "response_json_schema"}
 _TIER_HEADERS: Mapping[str, Mapping[str, str]] = {
@@ -72,6 +78,10 @@ class GeminiBackend:
       accept_truncated: An answer that ended at its token limit is a result, not a failure.
       service_tier: How calls are served and billed; None takes provisioned throughput where there
         is some, then the standard tier. It is no part of the fingerprint: the answer is the same.
+      max_texts_per_call: The most texts to embed in one ``predict``; None for the model's limit.
+      max_tokens_per_call: The most tokens in one such request, as estimated; None for the model's
+        limit.
+      max_bytes_per_call: The most bytes of text in one such request; None for no limit.
 
     An output schema is sent as ``responseJsonSchema``, which takes JSON Schema as it is (Gemini
     2.0 and later); for an older model give ``response_schema`` in the generation config.
@@ -84,6 +94,9 @@ class GeminiBackend:
     endpoint: str | None = None
     accept_truncated: bool = False
     service_tier: ServiceTier | None = None
+    max_texts_per_call: int | None = None
+    max_tokens_per_call: int | None = None
+    max_bytes_per_call: int | None = None
 
     @property
     def family(self) -> str:
@@ -102,7 +115,22 @@ class GeminiBackend:
           BackendUnusable: There are none, or no token can be had for them.
         """
         url = self.url()
-        return GeminiClient(self, url, await auth_for(url))
+        shares = self.task == "embed" and self.embedding_limits().max_requests != 1
+        client = GeminiEmbeddingClient if shares else GeminiClient
+        return client(self, url, await auth_for(url))
+
+    def embedding_limits(self) -> CallLimits:
+        """How much one embedding request may carry; ``embedContent`` takes a single text."""
+        if self.embeds_content():
+            return CallLimits()
+        known = _PREDICT_LIMITS
+        if "gemini" in self.model.rsplit("/", 1)[-1]:
+            known = dataclasses.replace(known, max_requests=1)
+        return CallLimits(
+            max_requests=self.max_texts_per_call or known.max_requests,
+            max_tokens=self.max_tokens_per_call or known.max_tokens,
+            max_bytes=self.max_bytes_per_call,
+        )
 
     def base_url(self) -> str:
         """Where every request goes: scheme and host."""
@@ -155,8 +183,7 @@ class GeminiClient:
             body = _embed_body(request, backend.embeds_content())
         else:
             body = generate_body(request)
-        headers = {**await self._auth.headers(), **self._tier}
-        reply = await self._http.post(self._url, body, headers)
+        reply = await self._post(body)
         if embedding:
             return shaped(_embedding, reply.data, what=backend.model)
         return shaped(
@@ -168,6 +195,34 @@ class GeminiClient:
     async def close(self) -> None:
         """Closes the connections."""
         await self._http.close()
+
+    async def _post(self, body: Json) -> Reply:
+        headers = {**await self._auth.headers(), **self._tier}
+        return await self._http.post(self._url, body, headers)
+
+
+class GeminiEmbeddingClient(GeminiClient):
+    """A live connection to an embedding model behind ``predict``; one call carries many texts."""
+
+    def __init__(self, backend: GeminiBackend, url: str, auth: GoogleAuth) -> None:
+        super().__init__(backend, url, auth)
+        self._limits = backend.embedding_limits()
+        self._shared = SharedCalls(self._limits.max_requests or 1, refuses_empty=True)
+
+    @property
+    def call_limits(self) -> CallLimits:
+        """The model's limits, and fewer texts once the server has refused so many."""
+        return dataclasses.replace(self._limits, max_requests=self._shared.texts)
+
+    async def generate_many(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        """Embeds many texts in one request; see `transforms.backends.base.BatchClient`."""
+        return await self._shared.outcomes(requests, self.generate, self._embed)
+
+    async def _embed(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        reply = await self._post(embed_many_body(requests))
+        return shaped(
+            lambda data: _embeddings(data, len(requests)), reply.data, what=self._backend.model
+        )
 
 
 def generate_body(request: Request) -> dict[str, Json]:
@@ -323,21 +378,55 @@ def _embed_body(request: Request, embeds_content: bool) -> dict[str, Json]:
     return body
 
 
+def embed_many_body(requests: Sequence[Request]) -> dict[str, Json]:
+    """The body of ``predict`` for several texts, which share their parameters.
+
+    Raises:
+      InvalidRequest: There is no text.
+    """
+    bodies = [_embed_body(request, embeds_content=False) for request in requests]
+    return {**bodies[0], "instances": [body["instances"][0] for body in bodies]}
+
+
 def _embedding(data: Any) -> Completion:
-    """Reads a reply of ``predict`` or of ``embedContent``."""
-    counts = data.get("usageMetadata") or {}
-    tokens = counts.get("promptTokenCount")
+    """Reads a reply of ``predict`` or of ``embedContent`` to one text."""
     if "embedding" in data:
-        values = data["embedding"].get("values")
-    else:
-        first = (data["predictions"] or [{}])[0].get("embeddings") or {}
-        values = first.get("values")
-        tokens = (first.get("statistics") or {}).get("token_count", tokens)
+        tokens = (data.get("usageMetadata") or {}).get("promptTokenCount")
+        return _embedded(data["embedding"].get("values"), tokens, data)
+    return _predicted((data["predictions"] or [{}])[0], data)
+
+
+def _embeddings(data: Any, texts: int) -> Sequence[Outcome]:
+    """Reads a reply of ``predict`` to several texts: one outcome per text, in their order.
+
+    Raises:
+      InvalidRequest: There is not exactly one prediction for each text.
+    """
+    predictions = data["predictions"]
+    if len(predictions) != texts:
+        raise mixed_up(texts, f"{len(predictions)} vectors")
+    outcomes: list[Outcome] = []
+    for prediction in predictions:
+        try:
+            outcomes.append(_predicted(prediction, data))
+        except EmptyOutput as error:
+            outcomes.append(error)
+    return outcomes
+
+
+def _predicted(prediction: Any, data: Any) -> Completion:
+    found = prediction.get("embeddings") or {}
+    usage = data.get("usageMetadata") or {}
+    tokens = (found.get("statistics") or {}).get("token_count", usage.get("promptTokenCount"))
+    return _embedded(found.get("values"), tokens, data)
+
+
+def _embedded(values: Any, tokens: Any, data: Any) -> Completion:
     if not values:
         raise EmptyOutput("the reply holds no embedding", model_version=data.get("modelVersion"))
     return Completion(
         embedding=tuple(map(float, values)),
         usage=Usage(input_tokens=token_count(tokens)),
         model_version=data.get("modelVersion"),
-        service_tier=counts.get("trafficType"),
+        service_tier=(data.get("usageMetadata") or {}).get("trafficType"),
     )

@@ -8,12 +8,19 @@ import base64
 import dataclasses
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from yarl import URL
 
-from transforms.backends.base import Capabilities
+from transforms.backends.base import CallLimits, Capabilities
+from transforms.clients.embeddings import (
+    ESTIMATE_MARGIN,
+    Outcome,
+    SharedCalls,
+    mixed_up,
+    share_tokens,
+)
 from transforms.clients.endpoints import Endpoints
 from transforms.clients.http import shaped, token_count
 from transforms.clients.secrets import read_secret
@@ -34,6 +41,25 @@ _OPENAI_HOST = "api.openai.com"
 _MEDIA_KINDS = {"image": "image_url", "audio": "audio_url", "video": "video_url"}
 PATHS = {"chat": "chat/completions", "completions": "completions", "embed": "embeddings"}
 """Where each kind of request goes, below the base URL."""
+_OPENAI_LIMITS = CallLimits(max_requests=2048, max_tokens=round(300_000 * ESTIMATE_MARGIN))
+_CALL_LIMITS: Mapping[str, CallLimits] = {
+    _OPENAI_HOST: _OPENAI_LIMITS,
+    "openai.azure.com": _OPENAI_LIMITS,
+    "api.mistral.ai": CallLimits(max_requests=256, max_tokens=round(16_000 * ESTIMATE_MARGIN)),
+}
+"""How much one call of ``embeddings`` may carry, by the end of the host's name.
+
+OpenAI: 2,048 inputs and 300,000 tokens a request, no empty string
+(https://platform.openai.com/docs/api-reference/embeddings/create); Azure has the same limits
+(https://learn.microsoft.com/azure/ai-services/openai/how-to/embeddings). Mistral publishes none: 256
+inputs by https://docs.rs/crate/rig-core/0.42.0/source/src/providers/mistral/embedding.rs, 16,000
+tokens by https://reference.langchain.com/v0.3/python/_modules/langchain_mistralai/embeddings.html.
+"""
+_COMPATIBLE_LIMITS = CallLimits(max_requests=32, max_bytes=2_000_000)
+"""Of any other server: the defaults of Text Embeddings Inference, the strictest of those known
+(https://huggingface.co/docs/text-embeddings-inference/cli_arguments: ``--max-client-batch-size``,
+``--payload-limit``). A server that takes fewer refuses the call, and `SharedCalls` learns from it."""
+_REFUSE_EMPTY = (_OPENAI_HOST, "openai.azure.com")
 _NOT_STRICT = {
     "allOf",
     "oneOf",
@@ -62,6 +88,12 @@ class OpenAIBackend:
         only OpenAI itself requires one.
       api_key_secret: The name of a Secret Manager version; its value is read where the client opens.
       accept_truncated: An answer that ended at its token limit is a result, not a failure.
+      max_texts_per_call: The most texts to embed in one request; None for the provider's limit, and
+        32 where that is not known.
+      max_tokens_per_call: The most tokens in one such request, as estimated; None for the
+        provider's limit, if it has one.
+      max_bytes_per_call: The most bytes of text in one such request; None for the provider's limit,
+        if it has one.
     """
 
     model: str
@@ -71,6 +103,9 @@ class OpenAIBackend:
     api_key: str | None = dataclasses.field(default=None, repr=False)
     accept_truncated: bool = False
     api_key_secret: str | None = None
+    max_texts_per_call: int | None = None
+    max_tokens_per_call: int | None = None
+    max_bytes_per_call: int | None = None
 
     @property
     def family(self) -> str:
@@ -98,7 +133,22 @@ class OpenAIBackend:
                 "no OpenAI API key: set OPENAI_API_KEY in the workers' environment, or give "
                 "--api_key_secret"
             )
-        return OpenAIClient(self, key)
+        shares = self.task == "embed" and self.embedding_limits().max_requests != 1
+        client = OpenAIEmbeddingClient if shares else OpenAIClient
+        return client(self, key)
+
+    def embedding_limits(self) -> CallLimits:
+        """How much one request of ``embeddings`` may carry: of several servers, the least."""
+        known = min((_limits_of(url) for url in self.urls), key=lambda one: one.max_requests or 0)
+        return CallLimits(
+            max_requests=self.max_texts_per_call or known.max_requests,
+            max_tokens=self.max_tokens_per_call or known.max_tokens,
+            max_bytes=self.max_bytes_per_call or known.max_bytes,
+        )
+
+    def refuses_empty(self) -> bool:
+        """Whether an empty text would have a whole request of ``embeddings`` refused."""
+        return any(_is_at(url, host) for url in self.urls for host in _REFUSE_EMPTY)
 
     def at_openai(self) -> bool:
         """Whether this is OpenAI's own API, which is ahead of the dialect in some names."""
@@ -108,6 +158,15 @@ class OpenAIBackend:
     def urls(self) -> tuple[str, ...]:
         """The servers' base URLs."""
         return (self.endpoint,) if isinstance(self.endpoint, str) else self.endpoint
+
+
+def _is_at(url: str, host: str) -> bool:
+    return f".{URL(url).host}".endswith(f".{host}")
+
+
+def _limits_of(url: str) -> CallLimits:
+    found = (limits for host, limits in _CALL_LIMITS.items() if _is_at(url, host))
+    return next(found, _COMPATIBLE_LIMITS)
 
 
 class OpenAIClient:
@@ -153,6 +212,35 @@ class OpenAIClient:
     async def close(self) -> None:
         """Closes the connections."""
         await self._servers.close()
+
+
+class OpenAIEmbeddingClient(OpenAIClient):
+    """A live connection to an embedding model; one call carries many texts."""
+
+    def __init__(self, backend: OpenAIBackend, key: str) -> None:
+        super().__init__(backend, key)
+        self._limits = backend.embedding_limits()
+        texts = self._limits.max_requests or 1
+        self._shared = SharedCalls(texts, refuses_empty=backend.refuses_empty())
+
+    @property
+    def call_limits(self) -> CallLimits:
+        """The provider's limits, and fewer texts once the server has refused so many."""
+        return dataclasses.replace(self._limits, max_requests=self._shared.texts)
+
+    async def generate_many(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        """Embeds many texts in one request; see `transforms.backends.base.BatchClient`."""
+        return await self._shared.outcomes(requests, self.generate, self._embed)
+
+    async def _embed(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        model = self._backend.model
+        body = embed_many_body(requests, model)
+        reply = await self._servers.post(PATHS["embed"], body, requests=len(requests))
+        return shaped(lambda data: embeddings_of(data, requests), reply.data, what=model)
+
+    def wanted_in_flight(self) -> int:
+        """How many calls the servers can use: their queues count texts."""
+        return self._shared.calls(super().wanted_in_flight())
 
 
 def chat_body(request: Request, model: str, *, limit_name: str) -> dict[str, Json]:
@@ -229,6 +317,16 @@ def embed_body(request: Request, model: str) -> dict[str, Json]:
         body["dimensions" if name == "output_dimensionality" else name] = value
     body.update(request.params.get("request_options") or {})
     return body
+
+
+def embed_many_body(requests: Sequence[Request], model: str) -> dict[str, Json]:
+    """The body of ``embeddings`` for several texts, which share their parameters.
+
+    Raises:
+      InvalidRequest: There is no text.
+    """
+    texts = [request.body["text"] for request in requests]
+    return {**embed_body(requests[0], model), "input": texts}
 
 
 def is_closed(schema: Any) -> bool:
@@ -359,15 +457,49 @@ def usage_of(data: Any) -> Usage:
 
 
 def embedding_of(data: Any) -> Completion:
-    """Reads a reply of ``embeddings``: floats, or base64 where the request asked for it."""
-    if not data["data"] or not data["data"][0]["embedding"]:
-        raise EmptyOutput("the reply holds no embedding", model_version=data.get("model"))
-    values = data["data"][0]["embedding"]
+    """Reads a reply of ``embeddings`` to one text."""
+    vector = _vector(data["data"][0]) if data["data"] else ()
+    return _embedded(vector, dataclasses.replace(usage_of(data), output_tokens=None), data)
+
+
+def embeddings_of(data: Any, requests: Sequence[Request]) -> Sequence[Outcome]:
+    """Reads a reply of ``embeddings`` to several texts: one outcome per text, in their order.
+
+    Vectors are matched by their ``index``, in whatever order they come. The server counts the tokens
+    of the whole request; each text gets a share of them in proportion to its estimate, and the
+    shares add up to the server's count.
+
+    Raises:
+      InvalidRequest: There is not exactly one vector for each text.
+    """
+    indexes = [item.get("index") for item in data["data"]]
+    vectors = dict(zip(indexes, map(_vector, data["data"]), strict=True))
+    if len(indexes) != len(requests) or vectors.keys() != set(range(len(requests))):
+        some = ", ".join(map(str, [*indexes[:8], *(["…"] if len(indexes) > 8 else [])]))
+        raise mixed_up(len(requests), f"{len(indexes)} vectors with the indexes [{some}]")
+    total = usage_of(data).input_tokens
+    shares: Sequence[int | None] = [None] * len(requests)
+    if total is not None:
+        shares = share_tokens(total, [request.estimated_tokens for request in requests])
+    outcomes: list[Outcome] = []
+    for place, tokens in enumerate(shares):
+        try:
+            outcomes.append(_embedded(vectors[place], Usage(input_tokens=tokens), data))
+        except EmptyOutput as error:
+            outcomes.append(error)
+    return outcomes
+
+
+def _vector(item: Any) -> tuple[float, ...]:
+    """Floats, or base64 where the request asked for it."""
+    values = item["embedding"] or ()
     if isinstance(values, str):
         packed = base64.b64decode(values)
         values = struct.unpack(f"<{len(packed) // 4}f", packed)
-    return Completion(
-        embedding=tuple(map(float, values)),
-        usage=dataclasses.replace(usage_of(data), output_tokens=None),
-        model_version=data.get("model"),
-    )
+    return tuple(map(float, values))
+
+
+def _embedded(vector: tuple[float, ...], usage: Usage, data: Any) -> Completion:
+    if not vector:
+        raise EmptyOutput("the reply holds no embedding", model_version=data.get("model"))
+    return Completion(embedding=vector, usage=usage, model_version=data.get("model"))

@@ -42,7 +42,7 @@ class Endpoint:
 
     Attributes:
       url: Its base URL, without a slash at the end.
-      in_flight: Calls that it works on for us.
+      in_flight: Model requests that it works on for us; a call carries one or more.
       asked: Calls in all; of servers that are alike, the less asked one is next.
       down: Whether it is left out.
     """
@@ -86,8 +86,13 @@ class Endpoints:
         if measured:
             self._start(self._watch_metrics())
 
-    async def post(self, path: str, body: Any) -> Reply:
+    async def post(self, path: str, body: Any, *, requests: int = 1) -> Reply:
         """Asks one of them, and another where the first cannot have worked on the request.
+
+        Args:
+          path: Below the base URL.
+          body: Any JSON value.
+          requests: How many model requests the body carries, as the server counts them.
 
         Raises:
           RecordError: As `JsonClient.post` does. ``fatal_at_start`` only where no other can serve.
@@ -98,7 +103,7 @@ class Endpoints:
             endpoint = self._least_loaded(tried)
             tried.append(endpoint)
             try:
-                reply = await self._ask(endpoint, path, body)
+                reply = await self._ask(endpoint, path, body, requests)
             except RecordError as error:
                 others = [one for one in self.all if not one.down and one not in tried]
                 if others and error.fatal_at_start and (error.congestion or not error.retryable):
@@ -136,8 +141,8 @@ class Endpoints:
             key=lambda one: (one.down, one.rests_until > now, one.in_flight, one.asked),
         )
 
-    async def _ask(self, endpoint: Endpoint, path: str, body: Any) -> Reply:
-        endpoint.in_flight += 1
+    async def _ask(self, endpoint: Endpoint, path: str, body: Any, requests: int) -> Reply:
+        endpoint.in_flight += requests
         endpoint.asked += 1
         try:
             reply = await self._http.post(f"{endpoint.url}/{path}", body, self._headers)
@@ -148,7 +153,7 @@ class Endpoints:
             self._count_failure(endpoint, "gives no answer in time")
             raise
         finally:
-            endpoint.in_flight -= 1
+            endpoint.in_flight -= requests
         endpoint.failures = 0
         endpoint.probe_s = _FIRST_PROBE_S
         self._take_back(endpoint)

@@ -24,6 +24,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--api_key", help="the OpenAI dialect wants this key; none: any or no key")
     parser.add_argument("--strict", action="store_true", help="no fields that break SDK types")
     parser.add_argument(
+        "--max_texts",
+        type=int,
+        help="texts of an embedding request, OpenAI dialect; none: OpenAI's",
+    )
+    parser.add_argument(
         "--owned",
         action="store_true",
         help="announce the URL as JSON and end when standard input does (see processes.py)",
@@ -44,6 +49,7 @@ async def serve(options: argparse.Namespace) -> None:
         answer_mode=options.answer,
         api_key=options.api_key,
         strict=options.strict,
+        max_texts=options.max_texts,
     )
     async with app.running(settings, options.port) as url:
         if options.owned:

@@ -41,12 +41,15 @@ class Settings:
         answer_mode: ``canned`` or ``schema``.
         api_key: The key that the OpenAI dialect wants; None accepts any or none.
         strict: Leave out the fields that break the SDKs' strict types.
+        max_texts: The most texts of an embedding request in the OpenAI dialect; None for OpenAI's
+            own limits.
     """
 
     latency_s: float = 0.0
     answer_mode: str = "canned"
     api_key: str | None = None
     strict: bool = False
+    max_texts: int | None = None
 
 
 class ModelServer:
@@ -146,9 +149,17 @@ class ModelServer:
                 raise Refused(404, f"The model `{model}` does not exist or you lack access to it.")
             strict = settings.strict or STRICT_HEADER in request.headers
             call = Call(
-                body, model, request.match_info, request.headers, (), strict, settings.answer_mode
+                body,
+                model,
+                request.match_info,
+                request.headers,
+                strict=strict,
+                answer_mode=settings.answer_mode,
+                max_texts=settings.max_texts,
             )
-            plans = tuple(map(self._faults.plan, _texts(operation, call)))
+            texts = _texts(operation, call)
+            self._stats.texts += len(texts)
+            plans = tuple(map(self._faults.plan, texts))
             plan = deciding(plans)
             self._stats.played(plans)
             latency_s = max([settings.latency_s, *(each.latency_s for each in plans)])
@@ -184,7 +195,7 @@ class ModelServer:
         plan: Plan,
     ) -> web.Response:
         headers = {} if plan.retry_after is None else {"Retry-After": plan.retry_after}
-        body = error(refused.status, refused.message, refused.code, plan)
+        body = refused.body or error(refused.status, refused.message, refused.code, plan)
         return self._json(body, refused.status, headers)
 
     def _json(

@@ -74,4 +74,5 @@ def openai(status: int, message: str, code: str | None, plan: Plan) -> Json:
         return {"error": {"message": message, "type": kind, "param": None, "code": status}}
     server = "server_error" if status >= 500 else "invalid_request_error"
     kind, usual = _OPENAI_KINDS.get(status, (server, None))
+    kind = code if code == "max_tokens_per_request" else kind  # as reported: type and code alike
     return {"error": {"message": message, "type": kind, "param": None, "code": code or usual}}

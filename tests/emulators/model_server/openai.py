@@ -25,6 +25,9 @@ from tests.emulators.model_server.wire import (
 )
 
 MODELS = ("simulated-model", "simulated-embedding-model")
+MAX_INPUTS = 2048
+MAX_INPUT_TOKENS = 8192
+MAX_REQUEST_TOKENS = 300_000
 _MEDIA = ("image_url", "audio_url", "video_url")
 _PARTS = ("text", "input_audio", "file", *_MEDIA)
 _FINISH = {"stop": "stop", "length": "length", "filter": "content_filter", "new": "something_new"}
@@ -116,8 +119,34 @@ def _embedding_texts(call: Call) -> list[str]:
         given = [given]  # one text as token numbers
     given = [given] if isinstance(given, str) else given
     if not isinstance(given, list) or not given or "" in given:
-        raise Refused(400, "Invalid value for 'input': expected a non-empty string or array.")
-    return [item if isinstance(item, str) else str(item) for item in given]
+        reference = "https://platform.openai.com/docs/api-reference"
+        raise Refused(400, f"'$.input' is invalid. Please check the API reference: {reference}.")
+    texts = [item if isinstance(item, str) else str(item) for item in given]
+    if call.max_texts is not None and len(texts) > call.max_texts:
+        message = f"batch size {len(texts)} > maximum allowed batch size {call.max_texts}"
+        raise Refused(413, message, body={"message": message, "code": 413, "type": "Validation"})
+    _check_embedding_limits(texts)
+    return texts
+
+
+def _check_embedding_limits(texts: list[str]) -> None:
+    """OpenAI's limits of one request; https://platform.openai.com/docs/api-reference/embeddings."""
+    if len(texts) > MAX_INPUTS:
+        raise Refused(
+            400,
+            f"Invalid 'input': array too long. Expected an array with maximum length {MAX_INPUTS}, "
+            f"but got an array with length {len(texts)} instead.",
+            "array_above_max_length",
+        )
+    counts = list(map(tokens, texts))
+    for place, count in enumerate(counts):
+        if count > MAX_INPUT_TOKENS:
+            limit = f"maximum input length is {MAX_INPUT_TOKENS} tokens."
+            raise Refused(400, f"Invalid 'input[{place}]': {limit}")
+    if sum(counts) > MAX_REQUEST_TOKENS:
+        code = "max_tokens_per_request"
+        limit = f"max {MAX_REQUEST_TOKENS} tokens per request"
+        raise Refused(400, f"Requested {sum(counts)} tokens, {limit}", code)
 
 
 def _embeddings(call: Call) -> Json:

@@ -20,7 +20,9 @@ class Stats:
     """Counts since the start or the last reset.
 
     Attributes:
-        calls: Model calls received.
+        calls: Model calls received: HTTP requests.
+        texts: Texts in them: an embedding request holds one or more. A request that is refused for
+            its form or its size has none.
         served: Answers with status 200, unusual ones included.
         in_flight: Calls being served now.
         in_flight_max: The most calls served at the same time.
@@ -31,6 +33,7 @@ class Stats:
     """
 
     calls: int = 0
+    texts: int = 0
     served: int = 0
     in_flight: int = 0
     in_flight_max: int = 0

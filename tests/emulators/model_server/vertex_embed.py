@@ -1,5 +1,8 @@
 """Vertex AI's three embedding methods: predict, embedContent, batchEmbedContents.
 
+``predict`` takes as many texts and tokens as Google documents: 250 and 20,000, of Gemini's models one
+text. A text beyond 2,048 tokens is cut, or refused where ``autoTruncate`` is false.
+
 Markers here: ``empty`` gives a vector without values, ``no-candidates`` leaves the text's entry
 out, ``truncated`` says that the text was cut. The other soft faults change nothing.
 
@@ -23,12 +26,49 @@ from tests.emulators.model_server.wire import (
     to_int,
 )
 
+MAX_INSTANCES = 250
+MAX_REQUEST_TOKENS = 20_000
+MAX_TEXT_TOKENS = 2048
+MAX_BATCH_REQUESTS = 100
+_LEARN_MORE = "Learn more: https://cloud.google.com/vertex-ai/generative-ai/docs/model-reference/text-embeddings"
+
 
 def _embed_instance_texts(call: Call) -> list[str]:
     texts = [pick(instance, "content") for instance in instances_of(call)]
     if not all(isinstance(text, str) for text in texts):
         raise Refused(400, "Invalid instance: each must have a string field 'content'.")
+    _check_predict_limits(call, texts)
     return texts
+
+
+def _check_predict_limits(call: Call, texts: list[str]) -> None:
+    if len(texts) > 1 and "gemini" in call.model:
+        raise Refused(
+            400,
+            "Unable to submit request because it included too many instances. Reduce the number of "
+            f"instances and try again. {_LEARN_MORE}: Unable to submit request because batchSize "
+            f"must be 1 but the entered value was {len(texts)}. Update the batchSize value and try "
+            "again.",
+        )
+    if len(texts) > MAX_INSTANCES:
+        raise Refused(
+            400, f"{MAX_INSTANCES} instance(s) is allowed per prediction. Actual: {len(texts)}"
+        )
+    if "" in texts:
+        raise Refused(400, "The text content is empty.")
+    counts = list(map(tokens, texts))
+    if pick(pick(call.body, "parameters"), "autoTruncate") is False:
+        _check_tokens(max(counts), MAX_TEXT_TOKENS)
+    _check_tokens(sum(counts), MAX_REQUEST_TOKENS)
+
+
+def _check_tokens(count: int, limit: int) -> None:
+    if count > limit:
+        raise Refused(
+            400,
+            f"Unable to submit request because the input token count is {count} but the model "
+            f"supports up to {limit}. Reduce the input token count and try again.",
+        )
 
 
 def _vector(text: str, dimensions: Any, fault: str | None) -> list[float]:
@@ -43,7 +83,7 @@ def _embed_predict(call: Call) -> Json:
             "embeddings": {
                 "statistics": {
                     "token_count": tokens(text),
-                    "truncated": plan.fault == "truncated",
+                    "truncated": plan.fault == "truncated" or tokens(text) > MAX_TEXT_TOKENS,
                 },
                 "values": _vector(text, size, plan.fault),
             }
@@ -58,6 +98,9 @@ def _embed_predict(call: Call) -> Json:
 def _embed_texts(call: Call) -> list[str]:
     requests = pick(call.body, "requests")
     requests = [call.body] if requests is None else requests
+    if len(requests) > MAX_BATCH_REQUESTS:
+        limit = f"at most {MAX_BATCH_REQUESTS} requests can be in one batch"
+        raise Refused(400, f"* BatchEmbedContentsRequest.requests: {limit}\n")
     if not all(isinstance(pick(request, "content"), dict) for request in requests):
         raise Refused(400, "Invalid value: content must be set.")
     return ["\n".join(texts_of(pick(request, "content"))) for request in requests]

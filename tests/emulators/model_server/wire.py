@@ -27,14 +27,18 @@ class Refused(Exception):
         status: HTTP status.
         message: Text for the client.
         code: Machine-readable code of the OpenAI dialect, None for the status's usual one.
+        body: A whole error body, in place of the dialect's own format.
     """
 
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
-        """Keeps the three parts of the refusal."""
+    def __init__(
+        self, status: int, message: str, code: str | None = None, body: Json | None = None
+    ) -> None:
+        """Keeps the parts of the refusal."""
         super().__init__(message)
         self.status = status
         self.message = message
         self.code = code
+        self.body = body
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class Call:
         plans: What the markers ask for, one per text of the operation, same order.
         strict: Leave out the fields that break the SDKs' strict response types.
         answer_mode: ``canned`` or ``schema``.
+        max_texts: The most texts of an embedding request in the OpenAI dialect, as Text Embeddings
+            Inference limits them; None for OpenAI's own limits.
     """
 
     body: Json
@@ -58,6 +64,7 @@ class Call:
     plans: tuple[Plan, ...] = ()
     strict: bool = False
     answer_mode: str = "canned"
+    max_texts: int | None = None
 
     @property
     def plan(self) -> Plan:

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from aiohttp import web
 from google import genai
 from google.genai import types
 from google.oauth2.credentials import Credentials
 
 from tests.emulators.model_fixtures import SimulatedModelServer
-from tests.transforms.backends import opened, prompt, request_of
-from transforms.backends.base import Backend, BatchClient, Client
+from tests.emulators.model_server.answers import unit_vector
+from tests.transforms.backends import opened, prompt, request_of, serving
+from transforms.backends.base import Backend, BatchClient, CallLimits, Client
 from transforms.backends.gemini import GeminiBackend, completion_of, generate_body
 from transforms.records.errors import (
     Blocked,
@@ -251,6 +253,160 @@ def test_embedding_body_is_that_of_the_sdk(
     assert list(outcome.embedding or ()) == reference.embeddings[0].values
     assert len(outcome.embedding or ()) == (4 if more else 8)
     assert outcome.usage == Usage(input_tokens=2)
+
+
+def _embedding_backend(endpoint: str, model: str = "text-embedding-005") -> GeminiBackend:
+    return GeminiBackend(**{**FIELDS, "model": model}, task="embed", endpoint=endpoint)
+
+
+def _embedded(
+    backend: GeminiBackend, *texts: str, **params: Any
+) -> Sequence[Completion | RecordError]:
+    """The outcomes of one call for all texts."""
+
+    async def ask() -> Any:
+        async with opened(backend) as client:
+            assert isinstance(client, BatchClient)
+            return await client.generate_many([request_of({"text": t}, **params) for t in texts])
+
+    outcomes: Sequence[Completion | RecordError] = asyncio.run(ask())
+    return outcomes
+
+
+@pytest.mark.parametrize("config", [{}, {"task_type": "RETRIEVAL_DOCUMENT", "title": "T"}])
+@pytest.mark.parametrize("more", [{}, {"output_dimensionality": 4, "auto_truncate": True}])
+def test_body_of_several_texts_is_that_of_the_sdk(
+    model_server: SimulatedModelServer, config: Any, more: Any
+) -> None:
+    """One instance per text, in order; the SDK reads the same vectors and tokens."""
+    model_server.reset()
+    contents: list[Any] = ["hello", "a longer text", "x"]
+    with _sdk(model_server) as sdk:
+        reference = sdk.models.embed_content(
+            model="text-embedding-005",
+            contents=contents,
+            config=types.EmbedContentConfig(**config, **more),
+        )
+    expected = _path_and_body(model_server)
+    outcomes = _embedded(
+        _embedding_backend(model_server.base_url),
+        *contents,
+        generation_config={**config, **more},
+    )
+    assert _path_and_body(model_server) == expected
+    assert [
+        (list(one.embedding or ()), one.usage.input_tokens)
+        for one in outcomes
+        if isinstance(one, Completion)
+    ] == [
+        (item.values, item.statistics and item.statistics.token_count)
+        for item in reference.embeddings or ()
+    ]
+
+
+def test_as_many_texts_as_the_model_takes(model_server: SimulatedModelServer) -> None:
+    """In one request; each has its own vector and its own count of tokens."""
+    model_server.reset()
+    texts = [f"text {number} {'x' * number}" for number in range(250)]
+    outcomes = _embedded(_embedding_backend(model_server.base_url), *texts)
+    assert outcomes == [
+        Completion(
+            embedding=tuple(unit_vector(text, 8)), usage=Usage(input_tokens=(len(text) + 3) // 4)
+        )
+        for text in texts
+    ]
+    stats = model_server.stats()
+    assert (stats["calls"], stats["texts"]) == (1, 250)
+
+
+def test_failures_of_single_texts(model_server: SimulatedModelServer) -> None:
+    """An empty vector or text costs its own record; a cut text has its vector, as ever."""
+    outcomes = _embedded(
+        _embedding_backend(model_server.base_url), "a", "[[empty]]", "", "b" * 9000, "[[truncated]]"
+    )
+    assert [type(one) for one in outcomes] == [
+        Completion,
+        EmptyOutput,
+        InvalidRequest,
+        Completion,
+        Completion,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        (["a", "b [[http:400]]"], InvalidRequest, "HTTP 400 from .*invalid argument"),
+        (["a", "b [[http:429]]"], RateLimited, "Resource exhausted"),
+        (["a", "b [[wrong-shape]]"], Unavailable, "has not the expected shape"),
+        (["a"] * 251, InvalidRequest, "250 instance\\(s\\) is allowed per prediction. Actual: 251"),
+        (["a" * 804] * 100, InvalidRequest, "20100 but the model supports up to 20000"),
+        (
+            ["a", "b [[no-candidates]]"],
+            InvalidRequest,
+            "^asked for the embeddings of 2 texts, the server answered 1 vectors$",
+        ),
+    ],
+)
+def test_a_call_that_fails_as_a_whole(
+    model_server: SimulatedModelServer, texts: list[str], error: type[RecordError], message: str
+) -> None:
+    """It raises: no text of it has an outcome."""
+    with pytest.raises(error, match=message):
+        _embedded(_embedding_backend(model_server.base_url), *texts)
+
+
+@pytest.mark.parametrize("values", [["a"], [None], "ab"])
+def test_vectors_of_something_else(values: Any) -> None:
+    """Are no answer."""
+
+    async def ask() -> Any:
+        async def handle(request: web.Request) -> web.Response:
+            predictions = [{"embeddings": {"values": [1.0]}}, {"embeddings": {"values": values}}]
+            return web.json_response({"predictions": predictions})
+
+        async with serving(handle) as url, opened(_embedding_backend(url)) as client:
+            return await client.generate_many([request_of({"text": text}) for text in "ab"])
+
+    with pytest.raises(Unavailable, match="has not the expected shape"):
+        asyncio.run(ask())
+
+
+_PREDICT = CallLimits(max_requests=250, max_tokens=15_000)
+_ALONE = CallLimits(max_requests=1, max_tokens=15_000)
+
+
+@pytest.mark.parametrize(
+    ("fields", "limits"),
+    [
+        ({"model": "text-embedding-005"}, _PREDICT),
+        ({"model": "google/text-multilingual-embedding-002"}, _PREDICT),
+        ({"model": "gemini-embedding-001"}, _ALONE),
+        ({"model": "gemini-embedding-001", "max_texts_per_call": 250}, _PREDICT),
+        ({"model": "gemini-embedding-2"}, CallLimits()),
+        ({"model": "gemini-embedding-2", "max_texts_per_call": 9}, CallLimits()),
+        (
+            {
+                "model": "text-embedding-005",
+                "max_texts_per_call": 5,
+                "max_tokens_per_call": 6,
+                "max_bytes_per_call": 7,
+            },
+            CallLimits(max_requests=5, max_tokens=6, max_bytes=7),
+        ),
+    ],
+)
+def test_limits_of_a_call(fields: Any, limits: CallLimits) -> None:
+    """Those of the model, or the user's; ``embedContent`` takes one text whatever is asked for."""
+    backend = GeminiBackend(**{**FIELDS, **fields}, task="embed", endpoint="http://127.0.0.1:1")
+    assert backend.embedding_limits() == limits
+
+    async def opened_limits() -> Any:
+        async with opened(backend) as client:
+            return client.call_limits if isinstance(client, BatchClient) else None
+
+    shares = limits.max_requests != 1
+    assert asyncio.run(opened_limits()) == (limits if shares else None)
 
 
 def test_answer(model_server: SimulatedModelServer) -> None:

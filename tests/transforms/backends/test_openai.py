@@ -1,16 +1,22 @@
 """The OpenAI dialect: bodies as the openai package sends them, for OpenAI and for compatibles."""
 
 import asyncio
+import contextlib
 import json
 import pickle
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from aiohttp import web
 
-from tests.emulators.model_fixtures import SimulatedModelServer
-from tests.transforms.backends import opened, prompt, request_of
+from tests.emulators.model_fixtures import SimulatedModelServer, running_model_server
+from tests.emulators.model_server.answers import unit_vector
+from tests.transforms.backends import opened, prompt, request_of, serving
+from transforms.backends.base import BatchClient, CallLimits
 from transforms.backends.openai import (
     OpenAIBackend,
     answer_of,
@@ -28,6 +34,7 @@ from transforms.records.errors import (
     InvalidRequest,
     RateLimited,
     RecordError,
+    TooLarge,
     Truncated,
     Unavailable,
 )
@@ -187,6 +194,257 @@ def test_base64_embeddings(model_server: SimulatedModelServer) -> None:
     assert isinstance(plain, Completion)
     assert isinstance(packed, Completion)
     assert packed.embedding == pytest.approx(plain.embedding, abs=1e-7)
+
+
+def _embedding_backend(server: SimulatedModelServer, **fields: Any) -> OpenAIBackend:
+    return OpenAIBackend(model="m", endpoint=server.openai_url, task="embed", **fields)
+
+
+def _embedded(
+    backend: OpenAIBackend, *texts: str, **params: Any
+) -> Sequence[Completion | RecordError]:
+    """The outcomes of one call for all texts."""
+
+    async def ask() -> Any:
+        async with opened(backend) as client:
+            assert isinstance(client, BatchClient)
+            return await client.generate_many([request_of({"text": t}, **params) for t in texts])
+
+    outcomes: Sequence[Completion | RecordError] = asyncio.run(ask())
+    return outcomes
+
+
+def test_body_of_several_texts_is_that_of_the_sdk(model_server: SimulatedModelServer) -> None:
+    """One request for all, with the parameters that they share; the SDK reads the same vectors."""
+    model_server.reset()
+    texts = ["hello", "", "a longer text than that"]
+    with openai.OpenAI(base_url=model_server.openai_url, api_key="k", max_retries=0) as sdk:
+        with pytest.raises(openai.BadRequestError):
+            sdk.embeddings.create(model="m", input=texts, encoding_format="float")
+        model_server.reset()
+        reference = sdk.embeddings.create(
+            model="m", input=["hello", texts[2]], dimensions=4, encoding_format="float", user="u"
+        )
+    expected = _path_and_body(model_server)
+    outcomes = _embedded(
+        _embedding_backend(model_server),
+        "hello",
+        texts[2],
+        generation_config={"output_dimensionality": 4},
+        request_options={"user": "u"},
+    )
+    assert _path_and_body(model_server) == expected
+    assert [one.embedding for one in outcomes if isinstance(one, Completion)] == [
+        tuple(item.embedding) for item in reference.data
+    ]
+    used = [one.usage.input_tokens for one in outcomes if isinstance(one, Completion)]
+    assert sum(used) == reference.usage.prompt_tokens == 8  # type: ignore[arg-type]
+
+
+def test_tokens_are_shared_by_estimate(model_server: SimulatedModelServer) -> None:
+    """The server counts them for the request; shares are whole, and add up to its count."""
+    requests = [
+        Request(request_of({}).record, {"text": "x" * size}, {}, "f", size // 4)
+        for size in (40, 4, 400, 41)
+    ]
+
+    async def ask() -> Any:
+        async with opened(_embedding_backend(model_server)) as client:
+            return await client.generate_many(requests)
+
+    used = [one.usage for one in asyncio.run(ask())]
+    assert used == [Usage(input_tokens=tokens) for tokens in (10, 1, 101, 10)]
+
+
+@pytest.mark.parametrize("config", [{}, {"encoding_format": "base64"}])
+def test_a_thousand_texts_in_one_request(model_server: SimulatedModelServer, config: Any) -> None:
+    """Each has its own vector, in both encodings."""
+    model_server.reset()
+    texts = [f"text {number}" for number in range(1000)]
+    outcomes = _embedded(_embedding_backend(model_server), *texts, generation_config=config)
+    assert len(outcomes) == 1000
+    for text, outcome in zip(texts, outcomes, strict=True):
+        assert isinstance(outcome, Completion)
+        assert outcome.embedding == pytest.approx(unit_vector(text, 8), abs=1e-7)
+    stats = model_server.stats()
+    assert (stats["calls"], stats["texts"]) == (1, 1000)
+
+
+def test_an_empty_vector_costs_its_own_text(model_server: SimulatedModelServer) -> None:
+    """The texts beside it have theirs."""
+    first, empty, last = _embedded(_embedding_backend(model_server), "a", "[[empty]]", "b")
+    assert isinstance(empty, EmptyOutput)
+    assert [one.embedding for one in (first, last) if isinstance(one, Completion)] == [
+        tuple(unit_vector("a", 8)),
+        tuple(unit_vector("b", 8)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        (["a", "b [[http:400]]"], InvalidRequest, "HTTP 400 from .*invalid argument"),
+        (["a", "b [[http:503]]"], Unavailable, "HTTP 503 from .*"),
+        (["a", "b [[malformed]]"], Unavailable, "cannot be read as JSON"),
+        (["a", "b [[wrong-shape]]"], Unavailable, "has not the expected shape"),
+        (["a"] * 2049, InvalidRequest, "array too long. Expected an array with maximum length"),
+        (["a" * 20_000] * 61, InvalidRequest, "Requested 305000 tokens, max 300000 tokens"),
+        (["a", "b" * 32_769], InvalidRequest, "maximum input length is 8192 tokens"),
+        (["a", ""], InvalidRequest, "'\\$.input' is invalid"),
+        (
+            ["a", "b [[no-candidates]]"],
+            InvalidRequest,
+            "asked for the embeddings of 2 texts, the server answered 1 vectors .*\\[0\\]",
+        ),
+    ],
+)
+def test_a_call_that_fails_as_a_whole(
+    model_server: SimulatedModelServer, texts: list[str], error: type[RecordError], message: str
+) -> None:
+    """It raises: no text of it has an outcome."""
+    with pytest.raises(error, match=message):
+        _embedded(_embedding_backend(model_server), *texts)
+
+
+def test_a_refusal_by_text_embeddings_inference(tmp_path: Path) -> None:
+    """Its limit is learnt from a few refused calls."""
+    with running_model_server(tmp_path, "--max_texts=4") as server:
+
+        async def ask() -> list[Any]:
+            async with opened(_embedding_backend(server)) as client:
+                limits = []
+                while not limits or limits[-1] > 4:
+                    limits.append(client.call_limits.max_requests)
+                    texts = [request_of({"text": str(number)}) for number in range(limits[-1])]
+                    with contextlib.suppress(TooLarge):
+                        await client.generate_many(texts)
+                return limits
+
+        assert asyncio.run(ask()) == [32] * 3 + [16] * 3 + [8] * 3 + [4]
+
+
+def _vectors(*indexes: Any) -> dict[str, Any]:
+    """An answer whose vector of a text is the text's place."""
+    data: list[dict[str, Any]] = [
+        {"object": "embedding", "embedding": [float(place)]} for place in range(len(indexes))
+    ]
+    for item, index in zip(data, indexes, strict=True):
+        if index is not None:
+            item["index"], item["embedding"] = index, [float(index)]
+    return {"object": "list", "data": data, "model": "m", "usage": {"prompt_tokens": 3}}
+
+
+def _answered(answer: Any) -> Sequence[Completion | RecordError]:
+    """The outcomes of three texts, from a server that answers so."""
+
+    async def ask() -> Any:
+        async def handle(request: web.Request) -> web.Response:
+            return web.json_response(answer)
+
+        async with serving(handle) as url:
+            backend = OpenAIBackend(model="m", endpoint=f"{url}/v1", task="embed")
+            async with opened(backend) as client:
+                return await client.generate_many([request_of({"text": text}) for text in "abc"])
+
+    outcomes: Sequence[Completion | RecordError] = asyncio.run(ask())
+    return outcomes
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (2, 1, 0)])
+def test_vectors_in_another_order(order: tuple[int, ...]) -> None:
+    """Vectors are matched by index (https://github.com/pydantic/pydantic-ai/issues/7284)."""
+    outcomes = _answered(_vectors(*order))
+    assert [one.embedding for one in outcomes if isinstance(one, Completion)] == [
+        (0.0,),
+        (1.0,),
+        (2.0,),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("indexes", "found"),
+    [
+        ((), "0 vectors with the indexes []"),
+        ((0, 1), "2 vectors with the indexes [0, 1]"),  # vercel/ai#20359: fewer than texts
+        ((0, 1, 2, 3), "4 vectors with the indexes [0, 1, 2, 3]"),  # LightRAG#3537: twice as many
+        ((1, 2, 3), "3 vectors with the indexes [1, 2, 3]"),  # xorbitsai/inference#5240
+        ((0, 0, 0), "3 vectors with the indexes [0, 0, 0]"),
+        ((None, None, None), "3 vectors with the indexes [None, None, None]"),
+        (range(9), "9 vectors with the indexes [0, 1, 2, 3, 4, 5, 6, 7, …]"),
+    ],
+)
+def test_vectors_that_cannot_be_matched(indexes: Sequence[Any], found: str) -> None:
+    """The call is refused, so that its texts are tried in smaller calls; none gets another's."""
+    message = f"asked for the embeddings of 3 texts, the server answered {found}"
+    with pytest.raises(InvalidRequest, match=f"^{re.escape(message)}$"):
+        _answered(_vectors(*indexes))
+
+
+def test_a_server_that_counts_no_tokens() -> None:
+    """Then no text has a count."""
+    outcomes = _answered({**_vectors(0, 1, 2), "usage": None})
+    assert [one.usage for one in outcomes] == [Usage()] * 3
+
+
+_OPENAI = CallLimits(max_requests=2048, max_tokens=225_000)
+_OTHERS = CallLimits(max_requests=32, max_bytes=2_000_000)
+
+
+@pytest.mark.parametrize(
+    ("fields", "limits", "refuses_empty"),
+    [
+        ({"endpoint": "https://api.openai.com/v1"}, _OPENAI, True),
+        ({"endpoint": "https://mine.openai.azure.com/openai/v1"}, _OPENAI, True),
+        (
+            {"endpoint": "https://api.mistral.ai/v1"},
+            CallLimits(max_requests=256, max_tokens=12_000),
+            False,
+        ),
+        ({"endpoint": "http://10.0.0.1:8000/v1"}, _OTHERS, False),
+        ({"endpoint": "https://notapi.openai.com/v1"}, _OTHERS, False),
+        ({"endpoint": ("https://api.openai.com/v1", "http://h/v1")}, _OTHERS, True),
+        ({"max_texts_per_call": 7}, CallLimits(max_requests=7, max_tokens=225_000), True),
+        (
+            {"max_tokens_per_call": 8, "max_bytes_per_call": 9},
+            CallLimits(max_requests=2048, max_tokens=8, max_bytes=9),
+            True,
+        ),
+    ],
+)
+def test_limits_of_a_call(fields: Any, limits: CallLimits, refuses_empty: bool) -> None:
+    """Those of the provider where it is known, safe ones elsewhere, or the user's."""
+    backend = OpenAIBackend(model="m", task="embed", api_key="k", **fields)
+    assert backend.embedding_limits() == limits
+    assert backend.refuses_empty() is refuses_empty
+
+    async def opened_limits() -> Any:
+        async with opened(backend) as client:
+            return client.call_limits
+
+    assert asyncio.run(opened_limits()) == limits
+
+
+def test_only_embeddings_share_a_call() -> None:
+    """A generating client asks for one answer a request."""
+
+    async def shares(**fields: Any) -> bool:
+        async with opened(OpenAIBackend(model="m", endpoint="http://h/v1", **fields)) as client:
+            return isinstance(client, BatchClient)
+
+    assert asyncio.run(shares(task="embed"))
+    assert not asyncio.run(shares())
+
+
+def test_calls_that_servers_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue that has room for 100 texts has room for four calls of up to 32."""
+
+    async def wanted() -> tuple[int, int]:
+        async with opened(OpenAIBackend(model="m", endpoint="http://h/v1", task="embed")) as client:
+            before = client.wanted_in_flight()
+            monkeypatch.setattr(client._servers, "wanted_in_flight", lambda: 100)
+            return before, client.wanted_in_flight()
+
+    assert asyncio.run(wanted()) == (0, 4)
 
 
 def test_answer(model_server: SimulatedModelServer) -> None:

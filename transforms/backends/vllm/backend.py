@@ -10,17 +10,26 @@ dead letter (`transforms.backends.vllm.poison_requests`).
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
-from transforms.backends.base import Capabilities
-from transforms.backends.openai import PATHS, answer_of, chat_body, embed_body, plain_text
+from transforms.backends.base import CallLimits, Capabilities
+from transforms.backends.openai import (
+    PATHS,
+    answer_of,
+    chat_body,
+    embed_body,
+    embed_many_body,
+    embeddings_of,
+    plain_text,
+)
 from transforms.backends.vllm.keeper import Settings
 from transforms.backends.vllm.launch import ServerSpec, interpreter, plan, server_environment
 from transforms.backends.vllm.lease import Lease, acquire, release
 from transforms.backends.vllm.poison_requests import Suspects
 from transforms.backends.vllm.weights import local_model
 from transforms.clients import server_metrics as server_gauges
+from transforms.clients.embeddings import Outcome, SharedCalls
 from transforms.clients.http import JsonClient, Reply, shaped
 from transforms.records.errors import InvalidRequest, RecordError, Unavailable
 from transforms.records.records import Completion, Json, Request
@@ -29,6 +38,9 @@ _POLL_S = 0.05
 _TURN_S = 0.1
 """How soon a request is tried again that has to wait for its turn."""
 _IGNORED = "guided_"
+_TEXTS_PER_CALL = 32
+"""vLLM has no limit of its own: enough that a call's cost hardly counts, and few enough that a call
+that fails with its server costs little."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +61,7 @@ class VLLMBackend:
         default below the temporary folder.
       start_timeout_s: How long loading the model may take, in seconds.
       accept_truncated: An answer that ended at its token limit is a result, not a failure.
+      max_texts_per_call: The most texts to embed in one request; None for 32.
     """
 
     model: str
@@ -60,6 +73,7 @@ class VLLMBackend:
     folder: str | None = None
     start_timeout_s: float = 1800.0
     accept_truncated: bool = False
+    max_texts_per_call: int | None = None
 
     @property
     def family(self) -> str:
@@ -79,7 +93,8 @@ class VLLMBackend:
             server's log.
         """
         servers = await asyncio.to_thread(self._servers)
-        return VLLMClient(self, servers)
+        client = VLLMClient if self.task == "generate" else VLLMEmbeddingClient
+        return client(self, servers)
 
     def interpreter(self, environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
         """The Python that would run vLLM in such an environment, and its own environment there."""
@@ -141,16 +156,10 @@ class VLLMClient:
 
     async def generate(self, request: Request) -> Completion:
         """Answers one request; raises as `transforms.backends.base.Client` says."""
-        name = _name(request)
-        server = min(self._servers, key=lambda one: (not _ready(one), one.in_flight))
-        server.in_flight += 1
         try:
-            path, body = body_of(request, self._backend)
-            reply = await self._ask(server, path, body, name)
-        finally:
-            server.in_flight -= 1
-            self._suspects.back(name)
-        self._suspects.cleared(name)
+            path, reply = await self._ask([request], lambda: body_of(request, self._backend))
+        except _Crash as crash:
+            raise crash.outcome(request) from None
         return shaped(
             lambda data: answer_of(data, path, accept_truncated=self._backend.accept_truncated),
             reply.data,
@@ -192,7 +201,30 @@ class VLLMClient:
         """How many requests the servers can use at once, as their queues say; 0: not known yet."""
         return self._figures.wanted
 
-    async def _ask(self, server: _Server, path: str, body: Json, name: str) -> Reply:
+    async def _ask(
+        self, requests: Sequence[Request], body: Callable[[], tuple[str, Json]]
+    ) -> tuple[str, Reply]:
+        """Makes one call for these requests, to the least loaded server.
+
+        Raises:
+          _Crash: The server crashed, and it is known which request is to blame.
+          RecordError: Any other failure of the call.
+        """
+        names = list(map(_name, requests))
+        server = min(self._servers, key=lambda one: (not _ready(one), one.in_flight))
+        server.in_flight += len(names)
+        try:
+            path, content = body()
+            reply = await self._post(server, path, content, names)
+        finally:
+            server.in_flight -= len(names)
+            for name in names:
+                self._suspects.back(name)
+        for name in names:
+            self._suspects.cleared(name)
+        return path, reply
+
+    async def _post(self, server: _Server, path: str, body: Json, names: Sequence[str]) -> Reply:
         state = server.lease.state
         if state.status != "ready":
             raise _restarting(f"the vLLM server is {state.status}")
@@ -202,17 +234,17 @@ class VLLMClient:
             if await server.lease.still_serves(state.generation):
                 error.fatal_at_start = False  # it is there: this request's own failure
                 raise
-            received = not error.congestion
-            if received and self._suspects.crashed(name):
-                raise InvalidRequest(
-                    "the vLLM server has crashed again and again while it worked on this request, "
-                    "at last on it alone; its log says why"
-                ) from None
-            raise _restarting(
+            restarting = _restarting(
                 f"the vLLM server crashed (start {state.generation}); it is started again"
-            ) from error
+            )
+            if not error.congestion:  # the server had received the requests
+                guilty = {name for name in names if self._suspects.crashed(name)}
+                if guilty:
+                    raise _Crash(guilty, restarting) from None
+            raise restarting from error
         except RecordError:
-            self._suspects.cleared(name)
+            for name in names:
+                self._suspects.cleared(name)
             raise
 
     def _wait(
@@ -243,6 +275,59 @@ class VLLMClient:
                     pages[url] = (await self._http.get(f"{url}/metrics", parse=read)).data
                     in_flight += server.in_flight
             self._figures.read(pages, in_flight, loop.time())
+
+
+class VLLMEmbeddingClient(VLLMClient):
+    """A connection to the machine's servers of an embedding model; one call carries many texts."""
+
+    def __init__(self, backend: VLLMBackend, servers: list[_Server]) -> None:
+        super().__init__(backend, servers)
+        self._shared = SharedCalls(backend.max_texts_per_call or _TEXTS_PER_CALL)
+
+    @property
+    def call_limits(self) -> CallLimits:
+        """A number of texts; vLLM has no limit of its own."""
+        return CallLimits(max_requests=self._shared.texts)
+
+    async def generate_many(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        """Embeds many texts in one request; see `transforms.backends.base.BatchClient`."""
+        return await self._shared.outcomes(requests, self.generate, self._embed)
+
+    async def _embed(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        model = self._backend.model
+        try:
+            _, reply = await self._ask(
+                requests, lambda: (PATHS["embed"], _checked(embed_many_body(requests, model)))
+            )
+        except _Crash as crash:
+            return [crash.outcome(request) for request in requests]
+        return shaped(lambda data: embeddings_of(data, requests), reply.data, what=model)
+
+    def wanted_in_flight(self) -> int:
+        """How many calls the servers can use; 0: not known yet. Their queues count texts."""
+        return self._shared.calls(super().wanted_in_flight())
+
+
+class _Crash(Exception):
+    """The server crashed, and one request or more of the call is to blame.
+
+    Args:
+      guilty: The names of those.
+      error: What befell the others.
+    """
+
+    def __init__(self, guilty: set[str], error: RecordError) -> None:
+        super().__init__(str(error))
+        self._guilty = guilty
+        self._error = error
+
+    def outcome(self, request: Request) -> RecordError:
+        if _name(request) not in self._guilty:
+            return self._error
+        return InvalidRequest(
+            "the vLLM server has crashed again and again while it worked on this request, "
+            "at last on it alone; its log says why"
+        )
 
 
 def _ready(server: _Server) -> bool:
@@ -289,10 +374,14 @@ def body_of(request: Request, backend: VLLMBackend) -> tuple[str, dict[str, Json
         kind, body = backend.api, chat_body(request, backend.model, limit_name="max_tokens")
         if kind == "completions":
             body["prompt"] = plain_text(body.pop("messages"))
+    return PATHS[kind], _checked(body)
+
+
+def _checked(body: dict[str, Json]) -> dict[str, Json]:
     ignored = sorted(name for name in body if name.startswith(_IGNORED))
     if ignored:
         raise InvalidRequest(
             f"vLLM ignores {', '.join(ignored)} without a word: use --output_schema, "
             "response_format or structured_outputs"
         )
-    return PATHS[kind], body
+    return body

@@ -19,6 +19,7 @@ from apache_beam.ml.inference.base import RunInference
 
 from tests.transforms.backends import opened, prompt, request_of
 from tests.transforms.backends.vllm.servers import FAKE_VLLM, eventually, processes_of, starts
+from transforms.backends.base import BatchClient, CallLimits
 from transforms.backends.openai import answer_of
 from transforms.backends.vllm import lease
 from transforms.backends.vllm.backend import VLLMBackend, VLLMClient, _ready, body_of
@@ -146,6 +147,61 @@ def test_embeddings() -> None:
     """One text each."""
     path, body = body_of(request_of({"text": "hi"}), EMBED)
     assert (path, body["input"]) == ("embeddings", "hi")
+
+
+def test_only_embeddings_share_a_call(folder: Path) -> None:
+    """32 texts by default: vLLM has no limit of its own."""
+
+    async def limits(**fields: Any) -> Any:
+        async with opened(_backend(folder, **fields)) as client:
+            return client.call_limits if isinstance(client, BatchClient) else None
+
+    assert asyncio.run(limits()) is None
+    lease.end_all()
+    assert asyncio.run(limits(task="embed")) == CallLimits(max_requests=32)
+    assert asyncio.run(limits(task="embed", max_texts_per_call=5)) == CallLimits(max_requests=5)
+
+
+def test_many_texts_in_one_request(folder: Path) -> None:
+    """Each has its own vector; a bad text has the call refused, and lowers no limit by itself."""
+    backend = _backend(folder, task="embed")
+
+    async def ask() -> Any:
+        async with opened(backend) as client:
+            texts = [request_of({"text": "x" * size}) for size in range(1, 33)]
+            outcomes = await client.generate_many(texts)
+            with pytest.raises(InvalidRequest, match="HTTP 400"):
+                await client.generate_many([*texts[:3], request_of({"text": "POISON"})])
+            odd = request_of({"text": "x"}, request_options={"guided_json": {}})
+            with pytest.raises(InvalidRequest, match="vLLM ignores guided_json"):
+                await client.generate_many([odd, odd])
+            assert client._servers[0].in_flight == 0
+            return outcomes, client.call_limits, client.wanted_in_flight()
+
+    outcomes, limits, wanted = asyncio.run(ask())
+    assert [one.embedding for one in outcomes] == [(0.5, float(size)) for size in range(1, 33)]
+    assert (limits.max_requests, wanted) == (32, 0)
+
+
+def test_a_text_that_kills_the_server(folder: Path) -> None:
+    """At its last crash it alone is to blame; those beside it are asked of the next server."""
+
+    async def ask() -> Any:
+        async with opened(_backend(folder, task="embed")) as client:
+            texts = [
+                dataclasses.replace(request_of({"text": text}), fingerprint=text)
+                for text in ("a", "DIE", "b")
+            ]
+            for _ in range(4):
+                client._suspects.crashed(f"DIE {texts[1].record.record_id}")
+            return await client.generate_many(texts)
+
+    first, killer, last = asyncio.run(ask())
+    assert isinstance(killer, InvalidRequest)
+    assert isinstance(first, Unavailable)
+    assert first is last
+    assert first.restarting
+    assert str(first) == "the vLLM server crashed (start 1); it is started again"
 
 
 @pytest.mark.parametrize(

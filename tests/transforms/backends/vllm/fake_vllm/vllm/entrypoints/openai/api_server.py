@@ -55,7 +55,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         choice = {"index": 0, "message": message, "text": text, "finish_reason": "stop"}
         answer = {"model": body.get("model"), "choices": [choice], "usage": {"prompt_tokens": 1}}
         if self.path.endswith("/embeddings"):
-            answer["data"] = [{"embedding": [0.5, 1.0]}]
+            texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+            answer["data"] = [
+                {"index": place, "embedding": [0.5, float(len(text))]}
+                for place, text in enumerate(texts)
+            ]
         self._answer(200, json.dumps(answer).encode())
 
     def log_message(self, *_: object) -> None:
