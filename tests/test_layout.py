@@ -104,14 +104,16 @@ def test_the_scan_sees_something() -> None:
 # Who may import whom
 
 
-@pytest.mark.parametrize("name", ["transforms.records.records", "transforms.records.errors"])
+@pytest.mark.parametrize(
+    "name",
+    ["transforms.records.records", "transforms.records.errors", "transforms.records.causes"],
+)
 def test_records_and_errors_are_plain(name: str) -> None:
     """The standard library, and each other."""
     for imported in _imported(LIBRARY[name]):
         top = imported.partition(".")[0]
-        assert top in sys.stdlib_module_names or imported.startswith("transforms.records.errors"), (
-            imported
-        )
+        plain = ("transforms.records.causes", "transforms.records.errors")
+        assert top in sys.stdlib_module_names or imported.startswith(plain), imported
 
 
 def test_media_are_plain() -> None:
@@ -147,6 +149,7 @@ def test_backends_know_the_protocol_and_no_pipeline(name: str) -> None:
     shared |= {
         "transforms.backends.base",
         "transforms.records.records",
+        "transforms.records.causes",
         "transforms.records.errors",
     }
     if name == "transforms.backends.vllm.backend":

@@ -319,7 +319,7 @@ class Dispatcher:
             return
         if self._rules.fatal_at_start(job.number, reply, now):
             self._accuse(reply)
-        if not reply.retryable:
+        if not reply.consequence.retry:
             self._rules.served()
             if self._accused:
                 self._held_back.append(job)

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from transforms.dispatch.completion_queue import Failure, Inbox
-from transforms.dispatch.pace import Reply
+from transforms.records.causes import Verdict
 from transforms.records.errors import RecordError, RequestTimeout
 from transforms.records.records import Completion, Request, Usage
 
@@ -72,17 +72,9 @@ class Job:
         return RequestTimeout(f"no answer within {timeout_s:g} s (--request_timeout_s)")
 
 
-def verdict(reply: Completion | Exception) -> Reply:
-    """What a reply says about the backend."""
-    if not isinstance(reply, RecordError) or not reply.retryable:
-        return Reply.SERVED
-    if reply.restarting:
-        return Reply.RESTARTING
-    if reply.error_type == "rate_limited":
-        return Reply.LIMITED
-    if reply.error_type == "timeout" or (reply.congestion and not reply.fatal_at_start):
-        return Reply.OVERLOADED
-    return Reply.BROKEN
+def verdict(reply: Completion | Exception) -> Verdict:
+    """What a reply says about the backend; an exception that nobody foresaw says nothing."""
+    return reply.consequence.verdict if isinstance(reply, RecordError) else Verdict.SERVED
 
 
 class TokenEstimate:

@@ -17,6 +17,7 @@ import random
 from transforms.dispatch.job import Job
 from transforms.dispatch.limits import DispatchLimits
 from transforms.dispatch.pace import LONGEST_GATE_S, Pace
+from transforms.records.causes import NextCall
 from transforms.records.errors import RecordError
 
 
@@ -37,10 +38,11 @@ class RetryRules:
         """
         outage_s = self._pace.outage_s(now) - job.outage_before_s
         left_s = self._limits.record_deadline_s - (now - job.first_sent_at - outage_s)
-        if error.restarting:
+        consequence = error.consequence
+        if consequence.next_call is NextCall.AT_ONCE:
             job.refused_at = now
             wait_s = 0.0
-        elif error.congestion:
+        elif not consequence.attempt:
             job.refused_at = now
             job.congested += 1
             wait_s = self._asked_s(error) or self._backoff_s(job.congested)
@@ -51,14 +53,14 @@ class RetryRules:
             if self._has_no_attempt_left(job, now):
                 return None
             wait_s = self._asked_s(error) or self._backoff_s(job.failures)
-            if error.unanswered and job.failures == 1:
+            if consequence.next_call is NextCall.FIRST_AT_ONCE and job.failures == 1:
                 wait_s = 0.0
         if self._pace.in_outage:
             return 0.0 if left_s > 0 else None
         if wait_s > left_s:
             return None
         # The whole process waits out a Retry-After: this record is then the first to be sent.
-        if error.congestion and error.retry_after_s:
+        if error.retry_after_s and not consequence.attempt:
             self._pace.gate(now + wait_s)
             return 0.0
         return wait_s

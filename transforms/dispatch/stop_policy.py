@@ -47,8 +47,8 @@ class StopRules:
 
         Not for what is about to stop the run with the same message.
         """
-        fatal = getattr(error, "fatal_at_start", False) and not self._limits.hold
-        if not self.succeeded and fatal:
+        fatal = isinstance(error, RecordError) and error.consequence.fatal_at_start
+        if fatal and not self.succeeded and not self._limits.hold:
             return
         if in_outage and not self._down:
             _log.warning("the backend is down, one call at a time asks on: %s", error)
@@ -69,13 +69,14 @@ class StopRules:
             as a first retry takes.
           now: The time.
         """
-        if self.succeeded or not error.fatal_at_start:
+        consequence = error.consequence
+        if self.succeeded or not consequence.fatal_at_start:
             return False
-        if error.retryable and self._limits.hold:  # no connection yet: it is waited for
+        if consequence.retry and self._limits.hold:  # no connection yet: it is waited for
             return False
         since, records = self._suspects.setdefault(error.error_type, (now, set()))
         records.add(record)
-        patience_s = self._limits.first_backoff_s if error.retryable else 0.0
+        patience_s = self._limits.first_backoff_s if consequence.retry else 0.0
         if self._limits.max_attempts == 1:
             patience_s = 0.0
         return len(records) > 1 and now - since >= patience_s

@@ -69,7 +69,7 @@ def test_generate_many_with_failures() -> None:
         Unavailable("503"),
         Blocked("no"),
         Unavailable("503"),
-        RateLimited("429", congestion=True),
+        RateLimited("429"),
     ]
     client = ManyClient(
         lambda requests: replies,
@@ -140,7 +140,7 @@ def test_a_batch_waits_while_a_client_works_on_many(clock: Clock) -> None:
 
 def test_generate_many_keeps_max_attempts() -> None:
     """The batch was the attempt; congestion is still none."""
-    replies = [Unavailable("503"), RateLimited("429", congestion=True)]
+    replies = [Unavailable("503"), RateLimited("429")]
     client = ManyClient(lambda requests: replies)
     outcomes = answer(client, 2, max_attempts=1)
     assert failures(outcomes) == [("Unavailable", "503", 1), None]
@@ -149,7 +149,7 @@ def test_generate_many_keeps_max_attempts() -> None:
 
 def test_generate_many_retry_after() -> None:
     """A refusal by the batch is waited out, too."""
-    client = ManyClient(lambda requests: [RateLimited("429", congestion=True, retry_after_s=5)])
+    client = ManyClient(lambda requests: [RateLimited("429", retry_after_s=5)])
     (outcome,) = answer(client, 1)
     assert isinstance(outcome, Completion)
     assert (outcome.attempts, outcome.throttled_ms) == (2, 5000)

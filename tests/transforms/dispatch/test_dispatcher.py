@@ -33,6 +33,7 @@ from transforms.dispatch import loop
 from transforms.dispatch.completion_queue import Inbox
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits
 from transforms.dispatch.pace import Pace
+from transforms.records.causes import Cause
 from transforms.records.errors import BackendUnusable, Blocked, Forbidden, RateLimited, Unavailable
 from transforms.records.records import Completion, Record, Request, Usage
 
@@ -278,7 +279,7 @@ def test_a_quota_of_tokens_is_kept() -> None:
 
 def test_refusals_do_not_spend_a_quota_of_tokens() -> None:
     """The tokens of a call that failed are given back, unless the server billed them."""
-    client = Client(lambda n, before: "" if before else RateLimited("429", congestion=True))
+    client = Client(lambda n, before: "" if before else RateLimited("429"))
     request = Request(Record("0", {}), {"n": 0}, {}, "0", 1000)
     shared = Dispatcher(client, DispatchLimits(tokens_per_minute=60_000, first_backoff_s=1))
     shared.answer([request])
@@ -351,7 +352,7 @@ def test_what_is_held_takes_no_place_and_no_time(clock: Clock) -> None:
 
 def test_a_crash_costs_no_time_after_the_restart(clock: Clock) -> None:
     """A hundred calls are lost, held while the server starts, and all sent at once when it is up."""
-    crash = Unavailable("crashed", congestion=True, restarting=True)
+    crash = Unavailable("crashed", cause=Cause.RESTARTING)
     client = HoldingClient(
         lambda n, before: "" if before else crash,
         1.0,
@@ -377,7 +378,7 @@ def test_a_client_that_holds_for_good(clock: Clock) -> None:
 
 def test_gauge_of_a_learnt_rate(clock: Clock) -> None:
     """It is there as soon as refusals have taught one: 59 of 60 calls of a second were accepted."""
-    refused = RateLimited("429", congestion=True, retry_after_s=1)
+    refused = RateLimited("429", retry_after_s=1)
     client = Client(lambda n, before: refused if n == 49 and not before else "", 0.1)
     shared = Dispatcher(client, DispatchLimits())
     inbox = Inbox()
@@ -397,7 +398,7 @@ def test_gauge_of_an_outage(clock: Clock) -> None:
     for _ in range(2):
         inbox = Inbox()
         with clock.hold():
-            client.reply = lambda n, _: Unavailable("503", congestion=True)
+            client.reply = lambda n, _: Unavailable("503", cause=Cause.OVERLOADED)
             shared.submit(make_requests(20), inbox)
             clock.sleep(100)
             assert shared.gauges()["outage_s"] == 100
@@ -437,7 +438,7 @@ def test_throttled_time(clock: Clock) -> None:
 
 def test_throttled_time_of_a_retry_after() -> None:
     """Records that wait behind somebody else's Retry-After."""
-    refused = RateLimited("429", congestion=True, retry_after_s=30)
+    refused = RateLimited("429", retry_after_s=30)
     client = Client(lambda n, before: refused if n == 0 and not before else f"{n}")
     shared = Dispatcher(client, DispatchLimits(max_concurrency=1))
     outcomes = shared.answer(make_requests(3))
@@ -447,7 +448,7 @@ def test_throttled_time_of_a_retry_after() -> None:
 
 def test_throttled_time_of_a_lone_record() -> None:
     """The record that was refused waits for the Retry-After, too."""
-    refused = RateLimited("429", congestion=True, retry_after_s=30)
+    refused = RateLimited("429", retry_after_s=30)
     shared = Dispatcher(Client(lambda n, before: "late" if before else refused), DispatchLimits())
     shared.answer(make_requests(1))
     assert shared.throttled_s() == pytest.approx(30)
@@ -458,7 +459,7 @@ def test_failed_calls_are_counted() -> None:
     replies = {
         0: Blocked("no"),
         1: Unavailable("500"),
-        2: RateLimited("429", congestion=True),
+        2: RateLimited("429"),
         3: ZeroDivisionError("boom"),
     }
     client = Client(lambda n, before: replies[n] if n in replies and before < 2 else "")
@@ -571,7 +572,7 @@ def test_client_is_closed_with_its_dispatcher(make: Callable[[], Any]) -> None:
 
 def test_a_broken_dispatcher_is_closed() -> None:
     """What was cancelled holds nothing."""
-    client = Client(lambda n, _: HANG if n > 1 else Forbidden("401", fatal_at_start=True))
+    client = Client(lambda n, _: HANG if n > 1 else Forbidden("401", cause=Cause.CREDENTIALS))
     with pytest.raises(BackendUnusable):
         answer(client, 5)
     loop.run(asyncio.sleep(200))

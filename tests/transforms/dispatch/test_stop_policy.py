@@ -27,6 +27,7 @@ from transforms.dispatch.completion_queue import Inbox
 from transforms.dispatch.dispatcher import Dispatcher, Failure
 from transforms.dispatch.limits import DispatchLimits
 from transforms.dispatch.stop_policy import StopRules
+from transforms.records.causes import Cause
 from transforms.records.errors import (
     BackendUnusable,
     Blocked,
@@ -45,9 +46,9 @@ def _rules(**given: Any) -> StopRules:
     return StopRules(DispatchLimits(**given))
 
 
-FORBIDDEN = Forbidden("no permission", fatal_at_start=True)
-NO_CONNECTION = Unavailable("no connection", fatal_at_start=True)
-FULL = RateLimited("429", congestion=True)
+FORBIDDEN = Forbidden("no permission", cause=Cause.CREDENTIALS)
+NO_CONNECTION = Unavailable("no connection", cause=Cause.LOST_DURING_ANSWER)
+FULL = RateLimited("429")
 
 # What fails every record alike
 
@@ -247,7 +248,7 @@ def test_unforeseen_failures_of_a_stream() -> None:
 
 def test_a_run_stops_when_nothing_has_ever_succeeded() -> None:
     """An outage from the start stops the run with its last error, before any record's deadline."""
-    client = Client(lambda n, before: Unavailable(f"503 number {before}", congestion=True))
+    client = Client(lambda n, before: Unavailable(f"503 number {before}", cause=Cause.OVERLOADED))
     with pytest.raises(BackendUnusable) as raised:
         answer(client, 1, give_up_after_s=200, first_backoff_s=64, max_backoff_s=64)
     assert str(raised.value) == "nothing has succeeded for 200 s: 503 number 4"
@@ -256,7 +257,7 @@ def test_a_run_stops_when_nothing_has_ever_succeeded() -> None:
 
 def test_a_run_that_has_succeeded_stops_in_good_order() -> None:
     """After 15 minutes without success: last errors for the sent, ``not_attempted`` for the rest."""
-    client = Client(lambda n, _: Unavailable("down", congestion=True) if n else "up")
+    client = Client(lambda n, _: Unavailable("down", cause=Cause.OVERLOADED) if n else "up")
     shared = Dispatcher(client, DispatchLimits(max_concurrency=32))
     assert outputs(shared.answer(make_requests(1))) == ["up"]
     outcomes = shared.answer(make_requests(500, 1))
@@ -273,7 +274,7 @@ def test_a_run_that_has_succeeded_stops_in_good_order() -> None:
 
 def test_a_success_ends_the_failing() -> None:
     """The time begins anew with the next failure."""
-    refused = Unavailable("503", congestion=True, retry_after_s=100)
+    refused = Unavailable("503", cause=Cause.OVERLOADED, retry_after_s=100)
     client = Client(lambda n, before: "late" if before % 2 else refused)
     shared = Dispatcher(client, DispatchLimits(give_up_after_s=150))
     for _ in range(5):
@@ -283,7 +284,7 @@ def test_a_success_ends_the_failing() -> None:
 
 def test_a_refusal_of_a_record_ends_the_failing() -> None:
     """A backend that says what is wrong with a record works."""
-    refused = Unavailable("503", congestion=True, retry_after_s=100)
+    refused = Unavailable("503", cause=Cause.OVERLOADED, retry_after_s=100)
     client = Client(lambda n, before: Blocked("no") if before else refused)
     shared = Dispatcher(client, DispatchLimits(give_up_after_s=150))
     for n in range(5):
@@ -317,14 +318,14 @@ def test_idleness_is_no_failing(clock: Clock) -> None:
 
 def test_a_streaming_run_that_starts_before_its_server() -> None:
     """It holds its messages then, too."""
-    down = Unavailable("refused", congestion=True, fatal_at_start=True)
+    down = Unavailable("refused", cause=Cause.CONNECTION_REFUSED)
     client = Client(lambda n, _: down if virtual_now() < 60 else f"{n}")
     assert outputs(answer(client, 5, hold=True)) == [f"{n}" for n in range(5)]
 
 
 def test_a_streaming_run_holds(caplog: pytest.LogCaptureFixture) -> None:
     """It never stops, says so once, and goes on when the backend is back."""
-    down = Unavailable("503", congestion=True)
+    down = Unavailable("503", cause=Cause.OVERLOADED)
     client = Client(lambda n, _: down if 0 < virtual_now() < 7200 else f"{n}", 1.0)
     shared = Dispatcher(client, DispatchLimits(hold=True, record_deadline_s=60))
     with caplog.at_level(logging.ERROR):
@@ -396,11 +397,11 @@ def test_too_many_unforeseen_failures() -> None:
 # In a run: nothing ever succeeded, and two failed alike
 
 _FATAL = [
-    lambda: Forbidden("401: no credentials", fatal_at_start=True),
-    lambda: Forbidden("403: no permission", fatal_at_start=True),
-    lambda: InvalidRequest("404: no such model", fatal_at_start=True),
-    lambda: Unavailable("connection refused", fatal_at_start=True, congestion=True),
-    lambda: Unavailable("reset", fatal_at_start=True, unanswered=True),
+    lambda: Forbidden("401: no credentials", cause=Cause.CREDENTIALS),
+    lambda: Forbidden("403: no permission", cause=Cause.CREDENTIALS),
+    lambda: InvalidRequest("404: no such model", cause=Cause.NOT_SERVED),
+    lambda: Unavailable("connection refused", cause=Cause.CONNECTION_REFUSED),
+    lambda: Unavailable("reset", cause=Cause.LOST_BEFORE_ANSWER),
 ]
 
 
@@ -419,7 +420,7 @@ def test_two_records_that_fail_alike_at_the_start(make: Any, most: int) -> None:
 
 def test_a_wrong_key_is_not_tried_often() -> None:
     """Every thread that waits is told, after fewer than a hundred calls."""
-    client = Client(lambda n, _: Forbidden("401", fatal_at_start=True), 0.2)
+    client = Client(lambda n, _: Forbidden("401", cause=Cause.CREDENTIALS), 0.2)
     shared = Dispatcher(client, DispatchLimits())
 
     def said(_: int) -> str:
@@ -438,7 +439,7 @@ def test_a_wrong_key_is_not_tried_often() -> None:
 def test_forbidden_records_that_fail_first(wrong: set[int]) -> None:
     """403s come at once and successes take a second: calls in flight prove that others work."""
     client = Client(
-        lambda n, _: Forbidden("403", fatal_at_start=True) if n in wrong else f"{n}",
+        lambda n, _: Forbidden("403", cause=Cause.CREDENTIALS) if n in wrong else f"{n}",
         lambda n, _: 0.0 if n in wrong else 1.0,
     )
     outcomes = answer(client, 1000)
@@ -452,7 +453,7 @@ def test_forbidden_records_that_fail_first(wrong: set[int]) -> None:
 def test_calls_in_flight_have_five_seconds() -> None:
     """Then two failures that are alike stop the run."""
     client = Client(
-        lambda n, _: f"{n}" if n > 1 else Forbidden("403", fatal_at_start=True),
+        lambda n, _: f"{n}" if n > 1 else Forbidden("403", cause=Cause.CREDENTIALS),
         lambda n, _: 5.5 if n > 1 else 0.0,
     )
     with pytest.raises(BackendUnusable, match=r"^403$"):
@@ -475,7 +476,7 @@ def test_a_batch_in_flight_may_prove_the_contrary(clock: Clock) -> None:
     """Another thread's batch counts as calls in flight."""
     client = ManyClient(lambda requests: [])
     client.many = lambda requests: [
-        Completion("") if request.body["n"] > 9 else Forbidden("403", fatal_at_start=True)
+        Completion("") if request.body["n"] > 9 else Forbidden("403", cause=Cause.CREDENTIALS)
         for request in requests
     ]
     shared = Dispatcher(client, DispatchLimits())
@@ -500,7 +501,7 @@ def test_no_batch_is_sent_while_a_backend_is_accused(clock: Clock) -> None:
     with clock.hold():
         shared.submit(make_requests(3, 10), slow)
         clock.sleep(1)
-        client.many = lambda requests: [Forbidden("403", fatal_at_start=True) for _ in requests]
+        client.many = lambda requests: [Forbidden("403", cause=Cause.CREDENTIALS) for _ in requests]
         client.many_seconds = 0.0
         shared.submit(make_requests(3), quick)
         clock.sleep(1)
@@ -522,7 +523,7 @@ def test_a_batch_in_flight_has_five_seconds(clock: Clock) -> None:
     with clock.hold():
         shared.submit(make_requests(3, 10), slow)
         clock.sleep(1)
-        client.many = lambda requests: [Forbidden("403", fatal_at_start=True) for _ in requests]
+        client.many = lambda requests: [Forbidden("403", cause=Cause.CREDENTIALS) for _ in requests]
         client.many_seconds = 0.0
         shared.submit(make_requests(3), quick)
         clock.sleep(4.9)
@@ -536,7 +537,7 @@ def test_a_batch_in_flight_has_five_seconds(clock: Clock) -> None:
 
 def test_two_batches_that_fail_alike() -> None:
     """The records need not be in one batch."""
-    client = Client(lambda n, _: Forbidden("403", fatal_at_start=True))
+    client = Client(lambda n, _: Forbidden("403", cause=Cause.CREDENTIALS))
     shared = Dispatcher(client, DispatchLimits())
     assert failures(shared.answer(make_requests(1))) == [("Forbidden", "403", 1)]
     with pytest.raises(BackendUnusable, match=r"^403$"):
@@ -566,7 +567,7 @@ def test_failures_after_a_success(make: Any) -> None:
 
 def test_failures_after_a_success_by_the_batch() -> None:
     """One success among many is one."""
-    error = Forbidden("403", fatal_at_start=True)
+    error = Forbidden("403", cause=Cause.CREDENTIALS)
     client = ManyClient(lambda requests: [error, Completion("a"), error])
     assert failures(answer(client, 3)) == [
         ("Forbidden", "403", 1), None, ("Forbidden", "403", 1)
@@ -584,6 +585,6 @@ def test_client_that_stops_the_run() -> None:
 
 def test_connection_that_comes_back() -> None:
     """A server that is still starting does not stop the run at the first refusal."""
-    refused = Unavailable("connection refused", fatal_at_start=True, congestion=True)
+    refused = Unavailable("connection refused", cause=Cause.CONNECTION_REFUSED)
     client = Client(lambda n, before: f"{n}" if before else refused)
     assert outputs(answer(client, 5)) == [f"{n}" for n in range(5)]

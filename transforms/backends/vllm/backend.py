@@ -21,6 +21,7 @@ from transforms.backends.vllm.poison_requests import Suspects
 from transforms.backends.vllm.weights import local_model
 from transforms.clients import server_metrics as server_gauges
 from transforms.clients.http import JsonClient, Reply, shaped
+from transforms.records.causes import Cause
 from transforms.records.errors import InvalidRequest, RecordError, Unavailable
 from transforms.records.records import Completion, Json, Request
 
@@ -194,9 +195,9 @@ class VLLMClient:
             return await self._http.post(f"{state.url}/v1/{path}", body)
         except Unavailable as error:
             if await server.lease.still_serves(state.generation):
-                error.fatal_at_start = False  # it is there: this request's own failure
-                raise
-            received = not error.congestion
+                cause = error.consequence.still_served or error.cause
+                raise error.replaced(cause=cause) from error
+            received = error.consequence.attempt
             if received and self._suspects.crashed(name):
                 raise InvalidRequest(
                     "the vLLM server has crashed again and again while it worked on this request, "
@@ -252,7 +253,7 @@ def _name(request: Request) -> str:
 
 
 def _restarting(message: str) -> Unavailable:
-    return Unavailable(message, congestion=True, restarting=True)
+    return Unavailable(message, cause=Cause.RESTARTING)
 
 
 def body_of(request: Request, backend: VLLMBackend) -> tuple[str, dict[str, Json]]:
