@@ -22,13 +22,9 @@ dispatcher treats a failure is a matter of its `transforms.records.causes.Cause`
 """
 
 import functools
-from typing import Any, TypeVar
-
-from typing_extensions import Self
+from typing import Any
 
 from transforms.records.causes import CONSEQUENCES, Cause, Consequence
-
-E = TypeVar("E", bound="RecordError")
 
 
 class PipelineError(Exception):
@@ -116,7 +112,7 @@ class RecordError(PipelineError):
         """The row of its cause in `transforms.records.causes.CONSEQUENCES`."""
         return CONSEQUENCES[self.cause]
 
-    def replaced(self, **changes: Any) -> Self:
+    def replaced(self, **changes: Any) -> "RecordError":
         """Another error of the same class and message, with other facts."""
         return type(self)(*self.args, **{**self._facts(), **changes})
 
