@@ -20,7 +20,7 @@ from tests.transforms.dispatch.clients import (
     virtual_now,
 )
 from tests.transforms.dispatch.virtual_time import Clock
-from transforms.dispatch.completion_queue import Inbox
+from transforms.dispatch.completion_queue import CompletionQueue
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure
 from transforms.records.causes import Cause
 from transforms.records.errors import Blocked, RateLimited, RequestTimeout, Unavailable
@@ -185,14 +185,14 @@ def test_retry_after_holds_every_thread(clock: Clock) -> None:
     refused = RateLimited("429", retry_after_s=30)
     client = Client(lambda n, before: refused if n == 0 and not before else f"{n}")
     shared = Dispatcher(client, DispatchLimits())
-    inboxes = [Inbox() for _ in range(3)]
+    queues = [CompletionQueue() for _ in range(3)]
     with clock.hold():
-        shared.submit(make_requests(1), inboxes[0])
+        shared.submit(make_requests(1), queues[0])
         clock.sleep(10)
-        shared.submit(make_requests(1, 1), inboxes[1])
-        shared.submit(make_requests(1, 2), inboxes[2])
-    for inbox in inboxes:
-        collect(inbox)
+        shared.submit(make_requests(1, 1), queues[1])
+        shared.submit(make_requests(1, 2), queues[2])
+    for completions in queues:
+        collect(completions)
     assert client.calls[0] == (0, 0)
     assert sorted(client.calls[1:]) == [(30, 0), (30, 1), (30, 2)]
 
@@ -252,11 +252,11 @@ def test_probes_take_their_time(clock: Clock) -> None:
     """The next wait begins when the probe has ended, however long that took."""
     client = Client(lambda n, _: HANG)
     shared = Dispatcher(client, DispatchLimits(request_timeout_s=10))
-    inbox = Inbox()
+    completions = CompletionQueue()
     with clock.hold():
-        shared.submit(make_requests(20), inbox)
+        shared.submit(make_requests(20), completions)
         clock.sleep(100)
-        inbox.abandoned = True
+        completions.abandoned = True
     assert client.times[:20] == [0] * 20
     assert client.times[20:] == [10.5, 21.5, 33.5, 47.5, 65.5, 85.5]
 
@@ -349,7 +349,7 @@ def test_a_stream_keeps_what_nothing_is_known_of(clock: Clock) -> None:
     client = Client(lambda n, _: Unavailable("500") if n == 1 else f"{n}", 1.0)
     shared = Dispatcher(client, DispatchLimits(hold=True))
     assert outputs(shared.answer(make_requests(1))) == ["0"]
-    poison, others = Inbox(), Inbox()
+    poison, others = CompletionQueue(), CompletionQueue()
     with clock.hold():
         shared.submit(make_requests(1, 1), poison)
         clock.sleep(3000)
