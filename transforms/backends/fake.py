@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from transforms.backends.base import CallLimits, Capabilities
 from transforms.records import json_values
+from transforms.records.causes import Cause
 from transforms.records.errors import RECORD_ERRORS, ConfigurationError, InvalidRequest, RecordError
 from transforms.records.records import Completion, Json, Request, Usage
 from transforms.records.smallest_json import smallest
@@ -173,10 +174,10 @@ class FakeClient:
                 "usage": _usage(request.estimated_tokens, len((output or "").split())),
                 "model_version": self._backend.model,
             }
+        all_forbidden = fault == "forbidden" and self._backend.faults.get(fault) == 1
         return _ERRORS[fault](
             f"a fault of the fake backend: {fault}",
-            congestion=fault == "rate_limited",
-            fatal_at_start=fault == "forbidden" and self._backend.faults.get(fault) == 1,
+            cause=Cause.CREDENTIALS if all_forbidden else None,
             **known,
         )
 

@@ -2,10 +2,10 @@
 
 .. code-block:: text
 
-    nobody listens                      left out at once; the request goes to another
-    401 403 404 405, and another serves left out; the request was that other's already
-    three failures in a row             left out: other 5xx, lost connections, no answer in time
-    429 503                             rests for its Retry-After, or a second, while others can
+    GONE     nobody listens             left out at once; the request goes to another
+    REFUSES  401 403 404 405            left out once another serves the request
+    FAILS    lost, timeout, other 5xx   left out after three in a row
+    RESTS    429 503                    for its Retry-After, or a second, while others can
 
 A server that is left out is probed (``GET …/models``, less and less often), and is asked again as
 soon as it answers anything below 500. A request that a server may have worked on is not sent to
@@ -23,6 +23,7 @@ from typing import Any
 
 from transforms.clients import server_metrics as server_gauges
 from transforms.clients.http import JsonClient, Reply, place
+from transforms.records.causes import ServerState
 from transforms.records.errors import RecordError, Unavailable
 
 _FAILURES = 3
@@ -95,7 +96,8 @@ class Endpoints:
           requests: How many model requests the body carries, as the server counts them.
 
         Raises:
-          RecordError: As `JsonClient.post` does. ``fatal_at_start`` only where no other can serve.
+          RecordError: As `JsonClient.post` does. Where another server still serves the model, the cause
+            is one that neither ends nor delays all calls.
         """
         refused: list[Endpoint] = []
         tried: list[Endpoint] = []
@@ -106,12 +108,11 @@ class Endpoints:
                 reply = await self._ask(endpoint, path, body, requests)
             except RecordError as error:
                 others = [one for one in self.all if not one.down and one not in tried]
-                if others and error.fatal_at_start and (error.congestion or not error.retryable):
-                    if not error.retryable:
+                if others and error.consequence.fails_over:
+                    if error.consequence.server is ServerState.REFUSES:
                         refused.append(endpoint)
                     continue
-                self._soften(endpoint, error)
-                raise
+                raise self._seen_by_all(endpoint, error) from error.__cause__
             for one in refused:
                 self._leave_out(one, "refuses what another one serves")
             return reply
@@ -160,30 +161,35 @@ class Endpoints:
         return reply
 
     def _failed(self, endpoint: Endpoint, error: RecordError) -> None:
-        if not error.retryable:
-            if not error.fatal_at_start:
-                endpoint.failures = 0  # it works: this record is refused
-        elif not error.congestion:
-            self._count_failure(endpoint, str(error))
-        elif error.fatal_at_start:  # nobody listens
-            self._leave_out(endpoint, str(error))
-        else:
-            rest_s = min(error.retry_after_s or _REST_S, _LONGEST_REST_S)
-            endpoint.rests_until = max(endpoint.rests_until, self._loop.time() + rest_s)
+        match error.consequence.server:
+            case ServerState.WORKS:
+                endpoint.failures = 0
+            case ServerState.REFUSES:
+                pass  # left out once another serves the request
+            case ServerState.FAILS:
+                self._count_failure(endpoint, str(error))
+            case ServerState.GONE:
+                self._leave_out(endpoint, str(error))
+            case ServerState.RESTS:
+                rest_s = min(error.retry_after_s or _REST_S, _LONGEST_REST_S)
+                endpoint.rests_until = max(endpoint.rests_until, self._loop.time() + rest_s)
 
     def _count_failure(self, endpoint: Endpoint, why: str) -> None:
         endpoint.failures += 1
         if endpoint.failures >= _FAILURES:
             self._leave_out(endpoint, why)
 
-    def _soften(self, endpoint: Endpoint, error: RecordError) -> None:
-        """What ends or delays all calls is no matter while another server takes them."""
-        now = self._loop.time()
+    def _seen_by_all(self, endpoint: Endpoint, error: RecordError) -> RecordError:
+        """The failure of one server as that of them all."""
         others = [one for one in self.all if one is not endpoint and not one.down]
-        if others and error.retryable:
-            error.fatal_at_start = False
-            if any(one.rests_until <= now for one in others):
-                error.retry_after_s = None
+        if not (others and error.consequence.retry):
+            return error
+        now = self._loop.time()
+        all_rest = all(one.rests_until > now for one in others)
+        return error.replaced(
+            cause=error.consequence.still_served or error.cause,
+            retry_after_s=error.retry_after_s if all_rest else None,
+        )
 
     def _leave_out(self, endpoint: Endpoint, why: str) -> None:
         if endpoint.down or len(self.all) == 1:

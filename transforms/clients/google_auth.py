@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from transforms.records.causes import Cause
 from transforms.records.errors import BackendUnusable, Forbidden, RecordError, Unavailable
 
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
@@ -110,8 +111,8 @@ class _Failure(NamedTuple):
         """A new error of this failure: each request raises its own."""
         message = f"no Google token: {self.reason}"
         if self.refused:
-            return Forbidden(message, fatal_at_start=True)
-        return Unavailable(message, congestion=True)
+            return Forbidden(message, cause=Cause.CREDENTIALS)
+        return Unavailable(message, cause=Cause.OVERLOADED)
 
 
 def _said(error: Exception) -> str:

@@ -4,18 +4,22 @@ aiohttp and orjson cost about a fifth of the CPU that a provider's SDK does per 
 client carries thousands of requests in flight. Nothing here retries, paces or times out:
 `transforms.dispatch` does.
 
-.. code-block:: text
-
-    400 404 405 422, other 3xx and 4xx   InvalidRequest
-    401 403                              Forbidden
-    408 504                              RequestTimeout
-    413                                  TooLarge
-    429 503                              RateLimited, Unavailable: congestion, with Retry-After
-    other 5xx                            Unavailable
-    no connection, disconnected          Unavailable
-    2xx with an unreadable body          Unavailable
-
-What would fail every record alike (3xx, 401, 403, 404, 405, no connection) is ``fatal_at_start``.
+===========================  ===============  =========================================
+status                       error            cause
+===========================  ===============  =========================================
+400 422, other 4xx           InvalidRequest   REQUEST
+401 403                      Forbidden        CREDENTIALS
+404 405, 3xx, no URL         InvalidRequest   NOT_SERVED
+408 504                      RequestTimeout   TIMEOUT
+413                          TooLarge         REQUEST
+429                          RateLimited      RATE_LIMIT
+429 insufficient_quota       Forbidden        ACCOUNT
+503                          Unavailable      OVERLOADED
+other 5xx                    Unavailable      SERVER_ERROR
+2xx with an unreadable body  Unavailable      SERVER_ERROR
+no connection                Unavailable      CONNECTION_REFUSED
+connection lost              Unavailable      LOST_BEFORE_ANSWER, LOST_DURING_ANSWER
+===========================  ===============  =========================================
 """
 
 import datetime as dt
@@ -29,6 +33,7 @@ import orjson
 from yarl import URL
 
 from transforms.records import json_values
+from transforms.records.causes import Cause
 from transforms.records.errors import (
     Blocked,
     Forbidden,
@@ -51,11 +56,10 @@ T = TypeVar("T")
 
 
 class Kind(NamedTuple):
-    """What a status means: an error class, and how the dispatcher shall treat it."""
+    """What a status means: an error class, and its cause; None for the usual one of the class."""
 
     error: type[RecordError]
-    fatal_at_start: bool = False
-    congestion: bool = False
+    cause: Cause | None = None
 
 
 # Codes that OpenAI's dialect sends in `error.code`; they are more specific than the status.
@@ -67,21 +71,21 @@ _BY_CODE: Mapping[tuple[int, str], Kind] = {
     (400, "content_filter"): Kind(Blocked),
     (400, "input_tokens"): Kind(TooLarge),
     (400, "input_text"): Kind(TooLarge),
-    (429, "insufficient_quota"): Kind(Forbidden, fatal_at_start=True),
+    (429, "insufficient_quota"): Kind(Forbidden, Cause.ACCOUNT),
 }
 _BY_STATUS: Mapping[int, Kind] = {
-    401: Kind(Forbidden, fatal_at_start=True),
-    403: Kind(Forbidden, fatal_at_start=True),
-    404: Kind(InvalidRequest, fatal_at_start=True),
-    405: Kind(InvalidRequest, fatal_at_start=True),
+    401: Kind(Forbidden, Cause.CREDENTIALS),
+    403: Kind(Forbidden, Cause.CREDENTIALS),
+    404: Kind(InvalidRequest, Cause.NOT_SERVED),
+    405: Kind(InvalidRequest, Cause.NOT_SERVED),
     408: Kind(RequestTimeout),
     413: Kind(TooLarge),
-    429: Kind(RateLimited, congestion=True),
-    503: Kind(Unavailable, congestion=True),
+    429: Kind(RateLimited),
+    503: Kind(Unavailable, Cause.OVERLOADED),
     504: Kind(RequestTimeout),
 }
 _BY_CLASS: Mapping[int, Kind] = {
-    3: Kind(InvalidRequest, fatal_at_start=True),  # never followed: a POST would become a GET
+    3: Kind(InvalidRequest, Cause.NOT_SERVED),  # never followed: a POST would become a GET
     4: Kind(InvalidRequest),
     5: Kind(Unavailable),
 }
@@ -176,15 +180,15 @@ class JsonClient:
                 status, received = response.status, response.headers
                 content = await response.read()
         except aiohttp.InvalidURL:
-            raise InvalidRequest(f"{place(url)} is no URL", fatal_at_start=True) from None
+            raise InvalidRequest(f"{place(url)} is no URL", cause=Cause.NOT_SERVED) from None
         except aiohttp.ClientConnectionError as error:
-            # Refused or not found is an outage; a lost connection may be this record's doing.
-            refused = isinstance(error, aiohttp.ClientConnectorError)
+            if isinstance(error, aiohttp.ClientConnectorError):
+                cause = Cause.CONNECTION_REFUSED
+            else:  # may be this record's doing
+                cause = Cause.LOST_DURING_ANSWER if answered else Cause.LOST_BEFORE_ANSWER
             raise Unavailable(
                 f"no connection to {place(url)}: {type(error).__name__}: {error}"[:MESSAGE_CHARS],
-                fatal_at_start=True,
-                congestion=refused,
-                unanswered=not refused and not answered,
+                cause=cause,
             ) from error
         except aiohttp.ClientError as error:  # the answer broke off, or is no HTTP
             raise Unavailable(f"{place(url)} broke off: {type(error).__name__}") from error
@@ -225,8 +229,7 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes, url: str) -> 
     return kind.error(
         f"HTTP {status} from {place(url)}: {message or _phrase(status)}",
         retry_after_s=retry_after_s(headers.get("Retry-After")),
-        fatal_at_start=kind.fatal_at_start,
-        congestion=kind.congestion,
+        cause=kind.cause,
     )
 
 

@@ -31,7 +31,7 @@ class Ended:
 
     Attributes:
       index: Its place in its batch.
-      batch: What was given to `Dispatcher.submit` with the batch.
+      batch: The argument of that name of `Dispatcher.submit`.
     """
 
     index: int
@@ -40,7 +40,7 @@ class Ended:
     outcome: Outcome
 
 
-class Inbox:
+class CompletionQueue:
     """The outcomes of one thread's requests, in the order in which they end.
 
     The event loop puts, the thread gets.
@@ -54,11 +54,11 @@ class Inbox:
         """Set by a thread that will not come back: its waiting requests are dropped."""
 
     def put(self, item: Ended | BaseException | None) -> None:
-        """An outcome; what stops the run; or None: the batch given last was let in."""
+        """Puts an outcome; an error that stops the run; or None: the last batch is admitted."""
         self._queue.put(item)
 
     def get(self, timeout_s: float) -> Ended | None:
-        """The next outcome; None when a batch was let in.
+        """The next outcome; None when a batch was admitted.
 
         Raises:
           queue.Empty: There was none in time.
@@ -77,41 +77,43 @@ class Inbox:
         return item
 
     def until(self, enough: Callable[[bool], bool], on_wait: Callable[[], None]) -> Iterator[Ended]:
-        """What ends until it is enough; a thread that leaves earlier has abandoned the inbox.
+        """Yields outcomes until there are enough; a thread that leaves earlier abandons the queue.
 
         Args:
-          enough: Told whether a batch has been let in meanwhile.
+          enough: Called with whether a batch has been admitted meanwhile.
           on_wait: Called after each outcome, and at least once a second while it waits.
 
         Raises:
           RunError: The run cannot go on.
         """
-        let_in = False
+        admitted = False
         try:
-            while not enough(let_in):
+            while not enough(admitted):
                 on_wait()
                 try:
                     ended = self.get(TICK_S)
                 except queue.Empty:
                     continue
                 if ended is None:
-                    let_in = True
+                    admitted = True
                 else:
                     yield ended
-        except BaseException:  # nobody comes back: what waits shall not be paid for
+        except BaseException:  # nobody comes back: requests that wait must not be paid for
             self.abandoned = True
             raise
 
 
 def gather(
-    submit: Callable[[Sequence[Request], Inbox], None],
+    submit: Callable[[Sequence[Request], CompletionQueue], None],
     requests: Sequence[Request],
     on_wait: Callable[[], None],
 ) -> list[Outcome]:
     """Submits a batch and waits for all of it; see `Dispatcher.answer`."""
-    inbox = Inbox()
+    completions = CompletionQueue()
     outcomes: list[Any] = [None] * len(requests)
-    submit(requests, inbox)
-    for ended in inbox.until(lambda let_in: let_in and not inbox.outstanding, on_wait):
+    submit(requests, completions)
+    for ended in completions.until(
+        lambda admitted: admitted and not completions.outstanding, on_wait
+    ):
         outcomes[ended.index] = ended.outcome
     return outcomes

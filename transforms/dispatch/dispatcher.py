@@ -5,19 +5,23 @@ one queue, the oldest first, so that the backend stays full while the slowest ca
 
 .. code-block:: text
 
-    submit ──► ready ──► in flight ──► inbox of the thread that asked
-                 ▲           │
-                 └─ waiting ◄┘   after a retryable failure; holds no slot
+    threads                           event loop
+    ───────                           ──────────
+    submit ─────────► Intake ───────► Scheduler ──call of 1..n requests──► ask
+                                       ▲     ▲                              │
+                                       │     └─ RetryPolicy ◄─ retryable ───┤
+                                       └─────── halves ◄─ refused as a whole┤
+    CompletionQueue ◄─ Intake ◄─ completion, or failure of the record ──────┘
 
-A failure that says something of the record (400, a blocked prompt) costs that record at once; what
-may pass is retried (`transforms.dispatch.retry`). What stops the run is in
-`transforms.dispatch.stop_policy`, the pace in `transforms.dispatch.pace`.
+A failure that says something of the record (400, a blocked prompt) costs that record at once; one
+that may pass is retried. When a call of several requests is refused as a whole, its halves are asked,
+until the request that spoils it stands alone. `transforms.dispatch.start_guard` and
+`transforms.dispatch.stop_policy` say what ends the run, `transforms.dispatch.pace` how fast it goes.
 """
 
 import asyncio
 import collections
 import dataclasses
-import itertools
 import logging
 import math
 import weakref
@@ -25,28 +29,35 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from transforms.accounting.metrics import LIVE, FailedCalls
-from transforms.backends.base import BatchClient, Client, HoldingClient, MeasuredClient
+from transforms.backends.base import (
+    BatchClient,
+    CallLimits,
+    Client,
+    HoldingClient,
+    MeasuredClient,
+)
 from transforms.dispatch import interrupt, loop
-from transforms.dispatch.batch_call import ask_at_once
-from transforms.dispatch.completion_queue import Ended, Failure, Inbox, Outcome, gather
-from transforms.dispatch.job import Job, TokenEstimate, verdict
-from transforms.dispatch.job_queue import JobQueue
+from transforms.dispatch.attempt import ask
+from transforms.dispatch.call import Call, Reply
+from transforms.dispatch.completion_queue import CompletionQueue, Failure, Outcome, gather
+from transforms.dispatch.intake import Intake
+from transforms.dispatch.job import Job
+from transforms.dispatch.job_queue import Entry
 from transforms.dispatch.limits import DispatchLimits
-from transforms.dispatch.pace import Pace, Permit
-from transforms.dispatch.retry import RetryRules
-from transforms.dispatch.stop_policy import StopRules
-from transforms.records.errors import BackendUnusable, Internal, NotAttempted, RecordError, RunError
+from transforms.dispatch.pace import Pace
+from transforms.dispatch.retry import RetryPolicy
+from transforms.dispatch.scheduler import Scheduler
+from transforms.dispatch.start_guard import StartGuard
+from transforms.dispatch.stop_policy import StopPolicy
+from transforms.records.errors import BackendUnusable, Internal, NotAttempted, RecordError
 from transforms.records.records import Completion, Request
 
 __all__ = ["DispatchLimits", "Dispatcher", "Failure", "Outcome"]
 
-_BACKLOG = 2048
-"""Requests that may wait, in flight not counted, before a further batch is let in; a `BatchClient`
-may work on as many."""
 _LOOK_S = 0.25
 """How soon a client that tells how much its server can use is asked again, if no call ends."""
-_VERDICT_S = 5.0
-"""How long calls in flight may take to prove that a backend works which failed two records."""
+_CLEAR_WITHIN_S = 5.0
+"""How long calls in flight may take to clear a backend of suspicion."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +72,8 @@ class Dispatcher:
     def __init__(self, client: Client, limits: DispatchLimits) -> None:
         self._client = client
         self._limits = limits
+        call_limits = client.call_limits if isinstance(client, BatchClient) else CallLimits()
+        self._in_process = call_limits.in_process
         self._pace = Pace(
             limits.max_concurrency,
             loop.now(),
@@ -68,37 +81,40 @@ class Dispatcher:
             tokens_per_minute=limits.tokens_per_minute,
             wanted=client.wanted_in_flight if isinstance(client, MeasuredClient) else lambda: 0,
         )
-        self._held = client.held if isinstance(client, HoldingClient) else lambda _: None
         self._look_s = _LOOK_S if isinstance(client, MeasuredClient) else math.inf
-        self._rules = StopRules(limits)
-        self._retries = RetryRules(limits, self._pace)
-        self._tokens = TokenEstimate()
-        self._numbers = itertools.count()
-        self._queue = JobQueue()
-        self._unfinished = 0
-        self._at_once = 0
-        """Requests that a `BatchClient` works on."""
-        self._not_let_in: collections.deque[Inbox] = collections.deque()
-        self._inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._wake: asyncio.TimerHandle | None = None
-        self._broken: BaseException | None = None
-        self._stopped: str | None = None
-        self._accused: RecordError | None = None
-        self._held_back: list[Job] = []
+        self._retries = RetryPolicy(limits, self._pace, paced=not self._in_process)
+        self._intake = Intake()
+        self._scheduler = Scheduler(
+            call_limits,
+            self._pace,
+            held=client.held if isinstance(client, HoldingClient) else lambda _: None,
+            dropped=self._intake.drop,
+            kept=self._retries.held,
+        )
+        self._guard = StartGuard(limits)
+        self._stops = StopPolicy(limits)
         self._failed_calls = FailedCalls()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.Handle | None = None
+        self._soon = False
+        self._broken: BaseException | None = None
+        """Why the run has ended at once."""
+        self._stopped: str | None = None
+        """Why the run ends in good order."""
         interrupt.register(self)
         weakref.finalize(self, _close, client)
 
     # For the threads of a worker
 
-    def submit(self, requests: Sequence[Request], inbox: Inbox, batch: Any = None) -> None:
-        """Hands over a batch: each request's outcome arrives in the inbox, with ``batch``.
+    def submit(
+        self, requests: Sequence[Request], completions: CompletionQueue, batch: Any = None
+    ) -> None:
+        """Hands over a batch: each request's outcome arrives in the queue, with ``batch``.
 
-        So does one None, when the queue has room for another batch: wait for it before the next.
+        So does one None, when the batch is admitted: wait for it before you submit the next.
         """
-        inbox.outstanding += len(requests)
-        loop.call(lambda: self._guard(self._enqueue, requests, inbox, batch))
+        completions.outstanding += len(requests)
+        loop.call(lambda: self._step(self._enqueue, requests, completions, batch))
 
     def answer(
         self, requests: Sequence[Request], on_wait: Callable[[], None] = lambda: None
@@ -117,11 +133,11 @@ class Dispatcher:
         return gather(self.submit, requests, on_wait)
 
     def gauges(self) -> dict[str, int]:
-        """The state of the moment: calls in flight, their limit, requests that wait, and more."""
+        """The state of the moment: requests in flight, the limit of calls, waiting ones, and more."""
         gauges = self._pace.gauges(loop.now())
-        gauges["in_flight_requests"] += self._at_once
-        gauges["backing_off_requests"] = self._queue.backing_off
-        gauges["waiting_requests"] = self._backlog()
+        gauges["in_flight_requests"] = self._scheduler.in_flight
+        gauges["backing_off_requests"] = self._scheduler.backing_off
+        gauges["waiting_requests"] = self._intake.unfinished - self._scheduler.in_flight
         return gauges | (self._client.gauges() if isinstance(self._client, MeasuredClient) else {})
 
     def throttled_s(self) -> float:
@@ -132,265 +148,260 @@ class Dispatcher:
         """Calls that failed, by error type, since this was asked last; retried ones included."""
         return self._failed_calls.take()
 
-    # On the event loop
+    # On the event loop: sending
 
     def interrupt(self) -> None:
         """Stops at once."""
         self._break(interrupt.error())
 
-    def _enqueue(self, requests: Sequence[Request], inbox: Inbox, batch: Any) -> None:
+    def _enqueue(
+        self, requests: Sequence[Request], completions: CompletionQueue, batch: Any
+    ) -> None:
         if interrupt.asked():
             self.interrupt()
         if self._broken is not None:
-            inbox.put(self._broken)
+            completions.put(self._broken)
             return
-        self._inboxes.add(inbox)
-        self._unfinished += len(requests)
-        jobs = [
-            Job(next(self._numbers), request, index, batch, inbox)
-            for index, request in enumerate(requests)
-        ]
-        may_send = self._stopped is None and self._accused is None
-        if isinstance(self._client, BatchClient) and jobs and may_send:
-            self._at_once += len(jobs)
-            self._start(self._ask_at_once(self._client, jobs))
+        jobs = self._intake.accept(requests, completions, batch)
+        if self._in_process and self._stopped is None and self._guard.suspicion is None:
+            for call in self._scheduler.calls_of(jobs, loop.now()):
+                self._send(call)
+            self._admit()
         else:
-            self._queue.put(*jobs)
-        self._not_let_in.append(inbox)
-        self._pump()
+            self._put([Entry([job]) for job in jobs])
+            self._pump_soon()
+
+    def _put(self, entries: Sequence[Entry], wait_s: float = 0.0) -> None:
+        self._scheduler.put(entries, wait_s, self._pump_soon)
+
+    def _pump_soon(self) -> None:
+        """Sends what may be sent once all has happened that happens now: it may share a call."""
+        if not self._soon:
+            self._soon = True
+            asyncio.get_running_loop().call_soon(self._step, self._pump)
 
     def _pump(self) -> None:
-        """Sends what may be sent; everything that changes the state ends with it."""
+        """Sends what may be sent; everything that changes the state leads here."""
+        self._soon = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._broken is not None:
+            return
         now = loop.now()
-        wait_s: float | None = None
-        while self._queue.ready:
-            if self._stopped is None:
-                wait_s = math.inf if self._accused else self._pace.wait_s(now)
-                if wait_s > 0:
-                    break
-            wait_s = None
-            job = self._queue.pop()
-            if job.inbox.abandoned:
-                self._unfinished -= 1
-            elif self._stopped is not None:
-                self._deliver(job, job.failure(job.error or NotAttempted(self._stopped)))
-            elif (until := self._held(job.request)) is not None:
-                job.held_at = now if job.held_at is None else job.held_at
-                self._queue.put_when(until, job, lambda: self._guard(self._pump))
-            else:
-                self._send(job, now)
-        self._pace.waiting(0.0 if wait_s is None and self._queue.holds else wait_s, now)
+        if self._stopped is not None:
+            self._give_up_waiting(self._stopped)
+        paused = self._guard.suspicion is not None
+        while call := self._scheduler.next_call(now, paused=paused, wake=self._pump_soon):
+            self._send(call)
+        self._scheduler.waiting(now)
+        wait_s = self._scheduler.wait_s
         if wait_s is not None and (wait_s := min(wait_s, self._look_s)) < math.inf:
-            if self._wake is not None:
-                self._wake.cancel()
-            self._wake = asyncio.get_running_loop().call_later(wait_s, self._guard, self._pump)
-        if not self._unfinished:
-            self._rules.idle()
-        while self._not_let_in and max(self._backlog(), self._at_once) <= _BACKLOG:
-            self._not_let_in.popleft().put(None)
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._step, self._pump)
+        if not self._intake.unfinished:
+            self._stops.idle()
+        self._admit()
 
-    def _backlog(self) -> int:
-        return self._unfinished - self._pace.in_flight - self._at_once
+    def _admit(self) -> None:
+        in_flight = self._scheduler.in_flight
+        waiting = self._intake.unfinished - in_flight
+        self._intake.admit(max(waiting, in_flight) if self._in_process else waiting)
 
-    def _start(self, coroutine: Any) -> "asyncio.Task[None]":
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
+    def _send(self, call: Call) -> None:
+        for job in call.jobs:
+            job.attempts += 1
+            if job.history is not None:
+                self._retries.sent(job, call.sent_at)
+        LIVE.add("sent", len(call.jobs))
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._ask(call))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
-        return task
+
+    async def _ask(self, call: Call) -> None:
+        """One call, and what follows from it."""
+        replies = await ask(
+            self._client,
+            [job.request for job in call.jobs],
+            None if self._in_process else self._limits.request_timeout_s,
+            lambda: self._broken is not None,
+        )
+        now = loop.now()
+        self._scheduler.ended(call, [replies] if isinstance(replies, Exception) else replies, now)
+        if self._broken is not None:
+            return
+        if isinstance(replies, Exception):
+            self._settle_failed_call(call, replies, now)
+        else:
+            self._settle(call, replies, now)
+        if self._guard.suspicion and not self._scheduler.in_flight:
+            self._confirm()
+        self._pump()
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._break(error)
 
-    def _guard(self, step: Callable[..., None], *given: Any) -> None:
-        """A step that the loop takes: an error of our own must not leave threads waiting."""
+    def _step(self, step: Callable[..., None], *arguments: Any) -> None:
+        """Runs a step that the loop calls: an error of our own must not leave threads waiting."""
         try:
-            step(*given)
+            step(*arguments)
         except Exception as error:
             self._break(error)
 
-    def _send(self, job: Job, now: float) -> None:
-        if job.refused_at is not None:
-            job.throttled_s += now - job.refused_at
-            job.refused_at = None
-        if job.held_at is not None:  # no more its own time than an outage's is
-            job.outage_before_s -= now - job.held_at
-            job.held_at = None
-        if not job.attempts:
-            job.first_sent_at = now
-            job.outage_before_s = self._pace.outage_s(now)
-        job.attempts += 1
-        permit = self._pace.sent(now, self._tokens.of_request(job.request))
-        LIVE.add("sent", 1)
-        task = self._start(self._ask(job, permit))
+    # On the event loop: what a reply leads to
 
-        def time_out() -> None:
-            job.timed_out = True
-            task.cancel()
+    def _settle(self, call: Call, replies: Sequence[Reply], now: float) -> None:
+        """Each request has an outcome, or is asked again."""
+        failed = [
+            (job, reply)
+            for job, reply in zip(call.jobs, replies, strict=True)
+            if not isinstance(reply, Completion)
+        ]
+        self._watch(failed[0][1] if failed else None)
+        if len(failed) < len(replies):
+            self._succeeded()
+            latency_ms = None if self._in_process else round((now - call.sent_at) * 1000)
+            for job, reply in zip(call.jobs, replies, strict=True):
+                if isinstance(reply, Completion):
+                    self._deliver(job, _completed(job, reply, latency_ms))
+        for _, error in failed:
+            self._failed_calls.add(getattr(error, "error_type", Internal.error_type))
+        if failed:
+            self._settle_failures(call, failed, now)
 
-        timer = asyncio.get_running_loop().call_later(self._limits.request_timeout_s, time_out)
-        task.add_done_callback(lambda _: timer.cancel())
+    def _settle_failed_call(self, call: Call, error: Exception, now: float) -> None:
+        """The call of several requests failed as a whole."""
+        self._watch(error)
+        self._failed_calls.add(getattr(error, "error_type", Internal.error_type))
+        if isinstance(error, RecordError) and error.consequence.retry:
+            self._settle_failures(call, [(job, error) for job in call.jobs], now, own=False)
+            return
+        if isinstance(error, RecordError):
+            self._stops.served()
+            self._suspect(call.jobs[0], error, now)
+        for job in call.jobs:
+            job.attempts -= 1
+        half = (len(call.jobs) + 1) // 2
+        self._put([Entry(jobs, fixed=True) for jobs in (call.jobs[:half], call.jobs[half:])])
 
-    async def _ask(self, job: Job, permit: Permit) -> None:
-        """One call, and what follows from it."""
-        reply: Completion | Exception
-        try:
-            reply = await self._client.generate(job.request)
-            if not isinstance(reply, Completion):
-                raise TypeError(f"generate gave a {type(reply).__name__}")
-        except asyncio.CancelledError:
+    def _settle_failures(
+        self,
+        call: Call,
+        failed: Sequence[tuple[Job, Exception]],
+        now: float,
+        *,
+        own: bool = True,
+    ) -> None:
+        """Each request of these is given up, or asked again.
+
+        Args:
+          call: Their call.
+          failed: The requests, and how each failed.
+          now: The time.
+          own: Whether each failed for itself, and not the call as a whole.
+        """
+        spread = self._retries.spread()
+        again: dict[float, list[Job]] = collections.defaultdict(list)
+        for job, error in failed:
             if self._broken is not None:
-                raise
-            reply = job.cancelled(self._limits.request_timeout_s)
-        except RunError as error:
-            self._break(error)
-            return
-        except Exception as error:  # what nobody foresaw costs its record alone
-            reply = error
-        now = loop.now()
-        self._pace.ended(
-            permit,
-            now,
-            verdict(reply),
-            retry_after_s=reply.retry_after_s if isinstance(reply, RecordError) else None,
-            tokens=self._tokens.of_reply(reply),
-            blamed=job.blamed,
-        )
-        self._rules.watch(self._pace.in_outage, reply)
-        if isinstance(reply, Completion):
-            latency_ms = round((now - permit.sent_at) * 1000)
-            reply = dataclasses.replace(reply, latency_ms=latency_ms)
-        self._settle(job, reply, now)
-        self._after_call()
-
-    def _after_call(self) -> None:
-        if self._accused and not self._pace.in_flight + self._at_once:
-            self._condemn()
-        if self._broken is None:
-            self._pump()
-
-    async def _ask_at_once(self, client: BatchClient, jobs: list[Job]) -> None:
-        """A batch in one call; each record alone, when the call fails as a whole."""
-        LIVE.add("sent", len(jobs))
-        for job in jobs:
-            job.first_sent_at = loop.now()
-            job.outage_before_s = self._pace.outage_s(job.first_sent_at)
-        replies: Sequence[Completion | Exception] | None = None
-        try:
-            replies = await ask_at_once(client, [job.request for job in jobs])
-        except asyncio.CancelledError:
-            if self._broken is not None:
-                raise
-        finally:
-            self._at_once -= len(jobs)
-        if replies is None:
-            self._queue.put(*jobs)
-        else:
-            self._settle_all(jobs, replies)
-        self._after_call()
-
-    def _settle_all(self, jobs: list[Job], replies: Sequence[Completion | Exception]) -> None:
-        now = loop.now()
-        if any(isinstance(reply, Completion) for reply in replies):
-            self._pace.works(now)
-            self._acquit()
-        for job, reply in zip(jobs, replies, strict=True):
-            job.attempts = 1
-            self._settle(job, reply, now)
-
-    def _settle(self, job: Job, reply: Completion | Exception, now: float) -> None:
-        """A call has ended: its record has an outcome, or is asked again."""
-        if self._broken is not None:
-            return
-        if isinstance(reply, Completion):
-            self._rules.served()
-            self._acquit()
-            throttled_ms = round(job.throttled_s * 1000)
-            self._deliver(
-                job,
-                dataclasses.replace(reply, attempts=job.attempts, throttled_ms=throttled_ms),
-            )
-            return
-        job.error = reply
-        self._failed_calls.add(getattr(reply, "error_type", Internal.error_type))
-        if not isinstance(reply, RecordError):
-            self._deliver(job, job.failure(reply))
-            return
-        if self._rules.fatal_at_start(job.number, reply, now):
-            self._accuse(reply)
-        if not reply.retryable:
-            self._rules.served()
-            if self._accused:
-                self._held_back.append(job)
-            else:
-                self._deliver(job, job.failure(reply))
-            return
-        if reason := self._rules.failing(reply, now):
-            if not self._rules.succeeded:
-                self._break(BackendUnusable(reason))
                 return
+            wait_s = self._settle_failure(call, job, error, now, own=own, spread=spread)
+            if wait_s is not None:
+                again[wait_s].append(job)
+        for wait_s, jobs in again.items():
+            LIVE.add("retried", len(jobs))
+            self._put(self._retries.entries(jobs, call, now, own=own), wait_s)
+
+    def _settle_failure(
+        self, call: Call, job: Job, error: Exception, now: float, *, own: bool, spread: float
+    ) -> float | None:
+        """Seconds until the request is asked again; None when it has its outcome."""
+        if not isinstance(error, RecordError):
+            self._deliver(job, job.failure(error))
+            return None
+        self._suspect(job, error, now)
+        if not error.consequence.retry:
+            self._stops.served()
+            if self._guard.suspicion is not None:
+                self._guard.hold_back(job, error)
+            else:
+                self._deliver(job, job.failure(error))
+            return None
+        if reason := self._stops.failing(error, now):
+            if not self._guard.proven:
+                self._break(BackendUnusable(reason))
+                return None
             self._stop(reason)
-        wait_s = self._retries.wait_s(job, reply, now)
+        wait_s = self._retries.wait_s(job, error, call, now, own=own, spread=spread)
         if self._pace.in_outage:  # the breaker waits for all; another record asks next
-            job.place = next(self._numbers)
+            self._intake.move_back(job)
         if wait_s is None or self._stopped is not None:
-            self._deliver(job, job.failure(reply))
-            return
-        LIVE.add("retried", 1)
-        if wait_s > 0:
-            self._queue.put_later(job, wait_s, lambda: self._guard(self._pump))
-        else:
-            self._queue.put(job)
+            self._deliver(job, job.failure(error))
+            return None
+        return wait_s
+
+    def _succeeded(self) -> None:
+        """A call has succeeded: failures that every record might share were those records' own."""
+        self._stops.served()
+        for job, error in self._guard.clear():
+            self._deliver(job, job.failure(error))
+
+    def _suspect(self, job: Job, error: RecordError, now: float) -> None:
+        if self._guard.failed(job.number, error, now):
+            asyncio.get_running_loop().call_later(_CLEAR_WITHIN_S, self._step, self._confirm)
+
+    def _confirm(self) -> None:
+        if self._guard.suspicion is not None:
+            self._break(BackendUnusable(str(self._guard.suspicion)))
+
+    def _watch(self, error: Exception | None) -> None:
+        if not self._guard.may_end_the_run(error):  # the run's end has the same message
+            self._stops.watch(self._pace.in_outage, error)
 
     def _deliver(self, job: Job, outcome: Outcome) -> None:
-        self._unfinished -= 1
-        job.inbox.put(Ended(job.index, job.batch, job.request, outcome))
+        self._intake.deliver(job, outcome)
         if self._stopped is None:
             error = outcome.error if isinstance(outcome, Failure) else None
-            self._stop(self._rules.ended(error))
+            if reason := self._stops.ended(error):
+                self._stop(reason)
 
-    # The end of a run
+    # On the event loop: the end of a run
 
-    def _accuse(self, error: RecordError) -> None:
-        """Two records failed alike: what is in flight may still prove that others succeed."""
-        if self._accused is None:
-            self._accused = error
-            asyncio.get_running_loop().call_later(_VERDICT_S, self._guard, self._condemn)
-
-    def _acquit(self) -> None:
-        """A call has succeeded: what failed before were those records' own failures."""
-        self._rules.succeeded = True
-        self._accused = None
-        held_back, self._held_back = self._held_back, []
-        for job in held_back:
-            assert job.error is not None
-            self._deliver(job, job.failure(job.error))
-
-    def _condemn(self) -> None:
-        if self._accused is not None:
-            self._break(BackendUnusable(str(self._accused)))
-
-    def _stop(self, reason: str | None) -> None:
-        """Stops in good order: what was paid for is kept, the rest is not attempted."""
-        if reason is None or self._stopped is not None:
+    def _stop(self, reason: str) -> None:
+        """Stops in good order: answers are kept, what was not sent is not attempted."""
+        if self._stopped is not None:
             return
         self._stopped = f"the run stopped: {reason}"
         _log.error("%s", self._stopped)
-        self._queue.end_back_offs()
-        asyncio.get_running_loop().call_soon(self._guard, self._pump)
+        self._pump_soon()
+
+    def _give_up_waiting(self, reason: str) -> None:
+        for job in self._scheduler.drain():
+            if job.completions.abandoned:
+                self._intake.drop(job)
+            else:
+                error = job.history.error if job.history is not None else NotAttempted(reason)
+                self._deliver(job, job.failure(error))
 
     def _break(self, error: BaseException) -> None:
         """Stops at once: every thread that waits gets the error, every call is cancelled."""
         if self._broken is not None:
             return
         self._broken = error
-        self._queue.clear()
-        self._not_let_in.clear()
-        for inbox in list(self._inboxes):
-            inbox.put(error)
+        self._scheduler.drain()
+        self._intake.end(error)
         for task in list(self._tasks):
             task.cancel()
+
+
+def _completed(job: Job, reply: Completion, latency_ms: int | None) -> Completion:
+    return dataclasses.replace(
+        reply,
+        attempts=job.attempts,
+        throttled_ms=job.throttled_ms,
+        latency_ms=reply.latency_ms if latency_ms is None else latency_ms,
+    )
 
 
 def _close(client: Client) -> None:

@@ -5,77 +5,100 @@ Nor while its client holds it (`transforms.backends.base.HoldingClient`).
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from transforms.dispatch.job import Job
 
 
+class Entry:
+    """Requests that wait for their turn together.
+
+    Attributes:
+      jobs: The requests.
+      fixed: They make up a call, which takes no others: they have failed together, or the request
+        may spoil a call for others. An entry that is not fixed holds one request.
+    """
+
+    __slots__ = ("fixed", "jobs")
+
+    def __init__(self, jobs: Sequence[Job], *, fixed: bool = False) -> None:
+        self.jobs = jobs
+        self.fixed = fixed
+
+
 class JobQueue:
-    """Jobs that may be sent, and jobs between a failure and their next call.
+    """Entries that may be sent, and entries between a failure and their next call.
 
     Used on the event loop; `backing_off` may be read by any thread.
     """
 
     def __init__(self) -> None:
-        self._ready: list[tuple[int, Job]] = []
-        self._timers: dict[Job, asyncio.TimerHandle] = {}
-        self._held: dict[asyncio.Future[None], list[Job]] = {}
+        self._ready: list[tuple[int, int, Entry]] = []
+        self._timers: dict[asyncio.TimerHandle, Sequence[Entry]] = {}
+        self._held: dict[asyncio.Future[None], list[Entry]] = {}
+        self.backing_off = 0
+        """How many requests are between a failure and their next call."""
 
     @property
     def ready(self) -> bool:
-        """Whether a job may be sent."""
+        """Whether an entry may be sent."""
         return bool(self._ready)
-
-    @property
-    def backing_off(self) -> int:
-        """How many jobs are between a failure and their next call."""
-        return len(self._timers)
 
     @property
     def holds(self) -> bool:
         """Whether the client holds any."""
         return bool(self._held)
 
-    def put(self, *jobs: Job) -> None:
-        """They may be sent from now on, each in its place."""
-        for job in jobs:
-            heapq.heappush(self._ready, (job.place, job))
+    def put(self, entries: Iterable[Entry]) -> None:
+        """They may be sent from now on, each in the place of its first request."""
+        for entry in entries:
+            first = entry.jobs[0]
+            heapq.heappush(self._ready, (first.place, first.number, entry))
 
-    def put_later(self, job: Job, wait_s: float, then: Callable[[], None]) -> None:
-        """It may be sent when its back-off is over; `then` is called at that time."""
+    def put_later(self, entries: Sequence[Entry], wait_s: float, then: Callable[[], None]) -> None:
+        """They may be sent when their back-off is over; `then` is called at that time."""
 
         def over() -> None:
-            del self._timers[job]
-            self.put(job)
+            del self._timers[timer]
+            self.backing_off -= requests
+            self.put(entries)
             then()
 
-        self._timers[job] = asyncio.get_running_loop().call_later(wait_s, over)
+        requests = sum(len(entry.jobs) for entry in entries)
+        self.backing_off += requests
+        timer = asyncio.get_running_loop().call_later(wait_s, over)
+        self._timers[timer] = entries
 
-    def put_when(self, until: asyncio.Future[None], job: Job, then: Callable[[], None]) -> None:
+    def put_when(self, until: asyncio.Future[None], entry: Entry, then: Callable[[], None]) -> None:
         """It may be tried again when that is done; `then` is called once for all that wait for it."""
 
         def over(_: object) -> None:
-            if (jobs := self._held.pop(until, None)) is not None:
-                self.put(*jobs)
+            if (entries := self._held.pop(until, None)) is not None:
+                self.put(entries)
                 then()
 
         if until not in self._held:
             self._held[until] = []
             until.add_done_callback(over)
-        self._held[until].append(job)
+        self._held[until].append(entry)
 
-    def pop(self) -> Job:
+    def first(self) -> Entry:
+        """The oldest that may be sent; it stays."""
+        return self._ready[0][2]
+
+    def pop(self) -> Entry:
         """The oldest that may be sent."""
-        return heapq.heappop(self._ready)[1]
+        return heapq.heappop(self._ready)[2]
 
     def end_back_offs(self) -> None:
-        """Nobody waits any longer: all may be sent."""
-        for timer in self._timers.values():
+        """Nothing waits any longer: all may be sent."""
+        for timer, entries in self._timers.items():
             timer.cancel()
-        self.put(*self._timers)
+            self.put(entries)
         self._timers.clear()
-        for jobs in self._held.values():
-            self.put(*jobs)
+        self.backing_off = 0
+        for entries in self._held.values():
+            self.put(entries)
         self._held.clear()
 
     def clear(self) -> None:

@@ -13,12 +13,12 @@ Pure: every method takes the time, in seconds of any monotonic clock. Not thread
 loop owns it.
 """
 
-import enum
 import math
 from collections.abc import Callable
 
 from transforms.dispatch.concurrency import AdaptiveConcurrency
 from transforms.dispatch.rate import AdaptiveRate, Call, TokenBucket
+from transforms.records.causes import Verdict
 
 LONGEST_GATE_S = 120.0
 """A ``Retry-After`` beyond this is not believed: the process asks again."""
@@ -26,21 +26,6 @@ _STRIKES = 10
 _FIRST_PROBE_S = 0.5
 _LONGEST_PROBE_S = 10.0
 _BURST_S = 1.0
-
-
-class Reply(enum.Enum):
-    """What a call's end says about the backend."""
-
-    SERVED = "served"
-    """It works: an answer, or a refusal of this request alone."""
-    LIMITED = "limited"
-    """It works, but a quota is used up (429)."""
-    OVERLOADED = "overloaded"
-    """It is full or slow (503, no answer in time)."""
-    BROKEN = "broken"
-    """It cannot be reached, or fails (other 5xx, lost connections)."""
-    RESTARTING = "restarting"
-    """It is gone, and its client holds requests until it is back: nothing to learn, or to probe."""
 
 
 class Stopwatch:
@@ -192,7 +177,7 @@ class Pace:
         self,
         permit: Permit,
         now: float,
-        reply: Reply,
+        verdict: Verdict,
         *,
         retry_after_s: float | None = None,
         tokens: float | None = None,
@@ -203,7 +188,7 @@ class Pace:
         Args:
           permit: From `sent`.
           now: The time.
-          reply: What it says about the backend.
+          verdict: What it says about the backend.
           retry_after_s: What the server asked for.
           tokens: What it really took; None for what was expected.
           blamed: Its record has failed before while others succeeded: that it fails again says
@@ -213,17 +198,17 @@ class Pace:
         bucket = self._buckets[1]
         if bucket is not None and tokens is not None:
             bucket.spend(tokens - permit.tokens, now)
-        if reply is Reply.RESTARTING:
+        if verdict is Verdict.RESTARTING:
             self._probe = None if permit is self._probe else self._probe
             return
         gate_s = min(retry_after_s or 0.0, LONGEST_GATE_S)
-        if gate_s and reply in (Reply.LIMITED, Reply.OVERLOADED):
+        if gate_s and verdict in (Verdict.LIMITED, Verdict.OVERLOADED):
             self.gate(now + gate_s)
-        if reply is Reply.LIMITED:
+        if verdict is Verdict.LIMITED:
             self._rate.refused(permit.call, now, gate_s)
         elif not self.in_outage:  # what ends in an outage says nothing about the limit
-            self._concurrency.ended(permit.sent_at, now, refused=reply is Reply.OVERLOADED)
-        self._watch(permit, now, reply, blamed)
+            self._concurrency.ended(permit.sent_at, now, refused=verdict is Verdict.OVERLOADED)
+        self._watch(permit, now, verdict, blamed)
 
     def works(self, now: float) -> None:
         """Notes that the backend works: an outage is over."""
@@ -235,12 +220,12 @@ class Pace:
             self._probe_wait_s = _FIRST_PROBE_S
             self._concurrency.restart(now)
 
-    def _watch(self, permit: Permit, now: float, reply: Reply, blamed: bool) -> None:
+    def _watch(self, permit: Permit, now: float, verdict: Verdict, blamed: bool) -> None:
         """Opens and closes the breaker."""
         probe = permit is self._probe
         if probe:
             self._probe = None
-        if reply in (Reply.SERVED, Reply.LIMITED):
+        if verdict in (Verdict.SERVED, Verdict.LIMITED):
             self.works(now)
             return
         self._strikes += not blamed

@@ -2,87 +2,170 @@
 
 Backoff is exponential with full jitter (Brooker, "Exponential Backoff And Jitter", AWS Architecture
 Blog, 2015). A connection that was lost before any byte of the answer, as a stale one is, gets its
-next call at once.
+next call at once. Requests that failed in one call wait for as long as each other, and are asked
+together again.
 
 A failure costs an attempt only where it is the record's own: other calls have succeeded since the
 one before, or none ever has. A record that has failed so once is blamed for what follows, too. Of
 others, when nothing succeeds any more, the backend may as well be the cause: the last few records,
 with which nothing can be compared, are given up when that has lasted for ``patience_s``; a
 streaming run keeps them until it knows.
+
+One of several requests may be why their call fails: when they fail again, they are asked in smaller
+calls, and none is given up before a call of its own has failed.
 """
 
 import math
 import random
+from collections.abc import Sequence
 
+from transforms.dispatch.call import Call
+from transforms.dispatch.history import DeadlineClock, History
 from transforms.dispatch.job import Job
+from transforms.dispatch.job_queue import Entry
 from transforms.dispatch.limits import DispatchLimits
 from transforms.dispatch.pace import LONGEST_GATE_S, Pace
+from transforms.records.causes import NextCall
 from transforms.records.errors import RecordError
 
+_SMALLER = 4
+"""By how much calls get smaller whose requests fail again."""
 
-class RetryRules:
-    """What a retryable failure costs its record; used on the event loop."""
 
-    def __init__(self, limits: DispatchLimits, pace: Pace) -> None:
+class RetryPolicy:
+    """What a retryable failure costs its record; used on the event loop.
+
+    Args:
+      limits: How often and for how long a record is asked.
+      pace: Knows of outages and of the last success.
+      paced: Whether the pace holds calls back, so that a Retry-After may be left to it.
+    """
+
+    def __init__(self, limits: DispatchLimits, pace: Pace, *, paced: bool = True) -> None:
         self._limits = limits
         self._pace = pace
+        self._paced = paced
 
-    def wait_s(self, job: Job, error: RecordError, now: float) -> float | None:
+    def held(self, job: Job, now: float) -> None:
+        """Notes that its client holds a request."""
+        if job.history is not None:
+            job.history.clock.pause(now)
+
+    def sent(self, job: Job, now: float) -> None:
+        """Notes that a request is sent."""
+        history = job.history
+        if history is None:
+            return
+        history.clock.resume(now)
+        if history.refused_at is not None:
+            history.throttled_s += now - history.refused_at
+            history.refused_at = None
+
+    @staticmethod
+    def spread() -> float:
+        """A throw of the dice, from 0 to 1, for all requests that failed in one call."""
+        return random.uniform(0, 1)
+
+    def wait_s(
+        self, job: Job, error: RecordError, call: Call, now: float, *, own: bool, spread: float
+    ) -> float | None:
         """Seconds until the record is asked again; None when it is given up.
 
         Args:
           job: The record.
           error: How its last call failed.
+          call: That call.
           now: The time.
+          own: Whether the failure is this request's, and not that of a call of several.
+          spread: From `spread`.
         """
-        outage_s = self._pace.outage_s(now) - job.outage_before_s
-        left_s = self._limits.record_deadline_s - (now - job.first_sent_at - outage_s)
-        if error.restarting:
-            job.refused_at = now
+        history = job.history
+        if history is None:
+            clock = DeadlineClock(call.sent_at, call.outage_s)
+            history = job.history = History(clock, error)
+        history.error = error
+        left_s = self._limits.record_deadline_s - history.clock.elapsed_s(
+            now, self._pace.outage_s(now)
+        )
+        consequence = error.consequence
+        if consequence.next_call is NextCall.AT_ONCE:
+            history.refused_at = now
             wait_s = 0.0
-        elif error.congestion:
-            job.refused_at = now
-            job.congested += 1
-            wait_s = self._asked_s(error) or self._backoff_s(job.congested)
+        elif not consequence.attempt:
+            history.refused_at = now
+            history.refusals += 1
+            wait_s = self._asked_s(error) or self._backoff_s(history.refusals, spread)
         else:
-            job.failures += 1
-            job.charged += self._is_its_own(job)
-            job.failed_at = now
-            if self._has_no_attempt_left(job, now):
+            history.failures += 1
+            history.charged += self._is_its_own(history)
+            history.failed_at = now
+            if own and self._has_no_attempt_left(history, now):
                 return None
-            wait_s = self._asked_s(error) or self._backoff_s(job.failures)
-            if error.unanswered and job.failures == 1:
+            wait_s = self._asked_s(error) or self._backoff_s(history.failures, spread)
+            if consequence.next_call is NextCall.FIRST_AT_ONCE and history.failures == 1:
                 wait_s = 0.0
         if self._pace.in_outage:
             return 0.0 if left_s > 0 else None
         if wait_s > left_s:
             return None
         # The whole process waits out a Retry-After: this record is then the first to be sent.
-        if error.congestion and error.retry_after_s:
+        if self._paced and error.retry_after_s and not consequence.attempt:
             self._pace.gate(now + wait_s)
             return 0.0
         return wait_s
 
-    def _is_its_own(self, job: Job) -> bool:
+    def entries(self, jobs: Sequence[Job], call: Call, now: float, *, own: bool) -> list[Entry]:
+        """How requests that failed are asked again: together, or in smaller calls.
+
+        Args:
+          jobs: Requests of the call that wait for equally long; `wait_s` has noted their failure.
+          call: The call.
+          now: The time.
+          own: Whether each failed for itself, and not the call as a whole.
+        """
+        if own:
+            # One that has failed alone may spoil a call for others.
+            return [Entry([job], fixed=not call.shared and _failures(job) > 0) for job in jobs]
+        size = min(self._together(job, len(call.jobs), now) for job in jobs)
+        return [
+            Entry(jobs[first : first + size], fixed=True) for first in range(0, len(jobs), size)
+        ]
+
+    def _together(self, job: Job, requests: int, now: float) -> int:
+        """How large a call a request may share that has failed in one of so many requests."""
+        history = job.history
+        if history is None or history.refused_at is not None:
+            return requests
+        last = history.charged >= max(1, self._limits.max_attempts - 1)
+        if last or self._has_no_attempt_left(history, now):
+            return 1
+        return max(1, requests // _SMALLER) if history.charged > 1 else requests
+
+    def _is_its_own(self, history: History) -> bool:
         """Whether a failure is the record's, as far as one can know."""
         if self._pace.served_at == -math.inf:
             return not self._limits.hold
-        last = job.first_sent_at if math.isnan(job.failed_at) else job.failed_at
-        return self._pace.served_at > last or (job.blamed and not self._pace.in_outage)
-
-    def _has_no_attempt_left(self, job: Job, now: float) -> bool:
-        most = self._limits.max_attempts
-        if job.charged >= most or (most == 1 and not self._limits.hold):
+        if self._pace.served_at > history.failed_at:
             return True
-        silent_s = now - max(self._pace.served_at, job.first_sent_at)
+        return history.charged > 0 and not self._pace.in_outage
+
+    def _has_no_attempt_left(self, history: History, now: float) -> bool:
+        most = self._limits.max_attempts
+        if history.charged >= most or (most == 1 and not self._limits.hold):
+            return True
+        silent_s = now - max(self._pace.served_at, history.clock.started_at)
         given_up = silent_s > self._limits.patience_s and not self._limits.hold
-        return job.failures >= most and given_up
+        return history.failures >= most and given_up
 
     @staticmethod
     def _asked_s(error: RecordError) -> float:
         return min(error.retry_after_s or 0.0, LONGEST_GATE_S)
 
-    def _backoff_s(self, failures: int) -> float:
+    def _backoff_s(self, failures: int, spread: float) -> float:
         limits = self._limits
         ceiling = min(limits.max_backoff_s, limits.first_backoff_s * 2.0 ** min(failures - 1, 30))
-        return random.uniform(0, ceiling)
+        return spread * ceiling
+
+
+def _failures(job: Job) -> int:
+    return job.history.failures if job.history is not None else 0

@@ -1,14 +1,12 @@
 """What stops a run, and what costs only a record.
 
-* What would fail every record alike (401, 403, 404, no connection) stops the run as soon as a
-  second record has failed in the same way, while no call has ever succeeded. Calls that are still
-  in flight then have a little time to prove the contrary; nothing else is sent meanwhile.
+* A failure that every record would share ends a run at its start: `transforms.dispatch.start_guard`.
 * Without any success for ``give_up_after_s`` a batch run stops; a streaming one holds its messages.
 * More than ``max_dead_letter_ratio`` of at least 1,000 records failed: the run stops.
-* More than 1 % of the records failed in a way that nobody foresaw: the run stops (unless that
+* More than 1 % of the records failed with an unforeseen exception: the run stops (unless that
   ratio is 1: then no number of failures stops it).
 
-The last three keep what was paid for: records that were not sent are dead letters
+The last three keep the answers already paid for: records that were not sent are dead letters
 (``not_attempted``), results are written, and only then the run fails.
 """
 
@@ -25,13 +23,11 @@ INTERNAL_AT_LEAST = 10
 _log = logging.getLogger(__name__)
 
 
-class StopRules:
-    """The rules, fed with how records end; one per dispatcher, used on its event loop."""
+class StopPolicy:
+    """When failures stop a run; fed with how records end, on the event loop."""
 
     def __init__(self, limits: DispatchLimits) -> None:
         self._limits = limits
-        self.succeeded = False
-        self._suspects: dict[str, tuple[float, set[int]]] = {}
         self._failing_since: float | None = None
         self._last_error = ""
         self._held = self._down = False
@@ -43,42 +39,18 @@ class StopRules:
         self._held = False
 
     def watch(self, in_outage: bool, error: object) -> None:
-        """Says once that the backend is down and why, and once that it is back.
-
-        Not for what is about to stop the run with the same message.
-        """
-        fatal = getattr(error, "fatal_at_start", False) and not self._limits.hold
-        if not self.succeeded and fatal:
-            return
+        """Logs once that the backend is unavailable and why, and once that it is back."""
         if in_outage and not self._down:
-            _log.warning("the backend is down, one call at a time asks on: %s", error)
+            _log.warning(
+                "backend unavailable (%s); probing with single calls until it recovers", error
+            )
         elif self._down and not in_outage:
-            _log.warning("the backend is back")
+            _log.warning("the backend is available again")
         self._down = in_outage
 
     def idle(self) -> None:
         """Nothing is being asked: that is no failure."""
         self._failing_since = None
-
-    def fatal_at_start(self, record: int, error: RecordError, now: float) -> bool:
-        """Whether a second record has failed in a way that fails all, and none has succeeded.
-
-        Args:
-          record: Tells one record from another.
-          error: How it failed. A server that cannot be reached may be starting: it gets as long
-            as a first retry takes.
-          now: The time.
-        """
-        if self.succeeded or not error.fatal_at_start:
-            return False
-        if error.retryable and self._limits.hold:  # no connection yet: it is waited for
-            return False
-        since, records = self._suspects.setdefault(error.error_type, (now, set()))
-        records.add(record)
-        patience_s = self._limits.first_backoff_s if error.retryable else 0.0
-        if self._limits.max_attempts == 1:
-            patience_s = 0.0
-        return len(records) > 1 and now - since >= patience_s
 
     def failing(self, error: RecordError, now: float) -> str | None:
         """Notes a call that failed retryably; gives the reason to stop when it is time to."""
@@ -98,7 +70,6 @@ class StopRules:
         """Notes a record's end; gives the reason to stop when there is one."""
         self._ended += 1
         if error is None:
-            self.succeeded = True
             return None
         self._dead += 1
         self._last_error = f"{type(error).__name__}: {error}"

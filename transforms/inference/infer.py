@@ -1,8 +1,8 @@
 """Inference: one outcome per request, always, and a backend that is never left idle.
 
 `Infer` is what our pipeline uses: pre-batched input, typed outputs, a shuffle behind the paid call.
-A bundle hands one batch after the other to the process's dispatcher and gives out what has ended
-meanwhile; it waits for the slowest call only once, at its end. (RunInference waits at the end of
+A bundle hands one batch after the other to the process's dispatcher and yields the outcomes that
+arrive meanwhile; it waits for the slowest call only once, at its end. (RunInference waits at the end of
 every batch: with 256 requests and a language model's latencies, seven of eight slots would idle.)
 
 `transforms.inference.handler` has a plain Beam `ModelHandler` over the same dispatcher.
@@ -22,7 +22,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from transforms.accounting.metrics import CallMetrics
 from transforms.backends.base import Backend
 from transforms.dispatch import loop
-from transforms.dispatch.completion_queue import Inbox
+from transforms.dispatch.completion_queue import CompletionQueue
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure, Outcome
 from transforms.records.records import Answer, DeadLetter, Json, Params, Request
 
@@ -54,7 +54,7 @@ Outcomes: TypeAlias = Answer | TaggedOutput[Literal["unserved"], DeadLetter]
 
 
 class _CallModelDoFn(beam.DoFn):
-    """Hands batches over and gives out what has ended, with the window of its batch."""
+    """Hands batches over and yields outcomes, each with the window of its batch."""
 
     def __init__(
         self, open_: Callable[[], Dispatcher], params: Params, allow_earlier_params: bool
@@ -66,12 +66,12 @@ class _CallModelDoFn(beam.DoFn):
 
     def setup(self) -> None:
         self._dispatcher: Dispatcher | None = self._shared.acquire(self._open)
-        self._inbox = Inbox()
+        self._completions = CompletionQueue()
 
     def start_bundle(self) -> None:
         assert self._dispatcher is not None
-        self._inbox.abandoned = True  # of a bundle that failed elsewhere; else it is empty
-        self._inbox = Inbox()
+        self._completions.abandoned = True  # of a bundle that failed elsewhere; else it is empty
+        self._completions = CompletionQueue()
         self._calls = CallMetrics(self._dispatcher)
 
     def process(
@@ -82,20 +82,20 @@ class _CallModelDoFn(beam.DoFn):
     ) -> Iterator[Outcomes]:
         assert self._dispatcher is not None
         batch = self._params.restore(batch, allow_earlier=self._allow_earlier_params)
-        self._dispatcher.submit(batch, self._inbox, (timestamp, window))
-        return self._ended(lambda let_in: let_in)
+        self._dispatcher.submit(batch, self._completions, (timestamp, window))
+        return self._ended(lambda admitted: admitted)
 
     def finish_bundle(self) -> Iterator[Outcomes]:
-        yield from self._ended(lambda _: not self._inbox.outstanding)
+        yield from self._ended(lambda _: not self._completions.outstanding)
         self._calls.report()
 
     def teardown(self) -> None:
-        self._inbox.abandoned = True
+        self._completions.abandoned = True
         self._dispatcher = None
 
     def _ended(self, enough: Callable[[bool], bool]) -> Iterator[Outcomes]:
-        """What ends until it is enough, told whether the batch has been let in."""
-        for ended in self._inbox.until(enough, self._calls.report_when_due):
+        """Yields outcomes until there are enough; `enough` is told whether the batch is admitted."""
+        for ended in self._completions.until(enough, self._calls.report_when_due):
             self._calls.count(ended.outcome)
             yield _placed(outcome_of(ended.request, ended.outcome), *ended.batch)
 

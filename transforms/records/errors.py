@@ -17,10 +17,14 @@
         ├── SchemaViolation  WriteRejected                             after the model
         └── NotAttempted  Internal
 
-The ``error_type`` of a dead letter is the class attribute of the `RecordError` that made it.
+The ``error_type`` of a dead letter is the class attribute of the `RecordError` that made it. How the
+dispatcher treats a failure is a matter of its `transforms.records.causes.Cause`.
 """
 
+import functools
 from typing import Any
+
+from transforms.records.causes import CONSEQUENCES, Cause, Consequence
 
 
 class PipelineError(Exception):
@@ -54,53 +58,85 @@ class Interrupted(RunError):
 class RecordError(PipelineError):
     """One record's failure, classified.
 
+    Its class is the ``error_type`` of the dead letter; its cause decides how the dispatcher treats
+    it. An error is frozen: `replaced` makes another one.
+
     Args:
       message: What was wrong, with the value; no prompt, response or secret in it.
-      retry_after_s: What the server asked for, in seconds.
+      cause: Why the call failed; None for the usual cause of the class.
+      retry_after_s: How long the server asks callers to wait, in seconds.
       finish_reason: The model's own word for how it ended, as sent.
-      output: The text that there was, for a failure behind an answer.
-      usage: The tokens that were billed for it (a `transforms.records.records.Usage`).
-      model_version: What the server says answered.
-      service_tier: What the server says it charged for.
-      fatal_at_start: True for what would fail every record alike (401, 403, 404, no connection)
-        while nothing has succeeded yet.
-      congestion: True for a refusal that says nothing of the record itself (429, 503, an
-        outage): retried until the record's deadline, at the cost of no attempt.
-      unanswered: True for a connection that was lost before any byte of the answer: the next call
-        need not wait.
-      restarting: True where the server is being started again and the client holds requests until
-        it is back: nobody need wait longer, and it says nothing of the server's load.
+      output: The model's text, for a failure behind an answer.
+      usage: The tokens billed for it (a `transforms.records.records.Usage`).
+      model_version: The model that answered, as the server says.
+      service_tier: The tier that the server charges for.
     """
 
     error_type = "internal"
     retryable = False
+    """Whether a later run may well succeed: a column of the dead letter."""
+
+    cause: Cause = Cause.REQUEST
+    retry_after_s: float | None
+    finish_reason: str | None
+    output: str | None
+    usage: Any
+    model_version: str | None
+    service_tier: str | None
 
     def __init__(
         self,
         message: str,
         *,
+        cause: Cause | None = None,
         retry_after_s: float | None = None,
         finish_reason: str | None = None,
         output: str | None = None,
         usage: Any = None,
         model_version: str | None = None,
         service_tier: str | None = None,
-        fatal_at_start: bool = False,
-        congestion: bool = False,
-        unanswered: bool = False,
-        restarting: bool = False,
     ) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
-        self.finish_reason = finish_reason
-        self.output = output
-        self.usage = usage
-        self.model_version = model_version
-        self.service_tier = service_tier
-        self.fatal_at_start = fatal_at_start
-        self.congestion = congestion
-        self.unanswered = unanswered
-        self.restarting = restarting
+        vars(self).update(
+            cause=cause or type(self).cause,
+            retry_after_s=retry_after_s,
+            finish_reason=finish_reason,
+            output=output,
+            usage=usage,
+            model_version=model_version,
+            service_tier=service_tier,
+        )
+
+    @property
+    def consequence(self) -> Consequence:
+        """The row of its cause in `transforms.records.causes.CONSEQUENCES`."""
+        return CONSEQUENCES[self.cause]
+
+    def replaced(self, **changes: Any) -> "RecordError":
+        """Another error of the same class and message, with other facts."""
+        return type(self)(*self.args, **{**self._facts(), **changes})
+
+    def _facts(self) -> dict[str, Any]:
+        return {name: vars(self)[name] for name in _FACTS}
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _FACTS:
+            raise AttributeError(f"{name} is a fact of the failure: make another error")
+        super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self), **self._facts()), self.args
+
+
+_FACTS = (
+    "cause",
+    "retry_after_s",
+    "finish_reason",
+    "output",
+    "usage",
+    "model_version",
+    "service_tier",
+)
 
 
 class ParseError(RecordError):
@@ -144,6 +180,7 @@ class RateLimited(RecordError):
 
     error_type = "rate_limited"
     retryable = True
+    cause = Cause.RATE_LIMIT
 
 
 class Unavailable(RecordError):
@@ -151,6 +188,7 @@ class Unavailable(RecordError):
 
     error_type = "unavailable"
     retryable = True
+    cause = Cause.SERVER_ERROR
 
 
 class RequestTimeout(RecordError):
@@ -158,6 +196,7 @@ class RequestTimeout(RecordError):
 
     error_type = "timeout"
     retryable = True
+    cause = Cause.TIMEOUT
 
 
 class Blocked(RecordError):

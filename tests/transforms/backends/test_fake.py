@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.transforms.backends import opened, prompt, request_of
 from transforms.backends.base import BatchClient
 from transforms.backends.fake import FAULTS, FakeBackend
+from transforms.records.causes import Cause
 from transforms.records.errors import (
     Blocked,
     ConfigurationError,
@@ -164,8 +165,7 @@ def test_markers(name: str) -> None:
     for outcome in outcomes:
         assert isinstance(outcome, RecordError)
         assert outcome.error_type == name.removeprefix("transient:")
-        assert outcome.fatal_at_start is False
-        assert outcome.congestion is name.endswith("rate_limited")
+        assert outcome.cause is type(outcome).cause
 
 
 def test_unknown_marker() -> None:
@@ -176,9 +176,9 @@ def test_unknown_marker() -> None:
 
 def test_forbidden_for_all_is_fatal() -> None:
     """Like a missing permission; a share of forbidden records is their own failure."""
-    for share, fatal in ((1, True), (1.0, True), (0.999, False)):
+    for share, cause in ((1, Cause.CREDENTIALS), (1.0, Cause.CREDENTIALS), (0.999, Cause.REQUEST)):
         (outcomes,) = _many(FakeBackend(faults={"forbidden": share}), _requests(1))
-        assert outcomes[0].fatal_at_start is fatal
+        assert outcomes[0].cause is cause
 
 
 _SCHEMA = {

@@ -17,6 +17,7 @@ from transforms.clients import server_metrics as gauges
 from transforms.clients.endpoints import Endpoints
 from transforms.dispatch import loop
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits
+from transforms.records.causes import Cause
 from transforms.records.errors import InvalidRequest, RateLimited, RecordError, Unavailable
 from transforms.records.records import Completion
 
@@ -143,7 +144,7 @@ def test_a_server_that_fails_is_left_out_and_comes_back() -> None:
             while not made.all[0].down:
                 outcome = await asyncio.gather(made.post("x", {}), return_exceptions=True)
                 if isinstance(outcome[0], Unavailable):
-                    assert not outcome[0].fatal_at_start
+                    assert outcome[0].cause is Cause.SERVER_ERROR
                     failed += 1
             assert failed == 3
             for _ in range(5):
@@ -211,7 +212,7 @@ def test_all_are_down() -> None:
                     await made.post("chat/completions", {})
             assert not made.all[1].down
         async with group(NOBODY) as alone:
-            assert (await _error(alone)).fatal_at_start
+            assert (await _error(alone)).cause is Cause.CONNECTION_REFUSED
             assert not alone.all[0].down
             assert alone.gauges() == {}
 
@@ -251,7 +252,7 @@ def test_a_server_with_another_model() -> None:
             one.status = two.status = 404
             error = await _error(made)
             assert isinstance(error, InvalidRequest)
-            assert error.fatal_at_start
+            assert error.cause is Cause.NOT_SERVED
             assert (one.posts, two.posts) == (1, 1)
             assert made.gauges() == {"endpoints_down": 0}
 

@@ -12,6 +12,7 @@ import pytest
 
 from transforms.clients import google_auth
 from transforms.clients.google_auth import GoogleAuth, auth_for, vertex_base_url
+from transforms.records.causes import Cause
 from transforms.records.errors import BackendUnusable, Forbidden, Unavailable
 
 
@@ -90,7 +91,7 @@ def test_expired_and_no_new_token(monkeypatch: pytest.MonkeyPatch) -> None:
         for error in errors:
             assert type(error) is Unavailable
             assert str(error) == "no Google token: 503"
-            assert error.congestion
+            assert error.cause is Cause.OVERLOADED
         monkeypatch.setattr(google_auth, "PAUSE_AFTER_FAILURE_S", 0.0)
         auth._pause_until = 0.0
         return await auth.headers()
@@ -108,7 +109,7 @@ def test_revoked() -> None:
 
     with pytest.raises(Forbidden, match=r"^no Google token: invalid_grant$") as caught:
         asyncio.run(ask())
-    assert caught.value.fatal_at_start
+    assert caught.value.cause is Cause.CREDENTIALS
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from transforms.clients.http import (
     retry_after_s,
     shaped,
 )
+from transforms.records.causes import Cause
 from transforms.records.errors import (
     Blocked,
     Forbidden,
@@ -47,35 +48,33 @@ def _post(url: str, body: Any = None, **more: Any) -> Reply:
 
 
 @pytest.mark.parametrize(
-    ("status", "error", "fatal_at_start", "congestion"),
+    ("status", "error", "cause"),
     [
-        (301, InvalidRequest, True, False),
-        (400, InvalidRequest, False, False),
-        (401, Forbidden, True, False),
-        (403, Forbidden, True, False),
-        (404, InvalidRequest, True, False),
-        (405, InvalidRequest, True, False),
-        (408, RequestTimeout, False, False),
-        (409, InvalidRequest, False, False),
-        (413, TooLarge, False, False),
-        (422, InvalidRequest, False, False),
-        (429, RateLimited, False, True),
-        (500, Unavailable, False, False),
-        (501, Unavailable, False, False),
-        (502, Unavailable, False, False),
-        (503, Unavailable, False, True),
-        (504, RequestTimeout, False, False),
-        (529, Unavailable, False, False),
-        (600, Unavailable, False, False),
+        (301, InvalidRequest, Cause.NOT_SERVED),
+        (400, InvalidRequest, Cause.REQUEST),
+        (401, Forbidden, Cause.CREDENTIALS),
+        (403, Forbidden, Cause.CREDENTIALS),
+        (404, InvalidRequest, Cause.NOT_SERVED),
+        (405, InvalidRequest, Cause.NOT_SERVED),
+        (408, RequestTimeout, Cause.TIMEOUT),
+        (409, InvalidRequest, Cause.REQUEST),
+        (413, TooLarge, Cause.REQUEST),
+        (422, InvalidRequest, Cause.REQUEST),
+        (429, RateLimited, Cause.RATE_LIMIT),
+        (500, Unavailable, Cause.SERVER_ERROR),
+        (501, Unavailable, Cause.SERVER_ERROR),
+        (502, Unavailable, Cause.SERVER_ERROR),
+        (503, Unavailable, Cause.OVERLOADED),
+        (504, RequestTimeout, Cause.TIMEOUT),
+        (529, Unavailable, Cause.SERVER_ERROR),
+        (600, Unavailable, Cause.SERVER_ERROR),
     ],
 )
-def test_status(
-    status: int, error: type[RecordError], fatal_at_start: bool, congestion: bool
-) -> None:
+def test_status(status: int, error: type[RecordError], cause: Cause) -> None:
     """Each status becomes exactly its error."""
     made = error_of(status, {}, b'{"error": {"message": "No.", "code": 7}}', URL)
     assert type(made) is error
-    assert (made.fatal_at_start, made.congestion) == (fatal_at_start, congestion)
+    assert made.cause is cause
     assert str(made) == f"HTTP {status} from host/v1/chat: No."
 
 
@@ -92,23 +91,21 @@ def test_the_parameter_counts_where_the_code_repeats_the_status(
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "error", "fatal_at_start", "congestion"),
+    ("status", "code", "error", "cause"),
     [
-        (400, "context_length_exceeded", TooLarge, False, False),
-        (400, "content_filter", Blocked, False, False),
-        (429, "insufficient_quota", Forbidden, True, False),
-        (429, "rate_limit_exceeded", RateLimited, False, True),
-        (500, "context_length_exceeded", Unavailable, False, False),
+        (400, "context_length_exceeded", TooLarge, Cause.REQUEST),
+        (400, "content_filter", Blocked, Cause.REQUEST),
+        (429, "insufficient_quota", Forbidden, Cause.ACCOUNT),
+        (429, "rate_limit_exceeded", RateLimited, Cause.RATE_LIMIT),
+        (500, "context_length_exceeded", Unavailable, Cause.SERVER_ERROR),
     ],
 )
-def test_code(
-    status: int, code: str, error: type[RecordError], fatal_at_start: bool, congestion: bool
-) -> None:
+def test_code(status: int, code: str, error: type[RecordError], cause: Cause) -> None:
     """A code is more specific than its status, and means nothing with another status."""
     body = orjson.dumps({"error": {"message": "No.", "type": "t", "param": None, "code": code}})
     made = error_of(status, {}, body, URL)
     assert type(made) is error
-    assert (made.fatal_at_start, made.congestion) == (fatal_at_start, congestion)
+    assert made.cause is cause
 
 
 @pytest.mark.parametrize(
@@ -203,7 +200,7 @@ def test_unreadable_success_is_retryable() -> None:
 
     with pytest.raises(Unavailable, match=r"^HTTP 200 from .* a body of 6 bytes") as caught:
         asyncio.run(exchange())
-    assert not caught.value.fatal_at_start
+    assert caught.value.cause is Cause.SERVER_ERROR
     with pytest.raises(Unavailable, match=r"^the reply of m has not the expected .*KeyError"):
         shaped(lambda data: data["a"], {}, what="m")
 
@@ -234,11 +231,11 @@ def _unused_port() -> int:
 
 
 def test_no_connection() -> None:
-    """A refused connection is fatal at the start, and names the host but no header or query."""
+    """The message names the host but no header or query."""
     port = _unused_port()
     with pytest.raises(Unavailable) as caught:
         _post(f"http://127.0.0.1:{port}/v1?key=secret", {}, headers={"Authorization": "secret"})
-    assert caught.value.fatal_at_start
+    assert caught.value.cause is Cause.CONNECTION_REFUSED
     assert str(caught.value).startswith(f"no connection to 127.0.0.1:{port}/v1: ")
     assert "secret" not in str(caught.value)
 
@@ -247,7 +244,7 @@ def test_no_url() -> None:
     """What is no URL is wrong for every record."""
     with pytest.raises(InvalidRequest, match=r"is no URL$") as caught:
         _post("127.0.0.1", {})
-    assert caught.value.fatal_at_start
+    assert caught.value.cause is Cause.NOT_SERVED
 
 
 async def _answer_once(reply: bytes) -> tuple[asyncio.Server, str]:
@@ -264,15 +261,15 @@ async def _answer_once(reply: bytes) -> tuple[asyncio.Server, str]:
 
 
 @pytest.mark.parametrize(
-    ("reply", "fatal_at_start"),
+    ("reply", "cause"),
     [
-        (b"", True),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", False),
-        (b"no http at all\r\n\r\n", False),
+        (b"", Cause.LOST_BEFORE_ANSWER),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", Cause.SERVER_ERROR),
+        (b"no http at all\r\n\r\n", Cause.SERVER_ERROR),
     ],
 )
-def test_disconnected(reply: bytes, fatal_at_start: bool) -> None:
-    """Hanging up before the answer is no connection; in the middle of it, a failed answer."""
+def test_disconnected(reply: bytes, cause: Cause) -> None:
+    """A connection lost before the answer is no answer; one lost in the middle, a broken one."""
 
     async def exchange() -> None:
         server, url = await _answer_once(reply)
@@ -285,7 +282,7 @@ def test_disconnected(reply: bytes, fatal_at_start: bool) -> None:
 
     with pytest.raises(Unavailable) as caught:
         asyncio.run(exchange())
-    assert caught.value.fatal_at_start is fatal_at_start
+    assert caught.value.cause is cause
 
 
 def test_keepalive_is_below_vllm() -> None:

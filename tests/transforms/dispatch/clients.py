@@ -8,9 +8,9 @@ from typing import Any
 
 from transforms.backends.base import CallLimits
 from transforms.dispatch import loop
-from transforms.dispatch.completion_queue import Ended, Inbox
+from transforms.dispatch.completion_queue import CompletionQueue, Ended
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure, Outcome
-from transforms.records.records import Completion, Record, Request
+from transforms.records.records import Completion, Record, Request, Usage
 
 HANG = object()
 """A reply that never comes."""
@@ -22,6 +22,11 @@ def make_requests(count: int, first: int = 0) -> list[Request]:
         Request(Record(str(n), {}), {"n": n}, {}, f"{n:064x}", 1)
         for n in range(first, first + count)
     ]
+
+
+def numbers(requests: Sequence[Request]) -> list[int]:
+    """The numbers of requests."""
+    return [request.body["n"] for request in requests]
 
 
 class Client:
@@ -127,6 +132,50 @@ class ManyClient(Client):
         return replies
 
 
+class RemoteClient(Client):
+    """Answers calls of several requests over a network, with a function of their numbers.
+
+    The function gives a list of replies, one exception for the whole call, or `HANG`. A call of one
+    request is one of `Client`. Each call's requests are in `sets`, with the time.
+    """
+
+    def __init__(
+        self,
+        many: Callable[[list[int]], Any],
+        reply: Callable[[int, int], Any] = lambda n, _: f"alone {n}",
+        seconds: float = 1.0,
+        **limits: Any,
+    ) -> None:
+        super().__init__(reply, seconds)
+        self.many = many
+        self.call_limits = CallLimits(**{"max_requests": None, **limits})
+        self.sets: list[tuple[float, list[int]]] = []
+
+    async def generate(self, request: Request) -> Completion:
+        self.sets.append((virtual_now(), numbers([request])))
+        return await super().generate(request)
+
+    async def generate_many(self, requests: Sequence[Request]) -> Any:
+        self.sets.append((virtual_now(), numbers(requests)))
+        replies = self.many(numbers(requests))
+        await asyncio.sleep(self.seconds(0, 0))
+        if replies is HANG:
+            await asyncio.Future()
+        if isinstance(replies, BaseException):
+            raise replies
+        return replies
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many requests each call asked."""
+        return [len(asked) for _, asked in self.sets]
+
+
+def completions(asked: Sequence[int]) -> list[Completion]:
+    """A completion for each request, with its number as the output."""
+    return [Completion(f"{n}", usage=Usage(10, None, 0)) for n in asked]
+
+
 def virtual_now() -> float:
     """Seconds since the test began."""
     clock: Any = loop.event_loop()
@@ -138,22 +187,22 @@ def answer(client: Client, count: int, **limits: Any) -> list[Outcome]:
     return Dispatcher(client, DispatchLimits(**limits)).answer(make_requests(count))
 
 
-def collect(inbox: Inbox) -> list[Ended]:
+def collect(completions: CompletionQueue) -> list[Ended]:
     """Everything that is still to come, in the order in which it ended."""
     ended = []
-    while inbox.outstanding:
-        item = inbox.get(30.0)
+    while completions.outstanding:
+        item = completions.get(30.0)
         if item is not None:
             ended.append(item)
     return ended
 
 
-def drain(inbox: Inbox) -> list[Ended | None]:
+def drain(completions: CompletionQueue) -> list[Ended | None]:
     """Everything that is there now."""
     items = []
     while True:
         try:
-            items.append(inbox.get(0.0))
+            items.append(completions.get(0.0))
         except queue.Empty:
             return items
 

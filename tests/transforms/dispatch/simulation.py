@@ -13,7 +13,8 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from transforms.dispatch.pace import Pace, Permit, Reply
+from transforms.dispatch.pace import Pace, Permit
+from transforms.records.causes import Verdict
 
 _Z99 = 2.326
 """The 99th percentile of the standard normal distribution."""
@@ -65,19 +66,19 @@ class Server:
         """From now on it is this; nothing is saved up."""
         self._quota, self._left = quota, min(self._left, quota)
 
-    def refuses(self, now: float) -> Reply | None:
+    def refuses(self, now: float) -> Verdict | None:
         """What a call that arrives now is refused with; None when it is let in."""
         if self._quota:
             filled = self._left + (now - self._filled_at) * self._quota
             self._left, self._filled_at = min(self._quota, filled), now
             if self._left < 1:
-                return Reply.LIMITED
+                return Verdict.LIMITED
             self._left -= 1
         chance = self._random.random()
         if chance < self._limited:
-            return Reply.LIMITED
+            return Verdict.LIMITED
         if chance < self._limited + self._overloaded or self.busy >= self._hard_limit:
-            return Reply.OVERLOADED
+            return Verdict.OVERLOADED
         return None
 
     def service_s(self) -> float:
@@ -252,13 +253,13 @@ class _Run:
         self._server.busy -= 1
         if self._server.queue:
             self._serve(*self._server.queue.popleft())
-        self._ended(n, permit, Reply.SERVED)
+        self._ended(n, permit, Verdict.SERVED)
 
-    def _ended(self, n: int, permit: Permit, reply: Reply) -> None:
+    def _ended(self, n: int, permit: Permit, reply: Verdict) -> None:
         if (second := self._second()) is not None:
-            second.served[n] += reply is Reply.SERVED
-            second.limited += reply is Reply.LIMITED
-            second.overloaded += reply is Reply.OVERLOADED
-        retry_after_s = self._server.retry_after_s if reply is Reply.LIMITED else None
+            second.served[n] += reply is Verdict.SERVED
+            second.limited += reply is Verdict.LIMITED
+            second.overloaded += reply is Verdict.OVERLOADED
+        retry_after_s = self._server.retry_after_s if reply is Verdict.LIMITED else None
         self._paces[n].ended(permit, self._now, reply, retry_after_s=retry_after_s)
         self._pump(n)

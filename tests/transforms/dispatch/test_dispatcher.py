@@ -28,11 +28,11 @@ from tests.transforms.dispatch.clients import (
     virtual_now,
 )
 from tests.transforms.dispatch.virtual_time import Clock
-from transforms.dispatch import completion_queue as inbox_module
-from transforms.dispatch import loop
-from transforms.dispatch.completion_queue import Inbox
+from transforms.dispatch import completion_queue, loop
+from transforms.dispatch.completion_queue import CompletionQueue
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits
 from transforms.dispatch.pace import Pace
+from transforms.records.causes import Cause
 from transforms.records.errors import BackendUnusable, Blocked, Forbidden, RateLimited, Unavailable
 from transforms.records.records import Completion, Record, Request, Usage
 
@@ -74,12 +74,12 @@ def test_many_threads_share_one_client() -> None:
 def test_batches_come_back_with_their_outcomes() -> None:
     """What was given with a batch, and each request's index in it."""
     shared = Dispatcher(Client(lambda n, _: f"{n}"), DispatchLimits())
-    inbox = Inbox()
-    shared.submit(make_requests(2), inbox, "first")
-    shared.submit(make_requests(1, 7), inbox, "second")
+    completions = CompletionQueue()
+    shared.submit(make_requests(2), completions, "first")
+    shared.submit(make_requests(1, 7), completions, "second")
     assert [
         (e.index, e.batch, e.request.record.record_id, e.outcome.output)  # type: ignore[union-attr]
-        for e in sorted(collect(inbox), key=lambda e: (e.batch, e.index))
+        for e in sorted(collect(completions), key=lambda e: (e.batch, e.index))
     ] == [(0, "first", "0", "0"), (1, "first", "1", "1"), (0, "second", "7", "7")]
 
 
@@ -142,11 +142,11 @@ def test_a_client_that_cancels_itself(clock: Clock, by_the_batch: bool) -> None:
     client: Client = Client(lambda n, _: asyncio.CancelledError() if not n else f"{n}")
     if by_the_batch:
         client = ManyClient(lambda requests: asyncio.CancelledError(), client.reply)
-    inbox = Inbox()
+    completions = CompletionQueue()
     shared = Dispatcher(client, DispatchLimits())
-    shared.submit(make_requests(2), inbox)
+    shared.submit(make_requests(2), completions)
     clock.sleep(10_000)
-    ended = [item for item in drain(inbox) if item is not None]
+    ended = [item for item in drain(completions) if item is not None]
     assert sorted(item.index for item in ended) == [0, 1]
 
 
@@ -154,14 +154,14 @@ def test_a_client_that_cancels_itself(clock: Clock, by_the_batch: bool) -> None:
 
 
 def test_oldest_first() -> None:
-    """First in, first out, over several batches and threads' inboxes."""
+    """First in, first out, over several batches and threads' queues."""
     client = Client(lambda n, _: "", 1.0)
     shared = Dispatcher(client, DispatchLimits(max_concurrency=3))
-    inboxes = [Inbox(), Inbox()]
+    queues = [CompletionQueue(), CompletionQueue()]
     for first in (0, 10, 20, 30):
-        shared.submit(make_requests(10, first), inboxes[first // 10 % 2])
-    for inbox in inboxes:
-        collect(inbox)
+        shared.submit(make_requests(10, first), queues[first // 10 % 2])
+    for completions in queues:
+        collect(completions)
     assert client.order == list(range(40))
 
 
@@ -174,29 +174,29 @@ def test_retries_go_before_newer_records() -> None:
     ]  # fmt: skip
 
 
-def test_a_batch_is_let_in_when_there_is_room(clock: Clock) -> None:
+def test_a_batch_is_admitted_when_there_is_room(clock: Clock) -> None:
     """At most 2,048 requests wait before the next batch is asked for; those in flight go extra."""
     shared = Dispatcher(Client(lambda n, _: "", 1.0), DispatchLimits(max_concurrency=1))
-    inbox, other = Inbox(), Inbox()
+    completions, other = CompletionQueue(), CompletionQueue()
     with clock.hold():
-        shared.submit(make_requests(BACKLOG + 1), inbox)
+        shared.submit(make_requests(BACKLOG + 1), completions)
         shared.submit(make_requests(1), other)
         clock.sleep(0.5)
-        assert drain(inbox) == [None]
+        assert drain(completions) == [None]
         assert drain(other) == []
         clock.sleep(1.0)
-        assert [item is None for item in drain(inbox)] == [False]
+        assert [item is None for item in drain(completions)] == [False]
         assert drain(other) == [None]
 
 
-def test_a_large_batch_is_let_in_late(clock: Clock) -> None:
+def test_a_large_batch_is_admitted_late(clock: Clock) -> None:
     """None comes when all of it but 2,048 requests was sent."""
     shared = Dispatcher(Client(lambda n, _: "", 1.0), DispatchLimits(max_concurrency=1))
-    inbox = Inbox()
+    completions = CompletionQueue()
     with clock.hold():
-        shared.submit(make_requests(BACKLOG + 4), inbox)
+        shared.submit(make_requests(BACKLOG + 4), completions)
         clock.sleep(10.5)
-        items = drain(inbox)
+        items = drain(completions)
     assert len(items) == 11
     assert items.index(None) == 3
 
@@ -205,7 +205,7 @@ def test_an_abandoned_inbox_drops_what_waits(clock: Clock) -> None:
     """Nobody comes back for it, so nobody pays for it; other threads' requests go on."""
     client = Client(lambda n, _: "", 1.0)
     shared = Dispatcher(client, DispatchLimits(max_concurrency=2))
-    gone, stays = Inbox(), Inbox()
+    gone, stays = CompletionQueue(), CompletionQueue()
     with clock.hold():
         shared.submit(make_requests(100), gone)
         shared.submit(make_requests(3, 1000), stays)
@@ -220,12 +220,12 @@ def test_abandoned_retries_are_dropped(clock: Clock) -> None:
     """Also what waits for its back-off is not asked again."""
     client = Client(lambda n, _: Unavailable("500"))
     shared = Dispatcher(client, DispatchLimits(first_backoff_s=60))
-    inbox = Inbox()
+    completions = CompletionQueue()
     with clock.hold():
-        shared.submit(make_requests(2), inbox)
+        shared.submit(make_requests(2), completions)
         clock.sleep(1)
         assert shared.gauges()["waiting_requests"] == 2
-        inbox.abandoned = True
+        completions.abandoned = True
         clock.sleep(200)
     assert client.calls == [(0, 0), (0, 1)]
     assert shared.gauges()["waiting_requests"] == 0
@@ -235,7 +235,7 @@ def test_an_interrupted_answer_drops_what_waits(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread that leaves `answer` by an exception will not come back for its outcomes."""
-    monkeypatch.setattr(inbox_module, "TICK_S", 0.0)
+    monkeypatch.setattr(completion_queue, "TICK_S", 0.0)
     client = Client(lambda n, _: HANG)
     shared = Dispatcher(client, DispatchLimits(max_concurrency=1, request_timeout_s=5))
 
@@ -278,7 +278,7 @@ def test_a_quota_of_tokens_is_kept() -> None:
 
 def test_refusals_do_not_spend_a_quota_of_tokens() -> None:
     """The tokens of a call that failed are given back, unless the server billed them."""
-    client = Client(lambda n, before: "" if before else RateLimited("429", congestion=True))
+    client = Client(lambda n, before: "" if before else RateLimited("429"))
     request = Request(Record("0", {}), {"n": 0}, {}, "0", 1000)
     shared = Dispatcher(client, DispatchLimits(tokens_per_minute=60_000, first_backoff_s=1))
     shared.answer([request])
@@ -300,12 +300,12 @@ def test_gauges(clock: Clock) -> None:
         "outage_s": 0,
     }
     assert shared.gauges() == idle
-    inbox = Inbox()
+    completions = CompletionQueue()
     with clock.hold():
-        shared.submit(make_requests(10), inbox)
+        shared.submit(make_requests(10), completions)
         clock.sleep(1.5)
         assert shared.gauges() == {**idle, "in_flight_requests": 3, "waiting_requests": 4}
-    collect(inbox)
+    collect(completions)
     assert shared.gauges() == idle
 
 
@@ -327,15 +327,15 @@ def test_what_the_server_can_use_grows(clock: Clock) -> None:
     """It gets more without waiting for an answer, which may take minutes."""
     client = MeasuredClient(lambda n, _: "", 100.0)
     client.wanted = 10
-    inbox = Inbox()
+    completions = CompletionQueue()
     with clock.hold():
-        Dispatcher(client, DispatchLimits()).submit(make_requests(60), inbox)
+        Dispatcher(client, DispatchLimits()).submit(make_requests(60), completions)
         clock.sleep(1.0)
         assert client.flying == 10
         client.wanted = 50
         clock.sleep(0.3)
         assert client.flying == 50
-    collect(inbox)
+    collect(completions)
 
 
 def test_what_is_held_takes_no_place_and_no_time(clock: Clock) -> None:
@@ -351,7 +351,7 @@ def test_what_is_held_takes_no_place_and_no_time(clock: Clock) -> None:
 
 def test_a_crash_costs_no_time_after_the_restart(clock: Clock) -> None:
     """A hundred calls are lost, held while the server starts, and all sent at once when it is up."""
-    crash = Unavailable("crashed", congestion=True, restarting=True)
+    crash = Unavailable("crashed", cause=Cause.RESTARTING)
     client = HoldingClient(
         lambda n, before: "" if before else crash,
         1.0,
@@ -377,17 +377,17 @@ def test_a_client_that_holds_for_good(clock: Clock) -> None:
 
 def test_gauge_of_a_learnt_rate(clock: Clock) -> None:
     """It is there as soon as refusals have taught one: 59 of 60 calls of a second were accepted."""
-    refused = RateLimited("429", congestion=True, retry_after_s=1)
+    refused = RateLimited("429", retry_after_s=1)
     client = Client(lambda n, before: refused if n == 49 and not before else "", 0.1)
     shared = Dispatcher(client, DispatchLimits())
-    inbox = Inbox()
+    completions = CompletionQueue()
     with clock.hold():
-        shared.submit(make_requests(60), inbox)
+        shared.submit(make_requests(60), completions)
         clock.sleep(0.15)
         assert shared.gauges()["rate_limit_per_minute"] == 0
         clock.sleep(0.5)
         assert shared.gauges()["rate_limit_per_minute"] == pytest.approx(60 * 59, rel=0.05)
-    collect(inbox)
+    collect(completions)
 
 
 def test_gauge_of_an_outage(clock: Clock) -> None:
@@ -395,14 +395,14 @@ def test_gauge_of_an_outage(clock: Clock) -> None:
     client = Client(lambda n, _: "up")
     shared = Dispatcher(client, DispatchLimits())
     for _ in range(2):
-        inbox = Inbox()
+        completions = CompletionQueue()
         with clock.hold():
-            client.reply = lambda n, _: Unavailable("503", congestion=True)
-            shared.submit(make_requests(20), inbox)
+            client.reply = lambda n, _: Unavailable("503", cause=Cause.OVERLOADED)
+            shared.submit(make_requests(20), completions)
             clock.sleep(100)
             assert shared.gauges()["outage_s"] == 100
             client.reply = lambda n, _: "up"
-        collect(inbox)
+        collect(completions)
         assert shared.gauges()["outage_s"] == 0
 
 
@@ -410,16 +410,16 @@ def test_gauge_of_back_offs(clock: Clock) -> None:
     """Of the requests that wait, those between two attempts."""
     client = Client(lambda n, before: "" if before or n else Unavailable("500"), 1.0)
     shared = Dispatcher(client, DispatchLimits(max_concurrency=1, first_backoff_s=3))
-    inbox = Inbox()
+    completions = CompletionQueue()
     with clock.hold():
-        shared.submit(make_requests(7), inbox)
+        shared.submit(make_requests(7), completions)
         clock.sleep(1.5)
         gauges = shared.gauges()
         assert (gauges["waiting_requests"], gauges["backing_off_requests"]) == (6, 1)
         clock.sleep(3)
         gauges = shared.gauges()
         assert (gauges["waiting_requests"], gauges["backing_off_requests"]) == (3, 0)
-    collect(inbox)
+    collect(completions)
 
 
 def test_throttled_time(clock: Clock) -> None:
@@ -437,7 +437,7 @@ def test_throttled_time(clock: Clock) -> None:
 
 def test_throttled_time_of_a_retry_after() -> None:
     """Records that wait behind somebody else's Retry-After."""
-    refused = RateLimited("429", congestion=True, retry_after_s=30)
+    refused = RateLimited("429", retry_after_s=30)
     client = Client(lambda n, before: refused if n == 0 and not before else f"{n}")
     shared = Dispatcher(client, DispatchLimits(max_concurrency=1))
     outcomes = shared.answer(make_requests(3))
@@ -447,7 +447,7 @@ def test_throttled_time_of_a_retry_after() -> None:
 
 def test_throttled_time_of_a_lone_record() -> None:
     """The record that was refused waits for the Retry-After, too."""
-    refused = RateLimited("429", congestion=True, retry_after_s=30)
+    refused = RateLimited("429", retry_after_s=30)
     shared = Dispatcher(Client(lambda n, before: "late" if before else refused), DispatchLimits())
     shared.answer(make_requests(1))
     assert shared.throttled_s() == pytest.approx(30)
@@ -458,7 +458,7 @@ def test_failed_calls_are_counted() -> None:
     replies = {
         0: Blocked("no"),
         1: Unavailable("500"),
-        2: RateLimited("429", congestion=True),
+        2: RateLimited("429"),
         3: ZeroDivisionError("boom"),
     }
     client = Client(lambda n, before: replies[n] if n in replies and before < 2 else "")
@@ -482,19 +482,19 @@ def test_an_error_of_our_own_reaches_every_thread(
 ) -> None:
     """A bug in the dispatcher's own steps stops the threads that wait, rather than hanging them."""
     shared = Dispatcher(Client(lambda n, _: f"{n}", 1.0), DispatchLimits(max_concurrency=2))
-    inboxes = [Inbox(), Inbox()]
+    queues = [CompletionQueue(), CompletionQueue()]
 
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a bug")
 
     with clock.hold():
-        for inbox in inboxes:
-            shared.submit(make_requests(5), inbox)
+        for completions in queues:
+            shared.submit(make_requests(5), completions)
         clock.sleep(0.5)
         monkeypatch.setattr(Pace, method, fail)
-    for inbox in inboxes:
+    for completions in queues:
         with pytest.raises(ZeroDivisionError, match=r"^a bug$"):
-            collect(inbox)
+            collect(completions)
     with pytest.raises(ZeroDivisionError, match=r"^a bug$"):
         shared.answer(make_requests(1))
 
@@ -504,17 +504,17 @@ def test_an_error_in_a_retry_reaches_every_thread(
 ) -> None:
     """Timers are steps of our own, too."""
     shared = Dispatcher(Client(lambda n, _: Unavailable("500")), DispatchLimits(first_backoff_s=9))
-    inbox = Inbox()
+    completions = CompletionQueue()
 
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("a bug")
 
     with clock.hold():
-        shared.submit(make_requests(1), inbox)
+        shared.submit(make_requests(1), completions)
         clock.sleep(1)
         monkeypatch.setattr(Dispatcher, "_pump", fail)
     with pytest.raises(ZeroDivisionError, match=r"^a bug$"):
-        collect(inbox)
+        collect(completions)
     assert clock.now == 9
 
 
@@ -527,14 +527,14 @@ def test_every_thread_gets_an_error_of_its_own(clock: Clock) -> None:
             raise BackendUnusable("revoked") from cause
 
     shared = Dispatcher(Revoked(lambda n, _: ""), DispatchLimits())
-    inboxes = [Inbox(), Inbox()]
+    queues = [CompletionQueue(), CompletionQueue()]
     with clock.hold():
-        for inbox in inboxes:
-            shared.submit(make_requests(1), inbox)
+        for completions in queues:
+            shared.submit(make_requests(1), completions)
     errors = []
-    for inbox in inboxes:
+    for completions in queues:
         with pytest.raises(BackendUnusable, match=r"^revoked$") as raised:
-            collect(inbox)
+            collect(completions)
         errors.append(raised.value)
     assert errors[0] is not errors[1]
     assert [error.__cause__ for error in errors] == [cause, cause]
@@ -571,7 +571,7 @@ def test_client_is_closed_with_its_dispatcher(make: Callable[[], Any]) -> None:
 
 def test_a_broken_dispatcher_is_closed() -> None:
     """What was cancelled holds nothing."""
-    client = Client(lambda n, _: HANG if n > 1 else Forbidden("401", fatal_at_start=True))
+    client = Client(lambda n, _: HANG if n > 1 else Forbidden("401", cause=Cause.CREDENTIALS))
     with pytest.raises(BackendUnusable):
         answer(client, 5)
     loop.run(asyncio.sleep(200))

@@ -14,7 +14,7 @@ import pytest
 from tests.transforms.dispatch.clients import HANG, Client, drain, make_requests
 from tests.transforms.dispatch.virtual_time import Clock
 from transforms.dispatch import interrupt
-from transforms.dispatch.completion_queue import Inbox
+from transforms.dispatch.completion_queue import CompletionQueue
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits
 from transforms.records.errors import Interrupted
 
@@ -27,7 +27,7 @@ def test_stop_while_a_batch_comes(monkeypatch: pytest.MonkeyPatch, clock: Clock)
     monkeypatch.setattr(interrupt, "_asked", threading.Event())
     client = Client(lambda n, _: HANG)
     shared = Dispatcher(client, DispatchLimits())
-    waiting, late = Inbox(), Inbox()
+    waiting, late = CompletionQueue(), CompletionQueue()
     with clock.hold():
         shared.submit(make_requests(3), waiting)
         clock.settle()
@@ -36,9 +36,9 @@ def test_stop_while_a_batch_comes(monkeypatch: pytest.MonkeyPatch, clock: Clock)
         shared.submit(make_requests(3), late)
         interrupt.stop_all()
         clock.settle()
-    for inbox in (late, waiting):
+    for completions in (late, waiting):
         with pytest.raises(Interrupted, match=r"^the run was asked to stop$"):
-            inbox.get(0.0)
+            completions.get(0.0)
     assert sorted(client.cancelled) == [0, 1, 2]
 
 

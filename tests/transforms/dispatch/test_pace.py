@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.transforms.dispatch.simulation import Server, simulate
-from transforms.dispatch.pace import Pace, Permit, Reply, Stopwatch
+from transforms.dispatch.pace import Pace, Permit, Stopwatch
+from transforms.records.causes import Verdict
 
-FAILURES = pytest.mark.parametrize("failure", [Reply.BROKEN, Reply.OVERLOADED])
+FAILURES = pytest.mark.parametrize("failure", [Verdict.BROKEN, Verdict.OVERLOADED])
 
 
-def _ask(pace: Pace, now: float, reply: Reply, **known: Any) -> None:
+def _ask(pace: Pace, now: float, reply: Verdict, **known: Any) -> None:
     """One call that ends at once."""
     pace.ended(pace.sent(now, 0.0), now, reply, **known)
 
@@ -27,7 +28,7 @@ def _broken(now: float = 0.0) -> Pace:
     """A pace whose breaker has just opened."""
     pace = Pace(100, 0.0)
     for _ in range(10):
-        _ask(pace, now, Reply.BROKEN)
+        _ask(pace, now, Verdict.BROKEN)
     return pace
 
 
@@ -39,7 +40,7 @@ def test_concurrency() -> None:
     pace = Pace(3, 0.0)
     assert (pace.limit, pace.in_flight, pace.wait_s(0.0)) == (3, 0, 0.0)
     permits = _send(pace, 3, 0.0)
-    for permit, reply in zip(permits, Reply, strict=False):
+    for permit, reply in zip(permits, Verdict, strict=False):
         assert pace.wait_s(0.0) == math.inf
         pace.ended(permit, 0.0, reply)
         assert (pace.in_flight, pace.wait_s(0.0)) == (2, 0.0)
@@ -71,27 +72,27 @@ def test_tokens_per_minute() -> None:
     pace = Pace(100, 0.0, tokens_per_minute=6000)
     permit = pace.sent(0.0, 300.0)
     assert pace.wait_s(0.0) == pytest.approx(2.0, abs=1e-5)
-    pace.ended(permit, 0.0, Reply.SERVED, tokens=250.0)
+    pace.ended(permit, 0.0, Verdict.SERVED, tokens=250.0)
     assert pace.wait_s(0.0) == pytest.approx(1.5, abs=1e-5)
     assert pace.wait_s(1.6) == 0
     permit = pace.sent(2.0, 50.0)  # there were 50
-    pace.ended(permit, 2.0, Reply.SERVED, tokens=500.0)
+    pace.ended(permit, 2.0, Verdict.SERVED, tokens=500.0)
     assert pace.wait_s(2.0) == pytest.approx(4.5, abs=1e-5)
 
 
 def test_unknown_tokens() -> None:
     """Where the server does not say what a call took, the expectation stands."""
     pace = Pace(100, 0.0, tokens_per_minute=6000)
-    pace.ended(pace.sent(0.0, 300.0), 0.0, Reply.SERVED)
+    pace.ended(pace.sent(0.0, 300.0), 0.0, Verdict.SERVED)
     assert pace.wait_s(0.0) == pytest.approx(2.0, abs=1e-5)
 
 
 def test_the_longest_wait_counts() -> None:
     """Of several limits, all are kept."""
     pace = Pace(100, 0.0, requests_per_minute=60, tokens_per_minute=60)
-    pace.ended(pace.sent(0.0, 4.0), 0.0, Reply.LIMITED, retry_after_s=2.0)
+    pace.ended(pace.sent(0.0, 4.0), 0.0, Verdict.LIMITED, retry_after_s=2.0)
     assert pace.wait_s(0.0) == pytest.approx(3.0, abs=1e-5)
-    pace.ended(pace.sent(3.5, 0.0), 3.5, Reply.LIMITED, retry_after_s=5.0)
+    pace.ended(pace.sent(3.5, 0.0), 3.5, Verdict.LIMITED, retry_after_s=5.0)
     assert pace.wait_s(3.5) == pytest.approx(5.0, abs=1e-5)
 
 
@@ -128,7 +129,7 @@ def _time_out(pace: Pace, now: float) -> int:
     while not pace.wait_s(now):
         permits.append(pace.sent(now, 0.0))
     for number, permit in enumerate(permits):
-        reply = Reply.OVERLOADED if number % 10 else Reply.SERVED
+        reply = Verdict.OVERLOADED if number % 10 else Verdict.SERVED
         pace.ended(permit, now + 120, reply)
     return pace.limit
 
@@ -141,7 +142,7 @@ def _recovery(pace: Pace, now: float, to: int = 32) -> list[int]:
             permits.append(pace.sent(now, 0.0))
         pace.waiting(math.inf, now)
         now += 1 / len(permits)
-        pace.ended(permits.pop(0), now, Reply.SERVED)
+        pace.ended(permits.pop(0), now, Verdict.SERVED)
         if pace.limit != limits[-1]:
             limits.append(pace.limit)
     return limits
@@ -175,8 +176,8 @@ def test_an_outage_halves_what_is_told() -> None:
     pace = _told([320])
     for _ in range(10):
         pace.wait_s(0.0)
-        _ask(pace, 0.0, Reply.OVERLOADED)
-    _ask(pace, 1.0, Reply.SERVED)
+        _ask(pace, 0.0, Verdict.OVERLOADED)
+    _ask(pace, 1.0, Verdict.SERVED)
     pace.wait_s(1.0)
     assert pace.limit == 160
 
@@ -191,8 +192,8 @@ def test_refusals_beyond_what_a_server_takes() -> None:
 # Retry-After
 
 
-@pytest.mark.parametrize("reply", [Reply.LIMITED, Reply.OVERLOADED])
-def test_retry_after(reply: Reply) -> None:
+@pytest.mark.parametrize("reply", [Verdict.LIMITED, Verdict.OVERLOADED])
+def test_retry_after(reply: Verdict) -> None:
     """Nobody sends before it is over; a shorter one that follows does not end it."""
     pace = Pace(100, 0.0)
     first, second = _send(pace, 2, 0.0)
@@ -201,8 +202,8 @@ def test_retry_after(reply: Reply) -> None:
     assert [pace.wait_s(now) for now in (2.0, 7.5, 8.0)] == [6.0, 0.5, 0.0]
 
 
-@pytest.mark.parametrize("reply", [Reply.SERVED, Reply.BROKEN])
-def test_retry_after_of_others(reply: Reply) -> None:
+@pytest.mark.parametrize("reply", [Verdict.SERVED, Verdict.BROKEN])
+def test_retry_after_of_others(reply: Verdict) -> None:
     """What does not speak of the load holds nobody back."""
     pace = Pace(100, 0.0)
     _ask(pace, 0.0, reply, retry_after_s=7.0)
@@ -213,7 +214,7 @@ def test_retry_after_of_others(reply: Reply) -> None:
 def test_longest_retry_after(asked_s: float, waits_s: float) -> None:
     """More than two minutes are not believed."""
     pace = Pace(100, 0.0)
-    _ask(pace, 0.0, Reply.LIMITED, retry_after_s=asked_s)
+    _ask(pace, 0.0, Verdict.LIMITED, retry_after_s=asked_s)
     assert pace.wait_s(0.0) == waits_s
 
 
@@ -221,7 +222,7 @@ def test_longest_retry_after(asked_s: float, waits_s: float) -> None:
 
 
 @FAILURES
-def test_breaker_opens(failure: Reply) -> None:
+def test_breaker_opens(failure: Verdict) -> None:
     """At the tenth failure in a row."""
     pace = Pace(100, 0.0)
     for _ in range(9):
@@ -233,11 +234,11 @@ def test_breaker_opens(failure: Reply) -> None:
     assert pace.wait_s(1.0) == 0.5
 
 
-@pytest.mark.parametrize("reply", [Reply.SERVED, Reply.LIMITED])
-def test_breaker_stays_closed(reply: Reply) -> None:
+@pytest.mark.parametrize("reply", [Verdict.SERVED, Verdict.LIMITED])
+def test_breaker_stays_closed(reply: Verdict) -> None:
     """Any sign of life begins the count anew."""
     pace = Pace(100, 0.0)
-    for failure in ([Reply.BROKEN] * 9 + [reply]) * 3:
+    for failure in ([Verdict.BROKEN] * 9 + [reply]) * 3:
         _ask(pace, 0.0, failure)
         assert not pace.in_outage
 
@@ -251,20 +252,20 @@ def test_a_restart_is_no_outage() -> None:
             permits.append(pace.sent(0.0, 0.0))
         assert len(permits) == 320
         for permit in permits:
-            pace.ended(permit, 1.0, Reply.RESTARTING)
+            pace.ended(permit, 1.0, Verdict.RESTARTING)
     assert not pace.in_outage
 
 
 def test_a_restart_ends_a_probe() -> None:
     """It has not shown that the backend works: the next one asks."""
     pace = _broken()
-    pace.ended(pace.sent(0.5, 0.0), 1.0, Reply.RESTARTING)
+    pace.ended(pace.sent(0.5, 0.0), 1.0, Verdict.RESTARTING)
     assert pace.in_outage
     assert pace.wait_s(1.0) == 0
 
 
 @FAILURES
-def test_probes(failure: Reply) -> None:
+def test_probes(failure: Verdict) -> None:
     """One call at a time asks whether the backend is back, less and less often."""
     pace, now, waits = _broken(), 0.0, []
     for _ in range(7):
@@ -279,19 +280,19 @@ def test_probes(failure: Reply) -> None:
     assert pace.in_outage
 
 
-@pytest.mark.parametrize("reply", [Reply.SERVED, Reply.LIMITED])
-def test_breaker_closes(reply: Reply) -> None:
+@pytest.mark.parametrize("reply", [Verdict.SERVED, Verdict.LIMITED])
+def test_breaker_closes(reply: Verdict) -> None:
     """With the first sign of life: half the limit, and the next outage begins from the start."""
     pace = _broken()
     assert pace.limit == 32
-    _ask(pace, 0.5, Reply.BROKEN)
+    _ask(pace, 0.5, Verdict.BROKEN)
     _ask(pace, 1.5, reply)
     assert not pace.in_outage
     assert pace.limit == 16
     assert pace.wait_s(1.5) == 0
     for _ in range(10):
         assert not pace.in_outage
-        _ask(pace, 2.0, Reply.BROKEN)
+        _ask(pace, 2.0, Verdict.BROKEN)
     assert pace.in_outage
     assert pace.wait_s(2.0) == 0.5
 
@@ -299,12 +300,12 @@ def test_breaker_closes(reply: Reply) -> None:
 def test_limit_recovers() -> None:
     """Once the backend is back the limit rises to what it was."""
     pace = _broken()
-    _ask(pace, 0.5, Reply.SERVED)
+    _ask(pace, 0.5, Verdict.SERVED)
     assert _recovery(pace, 0.5) == [16, 20, 25, 31, 32]
 
 
 @FAILURES
-def test_limit_recovers_from_a_long_outage(failure: Reply) -> None:
+def test_limit_recovers_from_a_long_outage(failure: Verdict) -> None:
     """However many calls and probes fail in it: they say nothing of how many calls it bears."""
     pace, now = Pace(100, 0.0), 0.0
     permits = _send(pace, 32, now)
@@ -318,7 +319,7 @@ def test_limit_recovers_from_a_long_outage(failure: Reply) -> None:
         pace.ended(probe, now, failure)
         assert pace.limit == 32
     now += pace.wait_s(now)
-    _ask(pace, now, Reply.SERVED)
+    _ask(pace, now, Verdict.SERVED)
     assert _recovery(pace, now) == [16, 20, 25, 31, 32]
 
 
@@ -327,18 +328,18 @@ def test_late_probe_of_an_earlier_outage() -> None:
     pace = Pace(100, 0.0)
     early = pace.sent(0.0, 0.0)
     for _ in range(10):
-        _ask(pace, 0.0, Reply.BROKEN)
+        _ask(pace, 0.0, Verdict.BROKEN)
     late = pace.sent(0.5, 0.0)
-    pace.ended(early, 1.0, Reply.SERVED)
+    pace.ended(early, 1.0, Verdict.SERVED)
     assert not pace.in_outage
     for _ in range(10):
-        _ask(pace, 2.0, Reply.BROKEN)
+        _ask(pace, 2.0, Verdict.BROKEN)
     assert pace.in_outage
-    pace.ended(late, 2.2, Reply.BROKEN)
+    pace.ended(late, 2.2, Verdict.BROKEN)
     assert pace.wait_s(2.2) == pytest.approx(0.3)
     probe = pace.sent(2.5, 0.0)
     assert pace.wait_s(2.5) == math.inf
-    pace.ended(probe, 3.0, Reply.BROKEN)
+    pace.ended(probe, 3.0, Verdict.BROKEN)
     assert pace.wait_s(3.0) == 1.0
 
 
@@ -347,13 +348,13 @@ def test_late_probe_during_a_probe() -> None:
     pace = Pace(100, 0.0)
     early = pace.sent(0.0, 0.0)
     for _ in range(10):
-        _ask(pace, 0.0, Reply.BROKEN)
+        _ask(pace, 0.0, Verdict.BROKEN)
     late = pace.sent(0.5, 0.0)
-    pace.ended(early, 1.0, Reply.SERVED)
+    pace.ended(early, 1.0, Verdict.SERVED)
     for _ in range(10):
-        _ask(pace, 2.0, Reply.BROKEN)
+        _ask(pace, 2.0, Verdict.BROKEN)
     pace.sent(2.5, 0.0)
-    pace.ended(late, 3.0, Reply.BROKEN)
+    pace.ended(late, 3.0, Verdict.BROKEN)
     assert pace.wait_s(60.0) == math.inf
     assert pace.in_flight == 1
 
@@ -364,11 +365,11 @@ def test_probes_keep_max_concurrency() -> None:
     hangs = pace.sent(0.0, 0.0)
     for _ in range(10):
         assert pace.wait_s(0.0) == 0
-        _ask(pace, 0.0, Reply.BROKEN)
+        _ask(pace, 0.0, Verdict.BROKEN)
     assert pace.in_outage
     pace.sent(0.5, 0.0)
     assert (pace.in_flight, pace.wait_s(60.0)) == (2, math.inf)
-    pace.ended(hangs, 61.0, Reply.BROKEN)
+    pace.ended(hangs, 61.0, Verdict.BROKEN)
     assert pace.wait_s(61.0) == math.inf
 
 
@@ -376,10 +377,12 @@ def test_served_at() -> None:
     """When the backend showed last that it works; a quota that is used up shows it, too."""
     pace = Pace(100, 0.0)
     assert pace.served_at == -math.inf
-    for now, reply in enumerate((Reply.BROKEN, Reply.SERVED, Reply.OVERLOADED, Reply.LIMITED)):
+    for now, reply in enumerate(
+        (Verdict.BROKEN, Verdict.SERVED, Verdict.OVERLOADED, Verdict.LIMITED)
+    ):
         _ask(pace, float(now), reply)
     assert pace.served_at == 3.0
-    _ask(pace, 4.0, Reply.BROKEN)
+    _ask(pace, 4.0, Verdict.BROKEN)
     assert pace.served_at == 3.0
 
 
@@ -388,17 +391,17 @@ def test_calls_of_before_the_outage() -> None:
     pace = Pace(100, 0.0)
     permits = _send(pace, 12, 0.0)
     for permit in permits[:10]:
-        pace.ended(permit, 1.0, Reply.BROKEN)
+        pace.ended(permit, 1.0, Verdict.BROKEN)
     assert pace.in_outage
     assert pace.wait_s(1.5) == 0
     probe = pace.sent(1.5, 0.0)
-    pace.ended(permits[10], 5.0, Reply.BROKEN)
+    pace.ended(permits[10], 5.0, Verdict.BROKEN)
     assert pace.wait_s(5.0) == math.inf, "the probe is still under way"
-    pace.ended(permits[11], 6.0, Reply.SERVED)
+    pace.ended(permits[11], 6.0, Verdict.SERVED)
     assert not pace.in_outage
     assert pace.outage_s(7.0) == 5.0
     assert pace.wait_s(7.0) == 0
-    pace.ended(probe, 8.0, Reply.BROKEN)
+    pace.ended(probe, 8.0, Verdict.BROKEN)
     assert not pace.in_outage
     assert pace.in_flight == 0
 
@@ -407,7 +410,7 @@ def test_retry_after_in_an_outage() -> None:
     """It holds for probes, too."""
     pace = Pace(100, 0.0)
     for _ in range(10):
-        _ask(pace, 0.0, Reply.OVERLOADED, retry_after_s=30.0)
+        _ask(pace, 0.0, Verdict.OVERLOADED, retry_after_s=30.0)
     assert pace.in_outage
     assert [pace.wait_s(now) for now in (0.0, 20.0, 30.0)] == [30.0, 10.0, 0.0]
 
@@ -417,7 +420,7 @@ def test_late_failures_do_not_delay_the_probe() -> None:
     pace = Pace(100, 0.0)
     permits = _send(pace, 20, 0.0)
     for permit in permits:
-        pace.ended(permit, 1.0, Reply.BROKEN)
+        pace.ended(permit, 1.0, Verdict.BROKEN)
     assert pace.wait_s(1.0) == 0.5
     assert pace.wait_s(1.5) == 0
 
@@ -426,10 +429,10 @@ def test_outage_s() -> None:
     """The seconds of all outages, the present one included."""
     pace = _broken(now=1.0)
     assert [pace.outage_s(now) for now in (1.0, 1.5, 3.0)] == [0.0, 0.5, 2.0]
-    _ask(pace, 3.0, Reply.SERVED)
+    _ask(pace, 3.0, Verdict.SERVED)
     assert pace.outage_s(9.0) == 2.0
     for _ in range(10):
-        _ask(pace, 10.0, Reply.OVERLOADED)
+        _ask(pace, 10.0, Verdict.OVERLOADED)
     assert pace.outage_s(11.0) == 3.0
 
 
@@ -445,7 +448,7 @@ def test_gauges() -> None:
     }
     pace = Pace(100, 0.0)
     permits = [pace.sent(n / 100, 0.0) for n in range(100)]
-    pace.ended(permits[-1], 1.0, Reply.LIMITED, retry_after_s=1.0)
+    pace.ended(permits[-1], 1.0, Verdict.LIMITED, retry_after_s=1.0)
     gauges = pace.gauges(2.0)
     assert 60 * 90 < gauges.pop("rate_limit_per_minute") < 60 * 100
     assert gauges == {"in_flight_requests": 99, "concurrency_limit": 32, "outage_s": 0}
@@ -537,7 +540,7 @@ def test_an_outage_is_throttled_time(wait_s: float) -> None:
             st.floats(0, 5),
             st.integers(0, 40),
             st.integers(0, 40),
-            st.sampled_from(Reply),
+            st.sampled_from(Verdict),
             st.none() | st.floats(0, 300),
             st.none() | st.floats(0, 1e4),
         ),
@@ -548,7 +551,7 @@ def test_whatever_happens(
     ceiling: int,
     has_requests: bool,
     has_tokens: bool,
-    steps: list[tuple[float, int, int, Reply, float | None, float | None]],
+    steps: list[tuple[float, int, int, Verdict, float | None, float | None]],
 ) -> None:
     """Waits are never negative, times never run back, and what was sent comes home."""
     pace = Pace(
@@ -579,6 +582,6 @@ def test_whatever_happens(
         assert outage_s - 1e-9 <= pace.outage_s(now) <= now + 1e-9
         throttled_s, outage_s = pace.throttled_s(now), pace.outage_s(now)
     for permit in permits:
-        pace.ended(permit, now, Reply.SERVED)
+        pace.ended(permit, now, Verdict.SERVED)
     assert pace.in_flight == 0
     assert math.isfinite(pace.wait_s(now))

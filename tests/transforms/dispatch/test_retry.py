@@ -20,8 +20,9 @@ from tests.transforms.dispatch.clients import (
     virtual_now,
 )
 from tests.transforms.dispatch.virtual_time import Clock
-from transforms.dispatch.completion_queue import Inbox
+from transforms.dispatch.completion_queue import CompletionQueue
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure
+from transforms.records.causes import Cause
 from transforms.records.errors import Blocked, RateLimited, RequestTimeout, Unavailable
 from transforms.records.records import Completion, Usage
 
@@ -92,7 +93,7 @@ def test_backoff_doubles_up_to_its_ceiling() -> None:
 
 def test_unanswered_is_asked_again_at_once() -> None:
     """A stale connection costs no wait the first time; then it is a failure like any other."""
-    client = Client(lambda n, _: Unavailable("reset", unanswered=True))
+    client = Client(lambda n, _: Unavailable("reset", cause=Cause.STALE_CONNECTION))
     outcomes = answer(client, 1, max_attempts=4, first_backoff_s=1)
     assert failures(outcomes) == [("Unavailable", "reset", 4)]
     assert client.times == [0, 0, 2, 6]
@@ -100,7 +101,7 @@ def test_unanswered_is_asked_again_at_once() -> None:
 
 def test_unanswered_after_another_failure() -> None:
     """Only a first failure is repeated at once."""
-    errors = [Unavailable("500"), Unavailable("reset", unanswered=True)]
+    errors = [Unavailable("500"), Unavailable("reset", cause=Cause.STALE_CONNECTION)]
     client = Client(lambda n, before: errors[before] if before < 2 else "late")
     answer(client, 1, first_backoff_s=1)
     assert client.times == [0, 1, 3]
@@ -118,9 +119,7 @@ def test_retry_after_is_kept() -> None:
 
 def test_congestion_costs_no_attempt() -> None:
     """Ten refusals do not use up two attempts; the waits are counted as throttling."""
-    client = Client(
-        lambda n, before: RateLimited("429", congestion=True) if before < 10 else "late"
-    )
+    client = Client(lambda n, before: RateLimited("429") if before < 10 else "late")
     (outcome,) = answer(client, 1, max_attempts=2, first_backoff_s=1, max_backoff_s=4)
     assert isinstance(outcome, Completion)
     assert (outcome.output, outcome.attempts) == ("late", 11)
@@ -130,7 +129,7 @@ def test_congestion_costs_no_attempt() -> None:
 
 def test_congestion_between_attempts() -> None:
     """Refusals use up none of the attempts that failures may."""
-    refused, failed = RateLimited("429", congestion=True), Unavailable("500")
+    refused, failed = RateLimited("429"), Unavailable("500")
     replies = [refused, failed, refused, refused, "late"]
     client = Client(lambda n, before: replies[before])
     (outcome,) = answer(client, 1, max_attempts=2, first_backoff_s=1, max_backoff_s=64)
@@ -142,7 +141,7 @@ def test_congestion_between_attempts() -> None:
 
 def test_congestion_ends_at_the_deadline() -> None:
     """Then it is a retryable dead letter with all that was tried."""
-    client = Client(lambda n, _: RateLimited("429", congestion=True, retry_after_s=30))
+    client = Client(lambda n, _: RateLimited("429", retry_after_s=30))
     (outcome,) = answer(client, 1, max_attempts=1, record_deadline_s=100)
     assert failures([outcome]) == [("RateLimited", "429", 4)]
     assert isinstance(outcome, Failure)
@@ -169,7 +168,7 @@ def test_deadline_ends_retries() -> None:
 @pytest.mark.parametrize("most", [1, 2])
 def test_retry_after_holds_the_process(most: int) -> None:
     """No request is sent while it lasts, nor one that waited for its slot when it began."""
-    refused = RateLimited("429", congestion=True, retry_after_s=30)
+    refused = RateLimited("429", retry_after_s=30)
     client = Client(lambda n, before: refused if n == 0 and not before else f"{n}")
     shared = Dispatcher(client, DispatchLimits(max_concurrency=most))
     assert outputs(shared.answer(make_requests(6))) == [f"{n}" for n in range(6)]
@@ -183,25 +182,25 @@ def test_retry_after_holds_the_process(most: int) -> None:
 
 def test_retry_after_holds_every_thread(clock: Clock) -> None:
     """Also what is handed over meanwhile, from whichever thread."""
-    refused = RateLimited("429", congestion=True, retry_after_s=30)
+    refused = RateLimited("429", retry_after_s=30)
     client = Client(lambda n, before: refused if n == 0 and not before else f"{n}")
     shared = Dispatcher(client, DispatchLimits())
-    inboxes = [Inbox() for _ in range(3)]
+    queues = [CompletionQueue() for _ in range(3)]
     with clock.hold():
-        shared.submit(make_requests(1), inboxes[0])
+        shared.submit(make_requests(1), queues[0])
         clock.sleep(10)
-        shared.submit(make_requests(1, 1), inboxes[1])
-        shared.submit(make_requests(1, 2), inboxes[2])
-    for inbox in inboxes:
-        collect(inbox)
+        shared.submit(make_requests(1, 1), queues[1])
+        shared.submit(make_requests(1, 2), queues[2])
+    for completions in queues:
+        collect(completions)
     assert client.calls[0] == (0, 0)
     assert sorted(client.calls[1:]) == [(30, 0), (30, 1), (30, 2)]
 
 
-@pytest.mark.parametrize("congestion", [True, False])
-def test_retry_after_that_is_not_believed(congestion: bool) -> None:
+@pytest.mark.parametrize("cause", [Cause.OVERLOADED, Cause.SERVER_ERROR])
+def test_retry_after_that_is_not_believed(cause: Cause) -> None:
     """Beyond two minutes the process asks again, rather than waiting for a day."""
-    refused = Unavailable("503", congestion=congestion, retry_after_s=86_400)
+    refused = Unavailable("503", cause=cause, retry_after_s=86_400)
     client = Client(lambda n, before: "late" if before == 2 else refused)
     assert outputs(answer(client, 1)) == ["late"]
     assert client.times == [0, 120, 240]
@@ -210,10 +209,10 @@ def test_retry_after_that_is_not_believed(congestion: bool) -> None:
 # Outages
 
 _DOWN: dict[str, Callable[[], Any]] = {
-    "refused": lambda: Unavailable("refused", fatal_at_start=True, congestion=True),
-    "503": lambda: Unavailable("503", congestion=True),
+    "refused": lambda: Unavailable("refused", cause=Cause.CONNECTION_REFUSED),
+    "503": lambda: Unavailable("503", cause=Cause.OVERLOADED),
     "500": lambda: Unavailable("500"),
-    "reset": lambda: Unavailable("reset", fatal_at_start=True, unanswered=True),
+    "reset": lambda: Unavailable("reset", cause=Cause.LOST_BEFORE_ANSWER),
     "hang": lambda: HANG,
 }
 
@@ -237,7 +236,7 @@ def test_an_outage_costs_no_record(clock: Clock, how: str) -> None:
 
 def test_probes_are_single_rare_and_of_different_records() -> None:
     """Ten failures open the breaker; then one call at a time, ever more rarely, each another's."""
-    down = Unavailable("503", congestion=True)
+    down = Unavailable("503", cause=Cause.OVERLOADED)
     client = Client(lambda n, _: down if virtual_now() < 60 else f"{n}")
     outcomes = answer(client, 20, first_backoff_s=1)
     assert outputs(outcomes) == [f"{n}" for n in range(20)]
@@ -253,18 +252,18 @@ def test_probes_take_their_time(clock: Clock) -> None:
     """The next wait begins when the probe has ended, however long that took."""
     client = Client(lambda n, _: HANG)
     shared = Dispatcher(client, DispatchLimits(request_timeout_s=10))
-    inbox = Inbox()
+    completions = CompletionQueue()
     with clock.hold():
-        shared.submit(make_requests(20), inbox)
+        shared.submit(make_requests(20), completions)
         clock.sleep(100)
-        inbox.abandoned = True
+        completions.abandoned = True
     assert client.times[:20] == [0] * 20
     assert client.times[20:] == [10.5, 21.5, 33.5, 47.5, 65.5, 85.5]
 
 
 def test_probes_keep_max_concurrency() -> None:
     """Calls of before an outage may still hang: with a probe there are never too many."""
-    client = Client(lambda n, _: HANG if n % 2 else Unavailable("503", congestion=True))
+    client = Client(lambda n, _: HANG if n % 2 else Unavailable("503", cause=Cause.OVERLOADED))
     client.reply = lambda n, _: f"{n}" if virtual_now() > 60 else HANG if n % 2 else _DOWN["503"]()
     outcomes = answer(client, 40, max_concurrency=12, request_timeout_s=30)
     assert outputs(outcomes) == [f"{n}" for n in range(40)]
@@ -350,7 +349,7 @@ def test_a_stream_keeps_what_nothing_is_known_of(clock: Clock) -> None:
     client = Client(lambda n, _: Unavailable("500") if n == 1 else f"{n}", 1.0)
     shared = Dispatcher(client, DispatchLimits(hold=True))
     assert outputs(shared.answer(make_requests(1))) == ["0"]
-    poison, others = Inbox(), Inbox()
+    poison, others = CompletionQueue(), CompletionQueue()
     with clock.hold():
         shared.submit(make_requests(1, 1), poison)
         clock.sleep(3000)
@@ -364,7 +363,7 @@ def test_a_stream_keeps_what_nothing_is_known_of(clock: Clock) -> None:
 
 def test_probes_keep_retry_after() -> None:
     """Nobody sends before the time that the server asked for is over."""
-    down = Unavailable("503", congestion=True, retry_after_s=30)
+    down = Unavailable("503", cause=Cause.OVERLOADED, retry_after_s=30)
     client = Client(lambda n, before: f"{n}" if before else down)
     answer(client, 20)
     assert {at for at in client.times if at > 0} == {30}
@@ -373,7 +372,7 @@ def test_probes_keep_retry_after() -> None:
 def test_an_outage_does_not_count_in_the_deadline() -> None:
     """A record's own time is that in which the backend might have answered it."""
     client = Client(
-        lambda n, _: Unavailable("503", congestion=True) if virtual_now() < 600 else f"{n}"
+        lambda n, _: Unavailable("503", cause=Cause.OVERLOADED) if virtual_now() < 600 else f"{n}"
     )
     outcomes = answer(client, 40, record_deadline_s=30)
     assert outputs(outcomes) == [f"{n}" for n in range(40)]

@@ -23,17 +23,17 @@ from tests.transforms.dispatch.clients import (
 )
 from tests.transforms.dispatch.virtual_time import Clock
 from transforms.dispatch import loop
-from transforms.dispatch.completion_queue import Inbox
+from transforms.dispatch.completion_queue import CompletionQueue
 from transforms.dispatch.dispatcher import Dispatcher, Failure
 from transforms.dispatch.limits import DispatchLimits
-from transforms.dispatch.stop_policy import StopRules
+from transforms.dispatch.stop_policy import StopPolicy
+from transforms.records.causes import Cause
 from transforms.records.errors import (
     BackendUnusable,
     Blocked,
     Forbidden,
     InvalidRequest,
     RateLimited,
-    RecordError,
     Unavailable,
 )
 from transforms.records.records import Completion
@@ -41,70 +41,13 @@ from transforms.records.records import Completion
 pytestmark = pytest.mark.usefixtures("clock")
 
 
-def _rules(**given: Any) -> StopRules:
-    return StopRules(DispatchLimits(**given))
+def _rules(**given: Any) -> StopPolicy:
+    return StopPolicy(DispatchLimits(**given))
 
 
-FORBIDDEN = Forbidden("no permission", fatal_at_start=True)
-NO_CONNECTION = Unavailable("no connection", fatal_at_start=True)
-FULL = RateLimited("429", congestion=True)
-
-# What fails every record alike
-
-
-def test_second_record_is_fatal() -> None:
-    """One record's failure says nothing, however often it is tried."""
-    rules = _rules()
-    assert [rules.fatal_at_start(1, FORBIDDEN, now) for now in (0.0, 1.0, 100.0)] == [False] * 3
-    assert rules.fatal_at_start(2, FORBIDDEN, 100.0)
-
-
-def test_different_failures_are_not_alike() -> None:
-    """Two records that fail in two ways may each be at fault."""
-    rules = _rules(first_backoff_s=0.0)
-    assert not rules.fatal_at_start(1, FORBIDDEN, 0.0)
-    assert not rules.fatal_at_start(2, NO_CONNECTION, 0.0)
-    assert rules.fatal_at_start(3, NO_CONNECTION, 0.0)
-
-
-@pytest.mark.parametrize("error", [Forbidden("this one"), Unavailable("500"), FULL])
-def test_other_failures_are_not_fatal(error: RecordError) -> None:
-    """What does not fail every record costs records only."""
-    rules = _rules()
-    assert not any(rules.fatal_at_start(record, error, 10.0 * record) for record in range(10))
-
-
-def test_nothing_is_fatal_after_a_success() -> None:
-    """Where one record succeeded, others are at fault themselves."""
-    rules = _rules()
-    assert not rules.fatal_at_start(1, FORBIDDEN, 0.0)
-    assert rules.ended(None) is None
-    assert rules.succeeded
-    assert not rules.fatal_at_start(2, FORBIDDEN, 0.0)
-
-
-def test_patience_with_connections() -> None:
-    """A server that cannot be reached may be starting: it gets as long as a first retry takes."""
-    rules = _rules(first_backoff_s=2.0)
-    assert not rules.fatal_at_start(1, NO_CONNECTION, 10.0)
-    assert not rules.fatal_at_start(2, NO_CONNECTION, 11.9)
-    assert rules.fatal_at_start(2, NO_CONNECTION, 12.0)
-
-
-def test_no_patience_without_retries() -> None:
-    """Where nothing is tried twice, there is nothing to wait for."""
-    rules = _rules(first_backoff_s=2.0, max_attempts=1)
-    assert not rules.fatal_at_start(1, NO_CONNECTION, 10.0)
-    assert rules.fatal_at_start(2, NO_CONNECTION, 10.0)
-
-
-def test_a_stream_waits_for_a_connection() -> None:
-    """A streaming run asks on until the server is there; what it forbids is fatal as ever."""
-    rules = _rules(hold=True)
-    assert not any(rules.fatal_at_start(n, NO_CONNECTION, 100.0 * n) for n in range(10))
-    assert not rules.fatal_at_start(1, FORBIDDEN, 0.0)
-    assert rules.fatal_at_start(2, FORBIDDEN, 0.0)
-
+FORBIDDEN = Forbidden("no permission", cause=Cause.CREDENTIALS)
+NO_CONNECTION = Unavailable("no connection", cause=Cause.LOST_DURING_ANSWER)
+FULL = RateLimited("429")
 
 # No success for long
 
@@ -154,14 +97,14 @@ def test_an_outage_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "transforms.dispatch.stop_policy"):
         for in_outage in (False, True, True, False, False, True):
             rules.watch(in_outage, FULL)
-    down = "the backend is down, one call at a time asks on: 429"
-    assert caplog.messages == [down, "the backend is back", down]
+    down = "backend unavailable (429); probing with single calls until it recovers"
+    assert caplog.messages == [down, "the backend is available again", down]
 
 
 # Too many dead letters
 
 
-def _end(rules: StopRules, *errors: Exception | None) -> list[str | None]:
+def _end(rules: StopPolicy, *errors: Exception | None) -> list[str | None]:
     return [rules.ended(error) for error in errors]
 
 
@@ -247,7 +190,7 @@ def test_unforeseen_failures_of_a_stream() -> None:
 
 def test_a_run_stops_when_nothing_has_ever_succeeded() -> None:
     """An outage from the start stops the run with its last error, before any record's deadline."""
-    client = Client(lambda n, before: Unavailable(f"503 number {before}", congestion=True))
+    client = Client(lambda n, before: Unavailable(f"503 number {before}", cause=Cause.OVERLOADED))
     with pytest.raises(BackendUnusable) as raised:
         answer(client, 1, give_up_after_s=200, first_backoff_s=64, max_backoff_s=64)
     assert str(raised.value) == "nothing has succeeded for 200 s: 503 number 4"
@@ -256,7 +199,7 @@ def test_a_run_stops_when_nothing_has_ever_succeeded() -> None:
 
 def test_a_run_that_has_succeeded_stops_in_good_order() -> None:
     """After 15 minutes without success: last errors for the sent, ``not_attempted`` for the rest."""
-    client = Client(lambda n, _: Unavailable("down", congestion=True) if n else "up")
+    client = Client(lambda n, _: Unavailable("down", cause=Cause.OVERLOADED) if n else "up")
     shared = Dispatcher(client, DispatchLimits(max_concurrency=32))
     assert outputs(shared.answer(make_requests(1))) == ["up"]
     outcomes = shared.answer(make_requests(500, 1))
@@ -273,7 +216,7 @@ def test_a_run_that_has_succeeded_stops_in_good_order() -> None:
 
 def test_a_success_ends_the_failing() -> None:
     """The time begins anew with the next failure."""
-    refused = Unavailable("503", congestion=True, retry_after_s=100)
+    refused = Unavailable("503", cause=Cause.OVERLOADED, retry_after_s=100)
     client = Client(lambda n, before: "late" if before % 2 else refused)
     shared = Dispatcher(client, DispatchLimits(give_up_after_s=150))
     for _ in range(5):
@@ -283,7 +226,7 @@ def test_a_success_ends_the_failing() -> None:
 
 def test_a_refusal_of_a_record_ends_the_failing() -> None:
     """A backend that says what is wrong with a record works."""
-    refused = Unavailable("503", congestion=True, retry_after_s=100)
+    refused = Unavailable("503", cause=Cause.OVERLOADED, retry_after_s=100)
     client = Client(lambda n, before: Blocked("no") if before else refused)
     shared = Dispatcher(client, DispatchLimits(give_up_after_s=150))
     for n in range(5):
@@ -317,14 +260,14 @@ def test_idleness_is_no_failing(clock: Clock) -> None:
 
 def test_a_streaming_run_that_starts_before_its_server() -> None:
     """It holds its messages then, too."""
-    down = Unavailable("refused", congestion=True, fatal_at_start=True)
+    down = Unavailable("refused", cause=Cause.CONNECTION_REFUSED)
     client = Client(lambda n, _: down if virtual_now() < 60 else f"{n}")
     assert outputs(answer(client, 5, hold=True)) == [f"{n}" for n in range(5)]
 
 
 def test_a_streaming_run_holds(caplog: pytest.LogCaptureFixture) -> None:
     """It never stops, says so once, and goes on when the backend is back."""
-    down = Unavailable("503", congestion=True)
+    down = Unavailable("503", cause=Cause.OVERLOADED)
     client = Client(lambda n, _: down if 0 < virtual_now() < 7200 else f"{n}", 1.0)
     shared = Dispatcher(client, DispatchLimits(hold=True, record_deadline_s=60))
     with caplog.at_level(logging.ERROR):
@@ -396,11 +339,11 @@ def test_too_many_unforeseen_failures() -> None:
 # In a run: nothing ever succeeded, and two failed alike
 
 _FATAL = [
-    lambda: Forbidden("401: no credentials", fatal_at_start=True),
-    lambda: Forbidden("403: no permission", fatal_at_start=True),
-    lambda: InvalidRequest("404: no such model", fatal_at_start=True),
-    lambda: Unavailable("connection refused", fatal_at_start=True, congestion=True),
-    lambda: Unavailable("reset", fatal_at_start=True, unanswered=True),
+    lambda: Forbidden("401: no credentials", cause=Cause.CREDENTIALS),
+    lambda: Forbidden("403: no permission", cause=Cause.CREDENTIALS),
+    lambda: InvalidRequest("404: no such model", cause=Cause.NOT_SERVED),
+    lambda: Unavailable("connection refused", cause=Cause.CONNECTION_REFUSED),
+    lambda: Unavailable("reset", cause=Cause.LOST_BEFORE_ANSWER),
 ]
 
 
@@ -419,7 +362,7 @@ def test_two_records_that_fail_alike_at_the_start(make: Any, most: int) -> None:
 
 def test_a_wrong_key_is_not_tried_often() -> None:
     """Every thread that waits is told, after fewer than a hundred calls."""
-    client = Client(lambda n, _: Forbidden("401", fatal_at_start=True), 0.2)
+    client = Client(lambda n, _: Forbidden("401", cause=Cause.CREDENTIALS), 0.2)
     shared = Dispatcher(client, DispatchLimits())
 
     def said(_: int) -> str:
@@ -438,7 +381,7 @@ def test_a_wrong_key_is_not_tried_often() -> None:
 def test_forbidden_records_that_fail_first(wrong: set[int]) -> None:
     """403s come at once and successes take a second: calls in flight prove that others work."""
     client = Client(
-        lambda n, _: Forbidden("403", fatal_at_start=True) if n in wrong else f"{n}",
+        lambda n, _: Forbidden("403", cause=Cause.CREDENTIALS) if n in wrong else f"{n}",
         lambda n, _: 0.0 if n in wrong else 1.0,
     )
     outcomes = answer(client, 1000)
@@ -452,7 +395,7 @@ def test_forbidden_records_that_fail_first(wrong: set[int]) -> None:
 def test_calls_in_flight_have_five_seconds() -> None:
     """Then two failures that are alike stop the run."""
     client = Client(
-        lambda n, _: f"{n}" if n > 1 else Forbidden("403", fatal_at_start=True),
+        lambda n, _: f"{n}" if n > 1 else Forbidden("403", cause=Cause.CREDENTIALS),
         lambda n, _: 5.5 if n > 1 else 0.0,
     )
     with pytest.raises(BackendUnusable, match=r"^403$"):
@@ -475,11 +418,11 @@ def test_a_batch_in_flight_may_prove_the_contrary(clock: Clock) -> None:
     """Another thread's batch counts as calls in flight."""
     client = ManyClient(lambda requests: [])
     client.many = lambda requests: [
-        Completion("") if request.body["n"] > 9 else Forbidden("403", fatal_at_start=True)
+        Completion("") if request.body["n"] > 9 else Forbidden("403", cause=Cause.CREDENTIALS)
         for request in requests
     ]
     shared = Dispatcher(client, DispatchLimits())
-    slow, quick = Inbox(), Inbox()
+    slow, quick = CompletionQueue(), CompletionQueue()
     with clock.hold():
         client.many_seconds = 3.0
         shared.submit(make_requests(3, 10), slow)
@@ -487,29 +430,30 @@ def test_a_batch_in_flight_may_prove_the_contrary(clock: Clock) -> None:
         client.many_seconds = 0.0
         shared.submit(make_requests(3), quick)
         clock.settle()
-        assert len(drain(quick)) == 2, "let in, and the first failure; the others wait"
+        assert len(drain(quick)) == 2, "admitted, and the first failure; the others wait"
     assert [type(e.outcome) for e in collect(slow)] == [Completion] * 3
     assert [type(e.outcome) for e in collect(quick)] == [Failure] * 2
 
 
-def test_no_batch_is_sent_while_a_backend_is_accused(clock: Clock) -> None:
-    """It waits for the verdict; acquitted, its records are asked, each alone."""
+def test_no_batch_is_sent_while_a_backend_is_suspect(clock: Clock) -> None:
+    """It waits until the backend is cleared, and is sent then."""
     client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=3.0)
     shared = Dispatcher(client, DispatchLimits())
-    slow, quick, late = Inbox(), Inbox(), Inbox()
+    slow, quick, late = CompletionQueue(), CompletionQueue(), CompletionQueue()
     with clock.hold():
         shared.submit(make_requests(3, 10), slow)
         clock.sleep(1)
-        client.many = lambda requests: [Forbidden("403", fatal_at_start=True) for _ in requests]
+        client.many = lambda requests: [Forbidden("403", cause=Cause.CREDENTIALS) for _ in requests]
         client.many_seconds = 0.0
         shared.submit(make_requests(3), quick)
         clock.sleep(1)
+        client.many = lambda requests: [Completion("")] * len(requests)
         shared.submit(make_requests(2, 20), late)
         clock.sleep(0.9)
         assert drain(late) == [None]
         clock.sleep(0.2)
-    assert sorted(client.calls) == [(3.0, 20), (3.0, 21)]
-    assert client.batches == [3, 3]
+    assert client.calls == []
+    assert client.batches == [3, 3, 2]
     assert [type(e.outcome) for e in collect(slow)] == [Completion] * 3
     assert [type(e.outcome) for e in collect(late)] == [Completion] * 2
 
@@ -518,25 +462,25 @@ def test_a_batch_in_flight_has_five_seconds(clock: Clock) -> None:
     """A longer one is not waited for: both threads are told."""
     client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=20.0)
     shared = Dispatcher(client, DispatchLimits())
-    slow, quick = Inbox(), Inbox()
+    slow, quick = CompletionQueue(), CompletionQueue()
     with clock.hold():
         shared.submit(make_requests(3, 10), slow)
         clock.sleep(1)
-        client.many = lambda requests: [Forbidden("403", fatal_at_start=True) for _ in requests]
+        client.many = lambda requests: [Forbidden("403", cause=Cause.CREDENTIALS) for _ in requests]
         client.many_seconds = 0.0
         shared.submit(make_requests(3), quick)
         clock.sleep(4.9)
         drain(quick)
         assert drain(slow) == [None]
-    for inbox in (slow, quick):
+    for completions in (slow, quick):
         with pytest.raises(BackendUnusable, match=r"^403$"):
-            collect(inbox)
+            collect(completions)
     assert clock.now == 6
 
 
 def test_two_batches_that_fail_alike() -> None:
     """The records need not be in one batch."""
-    client = Client(lambda n, _: Forbidden("403", fatal_at_start=True))
+    client = Client(lambda n, _: Forbidden("403", cause=Cause.CREDENTIALS))
     shared = Dispatcher(client, DispatchLimits())
     assert failures(shared.answer(make_requests(1))) == [("Forbidden", "403", 1)]
     with pytest.raises(BackendUnusable, match=r"^403$"):
@@ -566,7 +510,7 @@ def test_failures_after_a_success(make: Any) -> None:
 
 def test_failures_after_a_success_by_the_batch() -> None:
     """One success among many is one."""
-    error = Forbidden("403", fatal_at_start=True)
+    error = Forbidden("403", cause=Cause.CREDENTIALS)
     client = ManyClient(lambda requests: [error, Completion("a"), error])
     assert failures(answer(client, 3)) == [
         ("Forbidden", "403", 1), None, ("Forbidden", "403", 1)
@@ -579,11 +523,11 @@ def test_client_that_stops_the_run() -> None:
     with pytest.raises(BackendUnusable, match=r"^credentials revoked$"):
         answer(client, 3)
     loop.run(asyncio.sleep(0))
-    assert client.cancelled == [1, 2]
+    assert sorted(client.cancelled) == [1, 2]
 
 
 def test_connection_that_comes_back() -> None:
     """A server that is still starting does not stop the run at the first refusal."""
-    refused = Unavailable("connection refused", fatal_at_start=True, congestion=True)
+    refused = Unavailable("connection refused", cause=Cause.CONNECTION_REFUSED)
     client = Client(lambda n, before: f"{n}" if before else refused)
     assert outputs(answer(client, 5)) == [f"{n}" for n in range(5)]

@@ -18,6 +18,7 @@ from transforms.backends.fake import FakeBackend
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits
 from transforms.inference.handler import InferenceHandler
 from transforms.inference.infer import Infer
+from transforms.records.causes import Cause
 from transforms.records.errors import BackendUnusable, Blocked, Forbidden
 from transforms.records.records import Answer, Completion, DeadLetter, Record, Request, Usage
 from transforms.requests.batch import BatchLimits, BatchRequests
@@ -197,7 +198,7 @@ def test_infer_types() -> None:
 def test_infer_fatal() -> None:
     """Credentials that nobody accepts stop the run, also with a client that answers by the batch."""
     for backend in (
-        ScriptedBackend((Forbidden("403: no permission", fatal_at_start=True),) * 3),
+        ScriptedBackend((Forbidden("403: no permission", cause=Cause.CREDENTIALS),) * 3),
         FakeBackend(faults={"forbidden": 1}),
     ):
         with pytest.raises(Exception, match=r"403: no permission|fake backend: forbidden"):

@@ -8,17 +8,20 @@ from collections.abc import Callable
 import pytest
 
 from transforms.records import errors
+from transforms.records.causes import Cause
 from transforms.records.errors import (
     ERROR_TYPES,
     RECORD_ERRORS,
     BackendUnusable,
     ConfigurationError,
     Interrupted,
+    NotAttempted,
     NotReconciled,
     PipelineError,
     RateLimited,
     RecordError,
     RunError,
+    Unavailable,
 )
 from transforms.records.records import Usage
 
@@ -92,16 +95,13 @@ def test_defaults() -> None:
     error = RecordError("why")
     assert str(error) == "why"
     assert vars(error) == {
+        "cause": Cause.REQUEST,
         "retry_after_s": None,
         "finish_reason": None,
         "output": None,
         "usage": None,
         "model_version": None,
         "service_tier": None,
-        "fatal_at_start": False,
-        "congestion": False,
-        "unanswered": False,
-        "restarting": False,
     }
 
 
@@ -117,10 +117,35 @@ def test_travels_between_processes(
         output="text",
         usage=Usage(1),
         model_version="m",
-        congestion=True,
-        fatal_at_start=True,
+        cause=Cause.ACCOUNT,
     )
     twin = duplicate(error)
     assert type(twin) is RateLimited
     assert str(twin) == "slow down"
     assert vars(twin) == vars(error)
+
+
+@pytest.mark.parametrize("error", RECORD_ERRORS)
+def test_the_usual_cause_of_a_class(error: type[RecordError]) -> None:
+    """Classes that a later run may cure are retried in this one, except records never sent."""
+    made = error("why")
+    assert made.cause is error.cause
+    assert made.consequence.retry is (error.retryable and error is not NotAttempted)
+
+
+def test_an_error_is_frozen() -> None:
+    """Its facts stay as they were raised; Python's own attributes may be set."""
+    error = RateLimited("slow down", retry_after_s=2.5)
+    with pytest.raises(AttributeError, match=r"^cause is a fact of the failure: make another"):
+        error.cause = Cause.REQUEST
+    assert error.cause is Cause.RATE_LIMIT
+    error.__cause__ = OSError("reset")
+
+
+def test_another_error_with_other_facts() -> None:
+    """Class, message and all other facts stay; the first error is as it was."""
+    error = Unavailable("503", retry_after_s=2.5, model_version="m")
+    other = error.replaced(cause=Cause.OVERLOADED, retry_after_s=None)
+    assert (type(other), str(other), other.model_version) == (Unavailable, "503", "m")
+    assert (other.cause, other.retry_after_s) == (Cause.OVERLOADED, None)
+    assert (error.cause, error.retry_after_s) == (Cause.SERVER_ERROR, 2.5)

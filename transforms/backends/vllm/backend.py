@@ -31,6 +31,7 @@ from transforms.backends.vllm.weights import local_model
 from transforms.clients import server_metrics as server_gauges
 from transforms.clients.embeddings import Outcome, SharedCalls
 from transforms.clients.http import JsonClient, Reply, shaped
+from transforms.records.causes import Cause
 from transforms.records.errors import InvalidRequest, RecordError, Unavailable
 from transforms.records.records import Completion, Json, Request
 
@@ -232,12 +233,12 @@ class VLLMClient:
             return await self._http.post(f"{state.url}/v1/{path}", body)
         except Unavailable as error:
             if await server.lease.still_serves(state.generation):
-                error.fatal_at_start = False  # it is there: this request's own failure
-                raise
+                cause = error.consequence.still_served or error.cause
+                raise error.replaced(cause=cause) from error
             restarting = _restarting(
                 f"the vLLM server crashed (start {state.generation}); it is started again"
             )
-            if not error.congestion:  # the server had received the requests
+            if error.consequence.attempt:  # the server had received the requests
                 guilty = {name for name in names if self._suspects.crashed(name)}
                 if guilty:
                     raise _Crash(guilty, restarting) from None
@@ -343,7 +344,7 @@ def _name(request: Request) -> str:
 
 
 def _restarting(message: str) -> Unavailable:
-    return Unavailable(message, congestion=True, restarting=True)
+    return Unavailable(message, cause=Cause.RESTARTING)
 
 
 def body_of(request: Request, backend: VLLMBackend) -> tuple[str, dict[str, Json]]:

@@ -12,10 +12,12 @@ from tests.transforms.dispatch.clients import (
     drain,
     failures,
     make_requests,
+    numbers,
     outputs,
+    virtual_now,
 )
 from tests.transforms.dispatch.virtual_time import Clock
-from transforms.dispatch.completion_queue import Inbox
+from transforms.dispatch.completion_queue import CompletionQueue
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure
 from transforms.records.errors import BackendUnusable, Blocked, RateLimited, Unavailable
 from transforms.records.records import Completion
@@ -31,15 +33,20 @@ def test_generate_many() -> None:
 
 
 def test_generate_many_that_raises() -> None:
-    """Each is tried alone: the one that broke the batch costs itself."""
+    """Its halves are asked until the one that breaks the call stands alone, and costs itself."""
     client = ManyClient(
-        lambda requests: RuntimeError("out of memory"),
+        lambda requests: (
+            RuntimeError("out of memory")
+            if 2 in numbers(requests)
+            else [Completion(f"many {n}") for n in numbers(requests)]
+        ),
         lambda n, _: RuntimeError("poison") if n == 2 else f"alone {n}",
     )
     outcomes = answer(client, 4)
-    assert outputs(outcomes) == ["alone 0", "alone 1", None, "alone 3"]
+    assert outputs(outcomes) == ["many 0", "many 1", None, "alone 3"]
     assert failures(outcomes)[2] == ("RuntimeError", "poison", 1)
-    assert (client.batches, client.asked) == ([4], {0: 1, 1: 1, 2: 1, 3: 1})
+    assert {o.attempts for o in outcomes} == {1}, "a split is no attempt"
+    assert (client.batches, client.asked) == ([4, 2, 2], {2: 1, 3: 1})
 
 
 @pytest.mark.parametrize("returned", [0, 1, 3])
@@ -63,84 +70,83 @@ def test_generate_many_that_stops_the_run() -> None:
 
 
 def test_generate_many_with_failures() -> None:
-    """Retryable ones are retried alone, each with an attempt spent; the others are final."""
+    """Retryable ones are asked again, each with an attempt spent; the others are final."""
     replies = [
         Completion("many 0"),
         Unavailable("503"),
         Blocked("no"),
         Unavailable("503"),
-        RateLimited("429", congestion=True),
+        RateLimited("429", retry_after_s=7),
     ]
     client = ManyClient(
-        lambda requests: replies,
-        lambda n, before: f"alone {n}" if n != 3 else Unavailable(f"alone {before + 1}"),
+        lambda requests: replies if len(requests) == 5 else [Completion("two"), replies[3]],
+        lambda n, before: f"alone {n}",
         many_seconds=1.0,
     )
     outcomes = answer(client, 5, max_attempts=2)
-    assert outputs(outcomes) == ["many 0", "alone 1", None, None, "alone 4"]
+    assert outputs(outcomes) == ["many 0", "two", None, None, "alone 4"]
     assert failures(outcomes) == [
         None,
         None,
         ("Blocked", "no", 1),
-        ("Unavailable", "alone 1", 2),
+        ("Unavailable", "503", 2),
         None,
     ]
     assert [o.attempts for o in outcomes if isinstance(o, Completion)] == [1, 2, 2]
-    assert client.asked == {1: 1, 3: 1, 4: 1}
+    assert (client.batches, client.calls) == ([5, 2], [(8.0, 4)])
 
 
 def test_a_batch_that_shows_that_the_backend_works(clock: Clock) -> None:
     """Others succeed by the batch meanwhile: failures of one that is asked alone are its own."""
     client = ManyClient(
-        lambda requests: [Completion("") if r.body["n"] else Unavailable("500") for r in requests],
-        lambda n, _: Unavailable("500"),
+        lambda requests: [Completion("")] * len(requests), lambda n, _: Unavailable("500")
     )
     shared = Dispatcher(client, DispatchLimits(hold=True, first_backoff_s=2))
-    poison, others = Inbox(), Inbox()
+    poison, others = CompletionQueue(), CompletionQueue()
     with clock.hold():
         shared.submit(make_requests(1), poison)
         for n in range(1, 100):
-            shared.submit(make_requests(1, n), others)
+            shared.submit(make_requests(2, 2 * n), others)
             clock.sleep(1)
-        assert client.asked == {0: 5}
-        let_in, ended = drain(poison)
-    assert let_in is None
+        assert client.asked == {0: 6}, "the first failure was before any success"
+        admitted, ended = drain(poison)
+    assert admitted is None
     assert ended is not None
     assert isinstance(ended.outcome, Failure)
 
 
-def test_a_large_batch_is_let_in_at_once(clock: Clock) -> None:
+def test_a_large_batch_is_admitted_at_once(clock: Clock) -> None:
     """What a client works on does not wait."""
     client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=10.0)
     shared = Dispatcher(client, DispatchLimits())
-    inbox = Inbox()
+    completions = CompletionQueue()
     with clock.hold():
-        shared.submit(make_requests(2000), inbox)
+        shared.submit(make_requests(2000), completions)
         clock.sleep(5)
-        assert drain(inbox) == [None]
+        assert drain(completions) == [None]
 
 
 def test_a_batch_waits_while_a_client_works_on_many(clock: Clock) -> None:
     """Above 2,048 requests no further batch is asked for: they are all in memory."""
     client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=10.0)
     shared = Dispatcher(client, DispatchLimits())
-    first, second = Inbox(), Inbox()
+    first, second = CompletionQueue(), CompletionQueue()
     with clock.hold():
         shared.submit(make_requests(2048), first)
         clock.sleep(5)
         assert drain(first) == [None]
-        shared.submit(make_requests(1, 5000), second)
+        shared.submit(make_requests(2, 5000), second)
         clock.sleep(4.9)
         assert drain(second) == []
         clock.sleep(0.2)
         assert drain(second) == [None]
     assert len(collect(first)) == 2048
-    assert len(collect(second)) == 1
+    assert len(collect(second)) == 2
 
 
 def test_generate_many_keeps_max_attempts() -> None:
-    """The batch was the attempt; congestion is still none."""
-    replies = [Unavailable("503"), RateLimited("429", congestion=True)]
+    """The batch was the attempt; a refusal that says nothing of the record is still none."""
+    replies = [Unavailable("503"), RateLimited("429")]
     client = ManyClient(lambda requests: replies)
     outcomes = answer(client, 2, max_attempts=1)
     assert failures(outcomes) == [("Unavailable", "503", 1), None]
@@ -148,12 +154,16 @@ def test_generate_many_keeps_max_attempts() -> None:
 
 
 def test_generate_many_retry_after() -> None:
-    """A refusal by the batch is waited out, too."""
-    client = ManyClient(lambda requests: [RateLimited("429", congestion=True, retry_after_s=5)])
-    (outcome,) = answer(client, 1)
-    assert isinstance(outcome, Completion)
-    assert (outcome.attempts, outcome.throttled_ms) == (2, 5000)
-    assert client.times == [5]
+    """A refusal by the batch is waited out, too, though no pace holds the call back."""
+    client = ManyClient(
+        lambda requests: [RateLimited("429", retry_after_s=5)] * 2, lambda n, _: "never"
+    )
+    client.many = lambda requests: (
+        [RateLimited("429", retry_after_s=5)] * 2 if virtual_now() < 5 else [Completion("")] * 2
+    )
+    outcomes = answer(client, 2)
+    assert [(o.attempts, o.throttled_ms) for o in outcomes] == [(2, 5000)] * 2
+    assert (client.batches, client.calls) == ([2, 2], [])
 
 
 def test_generate_many_of_something_else() -> None:
@@ -169,11 +179,11 @@ def test_gauges_of_a_batch(clock: Clock) -> None:
     """What a client works on is in flight, and does not wait."""
     client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=10.0)
     shared = Dispatcher(client, DispatchLimits())
-    inbox = Inbox()
+    completions = CompletionQueue()
     with clock.hold():
-        shared.submit(make_requests(7), inbox)
+        shared.submit(make_requests(7), completions)
         clock.sleep(5)
         gauges = shared.gauges()
     assert (gauges["in_flight_requests"], gauges["waiting_requests"]) == (7, 0)
-    collect(inbox)
+    collect(completions)
     assert shared.gauges()["in_flight_requests"] == 0

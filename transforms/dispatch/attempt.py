@@ -1,0 +1,80 @@
+"""One call to a client, with its timeout: a reply per request, or a failure of the whole call."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from transforms.backends.base import BatchClient, Client
+from transforms.dispatch.call import Reply
+from transforms.records.errors import BackendUnusable, RequestTimeout, RunError
+from transforms.records.records import Completion, Request
+
+
+async def ask(
+    client: Client,
+    requests: Sequence[Request],
+    timeout_s: float | None,
+    stopping: Callable[[], bool],
+) -> list[Reply] | Exception:
+    """Asks the client once, in the present task.
+
+    Args:
+      client: One request is asked by its `generate`, several by its `generate_many`.
+      requests: At least one.
+      timeout_s: When the call is cancelled, in seconds; None for never.
+      stopping: Whether a cancellation is the dispatcher's, which ends the task.
+
+    Returns:
+      One reply per request, in order; or the exception that the call of several requests raised.
+
+    Raises:
+      BackendUnusable: The client gave another number of outcomes.
+      RunError: The client says that the run cannot go on.
+    """
+    task, timed_out = asyncio.current_task(), False
+
+    def time_out() -> None:
+        nonlocal timed_out
+        timed_out = True
+        if task is not None:
+            task.cancel()
+
+    timer = None
+    if timeout_s is not None:
+        timer = asyncio.get_running_loop().call_later(timeout_s, time_out)
+    failure: Exception
+    try:
+        if len(requests) > 1 and isinstance(client, BatchClient):
+            return _checked(client, await client.generate_many(requests), len(requests))
+        reply = await client.generate(requests[0])
+        if not isinstance(reply, Completion):
+            raise TypeError(f"generate gave a {type(reply).__name__}")
+        return [reply]
+    except asyncio.CancelledError:
+        if stopping():
+            raise
+        if timed_out:
+            failure = RequestTimeout(f"no answer within {timeout_s:g} s (--request_timeout_s)")
+        else:
+            failure = RuntimeError("the client cancelled its own call")
+    except RunError:
+        raise
+    except Exception as error:  # also what nobody foresaw: it costs records, not the run
+        failure = error
+    finally:
+        if timer is not None:
+            timer.cancel()
+    return failure if len(requests) > 1 else [failure]
+
+
+def _checked(client: Client, replies: Sequence[object], requests: int) -> list[Reply]:
+    if len(replies) != requests:
+        raise BackendUnusable(
+            f"{type(client).__name__}.generate_many returned {len(replies)} outcomes "
+            f"for {requests} requests"
+        )
+    return [
+        reply
+        if isinstance(reply, (Completion, Exception))
+        else TypeError(f"generate_many gave a {type(reply).__name__} for a request")
+        for reply in replies
+    ]

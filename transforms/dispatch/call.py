@@ -1,0 +1,126 @@
+"""A call of one to n requests, and how many requests fit into one."""
+
+from collections.abc import Iterator, Sequence
+
+from transforms.backends.base import CallLimits
+from transforms.dispatch.job import Job
+from transforms.dispatch.pace import Permit
+from transforms.records import json_values
+from transforms.records.causes import Verdict
+from transforms.records.errors import RecordError
+from transforms.records.records import Completion, Request, Usage
+
+Reply = Completion | Exception
+"""How one request of a call ended."""
+
+
+class Call:
+    """One call on its way.
+
+    Attributes:
+      jobs: Its requests.
+      sent_at: When it was sent.
+      outage_s: Seconds in all for which the backend had been down by then.
+      permit: Its place among the calls in flight; None for a call that computes in this process.
+    """
+
+    __slots__ = ("jobs", "outage_s", "permit", "sent_at")
+
+    def __init__(
+        self, jobs: Sequence[Job], sent_at: float, outage_s: float, permit: Permit | None
+    ) -> None:
+        self.jobs = jobs
+        self.sent_at = sent_at
+        self.outage_s = outage_s
+        self.permit = permit
+
+    @property
+    def shared(self) -> bool:
+        """Whether it asks several requests."""
+        return len(self.jobs) > 1
+
+    @property
+    def blamed(self) -> bool:
+        """Whether one of its requests has failed while others succeeded."""
+        return any(job.blamed for job in self.jobs)
+
+
+class CallSize:
+    """How much of a call is taken by the requests that it has so far.
+
+    Args:
+      limits: How much it may carry. Its first request always fits.
+    """
+
+    def __init__(self, limits: CallLimits) -> None:
+        self._limits = limits
+        self._requests = self._tokens = self._bytes = 0
+
+    def take(self, request: Request) -> bool:
+        """Whether the request fits into the call; if so, it is counted."""
+        limits = self._limits
+        tokens, size = self._tokens, self._bytes
+        if limits.max_tokens is not None:
+            tokens += request.estimated_tokens
+        if limits.max_bytes is not None:
+            size += len(json_values.dumps(request.body))
+        fits = (
+            (limits.max_requests is None or self._requests < limits.max_requests)
+            and (limits.max_tokens is None or tokens <= limits.max_tokens)
+            and (limits.max_bytes is None or size <= limits.max_bytes)
+        )
+        if self._requests and not fits:
+            return False
+        self._requests += 1
+        self._tokens, self._bytes = tokens, size
+        return True
+
+
+def grouped(jobs: Sequence[Job], limits: CallLimits) -> Iterator[Sequence[Job]]:
+    """Requests as those of calls within the limits, in order."""
+    if limits.max_requests is limits.max_tokens is limits.max_bytes is None:
+        yield jobs
+        return
+    size, first = CallSize(limits), 0
+    for index, job in enumerate(jobs):
+        if not size.take(job.request):
+            yield jobs[first:index]
+            size, first = CallSize(limits), index
+            size.take(job.request)
+    yield jobs[first:]
+
+
+def verdict(replies: Sequence[Reply]) -> Verdict:
+    """What a call's replies say about the backend: it works if one of them says so.
+
+    An exception that nobody foresaw says nothing against it.
+    """
+    verdicts = [
+        reply.consequence.verdict if isinstance(reply, RecordError) else Verdict.SERVED
+        for reply in replies
+    ]
+    return Verdict.SERVED if Verdict.SERVED in verdicts else verdicts[0]
+
+
+class TokenEstimate:
+    """Tokens of calls, for a quota: how many a call will take, and how many it took."""
+
+    def __init__(self) -> None:
+        self._output = 0.0
+
+    def of_requests(self, jobs: Sequence[Job]) -> float:
+        """Their own, and as many for each as answers took lately."""
+        return sum(job.request.estimated_tokens for job in jobs) + len(jobs) * self._output
+
+    def of_replies(self, replies: Sequence[Reply]) -> float | None:
+        """How many a call took; None when the server did not say."""
+        taken = [self._of_reply(reply) for reply in replies]
+        return None if None in taken else sum(filter(None, taken))
+
+    def _of_reply(self, reply: Reply) -> float | None:
+        usage = reply.usage if isinstance(reply, Completion) else getattr(reply, "usage", None)
+        if not isinstance(usage, Usage) or usage.input_tokens is None:
+            return None if isinstance(reply, Completion) else 0.0
+        output = (usage.output_tokens or 0) + (usage.reasoning_tokens or 0)
+        self._output += (output - self._output) / 16
+        return usage.input_tokens + output

@@ -1,0 +1,66 @@
+"""The failures of one record, and its own time; `transforms.dispatch.retry` keeps them."""
+
+from transforms.records.errors import RecordError
+
+
+class DeadlineClock:
+    """A record's own time since its first call: it stands while the backend is down or holds it.
+
+    Args:
+      started_at: When the record was sent first.
+      outage_s: Seconds in all for which the backend had been down by then.
+    """
+
+    __slots__ = ("_outage_before_s", "_paused_at", "_paused_s", "started_at")
+
+    def __init__(self, started_at: float, outage_s: float) -> None:
+        self.started_at = started_at
+        self._outage_before_s = outage_s
+        self._paused_s = 0.0
+        self._paused_at: float | None = None
+
+    def pause(self, now: float) -> None:
+        """It stands from now on."""
+        if self._paused_at is None:
+            self._paused_at = now
+
+    def resume(self, now: float) -> None:
+        """It goes on."""
+        if self._paused_at is not None:
+            self._paused_s += now - self._paused_at
+            self._paused_at = None
+
+    def elapsed_s(self, now: float, outage_s: float) -> float:
+        """The record's own time, of which outages (in all: `outage_s`) are none."""
+        return now - self.started_at - self._paused_s - (outage_s - self._outage_before_s)
+
+
+class History:
+    """The failures of one record.
+
+    Attributes:
+      clock: Its own time.
+      error: The last failure.
+      charged: Failures that count against ``max_attempts``.
+      failures: All but refusals that say nothing about the record.
+      throttled_s: Time between such refusals and the next calls, in seconds.
+    """
+
+    __slots__ = (
+        "charged",
+        "clock",
+        "error",
+        "failed_at",
+        "failures",
+        "refusals",
+        "refused_at",
+        "throttled_s",
+    )
+
+    def __init__(self, clock: DeadlineClock, error: RecordError) -> None:
+        self.clock = clock
+        self.error = error
+        self.charged = self.failures = self.refusals = 0
+        self.failed_at = clock.started_at
+        self.refused_at: float | None = None
+        self.throttled_s = 0.0

@@ -1,0 +1,151 @@
+"""Which requests make up the next call, and when it may be sent.
+
+The oldest request goes first. A client that takes several in one call gets as many as are ready,
+from whichever bundle, up to its limits; none waits for others to come. A call takes one permit of the
+pace, whatever it carries; a call to a model in this process takes none.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+
+from transforms.backends.base import CallLimits
+from transforms.dispatch.call import Call, CallSize, Reply, TokenEstimate, grouped, verdict
+from transforms.dispatch.job import Job
+from transforms.dispatch.job_queue import Entry, JobQueue
+from transforms.dispatch.pace import Pace
+from transforms.records.errors import RecordError
+from transforms.records.records import Completion, Request
+
+
+class Scheduler:
+    """The queue of requests in front of the pace; used on the event loop.
+
+    Args:
+      limits: How much one call may carry.
+      pace: When a call may be sent.
+      held: What a request has to wait for, whatever the pace; None for nothing.
+      dropped: Called with a request that nobody waits for any more.
+      kept: Called with a request that has to wait, and the time.
+    """
+
+    def __init__(
+        self,
+        limits: CallLimits,
+        pace: Pace,
+        *,
+        held: Callable[[Request], asyncio.Future[None] | None],
+        dropped: Callable[[Job], None],
+        kept: Callable[[Job, float], None],
+    ) -> None:
+        self._limits = limits
+        self._paced = not limits.in_process
+        self._pace = pace
+        self._held = held
+        self._dropped = dropped
+        self._kept = kept
+        self._tokens = TokenEstimate()
+        self._queue = JobQueue()
+        self.in_flight = 0
+        """Requests in flight: at least one for each call."""
+        self.wait_s: float | None = None
+        """How long requests that are ready wait for the next call; None when none is ready."""
+
+    @property
+    def backing_off(self) -> int:
+        """How many requests are between a failure and their next call."""
+        return self._queue.backing_off
+
+    def put(self, entries: Sequence[Entry], wait_s: float, wake: Callable[[], None]) -> None:
+        """Queues requests; if that is after a back-off, `wake` is called then."""
+        if wait_s > 0:
+            self._queue.put_later(entries, wait_s, wake)
+        else:
+            self._queue.put(entries)
+
+    def calls_of(self, jobs: Sequence[Job], now: float) -> list[Call]:
+        """Sends a batch as it is to a model in this process: nothing there makes it wait."""
+        return [self._call(part, now) for part in grouped(jobs, self._limits)] if jobs else []
+
+    def next_call(self, now: float, *, paused: bool, wake: Callable[[], None]) -> Call | None:
+        """The next call, which is sent now; None while none may be sent: see `wait_s`.
+
+        `wake` is called when requests are free that their client holds.
+        """
+        self.wait_s = None
+        while self._queue.ready:
+            wait_s = math.inf if paused else self._pace.wait_s(now) if self._paced else 0.0
+            if wait_s > 0:
+                self.wait_s = wait_s
+                return None
+            if jobs := self._take(now, wake):
+                return self._call(jobs, now)
+        return None
+
+    def waiting(self, now: float) -> None:
+        """Tells the pace why requests wait from now on."""
+        held = self.wait_s is None and self._queue.holds
+        self._pace.waiting(0.0 if held else self.wait_s, now)
+
+    def ended(
+        self,
+        call: Call,
+        replies: Sequence[Reply],
+        now: float,
+    ) -> None:
+        """Notes a call's end, with a reply for each request or one for all."""
+        self.in_flight -= len(call.jobs)
+        if call.permit is None:
+            if any(isinstance(reply, Completion) for reply in replies):
+                self._pace.works(now)
+            return
+        errors = [reply for reply in replies if isinstance(reply, RecordError)]
+        self._pace.ended(
+            call.permit,
+            now,
+            verdict(replies),
+            retry_after_s=max((error.retry_after_s or 0.0 for error in errors), default=None),
+            tokens=self._tokens.of_replies(replies),
+            blamed=call.blamed,
+        )
+
+    def drain(self) -> list[Job]:
+        """Takes all requests that wait, whatever for."""
+        self._queue.end_back_offs()
+        jobs: list[Job] = []
+        while self._queue.ready:
+            jobs += self._queue.pop().jobs
+        return jobs
+
+    def _take(self, now: float, wake: Callable[[], None]) -> list[Job]:
+        """The requests of the next call; none if all that were looked at are gone or held."""
+        entry = self._queue.pop()
+        jobs = [job for job in entry.jobs if self._may_go(job, entry.fixed, now, wake)]
+        if entry.fixed or self._limits.max_requests == 1:
+            return jobs
+        size = CallSize(self._limits)
+        for job in jobs:
+            size.take(job.request)
+        while self._queue.ready and not (entry := self._queue.first()).fixed:
+            (job,) = entry.jobs
+            if self._may_go(job, False, now, wake):
+                if not size.take(job.request):
+                    break
+                jobs.append(job)
+            self._queue.pop()
+        return jobs
+
+    def _may_go(self, job: Job, fixed: bool, now: float, wake: Callable[[], None]) -> bool:
+        if job.completions.abandoned:
+            self._dropped(job)
+        elif (until := self._held(job.request)) is not None:
+            self._kept(job, now)
+            self._queue.put_when(until, Entry([job], fixed=fixed), wake)
+        else:
+            return True
+        return False
+
+    def _call(self, jobs: Sequence[Job], now: float) -> Call:
+        permit = self._pace.sent(now, self._tokens.of_requests(jobs)) if self._paced else None
+        self.in_flight += len(jobs)
+        return Call(jobs, now, self._pace.outage_s(now), permit)

@@ -1,0 +1,69 @@
+"""Ends a run at its start when every record would fail alike.
+
+A failure that is no record's own (401, 403, 404, no connection) makes the backend *suspect* as soon
+as a second record has failed in the same way while no call has ever succeeded. Nothing further is
+sent then. A call in flight that succeeds *clears* the backend, and the failures were those records'
+own; otherwise the suspicion is *confirmed* when none is in flight any more, or after a few seconds.
+"""
+
+from transforms.dispatch.job import Job
+from transforms.dispatch.limits import DispatchLimits
+from transforms.records.errors import RecordError
+
+
+class StartGuard:
+    """Whether the backend has ever worked, and why it may never; used on the event loop.
+
+    Args:
+      limits: How long a server may take to start, and whether the run waits for one.
+    """
+
+    def __init__(self, limits: DispatchLimits) -> None:
+        self._limits = limits
+        self.proven = False
+        """Whether a call has ever succeeded."""
+        self.suspicion: RecordError | None = None
+        """Why the backend may be unusable: nothing is sent until that is cleared or confirmed."""
+        self._alike: dict[str, tuple[float, set[int]]] = {}
+        self._held_back: list[tuple[Job, RecordError]] = []
+
+    def may_end_the_run(self, error: object) -> bool:
+        """Whether a failure is one that would end the run, if others failed alike."""
+        if self.proven or not isinstance(error, RecordError):
+            return False
+        return error.consequence.fatal_at_start and not self._limits.hold
+
+    def failed(self, record: int, error: RecordError, now: float) -> bool:
+        """Notes a failure; whether it has made the backend suspect.
+
+        Args:
+          record: Tells one record from another.
+          error: How it failed. A server that cannot be reached may be starting: it gets as long
+            as a first retry takes, and in a streaming run as long as it needs.
+          now: The time.
+        """
+        consequence = error.consequence
+        if self.proven or not consequence.fatal_at_start:
+            return False
+        if consequence.retry and self._limits.hold:
+            return False
+        since, records = self._alike.setdefault(error.error_type, (now, set()))
+        records.add(record)
+        patience_s = self._limits.first_backoff_s if consequence.retry else 0.0
+        if self._limits.max_attempts == 1:
+            patience_s = 0.0
+        if self.suspicion or len(records) < 2 or now - since < patience_s:
+            return False
+        self.suspicion = error
+        return True
+
+    def hold_back(self, job: Job, error: RecordError) -> None:
+        """Keeps a record's failure until it is known whether it is its own."""
+        self._held_back.append((job, error))
+
+    def clear(self) -> list[tuple[Job, RecordError]]:
+        """A call has succeeded: gives the failures that were held back, which are records' own."""
+        self.proven = True
+        self.suspicion = None
+        held_back, self._held_back = self._held_back, []
+        return held_back
