@@ -17,8 +17,8 @@ from tests.emulators.model_fixtures import SimulatedModelServer, running_model_s
 from tests.emulators.model_server.answers import unit_vector
 from tests.transforms.backends import opened, prompt, request_of, serving
 from transforms.backends.base import BatchClient, CallLimits
-from transforms.backends.openai import (
-    OpenAIBackend,
+from transforms.backends.openai import OpenAIBackend
+from transforms.clients.openai_dialect import (
     answer_of,
     chat_body,
     completion_of,

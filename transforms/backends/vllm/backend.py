@@ -14,15 +14,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
 from transforms.backends.base import CallLimits, Capabilities
-from transforms.backends.openai import (
-    PATHS,
-    answer_of,
-    chat_body,
-    embed_body,
-    embed_many_body,
-    embeddings_of,
-    plain_text,
-)
 from transforms.backends.vllm.keeper import Settings
 from transforms.backends.vllm.launch import ServerSpec, interpreter, plan, server_environment
 from transforms.backends.vllm.lease import Lease, acquire, release
@@ -31,6 +22,15 @@ from transforms.backends.vllm.weights import local_model
 from transforms.clients import server_metrics as server_gauges
 from transforms.clients.embeddings import Outcome, SharedCalls
 from transforms.clients.http import JsonClient, Reply, shaped
+from transforms.clients.openai_dialect import (
+    PATHS,
+    answer_of,
+    chat_body,
+    embed_body,
+    embed_many_body,
+    embeddings_of,
+    plain_text,
+)
 from transforms.records.causes import Cause
 from transforms.records.errors import InvalidRequest, RecordError, Unavailable
 from transforms.records.records import Completion, Json, Request

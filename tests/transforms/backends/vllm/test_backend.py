@@ -20,9 +20,9 @@ from apache_beam.ml.inference.base import RunInference
 from tests.transforms.backends import opened, prompt, request_of
 from tests.transforms.backends.vllm.servers import FAKE_VLLM, eventually, processes_of, starts
 from transforms.backends.base import BatchClient, CallLimits
-from transforms.backends.openai import answer_of
 from transforms.backends.vllm import lease
 from transforms.backends.vllm.backend import VLLMBackend, VLLMClient, _ready, body_of
+from transforms.clients.openai_dialect import answer_of
 from transforms.dispatch import loop
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits, Failure, Outcome
 from transforms.inference.handler import InferenceHandler
