@@ -200,7 +200,6 @@ def test_a_text_that_kills_the_server(folder: Path) -> None:
     assert isinstance(killer, InvalidRequest)
     assert isinstance(first, Unavailable)
     assert first is last
-    assert first.restarting
     assert str(first) == "the vLLM server crashed (start 1); it is started again"
 
 
