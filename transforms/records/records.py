@@ -1,4 +1,4 @@
-"""What travels through the pipeline: frozen, slotted dataclasses.
+"""What travels through the pipeline: frozen, slotted dataclasses, standard library only.
 
 One record's way, and what it is called at each point:
 
@@ -19,11 +19,11 @@ pipeline is built with them.
 import dataclasses
 import functools
 import hashlib
+import json
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from transforms.records import json_values
 from transforms.records.errors import Internal, MissingField, RecordError, RunError
 
 Stage = Literal["read", "render", "infer", "validate", "write"]
@@ -64,7 +64,7 @@ class Params(Mapping[str, Json]):
     params are never sealed.
 
     Attributes:
-      key: 12 hex digits of the SHA-256 of the canonical JSON; ``""`` for empty params.
+      key: 12 hex digits of the SHA-256 of the JSON with sorted keys; ``""`` for empty params.
 
     >>> params = Params({"generation_config": {"temperature": 0}})
     >>> params == {"generation_config": {"temperature": 0}}
@@ -82,8 +82,8 @@ class Params(Mapping[str, Json]):
         self._values = dict(values or {})
         self.key = ""
         if values:
-            digest = hashlib.sha256(json_values.canonical(self._values))
-            self.key = digest.hexdigest()[:_KEY_DIGITS]
+            text = json.dumps(self._values, sort_keys=True, separators=(",", ":"), default=str)
+            self.key = hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
 
     @classmethod
     def of(cls, values: Mapping[str, Json]) -> "Params":
