@@ -134,7 +134,7 @@ class Pace:
         """Calls in flight, their limit, how long down; the rate learnt, 0 for no limit."""
         rate = self.rate(now)
         return {
-            "in_flight_requests": self.in_flight,
+            "in_flight_calls": self.in_flight,
             "concurrency_limit": self.limit,
             "rate_limit_per_minute": round(60 * rate) if math.isfinite(rate) else 0,
             "outage_s": round(self._outage.present_s(now)),
