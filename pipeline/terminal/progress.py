@@ -156,7 +156,8 @@ def _is_held(counts: dict[str, int]) -> bool:
     A few fewer than the limit says nothing: another call may be on its way at that moment.
     """
     most = min(counts["waiting_requests"], _CLEARLY_BELOW * counts["concurrency_limit"])
-    return not counts["outage_s"] and counts["in_flight_requests"] < most
+    in_flight = counts.get("in_flight_calls", counts["in_flight_requests"])
+    return not counts["outage_s"] and in_flight < most
 
 
 def counts_line(view: View, width: int | None = None) -> str:

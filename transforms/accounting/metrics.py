@@ -14,7 +14,7 @@ silently.
                    cumulativeThrottlingSeconds: read by Dataflow's autoscaler, which then does not
                    add workers against a quota
     distributions  latency_ms: of each call that succeeded
-    gauges         in_flight_requests  concurrency_limit  rate_limit_per_minute
+    gauges         in_flight_requests  in_flight_calls  concurrency_limit  rate_limit_per_minute
                    waiting_requests, of which backing_off_requests are between two attempts
                    outage_s: how long the backend has been down, 0 while it is not
                    and those of the backend's client, where it has any:

@@ -2,8 +2,8 @@
 
 A `Backend` is a frozen, picklable description; `Backend.open` gives a live `Client` in the worker.
 A client answers one request, or raises a classified `transforms.records.errors.RecordError`. A client that
-is faster with many at once (a model in the worker) is a `BatchClient` as well, one that knows how busy
-its server is a `MeasuredClient`, one that knows when a request has to wait a `HoldingClient`.
+takes several requests in one call is a `BatchClient` as well, one that knows how busy its server is a
+`MeasuredClient`, one that knows when a request has to wait a `HoldingClient`.
 
 Clients never retry, pace or batch: `transforms.dispatch` does. They run on one event loop per
 process and need no locks.
@@ -68,9 +68,14 @@ class BatchClient(Client, Protocol):
     async def generate_many(
         self, requests: Sequence[Request]
     ) -> Sequence[Completion | RecordError]:
-        """One outcome per request, in order. If it raises, each request is tried alone.
+        """Asks several requests in one call: one outcome per request, in order.
 
-        For models that compute in this process: such a call has no timeout and no pace.
+        A call of one request is one of `generate`.
+
+        Raises:
+          RecordError: The call failed as a whole. If its cause is one that passes, it is asked
+            again; otherwise, as after any other exception, its halves are asked, until the request
+            that spoils it stands alone.
         """
         ...
 

@@ -87,14 +87,14 @@ class AdaptiveConcurrency:
         """Calls that may be in flight."""
         return max(1, int(self._limit))
 
-    def follow(self, told: int) -> None:
+    def follow(self, wanted: int) -> None:
         """Takes the limit from the backend.
 
         Args:
-          told: How many calls it can use; 0 while that is not known.
+          wanted: How many calls it says that it can use; 0 while that is not known.
         """
-        limit = min(float(told), self._ceiling)
-        self._told = told > 0 and not (self._cut_short and self._limit < limit)
+        limit = min(float(wanted), self._ceiling)
+        self._told = wanted > 0 and not (self._cut_short and self._limit < limit)
         if self._told:
             self._limit = limit
             self._before = None

@@ -1,6 +1,6 @@
 """How many calls may be sent per second: a fixed share of a quota, and one learnt from refusals.
 
-`TokenBucket` keeps to a known quota. `AdaptiveRate` finds one that nobody told: there is no limit
+`TokenBucket` keeps to a known quota. `AdaptiveRate` finds one that is not known: there is no limit
 until the first refusal (429); then
 
 * the rate falls to a little under what was really accepted, once per event, as TCP Westwood sets
@@ -9,59 +9,26 @@ until the first refusal (429); then
 * it rises again along CUBIC's curve (RFC 9438), as the AWS SDKs' adaptive retry mode lets a rate
   rise: slowly around the level that was refused, then ever faster.
 * refusals that stay although the rate fell may not be its doing (a pool that others share): the
-  rate goes back to where it was, and so many are expected from then on. That is an experiment: if
+  rate goes back to where it was, and so many are expected from then on. That is an `Experiment`: if
   there are then more, the rate was to blame after all, and it is not tried again for a while.
 
 Pure: every method takes the time, in seconds of any monotonic clock.
 """
 
 import collections
+import dataclasses
 import math
 
-_BETA = 0.97
-_SCALE = 0.2
-"""CUBIC's C, in 1/s^4 per fourth root of the level. CUBIC's own is a constant, by which flows that
-share a quota come to equal shares; a little faster for higher levels, every one doubles in 5 to
-15 s. A level below 10/s rises more slowly: it takes some calls to measure what is refused."""
-_SLOW = 1e4
-_SLOWEST = 200.0
-"""`_SLOW` times the slowest rise: a process that found a quota used up by others gets its share."""
-_MEASURE_S = 0.5
-_MEASURE_CALLS = 25
-_RECENT_S = 1.0
-_TOLERATED = 0.02
-"""This share of refused calls is no event: a few must be risked to learn that a quota has grown."""
-_CHANCE = 2
-"""Refusals beyond that share which may be chance."""
-_SIGMAS = 4.0
-"""Standard deviations by which refusals must exceed the expected ones to be more than these."""
-_FALL = 0.7
-"""The deepest fall below what the refused share says: what was accepted since the last fall is an
-exact measure for one process, but too low for one whose share has grown meanwhile."""
-_UNSURE = 1.5
-"""What is expected was measured on some hundred calls."""
-_IN_VAIN = 4
-"""Falls in a row, each below a rate that was accepted, which suggest that it is not to blame."""
-_NEAR = 1.5
-_MANY = 0.08
-_RESUME = 4.0
-_EXPECT_CALLS = 300
 _LOWEST = 0.2
-_EXPECTED_AT_MOST = 0.4
-_LEARNT_AT_MOST = 0.03
-"""So many refusals may come to be expected without an experiment. Processes that share a quota
-would teach each other to expect ever more."""
-_DOUBT_S = 60.0
-"""After an experiment that failed, seconds until the next; they double with each."""
-_FORGOTTEN_AFTER_S = 10.0
+"""Calls per second that are always sent."""
 
 
 class TokenBucket:
     """A quota of ``per_s``, spent evenly: at most ``burst_s`` of it at once.
 
     Args:
-      per_s: What comes in each second.
-      burst_s: What may be saved up, in seconds of it.
+      per_s: The amount that comes in each second.
+      burst_s: How much may be saved up, in seconds of it.
       now: The time at the start; it begins full.
     """
 
@@ -72,12 +39,12 @@ class TokenBucket:
         self._at = now
 
     def wait_s(self, now: float) -> float:
-        """Seconds until something may be spent; 0 for now."""
+        """Seconds until anything may be spent; 0 for now."""
         self._fill(now)
         return 0.0 if self._level > 0 else (1e-6 - self._level) / self._per_s
 
     def spend(self, amount: float, now: float) -> None:
-        """Spends; what was spent too much is waited for afterwards. Negative gives back."""
+        """Spends an amount, also more than there is: later calls wait for it. Negative gives back."""
         self._fill(now)
         self._level = min(self._most, self._level - amount)
 
@@ -86,7 +53,171 @@ class TokenBucket:
         self._at = now
 
 
-class Call:
+_BETA = 0.97
+_SCALE = 0.2
+"""CUBIC's C, in 1/s^4 per fourth root of the level. CUBIC's own is a constant, by which flows that
+share a quota come to equal shares; a little faster for higher levels, every one doubles in 5 to
+15 s. A level below 10/s rises more slowly: it takes some calls to measure how many are refused."""
+_SLOW = 1e4
+_SLOWEST = 200.0
+"""`_SLOW` times the slowest rise: a process that found a quota used up by others gets its share."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Curve:
+    """A rate that rises from a little below a level, slowly around it, then ever faster.
+
+    Attributes:
+      level: Calls per second that were accepted when that was measured; infinite for no limit.
+      rises_from: When the rise begins.
+      slope: CUBIC's C.
+      plateau_s: Seconds until the level is reached.
+    """
+
+    level: float = math.inf
+    rises_from: float = 0.0
+    slope: float = 0.0
+    plateau_s: float = 0.0
+
+    @classmethod
+    def of(cls, level: float, rises_from: float) -> "Curve":
+        """The curve of a level."""
+        level = max(_LOWEST, level)
+        slope = _SCALE * min(level**0.25, max(level**4, _SLOWEST) / _SLOW)
+        return cls(level, rises_from, slope, ((1 - _BETA) * level / slope) ** (1 / 3))
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether it is no limit."""
+        return math.isinf(self.level)
+
+    def rate(self, now: float) -> float:
+        """Calls per second."""
+        if self.unlimited:
+            return math.inf
+        t = max(0.0, now - self.rises_from) - self.plateau_s
+        return max(_LOWEST, self.level + self.slope * t**3)
+
+
+_TOLERATED = 0.02
+"""This share of refused calls is no event: a few must be risked to learn that a quota has grown."""
+_SIGMAS = 4.0
+"""Standard deviations by which refusals must exceed the expected ones to be more than these."""
+_UNSURE = 1.5
+"""The expected share was measured on some hundred calls."""
+_EXPECT_CALLS = 300
+_LEARNT_AT_MOST = 0.03
+"""So many refusals may come to be expected without an experiment. Processes that share a quota
+would teach each other to expect ever more."""
+
+
+class ChanceRefusals:
+    """The share of calls that is refused whatever the rate."""
+
+    def __init__(self) -> None:
+        self.expected = 0.0
+        self._observed = 0.0
+
+    @property
+    def assumed(self) -> bool:
+        """Whether more are expected than calls alone may teach: an experiment is under way."""
+        return self.expected > _LEARNT_AT_MOST
+
+    def learn(self, refused: bool) -> None:
+        """Learns from a call that no fall has followed: its refusal was not the rate's doing."""
+        self._observed += (refused - self._observed) / _EXPECT_CALLS
+        fewer = min(self.expected, 1.5 * self._observed + 0.01)
+        self.expected = max(fewer, min(self._observed, _LEARNT_AT_MOST))
+
+    def assume(self, share: float) -> None:
+        """Expects a share, for an experiment."""
+        self.expected = self._observed = share
+
+    def reject(self) -> None:
+        """Expects none: the experiment has failed."""
+        self.expected = 0.0
+
+    def tolerated(self, calls: int) -> float:
+        """How many of so many calls may be refused without a fall of the rate."""
+        expected = _UNSURE * self.expected * calls
+        return max(_TOLERATED * calls, expected + _SIGMAS * math.sqrt(expected))
+
+
+_IN_VAIN = 4
+"""Falls in a row, each below a rate that was accepted, which suggest that it is not to blame."""
+_NEAR = 1.5
+_MANY = 0.08
+_RESUME = 4.0
+_EXPECTED_AT_MOST = 0.4
+_DOUBT_S = 60.0
+"""After an experiment that failed, seconds until the next; they double with each."""
+
+
+class Experiment:
+    """Whether refusals that stay although the rate falls are the rate's doing.
+
+    Args:
+      now: The time at the start.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._in_vain: list[tuple[int, int]] = []
+        self._resume_at = math.inf
+        self._believe_from = now
+        self._doubt_s = _DOUBT_S
+
+    def forget(self) -> None:
+        """There is no limit any more: earlier falls say nothing about the next."""
+        self._in_vain = []
+        self._resume_at = math.inf
+
+    def failed(self, now: float) -> None:
+        """More was refused than assumed: falls in vain are not believed for a while."""
+        self._believe_from = now + self._doubt_s
+        self._doubt_s *= 2
+
+    def fell(
+        self, accepted: float, sent: int, refused: int, curve: Curve, now: float
+    ) -> tuple[float, float | None]:
+        """Notes that the rate has to fall.
+
+        Args:
+          accepted: To how many calls per second.
+          sent: Calls since the last fall.
+          refused: How many of them were refused.
+          curve: The rate so far.
+          now: The time.
+
+        Returns:
+          The level to fall to, and None; or, when falls have not helped, the rate of before the
+          first of them, and the share of refusals to assume.
+        """
+        rate = curve.rate(now)
+        if rate > _NEAR * curve.level or refused < _MANY * sent:
+            self._in_vain = []
+            self._resume_at = rate
+            return accepted, None
+        self._in_vain.append((sent, refused))
+        if now < self._believe_from or len(self._in_vain) < _IN_VAIN:
+            return accepted, None
+        all_sent, all_refused = (sum(counts) for counts in zip(*self._in_vain, strict=True))
+        self._in_vain = []
+        level = min(self._resume_at, _RESUME * accepted)
+        return level, min(_EXPECTED_AT_MOST, all_refused / all_sent)
+
+
+_MEASURE_S = 0.5
+_MEASURE_CALLS = 25
+_RECENT_S = 1.0
+_CHANCE = 2
+"""Refusals beyond the tolerated ones which may be chance."""
+_FALL = 0.7
+"""The deepest fall below the accepted share: the calls accepted since the last fall are an exact
+measure for one process, but too low for one whose share has grown meanwhile."""
+_FORGOTTEN_AFTER_S = 10.0
+
+
+class Sample:
     """One call that was sent, and whether it was refused."""
 
     __slots__ = ("at", "recent", "refused")
@@ -98,43 +229,39 @@ class Call:
 
 
 class AdaptiveRate:
-    """The rate that a backend accepts, learnt from what it refuses.
+    """The rate that a backend accepts, learnt from the calls that it refuses.
 
     Args:
       now: The time at the start.
     """
 
     def __init__(self, now: float) -> None:
-        self._level = math.inf
-        """The rate that was accepted when it was measured last."""
-        self._rising_from = now
-        self._curve = self._plateau_s = 0.0
+        self._curve = Curve(rises_from=now)
+        self._chance = ChanceRefusals()
+        self._experiment = Experiment(now)
         self._began = now
         """Since when `_sent` and `_refused` count."""
         self._sent = self._refused = 0
-        self._recent: collections.deque[Call] = collections.deque()
+        self._recent: collections.deque[Sample] = collections.deque()
         self._recent_refused = 0
         self._allowance = 1.0
         self._filled_at = now
-        self._in_vain: list[tuple[int, int]] = []
-        self._resume_at = math.inf
-        self._expected = self._observed = 0.0
-        self._believe_from = now
-        self._doubt_s = _DOUBT_S
         self._bound_at = now
+
+    @property
+    def expected_refusals(self) -> float:
+        """The share of calls that is expected to be refused whatever the rate."""
+        return self._chance.expected
 
     def rate(self, now: float) -> float:
         """Calls per second that may be sent; infinite until the first refusal."""
-        if math.isinf(self._level):
-            return math.inf
-        t = max(0.0, now - self._rising_from) - self._plateau_s
-        return max(_LOWEST, self._level + self._curve * t**3)
+        return self._curve.rate(now)
 
     def wait_s(self, now: float) -> float:
         """Seconds until a call may be sent; 0 for now."""
-        rate = self.rate(now)
-        if math.isinf(rate):
+        if self._curve.unlimited:
             return 0.0
+        rate = self._curve.rate(now)
         elapsed, self._filled_at = now - self._filled_at, now
         self._allowance = min(self._allowance + elapsed * rate, max(1.0, 0.02 * rate))
         if self._allowance >= 1.0:
@@ -142,73 +269,56 @@ class AdaptiveRate:
         self._bound_at = now
         return (1.0 - self._allowance) / rate + 1e-6
 
-    def sent(self, now: float) -> Call:
-        """Notes a call; give what it returns to `refused` if it is."""
+    def sent(self, now: float) -> Sample:
+        """Notes a call; pass the sample to `refused` if the call is refused."""
         self._allowance -= 1.0
         self._sent += 1
-        call = Call(now)
-        self._recent.append(call)
+        sample = Sample(now)
+        self._recent.append(sample)
         while self._recent[0].at < now - _RECENT_S and len(self._recent) > 2 * _MEASURE_CALLS:
-            self._settle(self._recent.popleft())
-        if now > max(self._bound_at, self._rising_from) + _FORGOTTEN_AFTER_S:
-            self._forget()
-        return call
+            old = self._recent.popleft()
+            old.recent = False
+            self._recent_refused -= old.refused
+            self._chance.learn(old.refused)
+        if now > max(self._bound_at, self._curve.rises_from) + _FORGOTTEN_AFTER_S:
+            self._curve = Curve(rises_from=self._curve.rises_from)  # the next refusal measures anew
+            self._experiment.forget()
+        return sample
 
-    def _settle(self, call: Call) -> None:
-        """Learns from a call that no fall has followed: such refusals are not the rate's doing."""
-        call.recent = False
-        self._recent_refused -= call.refused
-        self._observed += (call.refused - self._observed) / _EXPECT_CALLS
-        fewer = min(self._expected, 1.5 * self._observed + 0.01)
-        self._expected = max(fewer, min(self._observed, _LEARNT_AT_MOST))
-
-    def _forget(self) -> None:
-        """It limits nothing: the next refusal shall measure anew."""
-        self._level = math.inf
-        self._in_vain = []
-        self._resume_at = math.inf
-
-    def refused(self, call: Call, now: float, gate_s: float) -> None:
+    def refused(self, sample: Sample, now: float, gate_s: float) -> None:
         """Notes a refusal.
 
         Args:
-          call: From `sent`.
+          sample: From `sent`.
           now: The time.
           gate_s: How long nothing is sent because the server asked for it.
         """
-        if call.recent:
-            call.refused = True
+        if sample.recent:
+            sample.refused = True
             self._recent_refused += 1
-        if call.at < self._began:
+        if sample.at < self._began:
             return  # sent before the rate fell: the same event
         self._refused += 1
-        known = not math.isinf(self._level)
-        if self._sent < _MEASURE_CALLS or (known and now < self._began + _MEASURE_S):
+        limited = not self._curve.unlimited
+        if self._sent < _MEASURE_CALLS or (limited and now < self._began + _MEASURE_S):
             return
-        if gate_s or self._recent_refused > _CHANCE + self._tolerated():
+        if gate_s or self._recent_refused > _CHANCE + self._chance.tolerated(len(self._recent)):
             self._fall(now, gate_s)
 
-    def _tolerated(self) -> float:
-        """Recent refusals that do not lower the rate."""
-        expected = _UNSURE * self._expected * len(self._recent)
-        return max(_TOLERATED * len(self._recent), expected + _SIGMAS * math.sqrt(expected))
-
     def _fall(self, now: float, gate_s: float) -> None:
-        accepted = self._accepted(now)
-        if self._expected > _LEARNT_AT_MOST:  # more than that: the experiment has failed
-            self._expected = 0.0
-            self._believe_from = now + self._doubt_s
-            self._doubt_s *= 2
-        if not gate_s:
-            accepted = self._unless_in_vain(accepted, now)
-        self._level = max(_LOWEST, accepted)
-        self._curve = _SCALE * min(self._level**0.25, max(self._level**4, _SLOWEST) / _SLOW)
-        self._plateau_s = ((1 - _BETA) * self._level / self._curve) ** (1 / 3)
-        self._rising_from = now + gate_s
+        level = self._accepted(now)
+        if self._chance.assumed:
+            self._chance.reject()
+            self._experiment.failed(now)
+        if not gate_s:  # who says when to come back speaks of the rate
+            level, share = self._experiment.fell(level, self._sent, self._refused, self._curve, now)
+            if share is not None:
+                self._chance.assume(share)
+        self._curve = Curve.of(level, now + gate_s)
         self._began = now
         self._sent = self._refused = 0
-        for call in self._recent:
-            call.recent = False
+        for sample in self._recent:
+            sample.recent = False
         self._recent.clear()
         self._recent_refused = 0
         self._allowance = max(0.0, min(self._allowance, 1.0))
@@ -219,24 +329,9 @@ class AdaptiveRate:
         sent = len(self._recent)
         accepted = sent - self._recent_refused
         recent_s = now - self._recent[0].at
-        if math.isinf(self._level):
+        if self._curve.unlimited:
             return accepted / max(_RECENT_S, recent_s)
         recent_s = max(_MEASURE_S, recent_s)
         since = (self._sent - self._refused) / (now - self._began)
         least = _FALL * accepted / sent * min(self.rate(now), sent / recent_s)
         return max(least, min(since, accepted / recent_s))
-
-    def _unless_in_vain(self, accepted: float, now: float) -> float:
-        """What was accepted; or the rate of before, if falling again and again has not helped."""
-        rate = self.rate(now)
-        if rate > _NEAR * self._level or self._refused < _MANY * self._sent:
-            self._in_vain = []
-            self._resume_at = rate
-            return accepted
-        self._in_vain.append((self._sent, self._refused))
-        if now < self._believe_from or len(self._in_vain) < _IN_VAIN:
-            return accepted
-        sent, refused = (sum(counts) for counts in zip(*self._in_vain, strict=True))
-        self._expected = self._observed = min(_EXPECTED_AT_MOST, refused / sent)
-        self._in_vain = []
-        return min(self._resume_at, _RESUME * accepted)

@@ -293,6 +293,7 @@ def test_gauges(clock: Clock) -> None:
     shared = Dispatcher(Client(lambda n, _: "", 1.0), DispatchLimits(max_concurrency=3))
     idle = {
         "in_flight_requests": 0,
+        "in_flight_calls": 0,
         "concurrency_limit": 3,
         "waiting_requests": 0,
         "backing_off_requests": 0,
@@ -304,7 +305,12 @@ def test_gauges(clock: Clock) -> None:
     with clock.hold():
         shared.submit(make_requests(10), completions)
         clock.sleep(1.5)
-        assert shared.gauges() == {**idle, "in_flight_requests": 3, "waiting_requests": 4}
+        assert shared.gauges() == {
+            **idle,
+            "in_flight_requests": 3,
+            "in_flight_calls": 3,
+            "waiting_requests": 4,
+        }
     collect(completions)
     assert shared.gauges() == idle
 

@@ -124,7 +124,7 @@ def test_requests_of_threads_that_are_gone_are_left_out(clock: Clock) -> None:
 
 
 def test_gauges(clock: Clock) -> None:
-    """In flight and waiting are counted in requests."""
+    """Requests in flight and waiting; calls where there is a limit of calls."""
     shared = Dispatcher(
         RemoteClient(completions, max_requests=4), DispatchLimits(max_concurrency=2)
     )
@@ -134,7 +134,7 @@ def test_gauges(clock: Clock) -> None:
         clock.sleep(0.5)
         gauges = shared.gauges()
     assert (gauges["in_flight_requests"], gauges["waiting_requests"]) == (8, 12)
-    assert gauges["concurrency_limit"] == 2
+    assert (gauges["in_flight_calls"], gauges["concurrency_limit"]) == (2, 2)
     collect(queue)
 
 

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.transforms.dispatch.simulation import Server, simulate
-from transforms.dispatch.pace import Pace, Permit, Stopwatch
+from transforms.dispatch.breaker import Stopwatch
+from transforms.dispatch.pace import Pace, Permit
+from transforms.dispatch.rate import AdaptiveRate, Sample
 from transforms.records.causes import Verdict
 
 FAILURES = pytest.mark.parametrize("failure", [Verdict.BROKEN, Verdict.OVERLOADED])
@@ -441,7 +443,7 @@ def test_gauges() -> None:
     pace = _broken(now=1.0)
     pace.sent(1.5, 0.0)
     assert pace.gauges(3.6) == {
-        "in_flight_requests": 1,
+        "in_flight_calls": 1,
         "concurrency_limit": 32,
         "rate_limit_per_minute": 0,
         "outage_s": 3,
@@ -451,7 +453,7 @@ def test_gauges() -> None:
     pace.ended(permits[-1], 1.0, Verdict.LIMITED, retry_after_s=1.0)
     gauges = pace.gauges(2.0)
     assert 60 * 90 < gauges.pop("rate_limit_per_minute") < 60 * 100
-    assert gauges == {"in_flight_requests": 99, "concurrency_limit": 32, "outage_s": 0}
+    assert gauges == {"in_flight_calls": 99, "concurrency_limit": 32, "outage_s": 0}
 
 
 def test_stopwatch() -> None:
@@ -585,3 +587,51 @@ def test_whatever_happens(
         pace.ended(permit, now, Verdict.SERVED)
     assert pace.in_flight == 0
     assert math.isfinite(pace.wait_s(now))
+
+
+class _Three:
+    """A limit of calls in flight that never changes, and a rate that has none."""
+
+    limit = 3
+
+    def __init__(self) -> None:
+        self.noted: list[Any] = []
+
+    def follow(self, wanted: int) -> None:
+        self.noted.append(wanted)
+
+    def binds(self, binding: bool, now: float) -> None:
+        pass
+
+    def ended(self, sent_at: float, now: float, *, refused: bool) -> None:
+        self.noted.append(refused)
+
+    def restart(self, now: float) -> None:
+        self.noted.append("restart")
+
+
+class _Refused(AdaptiveRate):
+    """Notes how long the server asked to be left alone."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self.gates_s: list[float] = []
+
+    def refused(self, sample: Sample, now: float, gate_s: float) -> None:
+        self.gates_s.append(gate_s)
+
+
+def test_other_limits() -> None:
+    """The pace asks the limits that it is given, and tells each what concerns it."""
+    concurrency, rate = _Three(), _Refused()
+    pace = Pace(100, 0.0, concurrency=concurrency, rate=rate, wanted=lambda: 7)
+    permits = []
+    while not pace.wait_s(0.0):
+        permits.append(pace.sent(0.0, 0.0))
+    assert (len(permits), pace.limit, pace.wait_s(0.0)) == (3, 3, math.inf)
+    assert concurrency.noted == [7] * 5
+    concurrency.noted.clear()
+    verdicts = [Verdict.SERVED, Verdict.LIMITED, Verdict.OVERLOADED]
+    for permit, verdict in zip(permits, verdicts, strict=True):
+        pace.ended(permit, 1.0, verdict, retry_after_s=5.0)
+    assert (concurrency.noted, rate.gates_s) == ([False, True], [5.0])

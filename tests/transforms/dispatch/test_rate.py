@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.transforms.dispatch.simulation import Outcome, Server, simulate
-from transforms.dispatch.rate import AdaptiveRate, Call, TokenBucket
+from transforms.dispatch.rate import (
+    AdaptiveRate,
+    ChanceRefusals,
+    Curve,
+    Experiment,
+    Sample,
+    TokenBucket,
+)
 
 # A known quota
 
@@ -82,19 +89,16 @@ def test_bucket_waits_no_longer_than_needed(per_s: float, burst_s: float, amount
 # An unknown one
 
 
-def _send(rate: AdaptiveRate, calls: int, start: float, per_s: float) -> list[Call]:
+def _send(rate: AdaptiveRate, calls: int, start: float, per_s: float) -> list[Sample]:
     """Calls at a steady rate, whatever may be sent."""
     return [rate.sent(start + n / per_s) for n in range(calls)]
 
 
-def _fallen(gate_s: float = 0.0) -> AdaptiveRate:
-    """100/s were sent for a second, the last 10 refused: at 1.0 it fell to 90/s."""
+def _fallen() -> AdaptiveRate:
+    """100/s were sent for a second, five of them refused: at 1.0 it fell to just below 95/s."""
     rate = AdaptiveRate(0.0)
-    calls = _send(rate, 100, 0.0, 100.0)
-    for call in calls[90:]:
-        call.refused = True
-    rate._recent_refused = 9  # the tenth is told below
-    rate.refused(calls[-1], 1.0, gate_s)
+    for sample in _send(rate, 100, 0.0, 100.0)[-5:]:
+        rate.refused(sample, 1.0, 0.0)
     return rate
 
 
@@ -152,11 +156,19 @@ def test_one_event_one_fall() -> None:
 
 
 def test_rises_again() -> None:
-    """From 97 % of what was accepted, slowly around it, then ever faster; it doubles in 5 to 15 s."""
-    rate = _fallen()
-    level = 91.0
-    assert rate.rate(1.0) == pytest.approx(0.97 * level, rel=0.02)
-    rates = [rate.rate(1.0 + second / 10) for second in range(200)]
+    """The rate follows the curve of what was accepted."""
+    rate, curve = _fallen(), Curve.of(95.0, 1.0)
+    assert [rate.rate(1.0 + second / 10) for second in range(200)] == pytest.approx(
+        [curve.rate(1.0 + second / 10) for second in range(200)], rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("level", [50.0, 95.0, 1000.0])
+def test_the_curve(level: float) -> None:
+    """From 97 % of a level, slowly around it, then ever faster; it doubles in 5 to 15 s."""
+    curve = Curve.of(level, 1.0)
+    assert curve.rate(0.0) == curve.rate(1.0) == pytest.approx(0.97 * level)
+    rates = [curve.rate(1.0 + second / 10) for second in range(200)]
     assert rates == sorted(rates)
     rises = [later - earlier for earlier, later in itertools.pairwise(rates)]
     slowest = rises.index(min(rises))
@@ -164,6 +176,14 @@ def test_rises_again() -> None:
     assert rises[slowest + 1 :] == sorted(rises[slowest + 1 :])
     doubled_after_s = next(n for n, each in enumerate(rates) if each > 2 * level) / 10
     assert 5 <= doubled_after_s <= 15
+
+
+def test_the_lowest_rate() -> None:
+    """A call in five seconds is always sent, whatever was accepted."""
+    curve = Curve.of(0.0, 0.0)
+    assert (curve.level, curve.rate(0.0)) == (0.2, 0.2)
+    assert Curve().unlimited
+    assert math.isinf(Curve().rate(1000.0))
 
 
 def test_waits_keep_the_rate() -> None:
@@ -177,9 +197,9 @@ def test_waits_keep_the_rate() -> None:
         else:
             rate.sent(now)
             sent_at.append(now)
-    assert len(sent_at) == pytest.approx(2 * 90, rel=0.05)
+    assert len(sent_at) == pytest.approx(2 * 95, rel=0.05)
     gaps = [later - earlier for earlier, later in itertools.pairwise(sent_at[2:])]
-    assert min(gaps) == pytest.approx(1 / 91, rel=0.1)
+    assert min(gaps) == pytest.approx(1 / 95, rel=0.1)
 
 
 def _use(rate: AdaptiveRate, start: float, seconds: float, per_s: float) -> None:
@@ -191,15 +211,12 @@ def _use(rate: AdaptiveRate, start: float, seconds: float, per_s: float) -> None
 
 
 def test_forgotten() -> None:
-    """A rate that has limited nothing for 10 s is none, and what falls in vain have shown is past."""
+    """A rate that has limited nothing for 10 s is none."""
     rate = _fallen()
-    rate._in_vain, rate._resume_at = [(100, 20)], 500.0
     _use(rate, 1.0, 9.5, 20.0)
     assert math.isfinite(rate.rate(10.5))
-    assert rate._in_vain
     _use(rate, 10.5, 1.0, 20.0)
     assert math.isinf(rate.rate(11.5))
-    assert (rate._in_vain, rate._resume_at) == ([], math.inf)
 
 
 def test_a_share_that_grew_is_not_measured_by_its_past() -> None:
@@ -209,35 +226,30 @@ def test_a_share_that_grew_is_not_measured_by_its_past() -> None:
     calls = _send(rate, 200, 10.0, 100.0)
     for call in calls[::10]:
         rate.refused(call, 12.0, 0.0)
-    assert 0.97 * 0.7 * 0.9 * 90 < rate.rate(12.0) < 100
+    assert 0.97 * 0.7 * 0.9 * 95 < rate.rate(12.0) < 105
 
 
 def test_refusals_that_come_to_be_expected() -> None:
     """No fall has followed them, so they are chance; but never more than three in a hundred."""
-    rate = AdaptiveRate(0.0)
+    chance = ChanceRefusals()
     for n in range(3000):
-        call = Call(0.0)
-        call.refused = n % 50 == 0
-        rate._recent_refused += call.refused
-        rate._settle(call)
-    assert rate._expected == pytest.approx(0.02, abs=0.005)
+        chance.learn(n % 50 == 0)
+    assert chance.expected == pytest.approx(0.02, abs=0.005)
     for _ in range(1000):
-        call = Call(0.0)
-        call.refused = True
-        rate._recent_refused += 1
-        rate._settle(call)
-    assert rate._expected == 0.03
-    assert rate._recent_refused == 0
+        chance.learn(True)
+    assert chance.expected == 0.03
+    assert not chance.assumed
 
 
 def test_expected_refusals_that_do_not_come() -> None:
-    """What an experiment taught is unlearnt with the calls that are not refused."""
-    rate = AdaptiveRate(0.0)
-    rate._expected = rate._observed = 0.4
+    """A share that was assumed is unlearnt with the calls that are not refused."""
+    chance = ChanceRefusals()
+    chance.assume(0.4)
+    assert chance.assumed
     expected = []
     for _ in range(2000):
-        rate._settle(Call(0.0))
-        expected.append(rate._expected)
+        chance.learn(False)
+        expected.append(chance.expected)
     assert expected == sorted(expected, reverse=True)
     assert expected[0] == 0.4
     assert expected[-1] < 0.015
@@ -246,22 +258,28 @@ def test_expected_refusals_that_do_not_come() -> None:
 @pytest.mark.parametrize(("expected", "tolerated"), [(0.0, 2.0), (0.01, 6.4), (0.2, 51.9)])
 def test_tolerated(expected: float, tolerated: float) -> None:
     """Two in a hundred, or half more than expected and four standard deviations."""
-    rate = AdaptiveRate(0.0)
-    rate._expected = expected
-    _send(rate, 100, 0.0, 100.0)
-    assert rate._tolerated() == pytest.approx(tolerated, abs=0.05)
+    chance = ChanceRefusals()
+    chance.assume(expected)
+    assert chance.tolerated(100) == pytest.approx(tolerated, abs=0.05)
+    chance.reject()
+    assert chance.tolerated(100) == 2.0
 
 
 def test_remembered_while_it_binds() -> None:
     """A rate that keeps calls waiting now and then is remembered, and goes on rising."""
     rate = _fallen()
-    now = 1.0
-    for second in range(8):
-        _use(rate, now + second, 1.0, 500.0)
+    bound = 1.0
+    for n in range(8 * 500):  # more than it allows, for eight seconds
+        now = 1.0 + n / 500
+        if rate.wait_s(now) == 0:
+            rate.sent(now)
+        else:
+            bound = now
     assert math.isfinite(rate.rate(9.0))
-    bound = rate._bound_at
     _use(rate, 9.0, bound + 9.9 - 9.0, 20.0)
     assert math.isfinite(rate.rate(bound + 9.9))
+    _use(rate, bound + 10.1, 1.0, 20.0)
+    assert math.isinf(rate.rate(bound + 11.1))
 
 
 @settings(deadline=None)
@@ -302,137 +320,125 @@ def test_unlimited_calls_are_no_debt() -> None:
 def _refuse_always(
     rate: AdaptiveRate, start: float, seconds: float, share: float
 ) -> list[tuple[float, float]]:
-    """Uses what it allows, up to 200/s; so much of it is refused evenly: each fall, and its level."""
-    now, refused, level, falls = start, 0.0, rate._level, []
+    """Uses what it allows, up to 200/s; so much of it is refused evenly: each fall, and the rate.
+
+    The rate changes at once only by a fall, or by the experiment.
+    """
+    now, refused, falls = start, 0.0, []
     while now < start + seconds:
         if wait_s := rate.wait_s(now):
             now += wait_s
             continue
-        call = rate.sent(now)
+        before = rate.rate(now)
+        sample = rate.sent(now)
         refused += share
         if refused >= 1:
             refused -= 1
-            rate.refused(call, now, 0.0)
-        if rate._level != level:
-            level = rate._level
-            falls.append((now, level))
+            rate.refused(sample, now, 0.0)
+        if rate.rate(now) != before:
+            falls.append((now, rate.rate(now)))
         now += 1 / 200
     return falls
 
 
-def _vainly_fallen() -> AdaptiveRate:
-    """A fifth of all is refused, whatever is sent: at 10.0 the experiment is under way."""
-    rate = AdaptiveRate(0.0)
-    _refuse_always(rate, 0.0, 10.0, 0.2)
-    return rate
+def _in_vain(experiment: Experiment, times: int, now: float = 1.0) -> list[float]:
+    """The levels of so many falls to 50/s in a row, with a fifth refused."""
+    return [experiment.fell(50.0, 100, 20, Curve.of(60.0, now), now)[0] for _ in range(times)]
 
 
 def test_falls_in_vain() -> None:
     """Three times it falls by what is refused, then it goes back up, and expects that share."""
     rate = AdaptiveRate(0.0)
-    falls = _refuse_always(rate, 0.0, 10.0, 0.2)
-    levels = [level for _, level in falls]
-    assert len(levels) == 4
-    for earlier, later in itertools.pairwise(levels[:3]):
+    rates = [each for _, each in _refuse_always(rate, 0.0, 10.0, 0.2)]
+    assert len(rates) == 4
+    for earlier, later in itertools.pairwise(rates[:3]):
         assert later == pytest.approx(0.8 * earlier, rel=0.05)
-    assert levels[3] == pytest.approx(4 * 0.8 * levels[2], rel=0.05)
-    assert rate._expected == pytest.approx(0.2, abs=0.02)
+    assert rates[3] == pytest.approx(4 * 0.8 * rates[2], rel=0.05)
+    assert rate.expected_refusals == pytest.approx(0.2, abs=0.02)
 
 
 def test_an_experiment_that_failed() -> None:
     """More than expected is refused: the rate was to blame. For a minute there is no other one."""
-    rate = _vainly_fallen()
-    assert rate._expected == pytest.approx(0.2, abs=0.02)
-    (first, *falls) = _refuse_always(rate, 10.0, 60.0, 0.5)
-    assert rate._expected == 0
-    assert rate._believe_from == first[0] + 60
-    levels = [first[1], *(level for _, level in falls)]
-    assert len(levels) > 5
-    assert levels == sorted(levels, reverse=True)
-
-
-def test_doubt_doubles() -> None:
-    """The next experiment waits for a minute, then for two, then for four."""
-    rate = _vainly_fallen()
-    now, waits = 10.0, []
-    for _ in range(3):
-        rate._expected = 0.2
-        falls = _refuse_always(rate, now, 60.0, 0.5)
-        fell_at = next(at for at, level in falls if math.isfinite(level))
-        waits.append(round(rate._believe_from - fell_at, 6))
-        now += 1000.0
-    assert waits == [60, 120, 240]
-
-
-def _unless_in_vain(rate: AdaptiveRate, times: int, now: float = 1.0) -> list[float]:
-    """What is made of so many falls to 50/s in a row, with a fifth refused."""
-    found = []
-    for _ in range(times):
-        rate._sent, rate._refused = 100, 20
-        found.append(rate._unless_in_vain(50.0, now))
-    return found
+    rate = AdaptiveRate(0.0)
+    _refuse_always(rate, 0.0, 10.0, 0.2)
+    falls = _refuse_always(rate, 10.0, 60.0, 0.5)
+    assert rate.expected_refusals == 0
+    rates = [each for _, each in falls]
+    assert len(rates) > 6
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_fourth_fall_in_vain() -> None:
     """The rate of before, but no more than four times what was accepted; then it begins anew."""
-    rate = _fallen()
-    assert _unless_in_vain(rate, 8) == [50, 50, 50, 200, 50, 50, 50, 200]
-    assert rate._expected == rate._observed == 0.2
-    rate = _fallen()
-    rate._resume_at = 120.0
-    assert _unless_in_vain(rate, 4) == [50, 50, 50, 120]
+    assert _in_vain(Experiment(0.0), 8) == [50, 50, 50, 200, 50, 50, 50, 200]
+    experiment = Experiment(0.0)
+    assert experiment.fell(70.0, 100, 7, Curve.of(120.0, 1.0), 1.0) == (70.0, None)
+    resumed = Curve.of(120.0, 1.0).rate(1.0)
+    assert _in_vain(experiment, 4) == [50, 50, 50, resumed]
 
 
-def test_most_that_is_expected() -> None:
-    """However much was refused."""
-    rate = _fallen()
-    for _ in range(4):
-        rate._sent, rate._refused = 100, 90
-        rate._unless_in_vain(50.0, 1.0)
-    assert rate._expected == 0.4
+@pytest.mark.parametrize(("refused", "share"), [(20, 0.2), (90, 0.4)])
+def test_the_share_to_assume(refused: int, share: float) -> None:
+    """As much as was refused in all falls, but no more than two in five."""
+    experiment = Experiment(0.0)
+    fell = [experiment.fell(50.0, 100, refused, Curve.of(60.0, 1.0), 1.0) for _ in range(4)]
+    assert fell == [(50.0, None)] * 3 + [(200.0, share)]
 
 
 def test_a_fall_that_helped() -> None:
     """Few refused: the rate was to blame, and earlier falls were not in vain."""
-    rate = _fallen()
-    _unless_in_vain(rate, 3)
-    rate._sent, rate._refused = 100, 7
-    assert rate._unless_in_vain(50.0, 1.0) == 50
-    assert _unless_in_vain(rate, 3) == [50, 50, 50]
-    assert rate._resume_at == rate.rate(1.0)
+    experiment = Experiment(0.0)
+    _in_vain(experiment, 3)
+    curve = Curve.of(60.0, 1.0)
+    assert experiment.fell(50.0, 100, 7, curve, 1.0) == (50.0, None)
+    assert _in_vain(experiment, 4) == [50, 50, 50, curve.rate(1.0)]
 
 
 def test_a_rate_that_had_risen() -> None:
-    """It was far above what was accepted: no wonder that it is refused."""
-    rate = _fallen()
-    _unless_in_vain(rate, 3)
-    later = next(1.0 + s / 10 for s in range(200) if rate.rate(1.0 + s / 10) > 1.6 * rate._level)
-    rate._sent, rate._refused = 1000, 300
-    assert rate._unless_in_vain(50.0, later) == 50
-    assert rate._in_vain == []
-    assert rate._resume_at == rate.rate(later)
+    """It was far above the accepted rate: no wonder that it is refused."""
+    experiment = Experiment(0.0)
+    _in_vain(experiment, 3)
+    curve = Curve.of(60.0, 1.0)
+    later = next(1.0 + s / 10 for s in range(200) if curve.rate(1.0 + s / 10) > 1.6 * 60)
+    assert experiment.fell(50.0, 1000, 300, curve, later) == (50.0, None)
+    assert _in_vain(experiment, 4) == [50, 50, 50, curve.rate(later)]
+
+
+def test_a_forgotten_limit() -> None:
+    """Falls before it say nothing."""
+    experiment = Experiment(0.0)
+    _in_vain(experiment, 3)
+    experiment.forget()
+    assert _in_vain(experiment, 4) == [50, 50, 50, 200]
 
 
 def test_no_experiment_in_doubt() -> None:
-    """Falls in vain are counted, and believed later."""
-    rate = _fallen()
-    rate._believe_from = 100.0
-    assert _unless_in_vain(rate, 10, now=1.0) == [50] * 10
-    assert len(rate._in_vain) == 10
-    rate._rising_from = 100.0
-    assert _unless_in_vain(rate, 1, now=100.0) == [200]
+    """Falls in vain are counted, and believed later; doubt doubles with each experiment."""
+    experiment, now = Experiment(0.0), 0.0
+    for doubt_s in (60.0, 120.0, 240.0):
+        experiment.failed(now)
+        assert _in_vain(experiment, 10, now + doubt_s - 0.1) == [50] * 10
+        assert _in_vain(experiment, 1, now + doubt_s) == [200]
+        now += 1000.0
 
 
-@pytest.mark.parametrize("gate_s", [0.0, 1.0])
-def test_retry_after_is_no_experiment(gate_s: float) -> None:
-    """Who says when to come back speaks of the rate."""
-    rate = _fallen(gate_s)
-    rate._in_vain = [(100, 20)] * 3
-    rate._sent, rate._refused = 100, 20
-    rate._recent.extend(Call(2.0) for _ in range(100))
-    rate._recent_refused = 20
-    rate._fall(3.0, gate_s)
-    assert (len(rate._in_vain), rate._expected) == ((3, 0) if gate_s else (0, pytest.approx(0.2)))
+def test_retry_after_is_no_experiment() -> None:
+    """Who says when to come back speaks of the rate: it falls each time."""
+    rate, now, rates = AdaptiveRate(0.0), 0.0, []
+    for _ in range(8):
+        samples = []
+        while len(samples) < 30:
+            if wait_s := rate.wait_s(now):
+                now += wait_s
+                continue
+            samples.append(rate.sent(now))
+            now += 1 / 200
+        now += 0.5
+        for sample in samples[::5]:
+            rate.refused(sample, now, 0.001)
+        rates.append(rate.rate(now))
+    assert rates == sorted(rates, reverse=True)
+    assert rate.expected_refusals <= 0.03
 
 
 # Against a backend that answers 429
