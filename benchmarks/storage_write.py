@@ -3,7 +3,7 @@
 Every program appends the same result rows, made before the clock starts, to a table of its own:
 
 * ``beam``: Beam's ``WriteToBigQuery`` with streaming inserts, as in its documentation.
-* ``inserts``: our `AppendRows` on ``insertAll``.
+* ``inserts``: our `InsertRows`, streaming inserts.
 * ``default``: our `AppendRows` on the Storage Write API's default stream: at least once.
 * ``exactly_once``: the same on streams with offsets: exactly once.
 
@@ -16,6 +16,7 @@ it, the benchmark counts the table's rows and compares their ids with those that
 
 import argparse
 import collections
+import functools
 import json
 import pathlib
 import random
@@ -40,7 +41,10 @@ from transforms.clients.bigquery import TableName, TableSpec
 from transforms.records.records import Answer, Completion, Record, Usage
 from transforms.results.prices import TokenPrices
 from transforms.results.rows import RESULT_COLUMNS, RunInfo
-from transforms.sinks.bigquery.append import AppendRows
+from transforms.sinks.base import EncodedRow
+from transforms.sinks.bigquery.append import AppendRows, Delivery
+from transforms.sinks.bigquery.insert import InsertRows
+from transforms.sinks.bigquery.run_table import RunTable
 from transforms.sinks.write import encode_result
 
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
@@ -59,7 +63,7 @@ def make_rows(count: int) -> list[bytes]:
         text = " ".join(chance.choices(WORDS, k=60))
         completion = Completion(output=text[:200], usage=Usage(120, 0, 40, None), latency_ms=250)
         answer = Answer(Record(f"T-{number}", {"id": number, "text": text}), "f" * 64, completion)
-        rows.append(encode_result(answer, run, prices)[1])
+        rows.append(encode_result(answer, run, prices).line)
     return rows
 
 
@@ -88,18 +92,19 @@ def append_by_beam(rows: Any, table: str) -> None:
     )
 
 
-def _append_by_us(rows: Any, table: str, **how: Any) -> None:
-    owned = rows | "Owned" >> beam.Map(lambda line: (line, b"")).with_output_types(
-        tuple[bytes, bytes]
-    )
-    _ = owned | AppendRows(spec=spec_of(table), run_id="r", started_at=EPOCH, **how)
+def _write_by_us(rows: Any, table: str, sink: Any, **how: Any) -> None:
+    of_run = RunTable(spec=spec_of(table), run_id="r", started_at=EPOCH)
+    encoded = rows | "Encoded" >> beam.Map(EncodedRow).with_output_types(EncodedRow)
+    _ = encoded | sink(table=of_run, **how)
 
 
 PROGRAMS = {
     "beam": append_by_beam,
-    "inserts": lambda rows, table: _append_by_us(rows, table, method="streaming_inserts"),
-    "default": _append_by_us,
-    "exactly_once": lambda rows, table: _append_by_us(rows, table, exactly_once=True),
+    "inserts": functools.partial(_write_by_us, sink=InsertRows),
+    "default": functools.partial(_write_by_us, sink=AppendRows),
+    "exactly_once": functools.partial(
+        _write_by_us, sink=AppendRows, delivery=Delivery.EXACTLY_ONCE
+    ),
 }
 
 

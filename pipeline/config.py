@@ -47,7 +47,7 @@ from transforms.results.rows import (
     now,
 )
 from transforms.results.validate import check_schema
-from transforms.sinks.pubsub import check_topic
+from transforms.sinks.pubsub import check_topic_name
 from transforms.sources.base import DEFAULT_ID_FIELD, IdRule, Source
 from transforms.sources.pubsub import PubSubSource
 
@@ -339,7 +339,7 @@ def _sinks(
         output_format=values.text("output_format") or "jsonl",
         dead_letter_table=table(letters, DEAD_LETTER_COLUMNS, "timestamp", "run_id", "error_type"),
         dead_letter_path=letters_path,
-        dead_letter_topic=check_topic(topic) if topic else None,
+        dead_letter_topic=check_topic_name(topic) if topic else None,
         runs_table=table(
             results.sibling("_runs") if results else None,
             MINUTE_COLUMNS if streaming else SUMMARY_COLUMNS,

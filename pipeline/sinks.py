@@ -1,109 +1,72 @@
 """From the configuration to the sinks that `pipeline.build` wires."""
 
-from typing import Any
-
-import apache_beam as beam
-from apache_beam.coders import TupleCoder, VarIntCoder
-
 from pipeline.config import RunConfig
-from transforms.accounting.minute_state import TallyCoder
 from transforms.accounting.minute_summary import MINUTE_COLUMNS
 from transforms.clients.bigquery import TableSpec
-from transforms.records.coders import AnswerCoder
 from transforms.records.errors import ConfigurationError
 from transforms.results.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, Column
-from transforms.sinks.bigquery.append import AppendRows
+from transforms.sinks.base import Sink
+from transforms.sinks.bigquery.append import AppendRows, Delivery
+from transforms.sinks.bigquery.insert import InsertRows
 from transforms.sinks.bigquery.latest_view import latest_view_sql
 from transforms.sinks.bigquery.load import LoadRows
+from transforms.sinks.bigquery.row_batches import Fallback
+from transforms.sinks.bigquery.run_table import RunTable
 from transforms.sinks.files import WriteFiles
 from transforms.sinks.pubsub import PublishDeadLetters
-from transforms.sinks.write import RowSink, WriteDeadLetters, WriteResults, shorten_dead_letter
-
-MINUTE_TALLY_CODER = TupleCoder((VarIntCoder(), TallyCoder()))
-"""How the count of one dead letter travels with its row."""
+from transforms.sinks.write import WriteDeadLetters, WriteResults, shorten_dead_letter
 
 
-def write_results(config: RunConfig, *, bounded: bool) -> beam.PTransform:
+def write_results(config: RunConfig, *, bounded: bool) -> WriteResults:
     """`WriteResults` into every sink that the configuration names."""
-    sinks = config.sinks
-    made: list[tuple[str, RowSink]] = []
-    appender = None
-    if sinks.results_path:
-        write = _files(config, sinks.results_path, "results", RESULT_COLUMNS)
-        made.append(("WriteFiles", write))
-    if sinks.output_table:
-        view = latest_view_sql(sinks.output_table.name, config.output_schema)
-        if write_method(config, bounded=bounded) == "file_loads":
-            made.append(("LoadTable", _load(config, sinks.output_table, "results", view)))
-        else:
-            append = _append(
-                config,
-                sinks.output_table,
-                "results",
-                bounded,
-                view_sql=view,
-                owner_coder=AnswerCoder(),
-            )
-            appender = ("AppendTable", append)
-    return WriteResults(run=config.run, price=config.prices, sinks=made, appender=appender)
+    wanted = config.sinks
+    sinks: list[tuple[str, Sink]] = []
+    if wanted.results_path:
+        sinks.append(_files(config, wanted.results_path, "results", RESULT_COLUMNS))
+    if wanted.output_table:
+        view = latest_view_sql(wanted.output_table.name, config.output_schema)
+        table = _table(config, wanted.output_table, "results", view)
+        sinks.append(_to_table(config, table, bounded=bounded))
+    return WriteResults(run=config.run, price=config.prices, sinks=sinks)
 
 
-def write_dead_letters(config: RunConfig, *, bounded: bool) -> beam.PTransform:
+def write_dead_letters(config: RunConfig, *, bounded: bool) -> WriteDeadLetters:
     """`WriteDeadLetters` into every sink that the configuration names."""
-    sinks = config.sinks
-    files: list[tuple[str, RowSink]] = []
-    tables: list[tuple[str, RowSink]] = []
-    appender = None
-    if sinks.dead_letter_path:
-        write = _files(config, sinks.dead_letter_path, "dead_letters", DEAD_LETTER_COLUMNS)
-        files.append(("WriteFiles", write))
-    if sinks.dead_letter_topic:
-        files.append(("PublishDeadLetters", PublishDeadLetters(topic=sinks.dead_letter_topic)))
-    if sinks.dead_letter_table:
-        table = sinks.dead_letter_table
-        if write_method(config, bounded=bounded) == "file_loads":
-            tables.append(("LoadTable", _load(config, table, "dead_letters")))
-        else:
-            append = _append(
-                config,
-                table,
-                "dead_letters",
-                bounded,
-                refit=shorten_dead_letter,
-                owner_coder=MINUTE_TALLY_CODER,
-            )
-            appender = ("AppendTable", append)
-    return WriteDeadLetters(
-        run=config.run,
-        price=config.prices,
-        sinks=files,
-        short_sinks=tables,
-        appender=appender,
-    )
+    wanted = config.sinks
+    sinks: list[tuple[str, Sink]] = []
+    if wanted.dead_letter_path:
+        path = wanted.dead_letter_path
+        sinks.append(_files(config, path, "dead_letters", DEAD_LETTER_COLUMNS))
+    if wanted.dead_letter_topic:
+        sinks.append(("PublishDeadLetters", PublishDeadLetters(topic=wanted.dead_letter_topic)))
+    if wanted.dead_letter_table:
+        table = _table(config, wanted.dead_letter_table, "dead_letters")
+        sinks.append(_to_table(config, table, bounded=bounded, fallback=shorten_dead_letter))
+    return WriteDeadLetters(run=config.run, price=config.prices, sinks=sinks)
 
 
-def minute_sinks(config: RunConfig) -> list[tuple[str, AppendRows | WriteFiles]]:
+def minute_sinks(config: RunConfig) -> list[tuple[str, Sink]]:
     """Where a stream's summary rows go: into the table of runs, beside the files, or both.
 
-    Rows of the table may come twice: the same revision, which says the same.
+    The table may hold a row twice: the same revision, which says the same.
     """
-    sinks = config.sinks
-    found: list[tuple[str, AppendRows | WriteFiles]] = []
-    if sinks.runs_table:
-        append = _append(config, sinks.runs_table, "runs", bounded=False)
-        append.exactly_once = append.report = False
-        found.append(("AppendTable", append))
-    if sinks.runs_path:
-        write = _files(config, sinks.runs_path, "runs", MINUTE_COLUMNS)
-        found.append(("WriteFiles", write))
-    return found
+    sinks: list[tuple[str, Sink]] = []
+    if config.sinks.runs_table:
+        table = _table(config, config.sinks.runs_table, "runs")
+        if table_write_method(config, bounded=False) == "streaming_inserts":
+            sinks.append(("AppendTable", InsertRows(table=table)))
+        else:
+            sinks.append(("AppendTable", AppendRows(table=table)))
+    if config.sinks.runs_path:
+        sinks.append(_files(config, config.sinks.runs_path, "runs", MINUTE_COLUMNS))
+    return sinks
 
 
-def write_method(config: RunConfig, *, bounded: bool) -> str:
-    """How tables get their rows.
+def table_write_method(config: RunConfig, *, bounded: bool) -> str:
+    """How tables get their rows: as the configuration says, else as the input asks for.
 
     Raises:
-      ConfigurationError: A load job is asked for, but the input never ends.
+      ConfigurationError: The configuration asks for a load job, but the input never ends.
     """
     method = config.sinks.write_method or ("file_loads" if bounded else "storage_write")
     if method == "file_loads" and not bounded:
@@ -113,8 +76,20 @@ def write_method(config: RunConfig, *, bounded: bool) -> str:
     return method
 
 
-def _files(config: RunConfig, folder: str, kind: str, columns: tuple[Column, ...]) -> WriteFiles:
-    return WriteFiles(
+def _table(config: RunConfig, spec: TableSpec, kind: str, view: str | None = None) -> RunTable:
+    return RunTable(
+        spec=spec,
+        run_id=config.run_id,
+        started_at=config.started_at,
+        kind=kind,
+        view_sql=view,
+    )
+
+
+def _files(
+    config: RunConfig, folder: str, kind: str, columns: tuple[Column, ...]
+) -> tuple[str, Sink]:
+    write = WriteFiles(
         folder=folder,
         run_id=config.run_id,
         columns=columns,
@@ -122,32 +97,30 @@ def _files(config: RunConfig, folder: str, kind: str, columns: tuple[Column, ...
         format=config.sinks.output_format,
         replace=config.sinks.replace,
     )
+    return "WriteFiles", write
 
 
-def _append(
-    config: RunConfig, table: TableSpec, kind: str, bounded: bool, **more: Any
-) -> AppendRows:
-    streaming_inserts = write_method(config, bounded=bounded) == "streaming_inserts"
+def _to_table(
+    config: RunConfig, table: RunTable, *, bounded: bool, fallback: Fallback | None = None
+) -> tuple[str, Sink]:
+    method = table_write_method(config, bounded=bounded)
+    if method == "file_loads":
+        load = LoadRows(
+            table=table,
+            folder=f"{config.sinks.staging}/{table.kind}",
+            write_disposition=config.sinks.write_disposition,
+        )
+        return "LoadTable", load
+    drained = config.local  # a local stream ends when it is drained
+    if method == "streaming_inserts":
+        insert = InsertRows(table=table, fallback=fallback, count_when_drained=drained)
+        return "AppendTable", insert
     wanted = config.sinks.exactly_once
-    return AppendRows(
-        spec=table,
-        run_id=config.run_id,
-        started_at=config.started_at,
-        kind=kind,
-        method="streaming_inserts" if streaming_inserts else "storage_write",
-        exactly_once=(bounded if wanted is None else wanted) and not streaming_inserts,
-        report=bounded or config.local,  # a local stream ends when it is drained
-        **more,
+    once = bounded if wanted is None else wanted
+    append = AppendRows(
+        table=table,
+        delivery=Delivery.EXACTLY_ONCE if once else Delivery.AT_LEAST_ONCE,
+        fallback=fallback,
+        count_when_drained=drained,
     )
-
-
-def _load(config: RunConfig, table: TableSpec, kind: str, view: str | None = None) -> LoadRows:
-    return LoadRows(
-        spec=table,
-        run_id=config.run_id,
-        started_at=config.started_at,
-        folder=f"{config.sinks.staging}/{kind}",
-        kind=kind,
-        write_disposition=config.sinks.write_disposition,
-        view_sql=view,
-    )
+    return "AppendTable", append

@@ -1,10 +1,9 @@
-"""What a run says of itself: one summary of an input that ends, one per minute of a stream."""
+"""The summary of a run: one row when a bounded input has ended, one per minute of a stream."""
 
 import dataclasses
 import logging
 
 import apache_beam as beam
-import orjson
 from apache_beam.metrics import Metrics
 
 from pipeline.config import RunConfig
@@ -15,40 +14,34 @@ from transforms.accounting.minute_tally import MinuteTally
 from transforms.accounting.reconcile import WriteRunSummary
 from transforms.accounting.sink_report import SinkReport
 from transforms.accounting.tally import Tally
-from transforms.sinks.bigquery.append import AppendRows, OwnedRow
-from transforms.sinks.bigquery.row_batches import Refusal
+from transforms.sinks.base import EncodedRow, RejectedRow, Written
 
 _LOGGER = logging.getLogger(__name__)
 
 
 def write_summary(config: RunConfig, *, bounded: bool) -> beam.PTransform:
-    """What is at the end of `pipeline.build`; takes ``(tallies, reports)``."""
+    """The last step of `pipeline.build`; takes ``(tallies, reports)``."""
     return WriteRunSummary(spec=config.summary) if bounded else WriteMinutes(config=config)
-
-
-def _owned(row: bytes) -> OwnedRow:
-    return row, b""
 
 
 def _tally(counted: MinuteTally) -> Tally:
     return counted[1]
 
 
-class _LogRefusedDoFn(beam.DoFn):
-    """A summary that a table does not take is no reason to stop a stream."""
+class _LogRejectedDoFn(beam.DoFn):
+    """Logs a summary that a table rejects, which is no reason to stop a stream."""
 
-    _refused = Metrics.counter(metrics.NAMESPACE, "refused_summaries")
+    _rejected = Metrics.counter(metrics.NAMESPACE, "rejected_summaries")
 
-    def process(self, refused: tuple[OwnedRow, Refusal]) -> None:
-        (row, _), refusal = refused
-        self._refused.inc()
-        minute = orjson.loads(row)["read_minute"]
-        _LOGGER.error("the summary of %s was not written: %s", minute, refusal.message)
+    def process(self, rejected: RejectedRow) -> None:
+        self._rejected.inc()
+        minute = rejected.row.values["read_minute"]
+        _LOGGER.error("the summary of %s was not written: %s", minute, rejected.rejection.message)
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class WriteMinutes(beam.PTransform):
-    """Writes a stream's summary rows as they come and, of a local one, the whole when it ends.
+    """Writes a stream's summary rows as they come; a local stream's whole summary when it ends.
 
     Takes ``(tallies, reports)``: PCollections of `MinuteTally` and of `SinkReport`.
 
@@ -65,14 +58,12 @@ class WriteMinutes(beam.PTransform):
         self, counted: tuple[beam.PCollection[MinuteTally], beam.PCollection[SinkReport]]
     ) -> None:
         tallies, reports = counted
-        rows = tallies | "SummariseMinutes" >> SummariseMinutes(spec=self.config.summary)
+        lines = tallies | "SummariseMinutes" >> SummariseMinutes(spec=self.config.summary)
+        rows = lines | "EncodedRows" >> beam.Map(EncodedRow).with_output_types(EncodedRow)
         for label, sink in minute_sinks(self.config):
-            if not isinstance(sink, AppendRows):
-                _ = rows | label >> sink
-                continue
-            owned = rows | "Owned" >> beam.Map(_owned).with_output_types(tuple[bytes, bytes])
-            _, refused, _ = owned | label >> sink
-            _ = refused | "LogRefused" >> beam.ParDo(_LogRefusedDoFn())
+            written: Written = rows | label >> sink
+            if sink.can_reject:
+                _ = written.rejected | "LogRejected" >> beam.ParDo(_LogRejectedDoFn())
         if self.config.local:  # elsewhere a stream has no end
             whole = tallies | "WithoutMinute" >> beam.Map(_tally).with_output_types(Tally)
             _ = (whole, reports) | "WholeRun" >> WriteRunSummary(spec=self.config.summary)

@@ -44,11 +44,14 @@ from transforms.requests.render import RenderRequests, RequestSpec
 from transforms.results.prices import TokenPrices
 from transforms.results.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, SUMMARY_COLUMNS, RunInfo
 from transforms.results.validate import ValidateOutputs
-from transforms.sinks.bigquery.append import AppendRows
+from transforms.sinks.base import EncodedRow, RejectedRow, Rejection, Sink, Written
+from transforms.sinks.bigquery.append import AppendRows, Delivery
+from transforms.sinks.bigquery.insert import InsertRows
 from transforms.sinks.bigquery.load import LoadRows
+from transforms.sinks.bigquery.run_table import RunTable
 from transforms.sinks.files import WriteFiles
 from transforms.sinks.pubsub import PublishDeadLetters
-from transforms.sinks.write import WriteDeadLetters, WriteResults
+from transforms.sinks.write import WriteDeadLetters, WriteResults, shorten_dead_letter
 from transforms.sources.base import IdRule, ReadRecords
 from transforms.sources.bigquery import QuerySource, ReadRows, TableSource
 from transforms.sources.dead_letters import DeadLetterSource, ReadDeadLetters
@@ -76,13 +79,16 @@ __all__ = [
     "ConfigurationError",
     "DeadLetter",
     "DeadLetterSource",
+    "Delivery",
     "DispatchLimits",
+    "EncodedRow",
     "FakeBackend",
     "FileSource",
     "GeminiBackend",
     "IdRule",
     "Infer",
     "InferenceHandler",
+    "InsertRows",
     "LoadRows",
     "MediaField",
     "MinuteTallies",
@@ -101,12 +107,16 @@ __all__ = [
     "ReadRows",
     "Record",
     "RecordError",
+    "RejectedRow",
+    "Rejection",
     "RenderRequests",
     "Request",
     "RequestSpec",
     "RunError",
     "RunInfo",
+    "RunTable",
     "SentenceTransformersBackend",
+    "Sink",
     "SinkReport",
     "SummariseMinutes",
     "SummarySpec",
@@ -125,6 +135,8 @@ __all__ = [
     "WriteFiles",
     "WriteResults",
     "WriteRunSummary",
+    "Written",
+    "shorten_dead_letter",
 ]
 
 

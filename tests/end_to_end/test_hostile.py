@@ -182,7 +182,9 @@ def test_a_result_that_no_sink_can_hold_is_a_dead_letter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row beyond the limit is `write_rejected`; the records beside it are results."""
-    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 8_000_000)  # BigQuery's 100 MB take ten seconds
+    monkeypatch.setattr(
+        rows, "MAX_LOADED_ROW_BYTES", 8_000_000
+    )  # BigQuery's 100 MB take ten seconds
     quotes = '"' * 2_100_000  # four bytes each in a row: JSON within JSON
     named = [
         hostile.readable({"id": "small", "text": "t"}),

@@ -4,10 +4,10 @@ import pytest
 
 from pipeline.config import RunConfig
 from pipeline.options.command_line import parse_flags
-from pipeline.sinks import write_dead_letters, write_method, write_results
-from transforms.records.coders import AnswerCoder
+from pipeline.sinks import minute_sinks, table_write_method, write_dead_letters, write_results
 from transforms.records.errors import ConfigurationError
-from transforms.sinks.bigquery.append import AppendRows
+from transforms.sinks.bigquery.append import AppendRows, Delivery
+from transforms.sinks.bigquery.insert import InsertRows
 from transforms.sinks.bigquery.load import LoadRows
 from transforms.sinks.write import shorten_dead_letter
 
@@ -19,52 +19,61 @@ def _config(*argv: str) -> RunConfig:
     return RunConfig.from_options(parse_flags([*TO_TABLE, *argv]))
 
 
-def _appender(config: RunConfig, *, bounded: bool = True) -> AppendRows:
-    results = write_results(config, bounded=bounded)
-    assert results.sinks == []
-    assert results.appender is not None
-    append = results.appender[1]
-    assert isinstance(append, AppendRows)
-    return append
-
-
 def test_an_input_that_ends_is_loaded() -> None:
     """All rows or none, and nothing is appended."""
     config = _config()
     for write in (write_results(config, bounded=True), write_dead_letters(config, bounded=True)):
-        assert write.appender is None
-    (label, load), *_ = write_results(config, bounded=True).sinks
-    assert (label, type(load)) == ("LoadTable", LoadRows)
+        assert [(label, type(sink)) for label, sink in write.sinks] == [("LoadTable", LoadRows)]
     assert config.sinks.staging is not None
 
 
 @pytest.mark.parametrize(
     ("flags", "bounded", "expected"),
     [
-        ([], False, ("storage_write", False)),
-        (["--exactly_once=true"], False, ("storage_write", True)),
-        (["--write_method=storage_write"], True, ("storage_write", True)),
-        (["--write_method=storage_write", "--exactly_once=false"], True, ("storage_write", False)),
-        (["--write_method=streaming_inserts"], True, ("streaming_inserts", False)),
+        ([], False, Delivery.AT_LEAST_ONCE),
+        (["--exactly_once=true"], False, Delivery.EXACTLY_ONCE),
+        (["--write_method=storage_write"], True, Delivery.EXACTLY_ONCE),
+        (["--write_method=storage_write", "--exactly_once=false"], True, Delivery.AT_LEAST_ONCE),
     ],
 )
-def test_rows_are_appended(flags: list[str], bounded: bool, expected: tuple[str, bool]) -> None:
-    """By the method, as often, as flags and input ask for; dead letters are never refused."""
+def test_rows_are_appended(flags: list[str], bounded: bool, expected: Delivery) -> None:
+    """As often as flags and input ask for; dead letters are never rejected."""
     config = _config(*flags)
-    append = _appender(config, bounded=bounded)
-    assert (append.method, append.exactly_once) == expected
-    assert append.owner_coder == AnswerCoder()
-    assert append.view_sql is not None
-    letters = write_dead_letters(config, bounded=bounded).appender
-    assert letters is not None
-    assert letters[1].refit is shorten_dead_letter
-    assert letters[1].spec.name.table == "t_dead_letters"
+    ((label, append),) = write_results(config, bounded=bounded).sinks
+    assert isinstance(append, AppendRows)
+    assert (label, append.delivery, append.can_reject) == ("AppendTable", expected, True)
+    assert append.table.view_sql is not None
+    ((_, letters),) = write_dead_letters(config, bounded=bounded).sinks
+    assert isinstance(letters, AppendRows)
+    assert (letters.delivery, letters.fallback) == (expected, shorten_dead_letter)
+    assert letters.table.spec.name.table == "t_dead_letters"
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_rows_are_inserted(bounded: bool) -> None:
+    """With streaming inserts, of an input that ends and of one that does not."""
+    config = _config("--write_method=streaming_inserts")
+    ((label, insert),) = write_results(config, bounded=bounded).sinks
+    assert isinstance(insert, InsertRows)
+    assert (label, insert.fallback) == ("AppendTable", None)
+    ((_, letters),) = write_dead_letters(config, bounded=bounded).sinks
+    assert isinstance(letters, InsertRows)
+    assert letters.fallback is shorten_dead_letter
+    assert isinstance(minute_sinks(config)[0][1], InsertRows)
+
+
+def test_minutes_are_appended_at_least_once() -> None:
+    """Also where rows are written exactly once: a revision that is there twice says the same."""
+    ((label, append),) = minute_sinks(_config("--exactly_once=true"))
+    assert isinstance(append, AppendRows)
+    assert (label, append.delivery) == ("AppendTable", Delivery.AT_LEAST_ONCE)
+    assert (append.table.kind, append.count_when_drained) == ("runs", False)
 
 
 def test_an_input_without_an_end_cannot_be_loaded() -> None:
     """A load job has to know the last row."""
     with pytest.raises(ConfigurationError, match="'file_loads', but the input never ends"):
-        write_method(_config("--write_method=file_loads"), bounded=False)
+        table_write_method(_config("--write_method=file_loads"), bounded=False)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,18 @@
-"""What a sink reports when everything is written."""
+"""What a sink holds of a run, in its own count."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SinkReport:
-    """What one sink really holds of a run.
+    """What one sink holds of a run. Reports of one sink add up: some sinks report each bundle.
 
     Attributes:
-      kind: ``results`` or ``dead_letters``.
-      sink: ``files`` or ``bigquery``.
-      location: A folder or a table.
-      rows: Rows counted in the sink itself, when everything was written.
+      kind: ``results``, ``dead_letters`` or ``runs``.
+      sink: ``files``, ``bigquery`` or ``pubsub``.
+      location: A folder, a table or a topic.
+      rows: How many rows: counted by a query (tables), as files got their final names (files), or
+        as the service acknowledged them (Pub/Sub).
     """
 
     kind: str

@@ -16,7 +16,7 @@ from transforms.records import json_values
 from transforms.records.errors import WriteRejected
 from transforms.records.records import Answer, DeadLetter, Json
 
-MAX_ROW_BYTES = 100 * 1000 * 1000
+MAX_LOADED_ROW_BYTES = 100 * 1000 * 1000
 """BigQuery's limit for one row of JSON that is loaded (BigQuery quotas, "load jobs")."""
 
 MAX_PAYLOAD_BYTES = 1 << 20
@@ -272,8 +272,8 @@ def encode_row(row: Row, columns: tuple[Column, ...]) -> bytes:
                 f"column {column.name!r} ({column.type}) cannot hold {_short(value)}"
             )
     line = json_values.dumps(row)
-    if len(line) > MAX_ROW_BYTES:
-        raise WriteRejected(f"the row has {len(line):,} bytes (limit {MAX_ROW_BYTES:,})")
+    if len(line) > MAX_LOADED_ROW_BYTES:
+        raise WriteRejected(f"the row has {len(line):,} bytes (limit {MAX_LOADED_ROW_BYTES:,})")
     return line
 
 

@@ -1,14 +1,15 @@
 """Files as a sink, staged in a hidden folder and then renamed.
 
-Of an input that ends all are renamed at the end, to ``<folder>/<run_id>-00000-of-00007.jsonl``: visible
-only when every row is there. Of one that does not, each as soon as it is staged, to
-``<folder>/<run_id>-stream-<32 hex digits>.jsonl``: what a runner has taken for done is there, whatever
-becomes of it.
+Bounded input: all files are renamed at the end, to ``<folder>/<run_id>-00000-of-00007.jsonl``, so
+they are visible only when every row is there. Unbounded input: each file is renamed as soon as it is
+staged, to ``<folder>/<run_id>-stream-<32 hex digits>.jsonl``, so every row that the runner takes for
+done is there even if the run fails later.
 """
 
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
@@ -16,10 +17,12 @@ from apache_beam.io.filesystems import FileSystems
 from transforms.accounting.sink_report import SinkReport
 from transforms.records.errors import RunError
 from transforms.results.rows import Column
+from transforms.sinks.base import EncodedRow, NeverRejected, Written
 from transforms.sinks.staging import StagedFile, StageRows, delete_folder, make_folder
 
 _OURS = re.compile(r"([^/]+)-(?:\d{5,}-of-\d{5,}|stream-[0-9a-f]{32})\.(?:jsonl|parquet)")
-"""The names that `finish_files` and `publish_file` give, and whose: ``replace`` deletes no others."""
+"""File names of `finish_files` and `publish_file`, and the run in them; ``replace`` deletes no
+others."""
 
 
 def temporary_folder(folder: str, run_id: str) -> str:
@@ -30,19 +33,19 @@ def temporary_folder(folder: str, run_id: str) -> str:
 def finish_files(
     staged: Sequence[StagedFile], folder: str, run_id: str, format: str, replace: bool
 ) -> int:
-    """Gives staged files their final names; returns the rows that the final files hold.
+    """Renames staged files to their final names; returns the number of rows in the final files.
 
-    Idempotent: what an earlier attempt has renamed is recognised by its size.
+    Idempotent: a file that an earlier attempt has renamed is recognised by its size.
 
     Args:
-      staged: What to finish.
+      staged: The files to rename.
       folder: Where the final files go.
       run_id: Their prefix.
       format: Their suffix.
       replace: Delete the files of other runs afterwards.
 
     Raises:
-      RunError: A final file does not hold what was written.
+      RunError: A final file is not the one that was written.
     """
     make_folder(folder)
     files = sorted(staged, key=lambda file: file.path)
@@ -58,10 +61,10 @@ def finish_files(
 
 
 def publish_file(staged: StagedFile, folder: str, run_id: str) -> StagedFile:
-    """Gives one staged file of a stream its final name, by which it is returned; idempotent.
+    """Renames one staged file of a stream to its final name, and returns it; idempotent.
 
     Raises:
-      RunError: The final file does not hold what was written.
+      RunError: The final file is not the one that was written.
     """
     name = staged.path.rpartition("/")[2]
     path = FileSystems.join(folder, f"{run_id}-stream-{name}")
@@ -70,12 +73,13 @@ def publish_file(staged: StagedFile, folder: str, run_id: str) -> StagedFile:
 
 
 def end_stream(published: Sequence[StagedFile], folder: str, run_id: str, replace: bool) -> int:
-    """Ends a stream of published files; returns the rows that they held when they got their names.
+    """Ends a stream of published files; returns the number of rows that were published.
 
-    They may have been taken away since. Idempotent.
+    The count is of the files as they got their names; somebody may have moved them since.
+    Idempotent.
 
     Args:
-      published: What `publish_file` has returned.
+      published: The files that `publish_file` has returned.
       folder: Where they are.
       run_id: Their prefix: no file of this run is deleted, listed above or not.
       replace: Delete the files of other runs.
@@ -88,7 +92,7 @@ def end_stream(published: Sequence[StagedFile], folder: str, run_id: str, replac
 
 
 def _rename(named: Sequence[tuple[StagedFile, str]]) -> None:
-    """Renames what an earlier attempt has not renamed, and looks at the sizes."""
+    """Renames the files that an earlier attempt has not renamed, and checks all sizes."""
     pending = [(file, path) for file, path in named if _size(file.path) is not None]
     if pending:
         FileSystems.rename([file.path for file, _ in pending], [path for _, path in pending])
@@ -102,7 +106,7 @@ def _rename(named: Sequence[tuple[StagedFile, str]]) -> None:
 
 
 def _ours(folder: str) -> dict[str, str]:
-    """The final files in a folder, each with the run that wrote it."""
+    """The final files in a folder, each with the id of the run that wrote it."""
     paths = [file.path for file in FileSystems.match([f"{folder}/*"])[0].metadata_list]
     named = ((path, _OURS.fullmatch(path.rpartition("/")[2])) for path in paths)
     return {path: match[1] for path, match in named if match}
@@ -131,7 +135,7 @@ class _EndStreamDoFn(beam.DoFn):
         self._kind, self._folder, self._run_id = sink.kind, sink.folder, sink.run_id
         self._replace = sink.replace
 
-    def process(self, _: None, published: list[StagedFile]) -> Iterator[SinkReport]:
+    def process(self, _: None, published: list[StagedFile]) -> Iterator[SinkReport | NeverRejected]:
         rows = end_stream(published, self._folder, self._run_id, self._replace)
         yield SinkReport(self._kind, "files", self._folder, rows)
 
@@ -141,32 +145,33 @@ class _FinishDoFn(beam.DoFn):
         self._kind, self._folder, self._run_id = sink.kind, sink.folder, sink.run_id
         self._format, self._replace = sink.format, sink.replace
 
-    def process(self, _: None, staged: list[StagedFile]) -> Iterator[SinkReport]:
+    def process(self, _: None, staged: list[StagedFile]) -> Iterator[SinkReport | NeverRejected]:
         rows = finish_files(staged, self._folder, self._run_id, self._format, self._replace)
         yield SinkReport(self._kind, "files", self._folder, rows)
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class WriteFiles(beam.PTransform):
-    """Writes encoded rows to files; bounded: exactly once, unbounded: at least once.
+    """Writes encoded rows to files; bounded: exactly once, unbounded: at least once; a `Sink`.
 
-    Of bounded rows, files appear under their final names when every row has been staged; a failed
-    run leaves a hidden folder at most.
+    Bounded rows: files appear under their final names when every row has been staged; a failed run
+    leaves at most a hidden folder.
 
-    Of unbounded rows, each bundle's files appear when the bundle ends, small and many as the bundles
-    are. They stay when the run fails or is killed, and a bundle that is repeated leaves its rows
-    twice.
+    Unbounded rows: each bundle's files appear when the bundle ends, as small and as many as the
+    bundles are. They stay when the run fails or is killed, and a bundle that Beam repeats leaves its
+    rows twice.
 
     Args:
       folder: Local or ``gs://``.
       run_id: The files' prefix.
-      columns: What the rows hold.
+      columns: The rows' columns.
       kind: ``results``, ``dead_letters`` or ``runs``, for the report.
       format: ``jsonl`` or ``parquet``.
-      replace: Delete the files of other runs when the new ones are there: when the input has ended.
+      replace: Delete the files of other runs when the input has ended and the new files are there.
 
     Returns:
-      A PCollection of one `SinkReport`, when the input has ended.
+      `Written`: nothing is rejected; its one report, when the input has ended, counts the rows of
+      the final files.
     """
 
     folder: str
@@ -176,10 +181,13 @@ class WriteFiles(beam.PTransform):
     format: str = "jsonl"
     replace: bool = False
 
+    can_reject: ClassVar[bool] = False
+    whole_payloads: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, rows: beam.PCollection[bytes]) -> beam.PCollection[SinkReport]:
+    def expand(self, rows: beam.PCollection[EncodedRow]) -> Written:
         staged = rows | StageRows(
             folder=temporary_folder(self.folder, self.run_id),
             format=self.format,
@@ -189,8 +197,8 @@ class WriteFiles(beam.PTransform):
         if not rows.is_bounded:
             staged |= "PublishFiles" >> beam.ParDo(_PublishDoFn(self)).with_output_types(StagedFile)
             last = _EndStreamDoFn(self)
-        return (
-            rows.pipeline
-            | "Once" >> beam.Create([None])
-            | "FinishFiles" >> beam.ParDo(last, beam.pvalue.AsList(staged))
+        once = rows.pipeline | "Once" >> beam.Create([None])
+        ended = once | "FinishFiles" >> beam.ParDo(last, beam.pvalue.AsList(staged)).with_outputs(
+            "rejected", main="reports"
         )
+        return Written(rows, ended.rejected, ended.reports)

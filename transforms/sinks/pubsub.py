@@ -1,12 +1,12 @@
-"""Dead letters to a Pub/Sub topic: the payload as it came, with attributes that say what was wrong.
+"""Dead letters to a Pub/Sub topic: the payload as it came, with attributes that say what is wrong.
 
 A message's data is the raw payload (a record as JSON, a raw line, or bytes), so that publishing it
-to the input topic again is a retry. Its attributes are the original message's, and over them
+to the input topic again is a retry. Its attributes are those of the original message, overridden by
 
 .. code-block:: text
 
     error_type  stage  run_id  retryable  error_message      always
-    record_id  payload_truncated                             where there is something to say
+    record_id  payload_truncated                             where they apply
 
 `dead_letter_message` is the pure part.
 """
@@ -15,7 +15,7 @@ import base64
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -24,9 +24,9 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms.accounting import metrics
 from transforms.accounting.sink_report import SinkReport
-from transforms.records import json_values
 from transforms.records.errors import ConfigurationError, RunError
 from transforms.results.rows import Row, cut_payload
+from transforms.sinks.base import EncodedRow, NeverRejected, Written
 
 MAX_MESSAGE_BYTES = 10_000_000
 """Pub/Sub's limit for a message, and for the request that publishes it (Pub/Sub quotas)."""
@@ -37,10 +37,10 @@ MAX_VALUE_BYTES = 1024
 """Pub/Sub's limits for attributes; the service counts bytes of UTF-8, its emulator nothing."""
 
 _ENVELOPE_BYTES = 2048
-"""Room for the topic's name and for what frames the message in its request."""
+"""Room for the topic's name and for the framing of the message in its request."""
 
 _ATTRIBUTE_BYTES = 16
-"""Room for what frames one attribute."""
+"""Room for the framing of one attribute."""
 
 _MAX_REQUEST = 1_000
 """Pub/Sub's limit of messages in one request."""
@@ -53,11 +53,11 @@ Message = tuple[bytes, dict[str, str]]
 """A message's data and attributes."""
 
 
-def check_topic(topic: str) -> str:
-    """The topic's name.
+def check_topic_name(topic: str) -> str:
+    """Returns the name of a topic if it is written in full; asks no service.
 
     Raises:
-      ConfigurationError: It is not written in full.
+      ConfigurationError: It is not.
     """
     if not _TOPIC.fullmatch(topic):
         raise ConfigurationError(
@@ -68,12 +68,12 @@ def check_topic(topic: str) -> str:
 
 
 def dead_letter_message(row: Row) -> Message:
-    """The message of one dead-letter row; it is within Pub/Sub's limits, whatever the row holds.
+    """The message of one dead-letter row, within Pub/Sub's limits whatever the row holds.
 
     A payload that would make the message too large is cut as in a table's row
-    (`transforms.results.rows.cut_payload`: 1 MiB), and the attribute ``payload_truncated`` says so. A value
-    is cut at a character's end at 1,024 bytes. Original attributes that cannot be published
-    (reserved or too long a name, more than fit) are left out, ours never are.
+    (`transforms.results.rows.cut_payload`: 1 MiB), and the attribute ``payload_truncated`` says so.
+    A value is cut at a character's end at 1,024 bytes. Original attributes that cannot be published
+    (a reserved name, too long a name, more than fit) are left out; ours never are.
     """
     data = _data(row)
     ours = _attributes(row)
@@ -103,7 +103,7 @@ def message_bytes(data: bytes, attributes: dict[str, str]) -> int:
 
 
 def cut_text(text: str, limit: int) -> str:
-    """The text's longest beginning of at most so many bytes of UTF-8.
+    """The longest beginning of a text that takes at most so many bytes of UTF-8.
 
     >>> cut_text("naïve", 3)
     'na'
@@ -130,15 +130,16 @@ def _attributes(row: Row) -> dict[str, str]:
 
 
 def _is_publishable(key: Any) -> bool:
-    """Pub/Sub refuses names that are empty, too long, no UTF-8, or begin with ``goog``."""
+    """Pub/Sub rejects names that are empty, too long, no UTF-8, or begin with ``goog``."""
     return bool(key) and not key.lower().startswith("goog") and cut_text(key, MAX_KEY_BYTES) == key
 
 
 class _PublishDoFn(beam.DoFn):
-    """Publishes a bundle's rows; it ends when the service has taken each of them.
+    """Publishes a bundle's rows; the bundle ends when the service has acknowledged each of them.
 
-    The service's own method is called, not the client library's ``publish(topic, data, **attributes)``:
-    that takes an attribute named ``timeout`` or ``topic`` for its own argument.
+    It calls the service's own method, not the client library's
+    ``publish(topic, data, **attributes)``, which takes an attribute named ``timeout`` or ``topic``
+    for its own argument.
     """
 
     _published_counter = Metrics.counter(metrics.NAMESPACE, "published_dead_letters")
@@ -156,13 +157,14 @@ class _PublishDoFn(beam.DoFn):
         self._waiting: list[Message] = []
         self._waiting_bytes = self._published = 0
 
-    def process(self, line: bytes) -> None:
-        message = dead_letter_message(json_values.loads(line, max_depth=1_000))
+    def process(self, row: EncodedRow) -> Iterator[SinkReport | NeverRejected]:
+        message = dead_letter_message(row.values)
         size = message_bytes(*message)
         if self._waiting_bytes + size > MAX_MESSAGE_BYTES or len(self._waiting) >= _MAX_REQUEST:
             self._publish()
         self._waiting.append(message)
         self._waiting_bytes += size
+        return iter(())
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         self._publish()
@@ -184,7 +186,7 @@ class _PublishDoFn(beam.DoFn):
         messages = [{"data": data, "attributes": attributes} for data, attributes in self._waiting]
         try:
             self._client.publish(request={"topic": self._topic, "messages": messages})
-        except Exception as error:  # refused, or no answer in ten minutes of the client's retries
+        except Exception as error:  # rejected, or no answer in ten minutes of the client's retries
             raise RunError(
                 f"{self._topic}: {len(messages)} dead letters were not published: "
                 f"{type(error).__name__}: {error}"
@@ -195,29 +197,34 @@ class _PublishDoFn(beam.DoFn):
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class PublishDeadLetters(beam.PTransform):
-    """Publishes encoded dead-letter rows to a topic; bounded or unbounded, at least once.
+    """Publishes encoded dead-letter rows to a topic; bounded or unbounded, at least once; a `Sink`.
 
-    A bundle ends when the service has taken each of its messages; one that is retried publishes
-    again. Order is not kept.
+    A bundle ends when the service has acknowledged each of its messages; a bundle that Beam repeats
+    publishes again. Order is not kept.
 
     Args:
       topic: ``projects/P/topics/T``; it exists.
 
     Returns:
-      A PCollection of `SinkReport`, one per bundle that published something and one of none at the
-      beginning: how many messages the service took, a retried bundle's counted once.
+      `Written`: nothing is rejected; one report per bundle that published messages, and one of no
+      rows at the beginning. They count messages that the service has acknowledged, those of a
+      repeated bundle once.
     """
 
     topic: str
 
+    can_reject: ClassVar[bool] = False
+    whole_payloads: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__init__()
-        check_topic(self.topic)
+        check_topic_name(self.topic)
 
-    def expand(self, rows: beam.PCollection[bytes]) -> beam.PCollection[SinkReport]:
-        published = rows | "Publish" >> beam.ParDo(_PublishDoFn(self.topic)).with_output_types(
-            SinkReport
+    def expand(self, rows: beam.PCollection[EncodedRow]) -> Written:
+        published = rows | "Publish" >> beam.ParDo(_PublishDoFn(self.topic)).with_outputs(
+            "rejected", main="reports"
         )
         none = SinkReport("dead_letters", "pubsub", self.topic, 0)
         nothing_yet = rows.pipeline | "NothingYet" >> beam.Create([none])
-        return (published, nothing_yet) | "Reports" >> beam.Flatten()
+        reports = (published.reports, nothing_yet) | "Reports" >> beam.Flatten()
+        return Written(rows, published.rejected, reports)

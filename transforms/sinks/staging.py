@@ -1,8 +1,7 @@
-"""Rows to temporary files: what every sink does first.
+"""Rows in temporary files, which `WriteFiles` renames and `LoadRows` has BigQuery load.
 
-A bundle that fails leaves a file that nobody lists; only the files of bundles that succeeded are
-passed on, with the rows and bytes they hold. `WriteFiles` renames them, `LoadRows` has BigQuery
-load them: of an input that ends nothing is visible before everything is there.
+A bundle that fails leaves a file that nobody lists: only the files of bundles that succeeded are
+passed on, with the number of rows and bytes in them.
 """
 
 import base64
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Protocol, cast
 
 import apache_beam as beam
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystem import CompressionTypes
@@ -22,10 +20,11 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from transforms.results.rows import Column
+from transforms.results.rows import Column, Row
+from transforms.sinks.base import EncodedRow
 
 MAX_FILE_BYTES = 256 << 20
-"""A bundle starts another file behind so many bytes of rows, so that readers can share them."""
+"""A bundle starts another file after so many bytes of rows, so that readers can share the files."""
 
 _BUFFER_BYTES = 1 << 20
 _PARQUET_ROWS = 10_000
@@ -36,8 +35,8 @@ class StagedFile:
     """A finished temporary file.
 
     Attributes:
-      path: Where it is.
-      rows: How many rows it holds.
+      path: Its path.
+      rows: The number of rows in it.
       size_bytes: Its size, as written.
     """
 
@@ -46,10 +45,10 @@ class StagedFile:
     size_bytes: int
 
 
-class RowWriter(Protocol):
-    """Writes JSON rows into one open file."""
+class FileWriter(Protocol):
+    """Writes rows into one open file."""
 
-    def write(self, row: bytes) -> None:
+    def write(self, row: EncodedRow) -> None:
         """Adds one row."""
         ...
 
@@ -63,8 +62,8 @@ class _JsonLinesWriter:
         del columns
         self._file = file
 
-    def write(self, row: bytes) -> None:
-        self._file.write(row)
+    def write(self, row: EncodedRow) -> None:
+        self._file.write(row.line)
         self._file.write(b"\n")
 
     def close(self) -> None:
@@ -76,10 +75,10 @@ class _ParquetWriter:
         self._file = file
         self._columns = columns
         self._writer = pq.ParquetWriter(file, parquet_schema(columns), compression="zstd")
-        self._rows: list[bytes] = []
+        self._rows: list[Row] = []
 
-    def write(self, row: bytes) -> None:
-        self._rows.append(row)
+    def write(self, row: EncodedRow) -> None:
+        self._rows.append(row.values)
         if len(self._rows) >= _PARQUET_ROWS:
             self._flush()
 
@@ -89,8 +88,7 @@ class _ParquetWriter:
         self._file.close()
 
     def _flush(self) -> None:
-        rows = [orjson.loads(row) for row in self._rows]
-        self._rows = []
+        rows, self._rows = self._rows, []
         schema = self._writer.schema
         arrays = [
             _parquet_array([row.get(column.name) for row in rows], column, schema.field(i).type)
@@ -140,7 +138,7 @@ def _parquet_array(values: list[Any], column: Column, kind: pa.DataType) -> pa.A
 
 
 def make_folder(path: str) -> None:
-    """Creates a folder and those above it; no error when it is there."""
+    """Creates a folder and its parents; no error when it is there."""
     if not FileSystems.exists(path):
         try:
             FileSystems.mkdirs(path)
@@ -154,18 +152,18 @@ class _StageDoFn(beam.DoFn):
         self._folder = folder
         self._format = format
         self._columns = columns
-        self._writer: RowWriter | None = None
+        self._writer: FileWriter | None = None
 
     def start_bundle(self) -> None:
         self._writer = None
         self._staged: list[StagedFile] = []
 
-    def process(self, row: bytes) -> None:
+    def process(self, row: EncodedRow) -> None:
         if self._writer is None:
             self._open()
         self._writer.write(row)  # type: ignore[union-attr]
         self._rows += 1
-        self._bytes += len(row) + 1
+        self._bytes += len(row.line) + 1
         if self._bytes >= MAX_FILE_BYTES:
             self._close()
 
@@ -176,7 +174,7 @@ class _StageDoFn(beam.DoFn):
             yield WindowedValue(staged, window.max_timestamp(), [window])
 
     def teardown(self) -> None:
-        """Lets go of the file of a bundle that failed; nobody lists it."""
+        """Closes the file of a bundle that failed; nobody lists it."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -204,9 +202,9 @@ class StageRows(beam.PTransform):
     """Writes encoded rows to temporary files, one or more per bundle.
 
     Args:
-      folder: Where, local or ``gs://``; made when it is missing.
+      folder: Where, local or ``gs://``; created when it is missing.
       format: ``jsonl`` or ``parquet``.
-      columns: What the rows hold.
+      columns: The rows' columns.
 
     Returns:
       A PCollection of `StagedFile`: only of bundles that succeeded.
@@ -219,7 +217,7 @@ class StageRows(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, rows: beam.PCollection[bytes]) -> beam.PCollection[StagedFile]:
+    def expand(self, rows: beam.PCollection[EncodedRow]) -> beam.PCollection[StagedFile]:
         stage = _StageDoFn(self.folder, self.format, self.columns)
         return rows | "StageRows" >> beam.ParDo(stage).with_output_types(StagedFile)
 

@@ -480,8 +480,8 @@ def test_repeated_refuses(value: Any) -> None:
 
 def test_a_row_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own rejection, counted in bytes; a row of just the limit is written."""
-    assert rows.MAX_ROW_BYTES == 100_000_000
-    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 1_000)
+    assert rows.MAX_LOADED_ROW_BYTES == 100_000_000
+    monkeypatch.setattr(rows, "MAX_LOADED_ROW_BYTES", 1_000)
     fits = "é" * 496
     assert len(_one("STRING", fits)) == 1_000
     with pytest.raises(WriteRejected, match=r"^the row has 1,001 bytes \(limit 1,000\)$"):

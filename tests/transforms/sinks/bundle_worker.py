@@ -11,8 +11,6 @@ import signal
 import sys
 from typing import Any
 
-from apache_beam.coders import BytesCoder
-
 from tests.transforms.sinks.keyed_bundles import run_bundle
 from transforms.sinks.bigquery.append_stream import AppendStream
 from transforms.sinks.bigquery.exactly_once import _AppendInOrderDoFn
@@ -26,14 +24,14 @@ def run_task(task: bytes) -> bytes:
 
     def append_and_die(self: AppendStream, *arguments: Any) -> Any:
         nonlocal answered
-        refusals = append(self, *arguments)
+        rejections = append(self, *arguments)
         answered += 1
         if answered == die_behind:
             os.kill(os.getpid(), signal.SIGKILL)
-        return refusals
+        return rejections
 
     AppendStream.append = append_and_die  # type: ignore[method-assign]
-    dofn = _AppendInOrderDoFn(spec, BytesCoder(), None, bounded=True)
+    dofn = _AppendInOrderDoFn(spec, None, bounded=True)
     dofn.setup()
     result = pickle.dumps(run_bundle(dofn, committed, elements, timers))
     dofn.teardown()

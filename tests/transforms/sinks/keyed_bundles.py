@@ -23,12 +23,12 @@ class KeyState:
     """What a runner keeps of one key.
 
     Attributes:
-      place: The value of the state cell of this name.
+      position: The value of the state cell of this name.
       waiting: The content of the bag of this name.
       due: Whether a timer is set.
     """
 
-    place: Any = None
+    position: Any = None
     waiting: list[Numbered] = dataclasses.field(default_factory=list)
     due: bool = False
 
@@ -38,13 +38,13 @@ class _Cell:
         self._state = state
 
     def read(self) -> Any:
-        return self._state.place
+        return self._state.position
 
     def write(self, value: Any) -> None:
-        self._state.place = value
+        self._state.position = value
 
     def clear(self) -> None:
-        self._state.place = None
+        self._state.position = None
 
 
 class _Bag:
@@ -76,12 +76,12 @@ class Committed:
     Attributes:
       keys: The state by key.
       written: What was emitted as written.
-      refused: What was emitted as refused.
+      rejected: What was emitted as rejected.
     """
 
     keys: dict[str, KeyState] = dataclasses.field(default_factory=dict)
     written: list[Any] = dataclasses.field(default_factory=list)
-    refused: list[Any] = dataclasses.field(default_factory=list)
+    rejected: list[Any] = dataclasses.field(default_factory=list)
 
     @property
     def due(self) -> list[str]:
@@ -111,7 +111,7 @@ def run_bundle(
             outputs += fire(key, _Cell(state), _Bag(state), _Timer(state), _Timer(state))
     for output in outputs:
         if isinstance(output, TaggedOutput):
-            after.refused.append(output.value)
+            after.rejected.append(output.value)
         else:
             after.written.append(output)
     return after

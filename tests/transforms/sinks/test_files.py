@@ -13,6 +13,7 @@ from tests.transforms.streams import at, collect, collected_from, stream
 from transforms.accounting.sink_report import SinkReport
 from transforms.records.errors import RunError
 from transforms.results.rows import Column
+from transforms.sinks.base import EncodedRow
 from transforms.sinks.files import (
     WriteFiles,
     end_stream,
@@ -151,13 +152,11 @@ def test_replace_without_rows(tmp_path: pathlib.Path) -> None:
 
 def _write(folder: pathlib.Path, rows: list[bytes], report: SinkReport, **given: Any) -> None:
     with beam.Pipeline(RUNNER) as root:
-        made = (
-            root
-            | beam.Create(rows)
-            | beam.Reshuffle()
-            | WriteFiles(folder=str(folder), run_id="r", columns=COLUMNS, **given)
-        )
-        assert_that(made, equal_to([report]))
+        encoded = root | beam.Create([EncodedRow(row) for row in rows]) | beam.Reshuffle()
+        written = encoded | WriteFiles(folder=str(folder), run_id="r", columns=COLUMNS, **given)
+        assert_that(written.reports, equal_to([report]), "Reports")
+        assert_that(written.rejected, equal_to([]), "Rejected")
+        assert written.rows is encoded
 
 
 def test_write_json_lines(tmp_path: pathlib.Path) -> None:
@@ -197,10 +196,10 @@ def test_write_replace(tmp_path: pathlib.Path) -> None:
     assert _names(tmp_path) == ["r-00000-of-00001.jsonl"]
 
 
-def _fail_on_seven(row: bytes) -> bytes:
+def _fail_on_seven(row: bytes) -> EncodedRow:
     if row == _row(7):
         raise ValueError("a step upstream fails")
-    return row
+    return EncodedRow(row)
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -236,7 +235,7 @@ def _bundle(folder: pathlib.Path, *numbers: int) -> list[StagedFile]:
     stage = _StageDoFn(temporary_folder(str(folder), "r"), "jsonl", COLUMNS)
     stage.start_bundle()
     for n in numbers:
-        stage.process(_row(n))
+        stage.process(EncodedRow(_row(n)))
     return [staged.value for staged in stage.finish_bundle()]
 
 
@@ -311,21 +310,22 @@ def _streamed(root: beam.Pipeline, folder: pathlib.Path, check: Any, **given: An
         collect(sorted(found))
         return _row(n)
 
-    return (
+    rows = (
         root
         | stream((1, [1]), (2, [2, 3]), (3, [7]))
         | "At" >> beam.Map(at)
         | "Look" >> beam.Map(look).with_output_types(bytes)
-        | "Check" >> beam.Map(check).with_output_types(bytes)
-        | WriteFiles(folder=str(folder), run_id="r", columns=COLUMNS, replace=True, **given)
+        | "Check" >> beam.Map(check).with_output_types(EncodedRow)
     )
+    write = WriteFiles(folder=str(folder), run_id="r", columns=COLUMNS, replace=True, **given)
+    return (rows | write).reports
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_a_stream_shows_each_bundle(tmp_path: pathlib.Path, format: str) -> None:
     """A bundle's rows are there when the next comes; the report and ``replace`` come at the end."""
     (tmp_path / "old-00000-of-00001.jsonl").write_bytes(b"")
-    assert collected_from(lambda root: _streamed(root, tmp_path, bytes, format=format)) == [
+    assert collected_from(lambda root: _streamed(root, tmp_path, EncodedRow, format=format)) == [
         *([], [1], [1], [1, 2]),
         SinkReport("results", "files", str(tmp_path), 4),
     ]

@@ -16,6 +16,7 @@ from transforms.records.errors import ConfigurationError, RunError
 from transforms.records.records import DeadLetter
 from transforms.results.prices import TokenPrices
 from transforms.results.rows import RunInfo, dead_letter_row
+from transforms.sinks.base import EncodedRow
 from transforms.sinks.pubsub import (
     MAX_ATTRIBUTES,
     MAX_MESSAGE_BYTES,
@@ -26,7 +27,7 @@ from transforms.sinks.pubsub import (
     dead_letter_message,
     message_bytes,
 )
-from transforms.sinks.write import WriteDeadLetters, encode_dead_letter_row
+from transforms.sinks.write import WriteDeadLetters, encode_dead_letter
 from transforms.sources.base import IdRule
 from transforms.sources.pubsub import parse_message
 
@@ -180,7 +181,7 @@ def test_a_payload_at_the_limit_is_published(pubsub: PubSubEmulator) -> None:
     publish = _PublishDoFn(topic)
     publish.setup()
     publish.start_bundle()
-    publish.process(encode_dead_letter_row(row))
+    publish.process(encode_dead_letter(row))
     (published,) = publish.finish_bundle()
     publish.teardown()
     assert published.value == SinkReport("dead_letters", "pubsub", topic, 1)
@@ -190,9 +191,11 @@ def test_nothing_to_publish(pubsub: PubSubEmulator) -> None:
     """A run without dead letters reports none."""
     topic = pubsub.new_topic()
     with pipeline() as p:
-        none = p | beam.Create([]).with_output_types(bytes)
-        reports = none | PublishDeadLetters(topic=topic)
-        assert_that(reports, equal_to([SinkReport("dead_letters", "pubsub", topic, 0)]))
+        none = p | beam.Create([]).with_output_types(EncodedRow)
+        written = none | PublishDeadLetters(topic=topic)
+        held = [SinkReport("dead_letters", "pubsub", topic, 0)]
+        assert_that(written.reports, equal_to(held), "Reports")
+        assert_that(written.rejected, equal_to([]), "Rejected")
 
 
 def test_a_topic_that_is_gone_fails_the_run(pubsub: PubSubEmulator) -> None:
@@ -201,7 +204,7 @@ def test_a_topic_that_is_gone_fails_the_run(pubsub: PubSubEmulator) -> None:
     publish = _PublishDoFn(topic)
     publish.setup()
     publish.start_bundle()
-    publish.process(encode_dead_letter_row(row_of(payload="x")))
+    publish.process(encode_dead_letter(row_of(payload="x")))
     with pytest.raises(RunError, match="-not: 1 dead letters were not published: NotFound: "):
         list(publish.finish_bundle())
     publish.teardown()

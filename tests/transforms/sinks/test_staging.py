@@ -1,4 +1,4 @@
-"""Staging: rows in temporary files, of which only a bundle that succeeded tells."""
+"""Staging: rows in temporary files; only a bundle that succeeds lists its files."""
 
 import datetime as dt
 import decimal
@@ -23,6 +23,7 @@ from transforms.results.rows import (
     result_row,
 )
 from transforms.sinks import staging
+from transforms.sinks.base import EncodedRow
 from transforms.sinks.staging import (
     StagedFile,
     StageRows,
@@ -40,8 +41,9 @@ def _row(n: int) -> bytes:
     return b'{"id":"%d","n":%d}' % (n, n)
 
 
-def _stage(rows: list[bytes], folder: pathlib.Path, **given: Any) -> list[StagedFile]:
+def _stage(lines: list[bytes], folder: pathlib.Path, **given: Any) -> list[StagedFile]:
     kind = {"format": "jsonl", "columns": COLUMNS, **given}
+    rows = [EncodedRow(line) for line in lines]
     staged: list[StagedFile] = rows | StageRows(folder=str(folder), **kind)
     return staged
 
@@ -80,7 +82,7 @@ def test_another_file_behind_the_limit(
     dofn = staging._StageDoFn(str(tmp_path), "jsonl", COLUMNS)
     dofn.start_bundle()
     for n in range(7):
-        dofn.process(_row(n))
+        dofn.process(EncodedRow(_row(n)))
     staged = [windowed.value for windowed in dofn.finish_bundle()]
     assert [file.rows for file in staged] == [3, 3, 1]
     texts = [pathlib.Path(file.path).read_bytes() for file in staged]
@@ -91,11 +93,11 @@ def test_bundle_that_fails_tells_nothing(tmp_path: pathlib.Path) -> None:
     """Its file may be left over, but nobody lists it; the attempt that follows starts anew."""
     dofn = staging._StageDoFn(str(tmp_path), "jsonl", COLUMNS)
     dofn.start_bundle()
-    dofn.process(_row(1))
+    dofn.process(EncodedRow(_row(1)))
     dofn.teardown()
     dofn.teardown()
     dofn.start_bundle()
-    dofn.process(_row(2))
+    dofn.process(EncodedRow(_row(2)))
     (staged,) = [windowed.value for windowed in dofn.finish_bundle()]
     assert pathlib.Path(staged.path).read_bytes() == _row(2) + b"\n"
     assert len(list(tmp_path.iterdir())) == 2
@@ -109,7 +111,7 @@ def test_parquet_many_row_groups(tmp_path: pathlib.Path, monkeypatch: pytest.Mon
         dofn = staging._StageDoFn(str(folder), "parquet", COLUMNS)
         dofn.start_bundle()
         for n in range(count):
-            dofn.process(_row(n))
+            dofn.process(EncodedRow(_row(n)))
         (staged,) = [windowed.value for windowed in dofn.finish_bundle()]
         table = pq.read_table(staged.path)
         assert table.to_pylist() == [{"id": str(n), "n": n} for n in range(count)]
@@ -306,6 +308,6 @@ def test_folders(tmp_path: pathlib.Path) -> None:
 
 def test_transform_has_a_type(tmp_path: pathlib.Path) -> None:
     """Beam knows what it gives."""
-    rows = beam.Pipeline() | beam.Create([b""])
+    rows = beam.Pipeline() | beam.Create([EncodedRow(b"")])
     staged = rows | StageRows(folder=str(tmp_path), format="jsonl", columns=COLUMNS)
     assert staged.element_type is StagedFile

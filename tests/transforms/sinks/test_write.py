@@ -1,12 +1,12 @@
-"""Rows: answers and dead letters to the same bytes for every sink, and nothing is refused twice."""
+"""Answers and dead letters as rows: the same bytes in every sink, each record in one place."""
 
+import dataclasses
 import decimal
 import json
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import apache_beam as beam
-import orjson
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, settings
@@ -25,14 +25,15 @@ from transforms.results.rows import (
     dead_letter_row,
     encode_row,
 )
-from transforms.sinks.bigquery.row_batches import Refusal
+from transforms.sinks.base import EncodedRow, RejectedRow, Rejection, Written
 from transforms.sinks.files import WriteFiles
 from transforms.sinks.write import (
     WriteDeadLetters,
     WriteResults,
     _ResultRowsDoFn,
-    encode_dead_letter_row,
+    encode_dead_letter,
     encode_result,
+    rejected_dead_letter,
     shorten_dead_letter,
 )
 
@@ -66,9 +67,11 @@ def _totals(tallies: list[Tally]) -> tuple[dict[str, int], dict[str, int], Any]:
 
 
 def test_encode_result() -> None:
-    """The row and its line hold the same."""
-    row, line = encode_result(_answer(1), RUN, lambda usage, _: f"0.{usage.output_tokens}")
-    assert json.loads(line) == row
+    """The values and the line are the same; the context is the answer."""
+    encoded = encode_result(_answer(1), RUN, lambda usage, _: f"0.{usage.output_tokens}")
+    row = encoded.values
+    assert json.loads(encoded.line) == row
+    assert encoded.context == _answer(1)
     assert row == {
         "record_id": "1",
         "run_id": "r",
@@ -146,16 +149,16 @@ _REJECTED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("given", "message"), _REJECTED)
 def test_rejected_result_keeps_what_was_paid_for(given: dict[str, Any], message: str) -> None:
-    """A dead letter of stage ``write`` with answer, tokens and attempts; its neighbours are rows."""
+    """A dead letter of stage ``write`` with output, tokens and attempts; its neighbours are rows."""
     paid = {"finish_reason": "STOP", "model_version": "v", "throttled_ms": 7, **given}
     bad = _answer(1, **paid)
-    written: list[bytes] = []
+    written: list[EncodedRow] = []
     unwritten = []
-    dofn = _results_dofn()
+    dofn = _ResultRowsDoFn(RUN, _no_price)
     for answer in (_answer(0), bad, _answer(2)):
         for item in dofn.process(answer):
             (unwritten if isinstance(item, beam.pvalue.TaggedOutput) else written).append(item)
-    assert [json.loads(line)["record_id"] for line in written] == ["0", "2"]
+    assert [row.values["record_id"] for row in written] == ["0", "2"]
     (tagged,) = unwritten
     dead = tagged.value
     assert tagged.tag == "unwritten"
@@ -174,15 +177,8 @@ def test_rejected_result_keeps_what_was_paid_for(given: dict[str, Any], message:
         model_version="v",
         fields={"n": 1},
     )
-    assert dofn._tallies.of(None).counts["results"] == 2
-    line = encode_dead_letter_row(dead_letter_row(dead, RUN, _no_price))
-    assert json.loads(line)["input_tokens"] == 10
-
-
-def _results_dofn() -> Any:
-    dofn = _ResultRowsDoFn(RUN, _no_price, by_minute=False)
-    dofn.start_bundle()
-    return dofn
+    row = encode_dead_letter(dead_letter_row(dead, RUN, _no_price))
+    assert row.values["input_tokens"] == 10
 
 
 def test_rejected_through_the_transform(tmp_path: pathlib.Path) -> None:
@@ -200,6 +196,83 @@ def test_rejected_through_the_transform(tmp_path: pathlib.Path) -> None:
             reports, equal_to([SinkReport("results", "files", str(tmp_path), 5)]), "Reports"
         )
     assert [row["record_id"] for row in _rows(tmp_path)] == ["0", "2", "3", "5", "6"]
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class _RejectOdd(beam.PTransform):
+    """A sink that holds the rows of even record ids only, and reports their number per bundle."""
+
+    can_reject: ClassVar[bool] = True
+    whole_payloads: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, rows: beam.PCollection[EncodedRow]) -> Written:
+        def odd(row: EncodedRow) -> bool:
+            return bool(int(row.values["record_id"]) % 2)
+
+        return Written(
+            rows | "Even" >> beam.Filter(lambda row: not odd(row)).with_output_types(EncodedRow),
+            rows
+            | "Odd" >> beam.Filter(odd)
+            | "Reject" >> beam.Map(lambda row: RejectedRow(row, Rejection("too_large", "odd"))),
+            rows
+            | "Kept" >> beam.Filter(lambda row: not odd(row))
+            | "Report" >> beam.Map(lambda _: SinkReport("results", "test", "here", 1)),
+        )
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_row_that_one_sink_rejects_is_in_no_other(tmp_path: pathlib.Path, first: bool) -> None:
+    """Whatever the order of the sinks: a dead letter, not counted as a result, not in the files."""
+    files = ("Files", WriteFiles(folder=str(tmp_path), run_id="r", columns=RESULT_COLUMNS))
+    sinks = [("Reject", _RejectOdd()), files]
+    with beam.Pipeline(RUNNER) as root:
+        unwritten, reports, tallies = (
+            root
+            | beam.Create([_answer(n) for n in range(5)])
+            | WriteResults(run=RUN, price=FREE, sinks=sinks if first else sinks[::-1])
+        )
+        dead = unwritten | beam.Map(lambda d: (d.record_id, d.stage, d.error_type, d.fields))
+        expected = [(f"{n}", "write", "too_large", {"n": n}) for n in (1, 3)]
+        assert_that(dead, equal_to(expected), "Dead")
+        held = reports | "Held" >> beam.Map(lambda report: (report.sink, report.rows))
+        assert_that(held, equal_to([("files", 3), *[("test", 1)] * 3]), "Reports")
+        counted = tallies | "Results" >> beam.Map(lambda tally: tally.counts["results"])
+        assert_that(counted | beam.CombineGlobally(sum), equal_to([3]), "Tallies")
+    assert [row["record_id"] for row in _rows(tmp_path)] == ["0", "2", "4"]
+
+
+def test_only_one_sink_may_reject() -> None:
+    """A row that the second rejects would be a result in the first."""
+    with pytest.raises(ValueError, match="sinks a and b can reject rows, but only one sink may"):
+        WriteResults(run=RUN, price=FREE, sinks=[("a", _RejectOdd()), ("b", _RejectOdd())])
+
+
+def test_a_sink_of_dead_letters_must_not_reject() -> None:
+    """A dead letter that it rejects would be lost."""
+    with pytest.raises(ValueError, match="sink a can reject dead letters, which would be lost"):
+        WriteDeadLetters(run=RUN, price=FREE, sinks=[("a", _RejectOdd())])
+
+
+def test_a_rejected_result_keeps_what_was_paid_for() -> None:
+    """Its dead letter has the whole record, the output and the tokens."""
+    answer = _answer(7, finish_reason="STOP")
+    row = encode_result(answer, RUN, _no_price)
+    dead = rejected_dead_letter(RejectedRow(row, Rejection("write_rejected", "no such column")))
+    assert dead == DeadLetter(
+        stage="write",
+        error_type="write_rejected",
+        error_message="no such column",
+        record_id="7",
+        attempts=3,
+        fingerprint="f7",
+        finish_reason="STOP",
+        output="answer 7",
+        usage=Usage(10, 2, 5, 1),
+        fields={"n": 7},
+    )
 
 
 # Dead letters
@@ -231,12 +304,14 @@ _count = st.none() | st.integers()
         fields=st.none() | st.dictionaries(_text, _nonsense, max_size=2),
     )
 )
-def test_dead_letter_is_never_refused(letter: DeadLetter) -> None:
+def test_dead_letter_is_never_rejected(letter: DeadLetter) -> None:
     """Whatever a failure holds, its row fits the columns and says which record it was."""
     row = dead_letter_row(letter, RUN, TokenPrices("openai", "gpt-4o-mini"))
-    line = encode_dead_letter_row(row)
-    assert encode_dead_letter_row(cut_payload(row)) == line
+    encoded = encode_dead_letter(row)
+    line = encoded.line
+    assert encode_dead_letter(cut_payload(row)).line == line
     held = json.loads(line)
+    assert encoded.values == held
     assert encode_row(held, DEAD_LETTER_COLUMNS) == line
     assert list(held) == [column.name for column in DEAD_LETTER_COLUMNS]
     for name in ("stage", "error_type", "retryable", "run_id"):
@@ -246,10 +321,10 @@ def test_dead_letter_is_never_refused(letter: DeadLetter) -> None:
 
 
 def test_dead_letter_that_does_not_fit() -> None:
-    """What the columns cannot hold is left out, and the message says what it was."""
+    """Values that the columns cannot hold are left out, and the message names them."""
     letter = DeadLetter("infer", "blocked", "no", attempts=2**70, record_id="1", fields={"n": 1})
     row = dead_letter_row(letter, RUN, _no_price)
-    held = json.loads(encode_dead_letter_row(row))
+    held = encode_dead_letter(row).values
     assert held == {
         **dict.fromkeys(held),
         "timestamp": row["timestamp"],
@@ -273,10 +348,16 @@ def test_dead_letter_beyond_the_longest_row(name: str) -> None:
     """A row of more than 100 MB is cut, wherever it is long."""
     given = {"error_message": "no", name: "\x01" * 40_000_000}
     letter = DeadLetter("infer", "blocked", **given)
-    line = encode_dead_letter_row(dead_letter_row(letter, RUN, _no_price))
-    assert len(line) < 100_000_000
-    held = json.loads(line)
+    row = encode_dead_letter(dead_letter_row(letter, RUN, _no_price))
+    assert len(row.line) < 100_000_000
+    held = row.values
     assert (held["stage"], held["error_type"], held["run_id"]) == ("infer", "blocked", "r")
+
+
+class _ShortFiles(WriteFiles):
+    """Files that get payloads as a table does."""
+
+    whole_payloads: ClassVar[bool] = False
 
 
 def test_write_dead_letters(tmp_path: pathlib.Path) -> None:
@@ -297,21 +378,17 @@ def test_write_dead_letters(tmp_path: pathlib.Path) -> None:
         DeadLetter("infer", "truncated", "m", record_id="3", payload_bytes=b"\xff" * MIB),
     ]
 
-    def sink(folder: pathlib.Path) -> WriteFiles:
-        return WriteFiles(
-            folder=str(folder), run_id="r", columns=DEAD_LETTER_COLUMNS, kind="dead_letters"
-        )
+    known = {"run_id": "r", "columns": DEAD_LETTER_COLUMNS, "kind": "dead_letters"}
+    sinks = [
+        ("Whole", WriteFiles(folder=str(whole), **known)),
+        ("Short", _ShortFiles(folder=str(short), **known)),
+    ]
 
     with beam.Pipeline(RUNNER) as root:
         reports, tallies = (
             root
             | beam.Create(letters)
-            | WriteDeadLetters(
-                run=RUN,
-                price=TokenPrices("openai", "gpt-4o-mini"),
-                sinks=[("Whole", sink(whole))],
-                short_sinks=[("Short", sink(short))],
-            )
+            | WriteDeadLetters(run=RUN, price=TokenPrices("openai", "gpt-4o-mini"), sinks=sinks)
         )
         expected = [SinkReport("dead_letters", "files", str(path), 3) for path in (whole, short)]
         assert_that(reports, equal_to(expected), "Reports")
@@ -349,12 +426,12 @@ def test_write_dead_letters(tmp_path: pathlib.Path) -> None:
 def test_long_text_with_a_lone_surrogate() -> None:
     """Cutting does not stumble over it."""
     letter = DeadLetter("infer", "internal", "m", output="a\ud83d" * MIB, stacktrace="\ud83d" * MIB)
-    held = json.loads(encode_dead_letter_row(cut_payload(dead_letter_row(letter, RUN, _no_price))))
+    held = encode_dead_letter(cut_payload(dead_letter_row(letter, RUN, _no_price))).values
     assert len(held["output"]) == len(held["stacktrace"]) == MIB
 
 
-def test_a_dead_letter_that_a_table_refuses_is_shortened() -> None:
-    """Texts are cut, what is refused is in the message; a short one is left as it is."""
+def test_a_dead_letter_that_a_table_rejects_is_shortened() -> None:
+    """Texts are cut and the message says why; a short one is left as it is."""
     letter = DeadLetter(
         stage="infer",
         error_type="internal",
@@ -365,12 +442,15 @@ def test_a_dead_letter_that_a_table_refuses_is_shortened() -> None:
         attributes={"a": "b"},
         stacktrace="s" * 5_000,
     )
-    line = encode_dead_letter_row(dead_letter_row(letter, RUN, FREE))
+    counts = (5, Tally())
+    long = encode_dead_letter(dead_letter_row(letter, RUN, FREE), counts)
 
-    short = shorten_dead_letter(line, Refusal("write_rejected", "too long"))
+    short = shorten_dead_letter(long, Rejection("write_rejected", "too long"))
 
-    row = orjson.loads(short)
+    row = short.values
+    assert json.loads(short.line) == row
+    assert short.context is counts
     assert (len(row["payload"]), row["payload_truncated"], row["attributes"]) == (100_000, True, [])
     assert row["error_message"] == "m" * 2_000 + " (row cut: too long)"
     assert (row["record_id"], row["stage"], len(row["stacktrace"])) == ("1", "infer", 4_000)
-    assert shorten_dead_letter(short, Refusal("write_rejected", "again")) == short
+    assert shorten_dead_letter(short, Rejection("write_rejected", "again")) is short

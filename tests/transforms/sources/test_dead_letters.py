@@ -14,7 +14,7 @@ from transforms.records.errors import ConfigurationError, Unavailable
 from transforms.records.records import DeadLetter, Record
 from transforms.results.prices import TokenPrices
 from transforms.results.rows import RunInfo, cut_payload, dead_letter_row
-from transforms.sinks.write import encode_dead_letter_row
+from transforms.sinks.write import encode_dead_letter
 from transforms.sources.base import IdRule
 from transforms.sources.dead_letters import DeadLetterSource, is_table, revive
 from transforms.sources.files import FileSource
@@ -25,7 +25,7 @@ FREE = TokenPrices(None, "m")
 
 def _row(letter: DeadLetter) -> dict[str, Any]:
     """The row as a sink would write it and a reader would find it."""
-    row: dict[str, Any] = json.loads(encode_dead_letter_row(dead_letter_row(letter, RUN, FREE)))
+    row: dict[str, Any] = json.loads(encode_dead_letter(dead_letter_row(letter, RUN, FREE)).line)
     return row
 
 

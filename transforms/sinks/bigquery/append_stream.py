@@ -1,11 +1,11 @@
 """One write stream of BigQuery's Storage Write API: appends that survive lost connections.
 
-An append is all or nothing: either every row of it is in the table, or none is and the answer names
-the rows that were wrong. What happens to an append whose answer was lost:
+An append is all or nothing: either the table has all of its rows, or it has none and the answer
+names the rows that are wrong. An append whose answer was lost is sent again:
 
-* On the default stream it is sent again: its rows are in the table at least once.
-* With an offset it is sent again at that offset. ``ALREADY_EXISTS`` then says that the first attempt
-  had arrived: its rows are in the table exactly once.
+* on the default stream as it is, so its rows are in the table at least once;
+* with an offset at that offset: ``ALREADY_EXISTS`` then says that the first attempt had arrived, so
+  its rows are in the table exactly once.
 
 Errors are told apart by their gRPC codes (BigQuery, "Storage Write API best practices"), never by
 the text of a message.
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from transforms.clients.bigquery import TableName
 from transforms.records.errors import RunError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _RETRIED = frozenset(
         2,  # UNKNOWN
         4,  # DEADLINE_EXCEEDED
         8,  # RESOURCE_EXHAUSTED: a quota
-        10,  # ABORTED: a connection that was idle for ten minutes, too
+        10,  # ABORTED: also a connection that was idle for ten minutes
         13,  # INTERNAL
         14,  # UNAVAILABLE
     }
@@ -40,7 +41,23 @@ _RETRIED = frozenset(
 _UNAVAILABLE = 14
 _log = logging.getLogger(__name__)
 _EXTRA_FIELDS = 7
-"""``StorageError.SCHEMA_MISMATCH_EXTRA_FIELDS``: a column that was added a moment ago."""
+"""``StorageError.SCHEMA_MISMATCH_EXTRA_FIELDS``: BigQuery does not yet see a new column."""
+
+
+def table_path(name: TableName) -> str:
+    """A table as the Storage Write API names it.
+
+    >>> table_path(TableName("p", "d", "t"))
+    'projects/p/datasets/d/tables/t'
+    """
+    return f"projects/{name.project}/datasets/{name.dataset}/tables/{name.table}"
+
+
+def make_write_client() -> "bigquery_storage_v1.BigQueryWriteClient":
+    """Google's client, with the environment's credentials."""
+    from google.cloud import bigquery_storage_v1
+
+    return bigquery_storage_v1.BigQueryWriteClient()
 
 
 @dataclasses.dataclass(slots=True)
@@ -50,7 +67,7 @@ class Append:
     Attributes:
       rows: As `transforms.sinks.bigquery.proto_rows` encodes them; below 10 MB in all.
       offset: Where in the stream the first belongs; None on the default stream.
-      tag: The caller's own; nothing here looks at it.
+      tag: The caller's own, returned with the answer.
     """
 
     rows: list[bytes]
@@ -59,23 +76,23 @@ class Append:
 
 
 Done = tuple[Append, Mapping[int, str]]
-"""An append that was answered, and what was wrong with which of its rows.
+"""An answered append, and what is wrong with its rows, by their index.
 
-Without refusals all rows are in the table. With any, none is.
+With no row rejected the table has all rows; with any row rejected it has none.
 """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a stream that fails is tried again.
+    """How long a failing stream is retried.
 
     Attributes:
       give_up_after_s: Seconds without any success, from the first failure.
-      not_found_s: Likewise for a table that is not found: it may have been made a moment ago.
-      first_pause_s: Before the second attempt; doubled for each that follows, with jitter.
-      longest_pause_s: No pause is longer.
-      answer_s: How long a connection may live, and so how long an answer may take. One that is
-        half as old is replaced while nothing is in flight.
+      not_found_s: The same for a table that is not found: it may have been created a moment ago.
+      first_pause_s: Pause before the second attempt, doubled for each further one, with jitter.
+      longest_pause_s: Upper bound of a pause.
+      answer_s: How long a connection may live, and so how long an answer may take. A connection
+        half that old is replaced as soon as nothing is in flight.
     """
 
     give_up_after_s: float = 600.0
@@ -85,8 +102,8 @@ class Patience:
     answer_s: float = 600.0
 
 
-class _Refused(Exception):
-    """The server answered that something is wrong, in the stream or by ending it."""
+class _StreamError(Exception):
+    """The server reported an error, in an answer or by ending the connection."""
 
     def __init__(self, code: int, message: str, storage_code: int = 0) -> None:
         super().__init__(message)
@@ -94,7 +111,7 @@ class _Refused(Exception):
 
 
 class _Connection:
-    """One bidirectional call. gRPC's own thread reads the queue until it is given None."""
+    """One bidirectional call. gRPC's own thread reads the queue until it finds None."""
 
     def __init__(
         self, client: "bigquery_storage_v1.BigQueryWriteClient", name: str, timeout_s: float
@@ -113,17 +130,17 @@ class _Connection:
         """The next answer.
 
         Raises:
-          _Refused: The connection ended.
+          _StreamError: The connection ended.
         """
         import grpc
 
         try:
             return next(self._call)
         except StopIteration:
-            raise _Refused(_UNAVAILABLE, "the server closed the connection") from None
+            raise _StreamError(_UNAVAILABLE, "the server closed the connection") from None
         except grpc.RpcError as error:
             code, details = error.code(), error.details()
-            raise _Refused(code.value[0], f"{code.name}: {details}") from error
+            raise _StreamError(code.value[0], f"{code.name}: {details}") from error
 
     def close(self) -> None:
         self._call.cancel()
@@ -131,13 +148,13 @@ class _Connection:
 
 
 class AppendStream:
-    """Appends to one stream, several in flight, answered in order. Not for several threads.
+    """Appends to one stream, several in flight, answered in order. Not thread-safe.
 
     Args:
       client: Google's client.
       name: ``projects/…/streams/_default``, or a stream that was created.
       descriptor: The rows' message.
-      patience: How long it tries again.
+      patience: How long it retries.
       window: How many appends may be in flight.
       sleep: Waits so many seconds.
       clock: Seconds, monotonic.
@@ -165,10 +182,10 @@ class AppendStream:
         self._failing_since: float | None = None
 
     def send(self, append: Append) -> list[Done]:
-        """Sends one append; gives those that it had to wait for, at most one.
+        """Sends one append; returns the appends that it had to wait for, at most one.
 
         Raises:
-          RunError: The stream cannot be written, by a definite answer or for too long.
+          RunError: The server refused for good, or the stream has failed for too long.
         """
         self._in_flight.append(append)
         if self._connection is not None:
@@ -178,7 +195,7 @@ class AppendStream:
         return [self._next_done()] if len(self._in_flight) >= self._window else []
 
     def drain(self) -> Iterator[Done]:
-        """Gives all appends that are in flight, when they are answered.
+        """Yields every append in flight, as each is answered.
 
         Raises:
           RunError: As for `send`.
@@ -189,7 +206,7 @@ class AppendStream:
             self._disconnect()
 
     def append(self, rows: list[bytes], offset: int | None = None) -> Mapping[int, str]:
-        """Sends one append and waits; gives what was wrong with which row.
+        """Sends one append and waits; returns what is wrong with its rows, by their index.
 
         Raises:
           RunError: As for `send`.
@@ -199,13 +216,13 @@ class AppendStream:
         return answered[0][1]
 
     def reset(self) -> None:
-        """Forgets what is in flight: a bundle that failed has left it, and will be repeated."""
+        """Drops the appends in flight: a failed bundle has left them, and Beam repeats it."""
         if self._in_flight:
             self._in_flight.clear()
             self._disconnect()
 
     def close(self) -> None:
-        """Lets go of the connection and of what is in flight."""
+        """Closes the connection and drops the appends in flight."""
         self._in_flight.clear()
         self._disconnect()
 
@@ -215,7 +232,7 @@ class AppendStream:
             self._connection = None
 
     def _open(self) -> None:
-        """A new connection, on which everything in flight is sent (again)."""
+        """Opens a connection and sends every append in flight on it, perhaps again."""
         self._connection = _Connection(self._client, self.name, self._patience.answer_s)
         self._opened_at = self._clock()
         for number, append in enumerate(self._in_flight):
@@ -237,12 +254,12 @@ class AppendStream:
             try:
                 if self._connection is None:
                     self._open()
-                refusals = self._answer()
-            except _Refused as error:
+                rejections = self._answer()
+            except _StreamError as error:
                 self._pause_or_raise(error)
             else:
                 self._failures, self._failing_since = 0, None
-                return self._in_flight.popleft(), refusals
+                return self._in_flight.popleft(), rejections
 
     def _answer(self) -> Mapping[int, str]:
         assert self._connection is not None
@@ -253,11 +270,11 @@ class AppendStream:
             return {}
         if response.row_errors:
             return {error.index: error.message for error in response.row_errors}
-        raise _Refused(
+        raise _StreamError(
             response.error.code, response.error.message, _storage_code(response.error.details)
         )
 
-    def _pause_or_raise(self, error: _Refused) -> None:
+    def _pause_or_raise(self, error: _StreamError) -> None:
         self._disconnect()
         now = self._clock()
         if self._failing_since is None:
@@ -275,7 +292,7 @@ class AppendStream:
                 f"BigQuery does not take rows on {self.name}{tried}: {error} (code {error.code})"
             ) from error
         if not failing_s:
-            _log.warning("%s fails and is tried again: %s (code %s)", self.name, error, error.code)
+            _log.warning("%s: retrying after an error: %s (code %s)", self.name, error, error.code)
         pause_s = min(patience.first_pause_s * 2**self._failures, patience.longest_pause_s)
         self._failures = min(self._failures + 1, 20)
         self._sleep(pause_s * random.uniform(0.5, 1.0))

@@ -1,7 +1,7 @@
-"""BigQuery as a sink: staged rows, one load job, the count of what the table then holds.
+"""Rows loaded into a BigQuery table: staged files, one load job, the count of the table's rows.
 
 A load job is atomic, and its id is made from the run's: an attempt that Beam repeats finds the job
-of the first instead of loading twice (BigQuery API, "jobs.insert": 409 for an id in use).
+of the first attempt instead of loading twice (BigQuery API, "jobs.insert": 409 for an id in use).
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import io
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
@@ -17,6 +17,8 @@ from apache_beam.io.filesystems import FileSystems
 from transforms.accounting.sink_report import SinkReport
 from transforms.clients.bigquery import TableSpec, bigquery_schema
 from transforms.records.errors import RunError
+from transforms.sinks.base import EncodedRow, NeverRejected, Written
+from transforms.sinks.bigquery.run_table import RunTable
 from transforms.sinks.staging import StagedFile, StageRows, delete_folder
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def load_files(
     """Loads staged JSON-lines files; idempotent by the job ids.
 
     Raises:
-      RunError: BigQuery refuses the load; the staged files stay, and the message says where.
+      RunError: BigQuery rejects the load; the staged files stay, and the message says where.
     """
     files = sorted(file.path for file in staged)
     if not files:
@@ -59,7 +61,7 @@ def _load_chunk(
     job_id: str,
     disposition: str,
 ) -> None:
-    """One load job; a job that failed for BigQuery's own reasons is followed by another."""
+    """Runs one load job; a job that failed for BigQuery's own reasons is followed by another."""
     from google.api_core.exceptions import GoogleAPICallError
 
     for attempt in range(_LOAD_ATTEMPTS):
@@ -120,63 +122,59 @@ def _concatenate(files: list[str], target: Any) -> int:
 
 
 class _LoadDoFn(beam.DoFn):
-    def __init__(self, sink: "LoadRows") -> None:
-        self._spec, self._run_id, self._kind = sink.spec, sink.run_id, sink.kind
-        self._folder, self._disposition = sink.folder, sink.write_disposition
-        self._started_at, self._view_sql = sink.started_at, sink.view_sql
+    def __init__(self, table: RunTable, folder: str, write_disposition: str) -> None:
+        self._table, self._folder, self._disposition = table, folder, write_disposition
 
-    def process(self, _: None, staged: list[StagedFile]) -> Iterator[SinkReport]:
-        client = self._spec.client()
-        self._spec.create(client)
+    def process(self, _: None, staged: list[StagedFile]) -> Iterator[SinkReport | NeverRejected]:
+        table, spec = self._table, self._table.spec
+        client = spec.client()
+        spec.create(client)
         load_files(
-            self._spec,
+            spec,
             staged,
             client=client,
-            job_prefix=self._spec.job_id(self._run_id, self._kind),
+            job_prefix=spec.job_id(table.run_id, table.kind),
             write_disposition=self._disposition,
         )
-        rows = self._spec.count(client, self._run_id, self._started_at)
-        if self._view_sql:
-            self._spec.make_view(client, self._view_sql)
-        if rows == sum(file.rows for file in staged):
+        report = table.report(client)
+        table.make_view(client)
+        if report.rows == sum(file.rows for file in staged):
             delete_folder(self._folder)
-        yield SinkReport(self._kind, "bigquery", str(self._spec.name), rows)
+        yield report
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class LoadRows(beam.PTransform):
-    """Loads encoded rows into a BigQuery table; bounded, one row each, all or none.
+    """Loads encoded rows into a BigQuery table; bounded, each row once, all or none; a `Sink`.
 
-    The table is made when it is missing. Staged files are deleted when the table holds their rows.
+    The table is created when it is missing. Staged files are deleted when the table holds their
+    rows. BigQuery rejects a load as a whole: then the run fails.
 
     Args:
-      spec: The table.
-      run_id: The run; its rows are counted by it.
-      started_at: Nothing of this run is older (RFC 3339); it bounds what the count scans.
+      table: The table.
       folder: Where rows are staged: ``gs://``, or local for a local runner.
-      kind: ``results`` or ``dead_letters``, for the report.
       write_disposition: BigQuery's.
-      view_sql: A statement to run when the rows are loaded.
 
     Returns:
-      A PCollection of one `SinkReport`.
+      `Written`: nothing is rejected; its one report is the table's own count of the run's rows.
     """
 
-    spec: TableSpec
-    run_id: str
-    started_at: str
+    table: RunTable
     folder: str
-    kind: str = "results"
     write_disposition: str = "WRITE_APPEND"
-    view_sql: str | None = None
+
+    can_reject: ClassVar[bool] = False
+    whole_payloads: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, rows: beam.PCollection[bytes]) -> beam.PCollection[SinkReport]:
-        staged = rows | StageRows(folder=self.folder, format="jsonl", columns=self.spec.columns)
-        return (
-            rows.pipeline
-            | "Once" >> beam.Create([None])
-            | "LoadRows" >> beam.ParDo(_LoadDoFn(self), beam.pvalue.AsList(staged))
+    def expand(self, rows: beam.PCollection[EncodedRow]) -> Written:
+        columns = self.table.spec.columns
+        staged = rows | StageRows(folder=self.folder, format="jsonl", columns=columns)
+        load = _LoadDoFn(self.table, self.folder, self.write_disposition)
+        once = rows.pipeline | "Once" >> beam.Create([None])
+        loaded = once | "LoadRows" >> beam.ParDo(load, beam.pvalue.AsList(staged)).with_outputs(
+            "rejected", main="reports"
         )
+        return Written(rows, loaded.rejected, loaded.reports)

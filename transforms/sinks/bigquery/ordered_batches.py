@@ -1,6 +1,7 @@
 """Which batches of a stream are appended next, and what an answer changes: no Beam, no network.
 
-`exactly_once` keeps a `Place` and the waiting batches as state, and says why nothing is doubled.
+`exactly_once` keeps a `StreamPosition` and the waiting batches as state, and says why no row is
+doubled.
 """
 
 import dataclasses
@@ -10,17 +11,18 @@ from apache_beam.coders import BytesCoder, TupleCoder
 from apache_beam.coders.coders import ListCoder
 
 from transforms.records.errors import WriteRejected
-from transforms.sinks.bigquery.row_batches import Refit, Refusal, refitted
+from transforms.sinks.base import Packed, RejectedRow, Rejection, pack_row, unpack_row
+from transforms.sinks.bigquery.row_batches import Fallback, replacement
 
 ROWS_CODER = ListCoder(TupleCoder((BytesCoder(), BytesCoder())))
-"""The rows of a batch, ``[(line, owner), …]``, as they travel and wait."""
+"""The rows of a batch, `Packed`, as they travel and wait."""
 
 Numbered = tuple[int, bool, bytes]
 """A batch's number in its stream, whether it is the last, its rows by `ROWS_CODER`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class StreamPosition:
     """How far a stream has been written.
 
     Attributes:
@@ -36,75 +38,75 @@ class Place:
 
 @dataclasses.dataclass(slots=True)
 class Advance:
-    """What one attempt to go on has brought.
+    """The outcome of one attempt to go on.
 
     Attributes:
-      place: How far the stream is written now.
-      waiting: The batches that wait, by number.
+      position: How far the stream is written now.
+      waiting: The waiting batches, by number.
       written: Rows that are in the table.
-      refused: Rows that never will be.
-      halted: True when something was refused: nothing more may be sent to the stream before this
-        outcome is committed.
+      rejected: Rows that never will be.
+      halted: True when a row was rejected: no append may follow before this outcome is committed.
       ended: True when the stream's last batch is written.
     """
 
-    place: Place
+    position: StreamPosition
     waiting: dict[int, Numbered]
-    written: list[tuple[bytes, bytes]] = dataclasses.field(default_factory=list)
-    refused: list[tuple[tuple[bytes, bytes], Refusal]] = dataclasses.field(default_factory=list)
+    written: list[Packed] = dataclasses.field(default_factory=list)
+    rejected: list[RejectedRow] = dataclasses.field(default_factory=list)
     halted: bool = False
     ended: bool = False
 
 
 AppendAt = Callable[[list[bytes], int], Mapping[int, str]]
-"""Appends rows at an offset, gives what was wrong with which."""
+"""Appends rows at an offset; returns what is wrong with them, by their index."""
 
 
 def advance(
-    place: Place,
+    position: StreamPosition,
     waiting: Mapping[int, Numbered],
     append: AppendAt,
     encode: Callable[[bytes], bytes],
-    refit: Refit | None = None,
+    fallback: Fallback | None = None,
 ) -> Advance:
-    """Appends the batches whose turn it is, until one is missing or a row is refused.
+    """Appends the batches whose turn it is, until one is missing or a row is rejected.
 
     Raises:
       RunError: The stream cannot be written.
     """
-    result = Advance(place, dict(waiting))
-    number, offset = place.number, place.offset
+    result = Advance(position, dict(waiting))
+    number, offset = position.number, position.offset
     while not (result.halted or result.ended) and number in result.waiting:
         _, last, encoded = result.waiting.pop(number)
         rows = ROWS_CODER.decode(encoded)
-        refusals = append([encode(line) for line, _ in rows], offset) if rows else {}
-        if refusals:
+        rejections = append([encode(line) for line, _ in rows], offset) if rows else {}
+        if rejections:
             result.halted = True
-            left = _without(rows, refusals, refit, result)
+            left = _without(rows, rejections, fallback, result)
             result.waiting[number] = (number, last, ROWS_CODER.encode(left))
         else:
             result.written += rows
             result.ended = last
             number, offset = number + 1, offset + len(rows)
-    result.place = Place(number, offset, len(result.waiting))
+    result.position = StreamPosition(number, offset, len(result.waiting))
     return result
 
 
 def _without(
-    rows: Sequence[tuple[bytes, bytes]],
-    refusals: Mapping[int, str],
-    refit: Refit | None,
+    rows: Sequence[Packed],
+    rejections: Mapping[int, str],
+    fallback: Fallback | None,
     result: Advance,
-) -> list[tuple[bytes, bytes]]:
-    """The rows to append in place of a batch that was refused."""
+) -> list[Packed]:
+    """The rows to append in place of a batch with rejected rows."""
     left = []
-    for index, (line, owner) in enumerate(rows):
-        if index not in refusals:
-            left.append((line, owner))
+    for index, packed in enumerate(rows):
+        if index not in rejections:
+            left.append(packed)
             continue
-        refusal = Refusal(WriteRejected.error_type, refusals[index])
-        if refit is None:
-            result.refused.append(((line, owner), refusal))
+        rejection = Rejection(WriteRejected.error_type, rejections[index])
+        row = unpack_row(packed)
+        if fallback is None:
+            result.rejected.append(RejectedRow(row, rejection))
         else:
-            left.append((refitted(line, refusal, refit), owner))
+            left.append(pack_row(replacement(row, rejection, fallback)))
     return left

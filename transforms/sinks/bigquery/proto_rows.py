@@ -1,8 +1,8 @@
-"""JSON rows as protocol buffers: what BigQuery's Storage Write API takes.
+"""Rows as protocol buffers, which BigQuery's Storage Write API takes.
 
-The message is made from the same `Column` definitions as every other schema of this project. Types
-follow BigQuery's table "Data type conversions" (Storage Write API) and the labels that Google's own
-JSON writer for Java gives: a REQUIRED column is a required field.
+The message has the same `Column` definitions as every other schema of this project. Types follow
+BigQuery's table "Data type conversions" (Storage Write API); labels follow Google's own JSON writer
+for Java: a REQUIRED column is a required field.
 
 ======================  ================================================================
 column                  field
@@ -21,11 +21,10 @@ import datetime as dt
 from collections.abc import Callable
 from typing import Any
 
-import orjson
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from transforms.records.errors import WriteRejected
-from transforms.results.rows import Column
+from transforms.results.rows import Column, Row
 
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _TYPES = {
@@ -67,7 +66,7 @@ def timestamp_micros(text: str) -> int:
     1000002
 
     Raises:
-      ValueError: It is none; a time without an offset is UTC.
+      ValueError: The text is no timestamp; a time without an offset is UTC.
     """
     moment = dt.datetime.fromisoformat(text.replace("Z", "+00:00"))
     if moment.tzinfo is None:
@@ -87,10 +86,10 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
 
 
 class ProtoRows:
-    """Encodes the JSON rows of one table; not picklable, made where rows are written.
+    """Encodes the rows of one table; not picklable, made where rows are written.
 
     Attributes:
-      descriptor: The message, as the first append of a connection carries it.
+      descriptor: The message; the first append of a connection carries it.
     """
 
     def __init__(self, columns: tuple[Column, ...]) -> None:
@@ -102,13 +101,15 @@ class ProtoRows:
         self._message = message_factory.GetMessageClass(pool.FindMessageTypeByName("Row"))
         self._fields = _converters(columns)
 
-    def encode(self, line: bytes) -> bytes:
-        """One JSON row as a message; what the columns do not name is left out.
+    def encode(self, row: Row) -> bytes:
+        """One row as a message; values without a column are left out.
+
+        Args:
+          row: The values of a row's JSON line.
 
         Raises:
           WriteRejected: A value does not fit its column.
         """
-        row = orjson.loads(line)
         try:
             encoded: bytes = self._message(**_values(row, self._fields)).SerializeToString()
         except Exception as error:  # ValueError, TypeError, EncodeError (a missing field)

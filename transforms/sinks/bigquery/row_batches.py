@@ -1,54 +1,38 @@
-"""Rows gathered into appends of bounded size; rows that a table will not take, told apart.
+"""Rows gathered into appends of bounded size; rows that a table rejects, told apart.
 
-Plain code, shared by every way of appending rows (`storage_write`, `exactly_once`).
+Plain code, without Beam, that `at_least_once` and `exactly_once` share.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
-from transforms.records.errors import RecordError, RunError, TooLarge, WriteRejected
+from transforms.records.errors import RecordError, RunError, WriteRejected
+from transforms.sinks.base import EncodedRow, Rejection
 from transforms.sinks.bigquery.append_stream import Append, Done
 
-MAX_ROW_BYTES = 8 * 1000 * 1000
+MAX_APPENDED_ROW_BYTES = 8 * 1000 * 1000
 """The largest row that is appended. BigQuery takes requests below 10 MB, their overhead included
 (BigQuery quotas, "Storage Write API" and "streaming inserts")."""
 
 BATCH_BYTES = 2 << 20
-"""Rows are gathered up to so many bytes; a larger row travels alone."""
+"""The encoded rows of one append take at most so many bytes; a larger row is appended alone."""
 
 BATCH_ROWS = 10_000
 
 T = TypeVar("T")
 
+Fallback = Callable[[EncodedRow, Rejection], EncodedRow]
+"""Makes a smaller row that takes the place of a rejected one, for rows that must not be lost.
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a row is not in the table.
-
-    Attributes:
-      error_type: ``write_rejected`` or ``too_large``.
-      message: What was wrong with it, in BigQuery's words where they are BigQuery's.
-    """
-
-    error_type: str
-    message: str
-
-    def error(self) -> RecordError:
-        """As the error that makes a dead letter."""
-        kind = TooLarge if self.error_type == TooLarge.error_type else WriteRejected
-        return kind(self.message)
+A row that it cannot make smaller it returns unchanged.
+"""
 
 
-Refit = Callable[[bytes, Refusal], bytes]
-"""Makes of a row that was refused one that will not be; for rows that must not be lost."""
-
-
-class RowWriter(Protocol):
+class TableWriter(Protocol):
     """Appends encoded rows to one table; several appends may be in flight."""
 
-    def encode(self, line: bytes) -> bytes:
-        """A JSON row as it is sent.
+    def encode(self, row: EncodedRow) -> bytes:
+        """The row as it is sent.
 
         Raises:
           WriteRejected: A value does not fit its column.
@@ -56,47 +40,50 @@ class RowWriter(Protocol):
         ...
 
     def send(self, append: Append) -> list[Done]:
-        """Sends one append; gives those that it had to wait for."""
+        """Sends one append; returns the appends whose answers it had to wait for."""
         ...
 
     def drain(self) -> Iterable[Done]:
-        """Gives all that are in flight, when they are answered."""
+        """Yields every append in flight, as each is answered."""
         ...
 
     def reset(self) -> None:
-        """Forgets what is in flight, of a bundle that failed."""
+        """Drops the appends in flight, which a failed bundle has left."""
         ...
 
     def close(self) -> None:
-        """Lets go of connections."""
+        """Closes connections."""
         ...
 
 
-def encode_or_refuse(encode: Callable[[bytes], bytes], line: bytes) -> bytes | Refusal:
-    """The row as it is sent, or why it is not.
+def encode_or_reject(encode: Callable[[EncodedRow], bytes], row: EncodedRow) -> bytes | Rejection:
+    """The row as it is sent, or why it cannot be sent.
 
-    >>> encode_or_refuse(lambda line: line, bytes(9_000_000)).message
+    >>> encode_or_reject(lambda row: row.line, EncodedRow(bytes(9_000_000))).message
     'the row has 9,000,000 bytes (limit 8,000,000)'
     """
     try:
-        encoded = encode(line)
+        encoded = encode(row)
     except RecordError as error:
-        return Refusal(error.error_type, str(error))
-    if len(encoded) <= MAX_ROW_BYTES:
+        return Rejection(error.error_type, str(error))
+    if len(encoded) <= MAX_APPENDED_ROW_BYTES:
         return encoded
-    return Refusal("too_large", f"the row has {len(encoded):,} bytes (limit {MAX_ROW_BYTES:,})")
+    limit = f"limit {MAX_APPENDED_ROW_BYTES:,}"
+    return Rejection("too_large", f"the row has {len(encoded):,} bytes ({limit})")
 
 
-def refitted(line: bytes, refusal: Refusal, refit: Refit) -> bytes:
-    """The row that takes a refused one's place.
+def replacement(row: EncodedRow, rejection: Rejection, fallback: Fallback) -> EncodedRow:
+    """The row that takes a rejected one's place.
 
     Raises:
-      RunError: It was refused, too.
+      RunError: The fallback has nothing smaller to offer.
     """
-    fitting = refit(line, refusal)
-    if fitting == line:
-        raise RunError(f"the table does not take a row in its shortest form: {refusal.message}")
-    return fitting
+    smaller = fallback(row, rejection)
+    if smaller.line == row.line:
+        raise RunError(
+            f"the table rejects a row that cannot be shortened further: {rejection.message}"
+        )
+    return smaller
 
 
 class Batch(Generic[T]):
@@ -109,47 +96,48 @@ class Batch(Generic[T]):
         self.rows: list[bytes] = []
         self.size_bytes = 0
 
-    def add(self, item: T, row: bytes) -> None:
-        """Adds one."""
+    def add(self, item: T, encoded: bytes) -> None:
+        """Adds an item and its encoded row."""
         self.items.append(item)
-        self.rows.append(row)
-        self.size_bytes += len(row)
+        self.rows.append(encoded)
+        self.size_bytes += len(encoded)
 
-    def has_room(self, row: bytes) -> bool:
-        """Whether the row may be added; one row always may."""
-        fits = self.size_bytes + len(row) <= BATCH_BYTES and len(self.rows) < BATCH_ROWS
+    def has_room(self, encoded: bytes) -> bool:
+        """Whether the row may be added; an empty batch takes any row."""
+        fits = self.size_bytes + len(encoded) <= BATCH_BYTES and len(self.rows) < BATCH_ROWS
         return fits or not self.rows
 
 
 class RowAppender(Generic[T]):
-    """Appends rows through a `RowWriter` and says what became of each item that they belong to.
+    """Appends rows through a `TableWriter` and says how each of them ended.
 
-    Each method gives ``(item, None)`` for a row that the table holds now and ``(item, refusal)``
-    for one that it will not hold: each item once, often in a later call than the one that brought
-    it, and all of them when `finish` has returned.
+    Each method returns ``(tag, row, None)`` for a row that the table now holds and
+    ``(tag, row, rejection)`` for one that it will not hold: each row once, often in a later call
+    than the one that brought it, and all of them when `finish` has returned. The row is the one in
+    the table: what the fallback has made of a rejected one, where there is a fallback.
 
     Args:
-      writer: Where rows go.
-      refit: With it no row is refused: another takes its place. What it has made it leaves alone.
+      writer: Appends the rows.
+      fallback: With it no row is rejected: a smaller one takes its place.
     """
 
-    def __init__(self, writer: RowWriter, refit: Refit | None = None) -> None:
-        self._writer, self._refit = writer, refit
-        self._batch: Batch[tuple[T, bytes]] = Batch()
+    def __init__(self, writer: TableWriter, fallback: Fallback | None = None) -> None:
+        self._writer, self._fallback = writer, fallback
+        self._batch: Batch[tuple[T, EncodedRow]] = Batch()
 
-    def add(self, item: T, line: bytes) -> "list[tuple[T, Refusal | None]]":
-        """Takes one item and its JSON row.
+    def add(self, tag: T, row: EncodedRow) -> "list[tuple[T, EncodedRow, Rejection | None]]":
+        """Takes one row, and a tag that comes back with it.
 
         Raises:
           RunError: The table cannot be written.
         """
-        row = encode_or_refuse(self._writer.encode, line)
-        if isinstance(row, bytes):
-            return self._add((item, line), row)
-        return self._refuse((item, line), row)
+        encoded = encode_or_reject(self._writer.encode, row)
+        if isinstance(encoded, bytes):
+            return self._add((tag, row), encoded)
+        return self._reject((tag, row), encoded)
 
-    def finish(self) -> "list[tuple[T, Refusal | None]]":
-        """Sends what is left and waits for every answer.
+    def finish(self) -> "list[tuple[T, EncodedRow, Rejection | None]]":
+        """Sends the rows still waiting and waits for every answer.
 
         Raises:
           RunError: The table cannot be written.
@@ -162,34 +150,38 @@ class RowAppender(Generic[T]):
                 return ended
             ended += self._send()
 
-    def _add(self, item: tuple[T, bytes], row: bytes) -> "list[tuple[T, Refusal | None]]":
-        ended = [] if self._batch.has_room(row) else self._send()
-        self._batch.add(item, row)
+    def _add(
+        self, item: tuple[T, EncodedRow], encoded: bytes
+    ) -> "list[tuple[T, EncodedRow, Rejection | None]]":
+        ended = [] if self._batch.has_room(encoded) else self._send()
+        self._batch.add(item, encoded)
         return ended
 
-    def _refuse(self, item: tuple[T, bytes], refusal: Refusal) -> "list[tuple[T, Refusal | None]]":
-        if self._refit is None:
-            return [(item[0], refusal)]
-        return self.add(item[0], refitted(item[1], refusal, self._refit))
+    def _reject(
+        self, item: tuple[T, EncodedRow], rejection: Rejection
+    ) -> "list[tuple[T, EncodedRow, Rejection | None]]":
+        tag, row = item
+        if self._fallback is None:
+            return [(tag, row, rejection)]
+        return self.add(tag, replacement(row, rejection, self._fallback))
 
-    def _send(self) -> "list[tuple[T, Refusal | None]]":
+    def _send(self) -> "list[tuple[T, EncodedRow, Rejection | None]]":
         batch, self._batch = self._batch, Batch()
-        ended: list[tuple[T, Refusal | None]] = []
+        ended: list[tuple[T, EncodedRow, Rejection | None]] = []
         if batch.rows:
             for done in self._writer.send(Append(batch.rows, tag=batch.items)):
                 ended += self._end(done)
         return ended
 
-    def _end(self, done: Done) -> "list[tuple[T, Refusal | None]]":
-        """The good rows of an append that was refused go into another."""
-        append, refusals = done
-        if not refusals:
-            return [(item, None) for item, _ in append.tag]
-        ended: list[tuple[T, Refusal | None]] = []
-        for index, (item, row) in enumerate(zip(append.tag, append.rows, strict=True)):
-            if index in refusals:
-                refusal = Refusal(WriteRejected.error_type, refusals[index])
-                ended += self._refuse(item, refusal)
+    def _end(self, done: Done) -> "list[tuple[T, EncodedRow, Rejection | None]]":
+        """The good rows of an append with a rejected row go into another append."""
+        append, rejections = done
+        if not rejections:
+            return [(tag, row, None) for tag, row in append.tag]
+        ended: list[tuple[T, EncodedRow, Rejection | None]] = []
+        for index, (item, encoded) in enumerate(zip(append.tag, append.rows, strict=True)):
+            if index in rejections:
+                ended += self._reject(item, Rejection(WriteRejected.error_type, rejections[index]))
             else:
-                ended += self._add(item, row)
+                ended += self._add(item, encoded)
         return ended

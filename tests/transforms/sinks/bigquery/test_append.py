@@ -1,6 +1,7 @@
-"""Rows appended to the loopback BigQuery, through pipelines."""
+"""Rows appended to and inserted into the loopback BigQuery, through pipelines."""
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -10,9 +11,13 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from tests.transforms import pipeline
 from transforms.accounting.sink_report import SinkReport
+from transforms.accounting.tally import Tally
 from transforms.clients.bigquery import TableName, TableSpec
 from transforms.results.rows import Column
-from transforms.sinks.bigquery.append import AppendRows
+from transforms.sinks.base import EncodedRow
+from transforms.sinks.bigquery.append import AppendRows, Delivery
+from transforms.sinks.bigquery.insert import InsertRows
+from transforms.sinks.bigquery.run_table import RunTable
 
 EPOCH = "2020-01-01T00:00:00Z"
 COLUMNS = (
@@ -25,7 +30,7 @@ COLUMNS = (
 
 
 def spec_of(dataset: str, table: str = "t") -> TableSpec:
-    """A table with one column for each thing that matters here."""
+    """A table with one column for each type of interest."""
     return TableSpec(
         name=TableName.parse(f"{dataset}.{table}"),
         columns=COLUMNS,
@@ -40,8 +45,24 @@ def line_of(number: int, **values: Any) -> bytes:
     return json.dumps(row | values).encode()
 
 
+def run_table(spec: TableSpec, **more: Any) -> RunTable:
+    """The table, as run ``r`` writes to it."""
+    return RunTable(spec=spec, run_id="r", started_at=EPOCH, **more)
+
+
+def row_of(number: int, **values: Any) -> EncodedRow:
+    """A row, encoded; as context the counts of a dead letter that was read in this minute."""
+    return EncodedRow(line_of(number, **values), (number, Tally()))
+
+
+def context_of(row: EncodedRow) -> int:
+    """The number that `row_of` left in the context."""
+    assert isinstance(row.context, tuple)
+    return row.context[0]
+
+
 def create_table(spec: TableSpec, **types: str) -> None:
-    """Makes the table with other types than its rows have: BigQuery refuses what does not fit."""
+    """Creates the table with other types than its rows have: BigQuery rejects rows that do not fit."""
     columns = tuple(
         Column(column.name, types.get(column.name, column.type), column.mode)
         for column in spec.columns
@@ -52,76 +73,82 @@ def create_table(spec: TableSpec, **types: str) -> None:
 
 
 def numbers(spec: TableSpec) -> list[int]:
-    """What the table holds, by its numbers."""
+    """The numbers of the table's rows."""
     query = f"SELECT n FROM `{spec.name}` ORDER BY n"
     return [row[0] for row in spec.client().query(query).result()]
 
 
 WAYS = {
-    "default stream": {},
-    "exactly once": {"exactly_once": True},
-    "insertAll": {"method": "streaming_inserts"},
+    "default stream": AppendRows,
+    "exactly once": functools.partial(AppendRows, delivery=Delivery.EXACTLY_ONCE),
+    "insertAll": InsertRows,
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_each_row_ends_once(bigquery_dataset: str, way: str) -> None:
-    """Written or refused, with its owner; the report is the table's own count."""
+    """Written or rejected, with its context; the report is the table's own count."""
     spec = spec_of(bigquery_dataset)
     create_table(spec, document="JSON")
-    rows = [(line_of(n, document="{bad" if n % 100 == 7 else "{}"), b"%d" % n) for n in range(1000)]
+    rows = [row_of(n, document="{bad" if n % 100 == 7 else "{}") for n in range(1000)]
     good = [n for n in range(1000) if n % 100 != 7]
     with pipeline() as p:
-        written, refused, reports = (
-            p | beam.Create(rows) | AppendRows(spec=spec, run_id="r", started_at=EPOCH, **WAYS[way])
+        written, rejected, reports = (
+            p | beam.Create(rows) | "Write" >> WAYS[way](table=run_table(spec))
         )
-        owners = written | beam.Map(lambda row: int(row[1]))
-        assert_that(owners, equal_to(good), "written")
-        bad = refused | "Bad" >> beam.Map(lambda row: (int(row[0][1]), row[1].error_type))
-        assert_that(bad, equal_to([(n, "write_rejected") for n in range(7, 1000, 100)]), "refused")
+        assert_that(written | beam.Map(context_of), equal_to(good), "written")
+        bad = rejected | "Bad" >> beam.Map(
+            lambda bad: (context_of(bad.row), bad.rejection.error_type)
+        )
+        expected = [(n, "write_rejected") for n in range(7, 1000, 100)]
+        assert_that(bad, equal_to(expected), "rejected")
         held = [SinkReport("results", "bigquery", str(spec.name), len(good))]
         assert_that(reports, equal_to(held), "reports")
     assert numbers(spec) == good
 
 
-def test_exactly_once_is_for_one_method() -> None:
-    """``insertAll`` has no offsets."""
-    with pytest.raises(ValueError, match="goes with method 'storage_write' only"):
-        AppendRows(
-            spec=spec_of("p.d"),
-            run_id="r",
-            started_at=EPOCH,
-            method="streaming_inserts",
-            exactly_once=True,
-        )
+@pytest.mark.parametrize("way", WAYS)
+def test_a_fallback_takes_a_rejected_rows_place(bigquery_dataset: str, way: str) -> None:
+    """In the table and in the output, with the context of the rejected row; nothing is rejected."""
+    spec = spec_of(bigquery_dataset)
+    create_table(spec, document="JSON")
+    rows = [row_of(n, document="{bad" if n == 1 else "{}") for n in range(3)]
+
+    def fallback(row: EncodedRow, _: Any) -> EncodedRow:
+        return EncodedRow(row.line.replace(b"{bad", b"{}"), row.context)
+
+    write = WAYS[way](table=run_table(spec), fallback=fallback)
+    with pipeline() as p:
+        written, rejected, _ = p | beam.Create(rows) | write
+        good = written | beam.Map(lambda row: (context_of(row), row.values["document"]))
+        assert_that(good, equal_to([(n, "{}") for n in range(3)]), "written")
+        assert_that(rejected, equal_to([]), "rejected")
+    assert numbers(spec) == [0, 1, 2]
+    assert not write.can_reject
 
 
-def test_rows_too_large_are_refused_alone(bigquery_dataset: str) -> None:
+def test_rows_too_large_are_rejected_alone(bigquery_dataset: str) -> None:
     """As ``too_large``; the largest that are not are written, each in a request below 10 MB."""
     spec = spec_of(bigquery_dataset)
     sizes = [10, 7_999_000, 8_100_000, 7_999_000]
-    rows = [(line_of(n, document="x" * size), b"%d" % n) for n, size in enumerate(sizes)]
+    rows = [row_of(n, document="x" * size) for n, size in enumerate(sizes)]
     with pipeline() as p:
-        _, refused, _ = p | beam.Create(rows) | AppendRows(spec=spec, run_id="r", started_at=EPOCH)
-        found = refused | beam.Map(lambda row: (row[0][1], row[1].error_type))
-        assert_that(found, equal_to([(b"2", "too_large")]))
+        _, rejected, _ = p | beam.Create(rows) | AppendRows(table=run_table(spec))
+        found = rejected | beam.Map(lambda bad: (context_of(bad.row), bad.rejection.error_type))
+        assert_that(found, equal_to([(2, "too_large")]))
     assert numbers(spec) == [0, 1, 3]
 
 
 def test_a_table_of_an_older_release_gets_its_columns(bigquery_dataset: str) -> None:
-    """What it lacks is added before rows are appended; no rows make the table all the same."""
+    """Missing columns are added before rows are appended; the table is created even for no rows."""
     spec = spec_of(bigquery_dataset)
     dataclasses.replace(spec, columns=COLUMNS[:3]).create(spec.client())
     empty = spec_of(bigquery_dataset, "empty")
     with pipeline() as p:
-        _ = (
-            p
-            | beam.Create([(line_of(1), b"")])
-            | AppendRows(spec=spec, run_id="r", started_at=EPOCH, view_sql="no SQL")
-        )
-        no_rows = p | "None" >> beam.Create([]).with_output_types(tuple[bytes, bytes])
+        _ = p | beam.Create([row_of(1)]) | AppendRows(table=run_table(spec, view_sql="no SQL"))
+        no_rows = p | "None" >> beam.Create([]).with_output_types(EncodedRow)
         _, _, reports = no_rows | "Empty" >> AppendRows(
-            spec=empty, run_id="r", started_at=EPOCH, exactly_once=True
+            table=run_table(empty), delivery=Delivery.EXACTLY_ONCE
         )
         assert_that(reports, equal_to([SinkReport("results", "bigquery", str(empty.name), 0)]))
     assert numbers(spec) == [1]
@@ -132,16 +159,20 @@ class _Endless(beam.PTransform):
     """Says of a PCollection that it never ends."""
 
     def expand(self, rows: Any) -> Any:
-        made = rows | beam.Map(lambda row: row).with_output_types(tuple[bytes, bytes])
+        made = rows | beam.Map(lambda row: row).with_output_types(EncodedRow)
         made.is_bounded = False
         return made
 
 
-def test_an_unbounded_input_has_no_report(bigquery_dataset: str) -> None:
-    """There is no end to count at; rows are written all the same."""
+@pytest.mark.parametrize("drained", [False, True])
+def test_an_unbounded_input_is_counted_when_it_is_drained(
+    bigquery_dataset: str, drained: bool
+) -> None:
+    """Only where that is asked for; otherwise there is no report. Rows are written all the same."""
     spec = spec_of(bigquery_dataset)
+    held = [SinkReport("results", "bigquery", str(spec.name), 1)] if drained else []
     with pipeline() as p:
-        endless = p | beam.Create([(line_of(1), b"")]) | _Endless()
-        _, _, reports = endless | AppendRows(spec=spec, run_id="r", started_at=EPOCH)
-        assert_that(reports, equal_to([]))
+        endless = p | beam.Create([row_of(1)]) | _Endless()
+        _, _, reports = endless | AppendRows(table=run_table(spec), count_when_drained=drained)
+        assert_that(reports, equal_to(held))
     assert numbers(spec) == [1]

@@ -18,10 +18,10 @@ from google.rpc import status_pb2
 from transforms.clients.bigquery import TableName, TableSpec
 from transforms.records.errors import RunError
 from transforms.results.rows import Column
-from transforms.sinks.bigquery import writers as storage_writer
+from transforms.sinks.bigquery import append as append_module
+from transforms.sinks.bigquery.append import DefaultStreamWriter
 from transforms.sinks.bigquery.append_stream import Append, AppendStream, Patience
 from transforms.sinks.bigquery.proto_rows import row_descriptor
-from transforms.sinks.bigquery.writers import DefaultStreamWriter
 
 NAME = "projects/p/datasets/d/tables/t/streams/_default"
 DESCRIPTOR = row_descriptor((Column("a", "STRING"),))
@@ -237,7 +237,7 @@ def test_a_writer_goes_on_behind_a_failed_bundle(
     scripted: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It keeps its client: only the connection with what was in flight is gone."""
-    monkeypatch.setattr(storage_writer, "make_write_client", lambda: scripted().client)
+    monkeypatch.setattr(append_module, "make_write_client", lambda: scripted().client)
     spec = TableSpec(
         name=TableName("p", "d", "t"),
         columns=(Column("a", "STRING"),),

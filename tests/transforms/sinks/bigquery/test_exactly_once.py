@@ -13,7 +13,6 @@ from typing import Any
 
 import apache_beam as beam
 import pytest
-from apache_beam.coders import BytesCoder
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, GlobalWindow, TimestampedValue
 from hypothesis import given
@@ -22,14 +21,22 @@ from hypothesis import strategies as st
 from tests.emulators.environment import REPOSITORY
 from tests.emulators.google_cloud import LoopbackCloud
 from tests.transforms import pipeline
-from tests.transforms.sinks.bigquery.test_append import create_table, line_of, numbers, spec_of
+from tests.transforms.sinks.bigquery.test_append import (
+    context_of,
+    create_table,
+    line_of,
+    numbers,
+    row_of,
+    spec_of,
+)
 from tests.transforms.sinks.keyed_bundles import Committed, Element, run_bundle
 from transforms.clients.bigquery import TableName, TableSpec
 from transforms.records.errors import RunError
+from transforms.sinks.base import EncodedRow
 from transforms.sinks.bigquery import exactly_once, row_batches
+from transforms.sinks.bigquery.append_stream import make_write_client, table_path
 from transforms.sinks.bigquery.exactly_once import AppendExactlyOnce, _AppendInOrderDoFn
-from transforms.sinks.bigquery.ordered_batches import ROWS_CODER, Place, advance
-from transforms.sinks.bigquery.writers import make_write_client, table_path
+from transforms.sinks.bigquery.ordered_batches import ROWS_CODER, StreamPosition, advance
 
 SPEC = TableSpec(
     name=TableName("p", "d", "t"), columns=(), partition_by="created_at", cluster_by=()
@@ -52,15 +59,15 @@ class ModelStream:
     def append(self, rows: list[bytes], offset: int) -> Mapping[int, str]:
         """All or none, at the end only."""
         self._perhaps_die()
-        refusals = {index: "bad" for index, row in enumerate(rows) if row in self.bad}
+        rejections = {index: "bad" for index, row in enumerate(rows) if row in self.bad}
         if offset > len(self.rows):
             raise RunError(f"OUT_OF_RANGE: {offset}")
-        if offset == len(self.rows) and not refusals:
+        if offset == len(self.rows) and not rejections:
             self.rows += rows
         elif offset < len(self.rows):
-            refusals = {}  # ALREADY_EXISTS, whatever the rows are: the worst case
+            rejections = {}  # ALREADY_EXISTS, whatever the rows are: the worst case
         self._perhaps_die()
-        return refusals
+        return rejections
 
     def _perhaps_die(self) -> None:
         if self.deaths_left and self.chance.random() < 0.3:
@@ -70,12 +77,15 @@ class ModelStream:
 
 class _ModelDoFn(_AppendInOrderDoFn):
     def __init__(self, streams: dict[str, ModelStream]) -> None:
-        super().__init__(SPEC, BytesCoder(), None, bounded=False)
+        super().__init__(SPEC, None, bounded=False)
         self._models = streams
         self.setup()
 
     def setup(self) -> None:
-        self._proto: Any = _AsItIs()
+        """The lines are no JSON, and need no message."""
+
+    def _encode_line(self, line: bytes) -> bytes:
+        return line
 
     def _stream(self, name: str) -> Any:
         self._streams[name] = _Closable()
@@ -85,12 +95,6 @@ class _ModelDoFn(_AppendInOrderDoFn):
 class _Closable:
     def close(self) -> None:
         pass
-
-
-class _AsItIs:
-    @staticmethod
-    def encode(line: bytes) -> bytes:
-        return line
 
 
 def _batches(name: str, sizes: list[int]) -> list[Element]:
@@ -126,7 +130,7 @@ def _deliver(committed: Committed, elements: list[Element], dofn: Any, chance: A
 def test_whatever_dies_each_row_is_there_once(
     sizes: list[list[int]], seed: int, share_bad: float
 ) -> None:
-    """Each good row is in its stream once and emitted once; each bad one is refused once."""
+    """Each good row is in its stream once and emitted once; each bad one is rejected once."""
     chance = random.Random(seed)
     elements = [e for key, some in enumerate(sizes) for e in _batches(f"s{key}-", some)]
     rows = [line for _, (_, _, batch) in elements for line, _ in ROWS_CODER.decode(batch)]
@@ -137,72 +141,71 @@ def test_whatever_dies_each_row_is_there_once(
 
     held = [row for stream in streams.values() for row in stream.rows]
     assert sorted(held) == sorted(set(rows) - bad)
-    assert sorted(line for line, _ in committed.written) == sorted(held)
-    assert sorted(line for (line, _), _ in committed.refused) == sorted(bad)
-    assert all(state.place is None and not state.waiting for state in committed.keys.values())
+    assert sorted(row.line for row in committed.written) == sorted(held)
+    assert sorted(bad_row.row.line for bad_row in committed.rejected) == sorted(bad)
+    assert all(state.position is None and not state.waiting for state in committed.keys.values())
 
 
-def test_a_refusal_waits_for_its_commit() -> None:
-    """What takes a refused batch's place is not sent in the bundle that refused it."""
+def test_a_rejection_waits_for_its_commit() -> None:
+    """The rows that take a rejected batch's place are not sent in the bundle that rejected it."""
     stream = ModelStream(frozenset([b"s1"]), random.Random(0), deaths_left=0)
     dofn = _ModelDoFn({"s": stream})
     first, second, third = _batches("s", [2, 1, 1])
 
-    refused = run_bundle(dofn, Committed(), [first, second, third])
-    assert (stream.rows, refused.written, refused.due) == ([], [], ["s"])
-    assert [line for (line, _), _ in refused.refused] == [b"s1"]
+    halted = run_bundle(dofn, Committed(), [first, second, third])
+    assert (stream.rows, halted.written, halted.due) == ([], [], ["s"])
+    assert [bad.row.line for bad in halted.rejected] == [b"s1"]
 
-    committed = run_bundle(dofn, refused, timers=refused.due)
+    committed = run_bundle(dofn, halted, timers=halted.due)
     assert stream.rows == [b"s0", b"s2", b"s3"]
-    assert [line for line, _ in committed.written] == stream.rows
-    again = run_bundle(dofn, refused, timers=refused.due)  # as a worker does that took over
+    assert [row.line for row in committed.written] == stream.rows
+    again = run_bundle(dofn, halted, timers=halted.due)  # as a worker does that took over
     assert (again.written, stream.rows) == (committed.written, [b"s0", b"s2", b"s3"])
 
 
-def test_a_row_that_must_not_be_lost_is_refitted_once() -> None:
-    """Its other form takes its place; when that is refused as well, the run stops."""
+def test_the_fallback_of_a_row_takes_its_place_once() -> None:
+    """A smaller row takes its place; when the table rejects that as well, the run stops."""
     batch = {0: (0, True, ROWS_CODER.encode([(b"long", b"")]))}
 
-    def refit(line: bytes, _: Any) -> bytes:
-        return line[:2]
+    def fallback(row: EncodedRow, _: Any) -> EncodedRow:
+        return EncodedRow(row.line[:2], row.context)
 
-    result = advance(Place(), batch, lambda *_: {0: "bad"}, bytes, refit)
+    result = advance(StreamPosition(), batch, lambda *_: {0: "bad"}, bytes, fallback)
     assert ROWS_CODER.decode(result.waiting[0][2]) == [(b"lo", b"")]
-    assert (result.halted, result.refused, result.place) == (True, [], Place(0, 0, 1))
-    with pytest.raises(RunError, match="in its shortest form: bad"):
-        advance(result.place, result.waiting, lambda *_: {0: "bad"}, bytes, refit)
+    expected = (True, [], StreamPosition(0, 0, 1))
+    assert (result.halted, result.rejected, result.position) == expected
+    with pytest.raises(RunError, match="cannot be shortened further: bad"):
+        advance(result.position, result.waiting, lambda *_: {0: "bad"}, bytes, fallback)
 
 
 def test_windows_are_refused() -> None:
     """State is per window: exactly once is for the global one."""
     p = pipeline()
-    rows = p | beam.Create([(b"{}", b"")]) | beam.WindowInto(FixedWindows(60))
+    rows = p | beam.Create([EncodedRow(b"{}")]) | beam.WindowInto(FixedWindows(60))
     with pytest.raises(ValueError, match="must be in the global window"):
-        _ = rows | AppendExactlyOnce(spec=SPEC, owner_coder=BytesCoder())
+        _ = rows | AppendExactlyOnce(spec=SPEC)
 
 
-def test_refusals_in_every_batch(bigquery_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejections_in_every_batch(bigquery_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each waits for a commit, on a runner; also of rows at the end of time."""
     monkeypatch.setattr(exactly_once, "SHARDS", 2)
     monkeypatch.setattr(exactly_once, "STREAM_BYTES", 1000)  # a stream is full after a batch or two
     monkeypatch.setattr(row_batches, "BATCH_ROWS", 10)
     spec = spec_of(bigquery_dataset)
     create_table(spec, document="JSON")
-    rows = [(line_of(n, document="{bad" if n % 5 == 0 else "{}"), b"%d" % n) for n in range(100)]
+    rows = [row_of(n, document="{bad" if n % 5 == 0 else "{}") for n in range(100)]
     at_the_end = GlobalWindow().max_timestamp()
     with pipeline() as p:
         late = (
             p
             | beam.Create(rows)
-            | beam.Map(lambda row: TimestampedValue(row, at_the_end)).with_output_types(
-                tuple[bytes, bytes]
-            )
+            | beam.Map(lambda row: TimestampedValue(row, at_the_end)).with_output_types(EncodedRow)
         )
-        written, refused = late | AppendExactlyOnce(spec=spec, owner_coder=BytesCoder())
+        written, rejected = late | AppendExactlyOnce(spec=spec)
         good, bad = [n for n in range(100) if n % 5], list(range(0, 100, 5))
-        assert_that(written | beam.Map(lambda row: int(row[1])), equal_to(good), "written")
-        letters = refused | "Bad" >> beam.Map(lambda row: int(row[0][1]))
-        assert_that(letters, equal_to(bad), "refused")
+        assert_that(written | beam.Map(context_of), equal_to(good), "written")
+        letters = rejected | "Bad" >> beam.Map(lambda bad: context_of(bad.row))
+        assert_that(letters, equal_to(bad), "rejected")
     assert numbers(spec) == good
 
 
@@ -289,14 +292,14 @@ def test_a_killed_worker_doubles_nothing(workers: Workers, bigquery_dataset: str
     assert numbers(spec) == list(range(20))  # appended, but no bundle has committed
     committed = workers.run(spec, committed, [elements[1], elements[0], elements[5]])
     assert len(committed.written) == 20
-    # The third batch has a bad row: nothing of it is appended before the refusal is committed.
+    # The third batch has a bad row: none of it is appended before the rejection is committed.
     committed = workers.run(spec, committed, [elements[3], elements[2]])
-    assert (numbers(spec), len(committed.refused)) == (list(range(20)), 1)
+    assert (numbers(spec), len(committed.rejected)) == (list(range(20)), 1)
     committed = workers.run(spec, committed, [elements[4]], die_behind=2)
     assert len(numbers(spec)) == 39
     committed = workers.run(spec, committed, [elements[4]])
 
     good = [n for n in range(60) if n != 25]
     assert numbers(spec) == good
-    assert sorted(line for line, _ in committed.written) == sorted(lines[n] for n in good)
-    assert [line for (line, _), _ in committed.refused] == [lines[25]]
+    assert sorted(row.line for row in committed.written) == sorted(lines[n] for n in good)
+    assert [bad.row.line for bad in committed.rejected] == [lines[25]]

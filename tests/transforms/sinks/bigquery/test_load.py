@@ -15,8 +15,10 @@ from transforms.records.errors import RunError
 from transforms.records.records import Answer, Completion, Record, Usage
 from transforms.results.prices import TokenPrices
 from transforms.results.rows import RESULT_COLUMNS, SUMMARY_COLUMNS, RunInfo
+from transforms.sinks.base import EncodedRow
 from transforms.sinks.bigquery.latest_view import latest_view_sql
 from transforms.sinks.bigquery.load import LoadRows, load_files
+from transforms.sinks.bigquery.run_table import RunTable
 from transforms.sinks.staging import StagedFile
 from transforms.sinks.write import encode_result
 
@@ -40,7 +42,7 @@ def _line(record_id: str, run_id: str = "r", **completion: Any) -> bytes:
         Completion(usage=Usage(1, 0, 2, None), **completion),
     )
     run = RunInfo(run_id=run_id, backend="fake", model="m")
-    return encode_result(answer, run, TokenPrices(None, "m"))[1]
+    return encode_result(answer, run, TokenPrices(None, "m")).line
 
 
 def _staged(folder: pathlib.Path, lines: list[bytes], name: str = "a.jsonl") -> StagedFile:
@@ -112,19 +114,15 @@ def test_load_rows(
         _line("1", output='{"a":1}', output_json='{"a":1,"output":"x"}'),
         _line("2", embedding=(0.5, -1.0)),
     ]
+    view = latest_view_sql(spec.name, schema)
+    table_of_run = RunTable(spec=spec, run_id="r", started_at=EPOCH, view_sql=view)
     with pipeline() as p:
-        reports = (
-            p
-            | beam.Create(lines)
-            | LoadRows(
-                spec=spec,
-                run_id="r",
-                started_at=EPOCH,
-                folder=folder,
-                view_sql=latest_view_sql(spec.name, schema),
-            )
-        )
-        assert_that(reports, equal_to([SinkReport("results", "bigquery", str(spec.name), 2)]))
+        rows = p | beam.Create([EncodedRow(line) for line in lines])
+        written = rows | LoadRows(table=table_of_run, folder=folder)
+        held = [SinkReport("results", "bigquery", str(spec.name), 2)]
+        assert_that(written.reports, equal_to(held), "Reports")
+        assert_that(written.rejected, equal_to([]), "Rejected")
+        assert written.rows is rows
     table = spec.client().get_table(str(spec.name))
     assert table.time_partitioning.field == "created_at"
     assert table.clustering_fields == ["run_id", "record_id"]

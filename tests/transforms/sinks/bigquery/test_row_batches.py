@@ -8,24 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transforms.records.errors import RunError, TooLarge, WriteRejected
+from transforms.sinks.base import EncodedRow, Rejection
 from transforms.sinks.bigquery import row_batches
 from transforms.sinks.bigquery.append_stream import Append, Done
-from transforms.sinks.bigquery.row_batches import MAX_ROW_BYTES, Refusal, RowAppender
+from transforms.sinks.bigquery.row_batches import MAX_APPENDED_ROW_BYTES, RowAppender
 
 
 class Table:
-    """A `RowWriter` that keeps up to three appends in flight and refuses rows that hold a ``!``."""
+    """A `TableWriter` that keeps three appends in flight and rejects rows with a ``!``."""
 
     def __init__(self) -> None:
         self.rows: list[bytes] = []
         self.sizes: list[int] = []
         self._in_flight: collections.deque[Append] = collections.deque()
 
-    def encode(self, line: bytes) -> bytes:
-        """Its own message."""
-        if b"?" in line:
+    def encode(self, row: EncodedRow) -> bytes:
+        """The line."""
+        if b"?" in row.line:
             raise WriteRejected("a question")
-        return line
+        return row.line
 
     def send(self, append: Append) -> list[Done]:
         """All or none."""
@@ -40,10 +41,10 @@ class Table:
 
     def _end(self) -> Done:
         append = self._in_flight.popleft()
-        refusals = {n: "shouting" for n, row in enumerate(append.rows) if b"!" in row}
-        if not refusals:
+        rejections = {n: "shouting" for n, row in enumerate(append.rows) if b"!" in row}
+        if not rejections:
             self.rows += append.rows
-        return append, refusals
+        return append, rejections
 
     def reset(self) -> None:
         """Nothing."""
@@ -54,45 +55,51 @@ class Table:
 
 @given(st.lists(st.binary(max_size=30), max_size=60))
 def test_each_row_ends_once(lines: list[bytes]) -> None:
-    """Written, if it is a row that the table takes, else refused; appends stay small."""
+    """Written if the table takes it, else rejected; appends stay small."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(row_batches, "BATCH_BYTES", 50)
         patch.setattr(row_batches, "BATCH_ROWS", 5)
         table = Table()
         appender: RowAppender[int] = RowAppender(table)
-        ended = [pair for item, line in enumerate(lines) for pair in appender.add(item, line)]
+        ended = [
+            end for tag, line in enumerate(lines) for end in appender.add(tag, EncodedRow(line))
+        ]
         ended += appender.finish()
-    assert sorted(item for item, _ in ended) == list(range(len(lines)))
-    good = [item for item, refusal in ended if refusal is None]
-    assert sorted(table.rows) == sorted(lines[item] for item in good)
-    assert all((b"!" in lines[i] or b"?" in lines[i]) == (why is not None) for i, why in ended)
+    assert sorted(tag for tag, _, _ in ended) == list(range(len(lines)))
+    assert all(row.line == lines[tag] for tag, row, _ in ended)
+    good = [row.line for _, row, rejection in ended if rejection is None]
+    assert sorted(table.rows) == sorted(good)
+    assert all((b"!" in row.line or b"?" in row.line) == (why is not None) for _, row, why in ended)
     assert max(table.sizes, default=0) <= 50
 
 
 def test_a_row_beyond_the_limit() -> None:
-    """Is refused as too large; one at the limit is not."""
+    """Is rejected as too large; one at the limit is not."""
     appender: RowAppender[str] = RowAppender(Table())
     message = "the row has 8,000,001 bytes (limit 8,000,000)"
-    assert appender.add("long", bytes(MAX_ROW_BYTES + 1)) == [
-        ("long", Refusal("too_large", message))
-    ]
-    assert appender.add("limit", bytes(MAX_ROW_BYTES)) == []
-    assert appender.finish() == [("limit", None)]
+    long = EncodedRow(bytes(MAX_APPENDED_ROW_BYTES + 1))
+    assert appender.add("long", long) == [("long", long, Rejection("too_large", message))]
+    limit = EncodedRow(bytes(MAX_APPENDED_ROW_BYTES))
+    assert appender.add("limit", limit) == []
+    assert appender.finish() == [("limit", limit, None)]
 
 
-def test_a_refusal_as_an_error() -> None:
+def test_a_rejection_as_an_error() -> None:
     """The error that makes the dead letter."""
-    assert isinstance(Refusal("too_large", "m").error(), TooLarge)
-    assert isinstance(Refusal("write_rejected", "m").error(), WriteRejected)
+    assert isinstance(Rejection("too_large", "m").error(), TooLarge)
+    assert isinstance(Rejection("write_rejected", "m").error(), WriteRejected)
 
 
 def test_rows_that_must_not_be_lost() -> None:
-    """Another takes their place; a table that refuses that, too, stops the run."""
+    """A smaller row takes their place and comes out; a table that rejects that stops the run."""
     table = Table()
-    appender: RowAppender[int] = RowAppender(table, lambda line, _: line.replace(b"!", b"."))
-    assert appender.add(0, b"a!") + appender.finish() == [(0, None)]
+    appender: RowAppender[int] = RowAppender(
+        table, lambda row, _: EncodedRow(row.line.replace(b"!", b"."))
+    )
+    ended = appender.add(0, EncodedRow(b"a!")) + appender.finish()
+    assert ended == [(0, EncodedRow(b"a."), None)]
     assert table.rows == [b"a."]
-    stubborn: RowAppender[int] = RowAppender(table, lambda line, _: line[:1])
-    assert stubborn.add(0, b"!!") == []
-    with pytest.raises(RunError, match="does not take a row in its shortest form: shouting"):
+    stubborn: RowAppender[int] = RowAppender(table, lambda row, _: EncodedRow(row.line[:1]))
+    assert stubborn.add(0, EncodedRow(b"!!")) == []
+    with pytest.raises(RunError, match="rejects a row that cannot be shortened further: shouting"):
         stubborn.finish()

@@ -7,9 +7,9 @@ import pytest
 
 from tests.emulators.restartable_bigquery import RestartableBigQuery
 from tests.transforms import pipeline
-from tests.transforms.sinks.bigquery.test_append import EPOCH, line_of, numbers, spec_of
+from tests.transforms.sinks.bigquery.test_append import numbers, row_of, run_table, spec_of
 from transforms.sinks.bigquery import append_stream, row_batches
-from transforms.sinks.bigquery.append import AppendRows
+from transforms.sinks.bigquery.append import AppendRows, Delivery
 
 ROWS = 400
 FILLER = "x" * 1000
@@ -43,24 +43,20 @@ def deadly(monkeypatch: pytest.MonkeyPatch, mortal_bigquery: RestartableBigQuery
     return happened
 
 
-@pytest.mark.parametrize("exactly_once", [True, False])
+@pytest.mark.parametrize("delivery", Delivery)
 def test_nothing_is_lost(
-    mortal_bigquery: RestartableBigQuery, deadly: list[str], exactly_once: bool
+    mortal_bigquery: RestartableBigQuery, deadly: list[str], delivery: Delivery
 ) -> None:
-    """Exactly once: nothing is doubled, either. At least once: what was in doubt is."""
+    """Exactly once: no row is doubled. At least once: rows whose answer was lost are doubled."""
     spec = spec_of(mortal_bigquery.cloud.new_dataset())
-    rows = [(line_of(n, document=FILLER), b"") for n in range(ROWS)]
+    rows = [row_of(n, document=FILLER) for n in range(ROWS)]
     with pipeline() as p:
-        _ = (
-            p
-            | beam.Create(rows)
-            | AppendRows(spec=spec, run_id="r", started_at=EPOCH, exactly_once=exactly_once)
-        )
+        _ = p | beam.Create(rows) | AppendRows(table=run_table(spec), delivery=delivery)
 
     assert (deadly.count("lost"), deadly.count("killed")) == (len(LOST), len(UNSENT))
     held = numbers(spec)
     assert set(held) == set(range(ROWS))
-    if exactly_once:
+    if delivery is Delivery.EXACTLY_ONCE:
         assert held == list(range(ROWS))
     else:
         assert len(held) > ROWS

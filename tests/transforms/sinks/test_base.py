@@ -1,0 +1,82 @@
+"""Encoded rows: their values are those of the line, and their contexts survive the coder."""
+
+import json
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.transforms import NUMBERS, pipeline
+from transforms.accounting.tally import Tally
+from transforms.records.errors import WriteRejected
+from transforms.records.records import Answer, Completion, Record
+from transforms.results.rows import Column
+from transforms.sinks.base import EncodedRow, EncodedRowCoder, pack_row, unpack_row
+
+COLUMNS = (
+    Column("s", "STRING", "REQUIRED"),
+    Column("i", "INT64"),
+    Column("f", "FLOAT64", "REPEATED"),
+    Column("n", "NUMERIC"),
+    Column("r", "RECORD", "REPEATED", fields=(Column("key", "STRING"), Column("value", "STRING"))),
+)
+TEXT = st.text(st.characters() | st.sampled_from("\ud83d\\u\0"), max_size=20)
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "s": TEXT,
+            "i": st.none() | st.integers(-(2**63), 2**63 - 1),
+            "f": st.lists(NUMBERS, max_size=3),
+            "n": st.none() | st.just("12.50"),
+            "r": st.lists(st.fixed_dictionaries({"key": TEXT, "value": TEXT}), max_size=2),
+        }
+    )
+)
+def test_values_are_those_of_the_line(row: dict[str, Any]) -> None:
+    """Whether the row is still at hand or the line is parsed: a row says one thing."""
+    encoded = EncodedRow.of(row, COLUMNS)
+    assert encoded.values == EncodedRow(encoded.line).values == json.loads(encoded.line)
+
+
+def test_a_line_is_parsed_once() -> None:
+    """And not at all where the row is at hand."""
+    row = {"s": "a"}
+    assert EncodedRow.of(row, COLUMNS).values is row
+    parsed = EncodedRow(b'{"s":"a"}')
+    assert parsed.values is parsed.values
+
+
+def test_a_row_that_does_not_fit() -> None:
+    """Is no encoded row."""
+    with pytest.raises(WriteRejected, match="column 's' is required and has no value"):
+        EncodedRow.of({}, COLUMNS)
+
+
+ANSWER = Answer(Record("1", {"n": 1}, read_minute=7), "f", Completion("out", attempts=2))
+TALLY = Tally()
+TALLY.counts["dead_letters"] = 3
+CONTEXTS = [None, ANSWER, (7, TALLY)]
+
+
+@pytest.mark.parametrize("context", CONTEXTS, ids=["none", "answer", "counts"])
+def test_the_coder(context: Any) -> None:
+    """Line and context come back; the context of bytes that were packed, too."""
+    row = EncodedRow(b'{"s":"a"}', context)
+    coder = EncodedRowCoder()
+    assert coder.decode(coder.encode(row)) == row
+    assert unpack_row(pack_row(row)) == row
+
+
+def test_rows_travel_by_the_coder() -> None:
+    """Through a shuffle, too."""
+    rows = [EncodedRow(b"{}", context) for context in CONTEXTS]
+    with pipeline() as p:
+        shuffled = p | beam.Create(rows) | beam.Reshuffle()
+        assert shuffled.element_type is EncodedRow
+        assert_that(shuffled, equal_to(rows))
+    assert isinstance(beam.coders.registry.get_coder(EncodedRow), EncodedRowCoder)
