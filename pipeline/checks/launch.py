@@ -16,9 +16,10 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
-from pipeline.options.command_line import InferenceOptions, Values
 from pipeline.options.gpu import MINIMUM_DRIVER, VLLM_DRIVER, gpu_count
 from pipeline.options.model import vllm_args
+from pipeline.options.run import on_dataflow
+from pipeline.options.values import Values
 from transforms.backends.vllm.gpus import option
 from transforms.records.errors import ConfigurationError
 
@@ -62,12 +63,7 @@ class Accelerator:
     driver: str | None
 
 
-def on_dataflow(options: PipelineOptions) -> bool:
-    """Whether the job runs there."""
-    return "Dataflow" in str(options.view_as(StandardOptions).runner)
-
-
-def check_launch(options: PipelineOptions) -> None:
+def check_launch(values: Values, options: PipelineOptions) -> None:
     """Everything that can be told from the flags of a job on Dataflow.
 
     Raises:
@@ -86,7 +82,6 @@ def check_launch(options: PipelineOptions) -> None:
             "--sdk_container_image is missing: the workers would not have this code; give the "
             "template's image, or --setup_file=./setup.py"
         )
-    values = Values.of(options.view_as(InferenceOptions))
     if cloud.create_from_snapshot and values.boolean("exactly_once"):
         raise ConfigurationError(
             "--create_from_snapshot does not go with --exactly_once=true: the write streams in the "
@@ -98,7 +93,7 @@ def check_launch(options: PipelineOptions) -> None:
             "--backend is 'sentence_transformers', which no image of the templates has: launch with "
             "python -m pipeline --runner=DataflowRunner and an --sdk_container_image that has it"
         )
-    check_accelerators(options)
+    check_accelerators(values, options)
 
 
 def service_options(options: PipelineOptions) -> list[str]:
@@ -131,7 +126,7 @@ def accelerators(words: list[str]) -> Iterator[Accelerator]:
         yield Accelerator(parts["type"], int(parts["count"]), parts.get("install-nvidia-driver"))
 
 
-def check_accelerators(options: PipelineOptions) -> None:
+def check_accelerators(values: Values, options: PipelineOptions) -> None:
     """GPU options that exclude each other, or the machine.
 
     Raises:
@@ -139,7 +134,6 @@ def check_accelerators(options: PipelineOptions) -> None:
     """
     words = service_options(options)
     names = {word.partition("=")[0] for word in words}
-    values = Values.of(options.view_as(InferenceOptions))
     if "use_nvidia_mps" in names and values.text("backend") == "vllm":
         raise ConfigurationError(
             "use_nvidia_mps shares a GPU among processes, but --backend=vllm runs one server for "
@@ -164,9 +158,11 @@ def check_accelerators(options: PipelineOptions) -> None:
         )
     machine = options.view_as(WorkerOptions).machine_type
     for gpu in found:
-        _check_accelerator(options, gpu, "machine_type", machine)
+        _check_accelerator(values, options, gpu, "machine_type", machine)
     if asked is not None:
-        _check_accelerator(options, asked, "gpu_machine_type", values.text("gpu_machine_type"))
+        _check_accelerator(
+            values, options, asked, "gpu_machine_type", values.text("gpu_machine_type")
+        )
         if machine and machine.startswith(_ALWAYS_WITH_GPUS):
             raise ConfigurationError(
                 f"--machine_type is {machine!r}, which would give every other step a GPU too: name "
@@ -189,7 +185,7 @@ def _hinted(options: PipelineOptions) -> bool:
 
 
 def _check_accelerator(
-    options: PipelineOptions, gpu: Accelerator, flag: str, machine: str | None
+    values: Values, options: PipelineOptions, gpu: Accelerator, flag: str, machine: str | None
 ) -> None:
     goal = options.view_as(GoogleCloudOptions).flexrs_goal
     if goal:
@@ -207,7 +203,6 @@ def _check_accelerator(
         )
     if machine:
         _check_machine(gpu, flag, machine)
-    values = Values.of(options.view_as(InferenceOptions))
     if values.text("backend") == "vllm":
         _check_vllm(values, gpu, gpu.driver)
 

@@ -15,13 +15,15 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
-from pipeline.options.option import Option
+from pipeline.options.flag import Flag, Place
+from pipeline.options.kinds import COUNT, NAME, one_of, text_kind
 from transforms.backends.base import Backend
 from transforms.backends.vllm.backend import VLLMBackend
 from transforms.backends.vllm.gpus import groups
 from transforms.records.errors import ConfigurationError
 
 GROUP = "GPUs"
+_WITH_TYPE = Place(parent="gpu_type", gpu=True)
 ONE_CONTAINER = "no_use_multiple_sdk_containers"
 """The experiment that leaves one process per worker: all of a machine share one vLLM server."""
 STREAMING_HINTS = "enable_streaming_rightfitting"
@@ -72,29 +74,38 @@ MINIMUM_DRIVER = 580
 Source: https://docs.nvidia.com/cuda/cuda-toolkit-release-notes
 """
 
-GPU_OPTIONS: tuple[Option, ...] = (
-    Option(
-        "gpu_type",
-        GROUP,
-        "The GPU of the workers that call the model, on Dataflow; other steps run without. A local "
-        "run takes the GPUs that the machine has.",
-        choices=tuple(MACHINES),
-    ),
-    Option("gpu_count", GROUP, "GPUs of each such worker; 1 by default.", metavar="N"),
-    Option(
-        "gpu_driver",
-        GROUP,
-        f"The driver that Dataflow installs: {VLLM_DRIVER} by default with vllm, whose CUDA needs "
-        f"{MINIMUM_DRIVER} or newer; else Dataflow's default version.",
-        metavar="NAME",
-    ),
-    Option(
-        "gpu_machine_type",
-        GROUP,
-        "The machine of each such worker; one that has so many GPUs by default.",
-        metavar="MACHINE_TYPE",
-    ),
+GPU_TYPE: Flag[str | None] = Flag(
+    "gpu_type",
+    GROUP,
+    "The GPU of the workers that call the model, on Dataflow; other steps run without one. A local "
+    "run uses the GPUs of its machine.",
+    one_of(tuple(MACHINES)),
+    place=Place(parent="backend", triggers=("vllm",), gpu=True),
 )
+GPU_COUNT: Flag[int | None] = Flag(
+    "gpu_count",
+    GROUP,
+    "How many GPUs each such worker has. Default: the fewest that a machine can have.",
+    COUNT,
+    place=_WITH_TYPE,
+)
+GPU_DRIVER: Flag[str | None] = Flag(
+    "gpu_driver",
+    GROUP,
+    f"The driver that Dataflow installs. Default: {VLLM_DRIVER} with vllm, whose CUDA needs "
+    f"{MINIMUM_DRIVER} or newer; else Dataflow's default version.",
+    NAME,
+    place=_WITH_TYPE,
+)
+GPU_MACHINE_TYPE: Flag[str | None] = Flag(
+    "gpu_machine_type",
+    GROUP,
+    "The machine of each such worker. Default: one that has as many GPUs.",
+    text_kind("MACHINE_TYPE", "MACHINE_TYPE", "^[a-z0-9-]+$", "g2-standard-8"),
+    place=_WITH_TYPE,
+)
+
+GPU_FLAGS: tuple[Flag[Any], ...] = (GPU_TYPE, GPU_COUNT, GPU_DRIVER, GPU_MACHINE_TYPE)
 
 _NEEDS_TYPE = ("gpu_count", "gpu_driver", "gpu_machine_type")
 

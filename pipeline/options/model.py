@@ -1,13 +1,15 @@
-"""From names to parts: which flags make which source, backend and sink."""
+"""The flags of models, and the backend that they describe."""
 
-import os
 import shlex
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.options.command_line import Values
+from pipeline.options.flag import BOTH, Flag, Place
+from pipeline.options.kinds import TEXT, one_of, one_of_field, text_kind
+from pipeline.options.run import project_of, region_of
+from pipeline.options.values import Values
 from transforms.backends.base import Backend
 from transforms.backends.fake import FakeBackend
 from transforms.backends.gemini import GeminiBackend, ServiceTier
@@ -15,91 +17,120 @@ from transforms.backends.openai import OPENAI_URL, OpenAIBackend
 from transforms.backends.sentence_transformers import SentenceTransformersBackend
 from transforms.backends.vertex_endpoint import VertexEndpointBackend
 from transforms.backends.vllm.backend import VLLMBackend
-from transforms.clients.bigquery import TableName
 from transforms.clients.secrets import check_secret_name
 from transforms.records.errors import ConfigurationError
-from transforms.sources.base import Source
-from transforms.sources.bigquery import QuerySource, TableSource
-from transforms.sources.dead_letters import DeadLetterSource, is_table
-from transforms.sources.files import FileSource
-from transforms.sources.pubsub import PubSubSource
 
-INPUTS = (
-    "input_files",
-    "input_table",
-    "input_query",
-    "input_subscription",
-    "input_dead_letters",
+GROUP = "Model"
+
+_OF_GEMINI = Place(parent="backend", triggers=("gemini",))
+_OF_VLLM = Place(parent="backend", triggers=("vllm",), gpu=True)
+
+BACKEND: Flag[str] = Flag(
+    "backend",
+    GROUP,
+    "Who serves the model.",
+    one_of(("gemini", "vertex_endpoint", "openai", "vllm", "sentence_transformers", "fake")),
+    default="gemini",
+)
+MODEL: Flag[str | None] = Flag(
+    "model",
+    GROUP,
+    "The model's name; a path for sentence_transformers and vllm, any word for fake.",
+    TEXT,
+    place=Place(required=BOTH),
+)
+GENERATE_API: Flag[Any] = Flag(
+    "generate_api",
+    GROUP,
+    "Which API of openai and vllm to call: chat, or completions for base models without a chat "
+    "template.",
+    one_of_field(OpenAIBackend, "api"),
+    of=OpenAIBackend,
+    field="api",
+    place=Place(parent="backend", triggers=("openai", "vllm")),
+)
+VLLM_ARGS: Flag[str | None] = Flag(
+    "vllm_args",
+    GROUP,
+    "Arguments for vLLM's server (backend vllm).",
+    text_kind("ARGS", "TEXT", "^--.*$", "--max-model-len=8192 --dtype=half"),
+    place=_OF_VLLM,
+)
+VLLM_PYTHON: Flag[str | None] = Flag(
+    "vllm_python",
+    GROUP,
+    "The Python interpreter that has vLLM (backend vllm).",
+    text_kind("PATH", "TEXT", "^/[^[:space:]]+$", "/opt/vllm/bin/python"),
+    of=VLLMBackend,
+    field="python",
+    place=_OF_VLLM,
+)
+ENDPOINT: Flag[str | None] = Flag(
+    "endpoint",
+    GROUP,
+    "A base URL (for openai it ends in /v1, and several are separated by commas), or the resource "
+    "name of a Vertex AI endpoint.",
+    text_kind(
+        "URL_OR_RESOURCE",
+        "TEXT",
+        "^(https?://[^[:space:]]+|projects/[^[:space:]]+)$",
+        "https://models.example.com/v1",
+    ),
+    of=GeminiBackend,
+    place=Place(parent="backend", triggers=("openai", "vertex_endpoint", "gemini")),
+)
+API_KEY_SECRET: Flag[str | None] = Flag(
+    "api_key_secret",
+    GROUP,
+    "The Secret Manager version that holds the API key (backend openai); workers read it. Without "
+    "it they use their OPENAI_API_KEY.",
+    text_kind(
+        "projects/P/secrets/S/versions/V",
+        "TEXT",
+        "^projects/[^/]+/(locations/[^/]+/)?secrets/[^/]+/versions/[^/]+$",
+        "projects/p/secrets/openai/versions/1",
+    ),
+    of=OpenAIBackend,
+    place=Place(parent="backend", triggers=("openai",), label="API key secret"),
+)
+PREDICT_METHOD: Flag[Any] = Flag(
+    "predict_method",
+    GROUP,
+    "How a custom model is called (backend vertex_endpoint).",
+    one_of_field(VertexEndpointBackend, "method"),
+    of=VertexEndpointBackend,
+    field="method",
+    place=Place(parent="backend", triggers=("vertex_endpoint",)),
+)
+MODEL_PROJECT: Flag[str | None] = Flag(
+    "model_project", GROUP, "The model's project. Default: --project.", TEXT, place=_OF_GEMINI
+)
+MODEL_LOCATION: Flag[str | None] = Flag(
+    "model_location", GROUP, "The model's location. Default: --region.", TEXT, place=_OF_GEMINI
+)
+SERVICE_TIER: Flag[ServiceTier | None] = Flag(
+    "service_tier",
+    GROUP,
+    "How Gemini serves and bills the calls: flex costs half and may take minutes. Default: "
+    "provisioned throughput where the project has some, else standard.",
+    one_of(ServiceTier),
+    of=GeminiBackend,
+    place=_OF_GEMINI,
 )
 
-
-def project_of(options: PipelineOptions) -> str | None:
-    """The job's project, else the environment's."""
-    project = options.view_as(GoogleCloudOptions).project
-    return project or os.environ.get("GOOGLE_CLOUD_PROJECT") or None
-
-
-def _region_of(options: PipelineOptions) -> str | None:
-    region = options.view_as(GoogleCloudOptions).region
-    return region or os.environ.get("GOOGLE_CLOUD_LOCATION") or None
-
-
-def make_source(values: Values, options: PipelineOptions) -> Source:
-    """The one source that the flags name.
-
-    Raises:
-      ConfigurationError: None or several are named, or a flag does not go with it.
-    """
-    named = [name for name in INPUTS if values.text(name)]
-    if len(named) != 1:
-        given = f"--{' and --'.join(named)} are given" if named else "none is given"
-        raise ConfigurationError(
-            f"exactly one input is needed, but {given}: use one of --{', --'.join(INPUTS)}"
-        )
-    name = named[0]
-    _only_with(values, "input_format", name == "input_files", "--input_files")
-    _only_with(values, "input_fields", name == "input_table", "--input_table")
-    letters_in_table = name == "input_dead_letters" and is_table(values.require(name, ""))
-    filtered = name == "input_table" or letters_in_table
-    _only_with(values, "input_filter", filtered, "--input_table or a table of dead letters")
-    queried = name in ("input_table", "input_query", "input_dead_letters")
-    _only_with(values, "temp_dataset", queried, "--input_query or --input_table")
-    _only_with(values, "limit", name != "input_subscription", "an input that ends")
-    _only_with(values, "pubsub_id_attribute", name == "input_subscription", "--input_subscription")
-    if name == "input_subscription":
-        return PubSubSource(
-            subscription=values.require(name, ""), id_attribute=values.text("pubsub_id_attribute")
-        )
-    limit = values.integer("limit")
-    if name == "input_files" or (name == "input_dead_letters" and not letters_in_table):
-        files = FileSource(
-            pattern=values.require(name, ""), format=values.text("input_format"), limit=limit
-        )
-        return files if name == "input_files" else DeadLetterSource(rows=files)
-    project = project_of(options)
-    if name != "input_query":
-        table = TableName.parse(values.require(name, ""), project)
-        rows = TableSource(
-            table=table,
-            fields=values.items("input_fields"),
-            filter=values.text("input_filter"),
-            limit=limit,
-            job_project=project or table.project,
-            temp_dataset=values.text("temp_dataset"),
-            location=values.text("bigquery_location"),
-            labels=values.pairs("resource_labels"),
-        )
-        return rows if name == "input_table" else DeadLetterSource(rows=rows)
-    if project is None:
-        raise ConfigurationError("--input_query needs --project: who pays for the query")
-    return QuerySource(
-        query=values.require(name, ""),
-        limit=limit,
-        job_project=project,
-        temp_dataset=values.text("temp_dataset"),
-        location=values.text("bigquery_location"),
-        labels=values.pairs("resource_labels"),
-    )
+MODEL_FLAGS: tuple[Flag[Any], ...] = (
+    BACKEND,
+    MODEL,
+    GENERATE_API,
+    VLLM_ARGS,
+    VLLM_PYTHON,
+    ENDPOINT,
+    API_KEY_SECRET,
+    PREDICT_METHOD,
+    MODEL_PROJECT,
+    MODEL_LOCATION,
+    SERVICE_TIER,
+)
 
 
 def _only_with(values: Values, flag: str, allowed: bool, wanted: str) -> None:
@@ -139,7 +170,7 @@ def _api(values: Values) -> Literal["chat", "completions"]:
 
 def _gemini(values: Values, options: PipelineOptions) -> Backend:
     model = values.require("model", "which Gemini model, e.g. --model=gemini-2.5-flash")
-    location = values.text("model_location") or _region_of(options)
+    location = values.text("model_location") or region_of(options)
     if location is None:
         raise ConfigurationError(
             "--model_location is missing: give it (e.g. us-central1, or global), or --region, "
@@ -281,7 +312,7 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
     name = values.require("backend", f"one of {', '.join(BACKENDS)}")
     for flag in ("vllm_args", "vllm_python"):
         _only_with(values, flag, name == "vllm", "--backend=vllm")
-    if values.text("generate_api") and name not in ("openai", "vllm"):
+    if values.is_set(GENERATE_API) and name not in ("openai", "vllm"):
         raise ConfigurationError(
             f"--generate_api is {values.text('generate_api')!r}, but goes with --backend=openai or "
             "vllm only: remove it"
@@ -297,41 +328,8 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
         _only_with(values, "system_prompt", False, "--task=generate")
         _only_with(values, "system_prompt_file", False, "--task=generate")
         _only_with(values, "messages_field", False, "--task=generate")
-        _only_with(values, "generate_api", False, "--task=generate")
+        values.only_with(GENERATE_API, "--task=generate")
     return BACKENDS[name](values, options)
-
-
-def write_method(values: Values, *, to_table: bool, streaming: bool) -> str | None:
-    """How tables get their rows; None for what the input asks for.
-
-    Raises:
-      ConfigurationError: The flag does not go with another.
-    """
-    method, mode = values.text("write_method"), values.text("write_mode")
-    for flag in ("write_method", "exactly_once"):
-        if values.text(flag) and not to_table:
-            raise ConfigurationError(
-                f"--{flag} is {values.text(flag)!r}, but goes with a table only: remove it"
-            )
-    if streaming and method == "file_loads":
-        raise ConfigurationError(
-            "--write_method is 'file_loads', but the input never ends: use storage_write"
-        )
-    if streaming and to_table and mode == "replace":
-        raise ConfigurationError(
-            "--write_mode is 'replace', but the input never ends, and a stream only adds rows: "
-            "remove it"
-        )
-    if method == "streaming_inserts" and values.boolean("exactly_once"):
-        raise ConfigurationError(
-            "--exactly_once is 'true', but --write_method is 'streaming_inserts': use storage_write"
-        )
-    if method not in (None, "file_loads") and mode == "replace":
-        raise ConfigurationError(
-            f"--write_mode is 'replace', but --write_method is {method!r}, which only adds rows: "
-            "use file_loads"
-        )
-    return method
 
 
 def price_provider(backend: Backend) -> str | None:

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from google.cloud import bigquery
 
-from pipeline.options.command_line import OPTIONS
+from pipeline.options.command_line import FLAGS
 from pipeline.terminal import progress
 from tests.emulators.environment import REPOSITORY
 from tests.emulators.google_cloud import REMOVED_VARIABLES, LoopbackCloud
@@ -575,8 +575,8 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     """--help prints every flag and ends well; no flags at all print it as well, as wrong use."""
     assert runs.run("--help") == 0
     shown = capsys.readouterr().out
-    for option in OPTIONS:
-        assert f"  --{option.name} " in shown
+    for flag in FLAGS:
+        assert f"  {flag} " in shown
     assert runs.run() == 2
     assert capsys.readouterr().out == shown
 

@@ -106,7 +106,7 @@ class FakeBackend:
         model: str = "fake",
         task: Literal["generate", "embed"] = "generate",
     ) -> "FakeBackend":
-        """A fake by ``--request_options``.
+        """A fake that behaves as a run's request options say.
 
         Args:
           options: ``latency_ms``, ``faults`` and ``embedding_dimensions``, each optional.

@@ -87,8 +87,8 @@ class OpenAIBackend:
         key = (key or os.environ.get("OPENAI_API_KEY") or "").strip()
         if not key and self.at_openai():
             raise BackendUnusable(
-                "no OpenAI API key: set OPENAI_API_KEY in the workers' environment, or give "
-                "--api_key_secret"
+                "no OpenAI API key: set OPENAI_API_KEY in the workers' environment, or "
+                "set `api_key_secret`"
             )
         return OpenAIClient(self, key)
 
@@ -195,14 +195,14 @@ def _part(part: Any) -> Any:
     uri, mime_type = media["uri"], media["mime_type"]
     if uri.startswith("gs://"):
         raise InvalidRequest(
-            f"{shown(uri)}: a server that speaks OpenAI's dialect cannot read gs:// objects; give "
-            "https:// URLs (signed ones, for instance), or use --backend=gemini"
+            f"{shown(uri)}: a server that speaks OpenAI's dialect cannot read gs:// objects; use "
+            "https:// URLs (signed ones, for instance), or the backend gemini"
         )
     kind = _MEDIA_KINDS.get(mime_type.partition("/")[0].lower())
     if kind is None:
         raise InvalidRequest(
             f"{shown(uri)}: OpenAI's dialect takes images, audio and video by URL, but no "
-            f"{mime_type}; use --backend=gemini"
+            f"{mime_type}; use the backend gemini"
         )
     return {"type": kind, kind: {"url": uri}}
 

@@ -69,7 +69,7 @@ class Job:
         if not self.timed_out:
             return RuntimeError("the client cancelled its own call")
         self.timed_out = False
-        return RequestTimeout(f"no answer within {timeout_s:g} s (--request_timeout_s)")
+        return RequestTimeout(f"no answer within {timeout_s:g} s (`request_timeout_s`)")
 
 
 def verdict(reply: Completion | Exception) -> Reply:

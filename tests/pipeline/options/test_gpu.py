@@ -109,7 +109,10 @@ def test_only_the_call_has_a_gpu() -> None:
             [*JOB, "--gpu_type=nvidia-h200-141gb", "--gpu_count=1"],
             "--gpu_count is '1', but a machine has 8 of nvidia-h200-141gb",
         ),
-        ([*JOB, "--gpu_type=nvidia-l4", "--gpu_count=two"], "--gpu_count is 'two', but a machine"),
+        (
+            [*JOB, "--gpu_type=nvidia-l4", "--gpu_count=two"],
+            "--gpu_count is 'two', but must be a whole number",
+        ),
         (
             [*JOB, "--gpu_type=nvidia-l4", "--gpu_driver=5;x"],
             "--gpu_driver is '5;x', but must be a version, such as 5xx, or left out",
@@ -127,7 +130,7 @@ def test_refused(argv: list[str], message: str) -> None:
 
 def _completed(*argv: str) -> Any:
     options = parse_flags(argv)
-    set_defaults(options)
+    set_defaults(options, RunConfig.from_options(options))
     return options
 
 

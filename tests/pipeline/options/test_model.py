@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.options.command_line import InferenceOptions, Values, parse_flags
-from pipeline.options.model import BACKENDS, make_backend, make_source, project_of
+from pipeline.options.command_line import parse_flags, parse_values
+from pipeline.options.model import BACKEND, BACKENDS, make_backend
+from pipeline.options.run import project_of
+from pipeline.options.source import make_source
 from transforms.backends.fake import FakeBackend
 from transforms.backends.gemini import GeminiBackend
 from transforms.backends.openai import OpenAIBackend
@@ -30,7 +32,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _parsed(argv: tuple[str, ...]) -> Any:
     options = parse_flags(argv)
-    return Values.of(options.view_as(InferenceOptions)), options
+    return parse_values(options), options
 
 
 def _source(*argv: str) -> Any:
@@ -111,14 +113,14 @@ def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             [],
             (
-                "exactly one input is needed, but none is given: use one of --input_files, "
+                "exactly one input is needed, but none is set: use one of --input_files, "
                 "--input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
         (
             ["--input_files=a", "--input_query=b"],
             (
-                "exactly one input is needed, but --input_files and --input_query are given: use one "
+                "exactly one input is needed, but --input_files and --input_query are set: use one "
                 "of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
@@ -126,7 +128,7 @@ def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
             ["--input_files=a", "--input_table=p:d.t", "--input_query=b"],
             (
                 "exactly one input is needed, but --input_files and --input_table and --input_query "
-                "are given: use one of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
+                "are set: use one of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
         (
@@ -140,13 +142,16 @@ def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ["--input_query=a", "--project=p", "--input_filter=x"],
             (
-                "--input_filter is 'x', but goes with --input_table or a table of dead letters only: "
+                "--input_filter is 'x', but goes with --input_table or --input_dead_letters only: "
                 "remove it"
             ),
         ),
         (
             ["--input_files=a", "--temp_dataset=p:d"],
-            "--temp_dataset is 'p:d', but goes with --input_query or --input_table only: remove it",
+            (
+                "--temp_dataset is 'p:d', but goes with --input_table, --input_query or "
+                "--input_dead_letters only: remove it"
+            ),
         ),
         (["--input_table=t"], "'t' is not a table: write project:dataset.table"),
         (["--input_files=a", "--limit=0"], "--limit is 0, but must be at least 1"),
@@ -201,10 +206,7 @@ def test_gemini_is_never_silently_global(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_backend_of_the_flag() -> None:
     """The choices of ``--backend`` are the backends that can be made."""
-    from pipeline.options.command_line import OPTIONS
-
-    (option,) = [option for option in OPTIONS if option.name == "backend"]
-    assert option.choices == tuple(BACKENDS)
+    assert BACKEND.kind.choices == tuple(BACKENDS)
 
 
 def test_gemini() -> None:
@@ -366,8 +368,8 @@ def test_fake() -> None:
             "--service_tier is 'priority', but goes with --backend=gemini only: remove it",
         ),
         (
-            ["--backend=fake", "--task=embed", "--output_schema=s.json"],
-            "--output_schema is 's.json', but goes with --task=generate only: remove it",
+            ["--backend=fake", "--task=embed", "--output_schema={}"],
+            "--output_schema is '{}', but goes with --task=generate only: remove it",
         ),
         (
             ["--backend=fake", "--task=embed", "--system_prompt=s"],
@@ -416,8 +418,8 @@ def test_several_endpoints() -> None:
             "--endpoint is 'http://a,http://b', but only --backend=openai takes several: give one",
         ),
         (
-            ["--backend=fake", "--generate_api=chat"],
-            "--generate_api is 'chat', but goes with --backend=openai or vllm only: remove it",
+            ["--backend=fake", "--generate_api=completions"],
+            "--generate_api is 'completions', but goes with --backend=openai or vllm only: remove it",
         ),
         (
             ["--backend=vllm", "--generate_api=completions", "--task=embed"],
