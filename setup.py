@@ -52,6 +52,7 @@ setuptools.setup(
     packages=setuptools.find_packages(
         include=["pipeline", "pipeline.*", "transforms", "transforms.*"]
     ),
+    entry_points={"console_scripts": ["batch-inference = pipeline.__main__:command"]},
     install_requires=BASE,
     extras_require=EXTRAS,
 )

@@ -4,5 +4,11 @@ import sys
 
 from pipeline.main import main
 
-if __name__ == "__main__":
+
+def command() -> None:
+    """The console command ``batch-inference``: the same, where the package is installed."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    command()

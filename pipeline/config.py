@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from pipeline import VERSION
+from pipeline.backends import adapter_of
+from pipeline.backends.base import BackendAdapter
 from pipeline.options.command_line import parse_values, with_flags
 from pipeline.options.gpu import resource_hints
 from pipeline.options.mistakes import Mistakes
 from pipeline.options.mode import Mode
-from pipeline.options.model import make_backend, price_provider
+from pipeline.options.model import BACKEND, make_backend
 from pipeline.options.pace import BATCH_KEYS, Order, batch_limits, dispatch_limits, order_of
 from pipeline.options.request import OUTPUT_SCHEMA, PREVIEW, id_rule, request_spec
 from pipeline.options.run import WAIT, is_local, on_dataflow, run_id
@@ -37,7 +39,7 @@ from pipeline.options.source import (
 )
 from pipeline.options.values import Values
 from transforms.accounting.reconcile import SummarySpec
-from transforms.backends.base import Backend
+from transforms.backends.base import Backend, capabilities_of
 from transforms.dispatch.limits import DispatchLimits
 from transforms.records.errors import ConfigurationError
 from transforms.records.records import Json
@@ -74,6 +76,11 @@ class RunConfig:
     mode: Mode
     values: Values
 
+    @property
+    def adapter(self) -> BackendAdapter:
+        """What the application knows about the backend."""
+        return adapter_of(self.values[BACKEND])
+
     @classmethod
     def from_options(cls, options: PipelineOptions) -> "RunConfig":
         """The configuration that the flags describe: the one place where they are parsed.
@@ -101,7 +108,9 @@ class RunConfig:
         )
         the_limits = mistakes.attempt(lambda: dispatch_limits(values, options, mode))
         an_order = mistakes.attempt(lambda: order_of(values, mode))
-        some_hints = mistakes.attempt(lambda: resource_hints(values.given, backend, options))
+        some_hints = mistakes.attempt(
+            lambda: resource_hints(values, adapter_of(values[BACKEND]).dataflow.gpu_driver, options)
+        )
         with mistakes.collected():
             _check_reachable(values, options, mode)
         mistakes.check()
@@ -117,7 +126,7 @@ class RunConfig:
             batch=batch_limits(values),
             batch_keys=values[BATCH_KEYS],
             output_schema=values[OUTPUT_SCHEMA],
-            prices=TokenPrices(price_provider(backend), backend.model),
+            prices=TokenPrices(capabilities_of(backend).price_provider, backend.model),
             run=RunInfo(
                 run_id=name,
                 backend=backend.family,

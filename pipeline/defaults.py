@@ -13,7 +13,7 @@ from apache_beam.options.pipeline_options import (
 
 from pipeline.config import RunConfig
 from pipeline.local import runner as local_streaming
-from pipeline.options.gpu import set_gpu_defaults
+from pipeline.options.gpu import GPU_TYPE, set_worker_defaults
 from pipeline.options.run import LOCAL_RUNNER, RESOURCE_LABELS
 
 LOCAL_THREADS = 4
@@ -51,7 +51,8 @@ def set_defaults(options: PipelineOptions, config: RunConfig, given: Container[s
         if worker.number_of_worker_harness_threads is None:
             worker.number_of_worker_harness_threads = LOCAL_THREADS
         cloud = options.view_as(GoogleCloudOptions)
-        set_gpu_defaults(config.values.given, options)
+        needs = config.adapter.dataflow
+        set_worker_defaults(needs, options, gpu=config.values.is_set(GPU_TYPE))
         ours = config.values[RESOURCE_LABELS]
         cloud.labels = [*(cloud.labels or []), *(f"{key}={value}" for key, value in ours.items())]
     options.view_as(SetupOptions).save_main_session = False

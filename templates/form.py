@@ -1,21 +1,18 @@
 """The templates' forms beside the flags' own: what an image has, and Beam's options that we offer.
 
-A flag says itself in which templates it stands, under which parent, and how the console asks for its
-value (`pipeline.options.flag`).
+A flag itself says in which templates it stands, under which parent, and how the console asks for its
+value (`pipeline.options.flag`). Flags that not every backend takes stand below the backend.
 """
 
+import dataclasses
 from typing import Any
 
-from pipeline.options.flag import Flag, Form
+from pipeline.backends import adapter_of, takers
+from pipeline.options.flag import Flag, Form, Place
 from pipeline.options.kinds import COUNT, NAMES
 from pipeline.options.model import BACKEND
 
 BOOLEAN = ("true", "false")
-
-IN_NO_IMAGE = ("sentence_transformers",)
-"""Backends that need packages that no image of the templates has."""
-IN_GPU_IMAGE = ("vllm",)
-"""Backends that need packages that only the image for GPUs has."""
 
 BEAM_FLAGS: tuple[Flag[Any], ...] = (
     Flag(
@@ -40,6 +37,14 @@ BEAM_FLAGS: tuple[Flag[Any], ...] = (
 """Apache Beam's own options that the templates offer as well."""
 
 
+def place_of(flag: Flag[Any]) -> Place:
+    """Where a flag stands: as it says, else below the backends that take it, else by itself."""
+    if flag.place.parent or not (backends := takers(flag)):
+        return flag.place
+    ordinary = any("cpu" in adapter_of(name).images for name in backends)
+    return dataclasses.replace(flag.place, parent=BACKEND.name, triggers=backends, gpu=not ordinary)
+
+
 def choices_offered(flag: Flag[Any], *, gpu: bool) -> tuple[str, ...]:
     """The choices that a template has; without the backends that its workers cannot run.
 
@@ -47,10 +52,10 @@ def choices_offered(flag: Flag[Any], *, gpu: bool) -> tuple[str, ...]:
       flag: Any flag.
       gpu: Whether the workers have the image for GPUs.
     """
-    if flag.name != BACKEND.name:
+    if flag is not BACKEND:
         return flag.kind.choices
-    missing = IN_NO_IMAGE if gpu else IN_NO_IMAGE + IN_GPU_IMAGE
-    return tuple(choice for choice in flag.kind.choices if choice not in missing)
+    image = "gpu" if gpu else "cpu"
+    return tuple(name for name in flag.kind.choices if image in adapter_of(name).images)
 
 
 def form_of(flag: Flag[Any], *, gpu: bool) -> Form:

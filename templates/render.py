@@ -16,11 +16,18 @@ from typing import Any
 from pipeline.options.command_line import FLAGS
 from pipeline.options.flag import Flag
 from pipeline.options.mode import Mode
-from templates.form import BEAM_FLAGS, choices_offered, form_of
+from templates.form import BEAM_FLAGS, choices_offered, form_of, place_of
 
 HERE = pathlib.Path(__file__).resolve().parent
 METADATA = HERE / "metadata"
-_WORDS = {"Bigquery": "BigQuery", "Pubsub": "Pub/Sub", "Vllm": "vLLM", "Gpu": "GPU", "Id": "ID"}
+_WORDS = {
+    "Bigquery": "BigQuery",
+    "Pubsub": "Pub/Sub",
+    "Vllm": "vLLM",
+    "Gpu": "GPU",
+    "Id": "ID",
+    "Api": "API",
+}
 
 _BY_NAME = {flag.name: flag for flag in (*FLAGS, *BEAM_FLAGS)}
 
@@ -70,12 +77,12 @@ def offered(mode: Mode, *, gpu: bool = True) -> list[Flag[Any]]:
       mode: The template's.
       gpu: Whether its workers have GPUs, and so the flags that need one.
     """
-    found = [
-        flag
-        for flag in (*FLAGS, *BEAM_FLAGS)
-        if mode in flag.place.templates and (gpu or not flag.place.gpu)
-    ]
-    return sorted(found, key=lambda flag: bool(flag.place.parent))
+    found = []
+    for flag in (*FLAGS, *BEAM_FLAGS):
+        place = place_of(flag)
+        if mode in place.templates and (gpu or not place.gpu):
+            found.append(flag)
+    return sorted(found, key=lambda flag: bool(place_of(flag).parent))
 
 
 def label_of(flag: Flag[Any]) -> str:
@@ -95,7 +102,7 @@ def label_of(flag: Flag[Any]) -> str:
 
 def parameter(flag: Flag[Any], mode: Mode, *, gpu: bool) -> Json:
     """One ``ParameterMetadata``."""
-    place, form = flag.place, form_of(flag, gpu=gpu)
+    place, form = place_of(flag), form_of(flag, gpu=gpu)
     example = "" if flag.kind.choices or not form.example else f" Example: {form.example}"
     found: Json = {
         "name": flag.name,

@@ -5,27 +5,16 @@ forbidden or a timeout only warns, because the workers may be another identity w
 """
 
 import functools
-import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from pipeline.checks.bigquery import check_output_table, check_query, check_table
 from pipeline.checks.files import check_files, check_output_path, check_writable
-from pipeline.checks.local_model import check_local_model
 from pipeline.checks.pubsub import pubsub_checks
 from pipeline.checks.runner import Check
 from pipeline.config import RunConfig
-from pipeline.options.messages import NO_CREDENTIALS
-from transforms.backends.gemini import GeminiBackend
-from transforms.backends.openai import OpenAIBackend
-from transforms.backends.vertex_endpoint import VertexEndpointBackend
-from transforms.records.errors import ConfigurationError
 from transforms.sources.bigquery import QuerySource, TableSource
 from transforms.sources.dead_letters import DeadLetterSource
 from transforms.sources.files import FileSource
-
-if TYPE_CHECKING:
-    pass
 
 
 def all_checks(config: RunConfig) -> Iterator[tuple[str, Check]]:
@@ -41,9 +30,9 @@ def all_checks(config: RunConfig) -> Iterator[tuple[str, Check]]:
     elif isinstance(source, QuerySource):
         yield "--input_query", lambda: check_query(source)
     yield from pubsub_checks(config)
-    yield "--backend", lambda: check_backend(config)
     if config.preview is not None:
         return
+    yield "--backend", lambda: config.adapter.check(config.backend, config)
     sinks = config.sinks
     if sinks.output_path is not None:
         yield f"--output_path {sinks.output_path}", lambda: check_output_path(config)
@@ -57,29 +46,3 @@ def all_checks(config: RunConfig) -> Iterator[tuple[str, Check]]:
     ):
         if table is not None:
             yield f"{flag} {table.name}", functools.partial(check_output_table, config, table, flag)
-
-
-def check_backend(config: RunConfig) -> None:
-    """The credentials and packages that the backend needs are here."""
-    backend = config.backend
-    if config.preview is not None:
-        return
-    if isinstance(backend, (GeminiBackend, VertexEndpointBackend)):
-        if not backend.base_url().startswith("https://"):
-            return  # plain HTTP gets a made-up token
-        import google.auth
-        from google.auth.exceptions import DefaultCredentialsError
-
-        try:
-            google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
-        except DefaultCredentialsError:
-            raise ConfigurationError(f"--backend {backend.family}: {NO_CREDENTIALS}") from None
-    elif isinstance(backend, OpenAIBackend):
-        key = backend.api_key_secret or os.environ.get("OPENAI_API_KEY")
-        if backend.at_openai() and not key:
-            raise ConfigurationError(
-                "--backend openai: OPENAI_API_KEY is not set: set it or give --api_key_secret, or "
-                "--endpoint for a server that needs no key"
-            )
-    elif config.local:
-        check_local_model(backend)

@@ -12,7 +12,6 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.options.flag import Flag
-from pipeline.options.gpu import GPU_FLAGS
 from pipeline.options.messages import suggestion
 from pipeline.options.model import MODEL_FLAGS
 from pipeline.options.pace import PACE_FLAGS
@@ -23,14 +22,17 @@ from pipeline.options.source import source_flags
 from pipeline.options.values import Values
 from transforms.records.errors import ConfigurationError
 
-FLAGS: tuple[Flag[Any], ...] = (
-    *source_flags(),
-    *REQUEST_FLAGS,
-    *MODEL_FLAGS,
-    *GPU_FLAGS,
-    *PACE_FLAGS,
-    *SINK_FLAGS,
-    *RUN_FLAGS,
+FLAGS: tuple[Flag[Any], ...] = tuple(
+    dict.fromkeys(
+        [
+            *source_flags(),
+            *REQUEST_FLAGS,
+            *MODEL_FLAGS,
+            *PACE_FLAGS,
+            *SINK_FLAGS,
+            *RUN_FLAGS,
+        ]
+    )
 )
 """Every flag, by group: our own, and those that other packages bring along."""
 
@@ -124,8 +126,8 @@ def with_flags(message: str) -> str:
 def help_text() -> str:
     """The text of ``--help``: our flags, by group."""
     parser = argparse.ArgumentParser(
-        prog="batch-inference",
-        usage="batch-inference --input_… --prompt … --model … --output_…",
+        prog="python -m pipeline",
+        usage="python -m pipeline --input_… --prompt … --model … --output_…",
         description="Asks a model once for each record; one result or one dead letter each.",
         epilog="Apache Beam's own flags (--runner, --project, --region, --temp_location, …) "
         "work as well.",

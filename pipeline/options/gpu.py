@@ -1,12 +1,13 @@
-"""The flags of GPUs, and what they make of a job: hints for the one step that needs them.
+"""The flags of GPUs, and the hints that they give the one step that needs them.
 
 The hints are Dataflow's right fitting: the step that calls the model runs on machines with GPUs, all
 others on ordinary ones.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apache_beam.options.pipeline_options import (
     DebugOptions,
@@ -15,20 +16,22 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
-from pipeline.options.flag import Flag, Place
+from pipeline.options.flag import Flag, Kind, Place
 from pipeline.options.kinds import COUNT, NAME, one_of, text_kind
-from transforms.backends.base import Backend
-from transforms.backends.vllm.backend import VLLMBackend
-from transforms.backends.vllm.gpus import groups
+from pipeline.options.run import on_dataflow
+from pipeline.options.values import Values
 from transforms.records.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from pipeline.backends.base import DataflowNeeds
+
 GROUP = "GPUs"
-_WITH_TYPE = Place(parent="gpu_type", gpu=True)
 ONE_CONTAINER = "no_use_multiple_sdk_containers"
-"""The experiment that leaves one process per worker: all of a machine share one vLLM server."""
+"""The experiment that makes Dataflow run one SDK process per worker."""
 STREAMING_HINTS = "enable_streaming_rightfitting"
+"""The experiment without which a streaming job ignores the hints of a step."""
 DISK_GB = 200
-"""Dataflow's own 25 GB hold no model's weights."""
+"""The disk of workers that load a model: Dataflow's own 25 GB are too small for most weights."""
 
 MACHINES: Mapping[str, Mapping[int, str]] = {
     "nvidia-l4": {
@@ -66,13 +69,16 @@ Older ones are left out: CUDA 13, which vLLM's wheels bring along, needs compute
 Source: https://cloud.google.com/compute/docs/gpus
 """
 
-VLLM_DRIVER = "5xx"
-"""The newest that Dataflow has of that series; what it installs without a version is older."""
-MINIMUM_DRIVER = 580
-"""The first major version that runs CUDA 13. A newer driver runs what was built for an older CUDA.
 
-Source: https://docs.nvidia.com/cuda/cuda-toolkit-release-notes
-"""
+def _driver(text: str, flag: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.-]+", text):
+        raise ConfigurationError(
+            f"{flag} is {text!r}, but must be a version, such as 5xx, or left out"
+        )
+    return text
+
+
+_WITH_TYPE = Place(parent="gpu_type", gpu=True)
 
 GPU_TYPE: Flag[str | None] = Flag(
     "gpu_type",
@@ -80,7 +86,6 @@ GPU_TYPE: Flag[str | None] = Flag(
     "The GPU of the workers that call the model, on Dataflow; other steps run without one. A local "
     "run uses the GPUs of its machine.",
     one_of(tuple(MACHINES)),
-    place=Place(parent="backend", triggers=("vllm",), gpu=True),
 )
 GPU_COUNT: Flag[int | None] = Flag(
     "gpu_count",
@@ -92,9 +97,9 @@ GPU_COUNT: Flag[int | None] = Flag(
 GPU_DRIVER: Flag[str | None] = Flag(
     "gpu_driver",
     GROUP,
-    f"The driver that Dataflow installs. Default: {VLLM_DRIVER} with vllm, whose CUDA needs "
-    f"{MINIMUM_DRIVER} or newer; else Dataflow's default version.",
-    NAME,
+    "The driver that Dataflow installs. Default: 5xx with vllm, whose CUDA needs 580 or newer; else "
+    "Dataflow's default version.",
+    Kind(_driver, NAME.metavar, NAME.form),
     place=_WITH_TYPE,
 )
 GPU_MACHINE_TYPE: Flag[str | None] = Flag(
@@ -107,88 +112,95 @@ GPU_MACHINE_TYPE: Flag[str | None] = Flag(
 
 GPU_FLAGS: tuple[Flag[Any], ...] = (GPU_TYPE, GPU_COUNT, GPU_DRIVER, GPU_MACHINE_TYPE)
 
-_NEEDS_TYPE = ("gpu_count", "gpu_driver", "gpu_machine_type")
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Accelerator:
+    """GPUs that each worker is to have.
+
+    Attributes:
+      type: As Compute Engine calls it.
+      count: Per worker.
+      driver: The version that Dataflow installs, ``""`` for its default; None when it installs none.
+    """
+
+    type: str
+    count: int
+    driver: str | None
 
 
 def resource_hints(
-    given: Mapping[str, str], backend: Backend, options: PipelineOptions
+    values: Values, default_driver: str, options: PipelineOptions
 ) -> Mapping[str, str]:
     """Beam's hints for the step that calls the model; none without ``--gpu_type``.
 
-    What only a job on Dataflow can get wrong is in `pipeline.checks.launch`.
+    Flags that only fail on Dataflow are checked in `pipeline.checks.launch`.
+
+    Args:
+      values: The flags.
+      default_driver: The driver where ``--gpu_driver`` names none; ``""`` for Dataflow's default.
+      options: Beam's own options.
 
     Raises:
       ConfigurationError: Flags that do not go together.
     """
-    gpu_type = given["gpu_type"]
-    if not gpu_type:
-        for name in _NEEDS_TYPE:
-            if given[name]:
+    gpu_type = values[GPU_TYPE]
+    if gpu_type is None:
+        flag: Flag[Any]
+        for flag in (GPU_COUNT, GPU_DRIVER, GPU_MACHINE_TYPE):
+            if values.is_set(flag):
                 raise ConfigurationError(
-                    f"--{name} is {given[name]!r}, but no GPU is asked for: give --gpu_type as well"
+                    f"{flag} is {values.text(flag)!r}, but the job has no GPU: set {GPU_TYPE} as well"
                 )
         return {}
-    if backend.family not in ("vllm", "sentence_transformers"):
+    if not on_dataflow(options):
+        runner = options.view_as(StandardOptions).runner or "the local one"
         raise ConfigurationError(
-            f"--gpu_type is {gpu_type!r}, but backend {backend.family} does not compute on the "
-            "workers: remove it, or use --backend=vllm or sentence_transformers"
+            f"{GPU_TYPE} is {gpu_type!r}, but the runner is {runner}: such a run takes the GPUs that "
+            "its machine has; remove it, or set --runner=DataflowRunner"
         )
-    runner = str(options.view_as(StandardOptions).runner or "the local one")
-    if "Dataflow" not in runner:
-        raise ConfigurationError(
-            f"--gpu_type is {gpu_type!r}, but the runner is {runner}: such a run takes the GPUs "
-            "that its machine has; remove it, or give --runner=DataflowRunner"
-        )
-    count = gpu_count(given)
-    driver = given["gpu_driver"] or (VLLM_DRIVER if backend.family == "vllm" else "")
-    if driver and not re.fullmatch(r"[A-Za-z0-9.-]+", driver):
-        raise ConfigurationError(
-            f"--gpu_driver is {driver!r}, but must be a version, such as 5xx, or left out"
-        )
-    if isinstance(backend, VLLMBackend):
-        try:
-            groups([str(number) for number in range(count)], backend.args)
-        except ValueError as error:
-            raise ConfigurationError(f"--vllm_args with --gpu_count={count}: {error}") from None
-    machine = given["gpu_machine_type"] or MACHINES[gpu_type][count]
+    count = gpu_count(gpu_type, values)
+    driver = values[GPU_DRIVER] or default_driver
+    machine = values[GPU_MACHINE_TYPE] or MACHINES[gpu_type][count]
     installed = f"install-nvidia-driver{':' if driver else ''}{driver}"
     return {"accelerator": f"type:{gpu_type};count:{count};machine_type:{machine};{installed}"}
 
 
-def gpu_count(given: Mapping[str, str]) -> int:
-    """How many GPUs each worker has, by ``--gpu_type`` and ``--gpu_count``.
+def gpu_count(gpu_type: str, values: Values) -> int:
+    """How many GPUs of a type each worker has: ``--gpu_count``, else the fewest there can be.
 
     Raises:
       ConfigurationError: No machine has so many.
     """
-    count, gpu_type = given["gpu_count"] or "1", given["gpu_type"]
-    known = MACHINES[gpu_type]
-    if not given["gpu_count"] and 1 not in known:
+    known, count = MACHINES[gpu_type], values[GPU_COUNT]
+    if count is None:
         return min(known)
-    if not count.isdecimal() or int(count) not in known:
+    if count not in known:
         raise ConfigurationError(
-            f"--gpu_count is {count!r}, but a machine has {' or '.join(map(str, known))} of "
-            f"{gpu_type}"
+            f"{GPU_COUNT} is {count}, but a machine has {' or '.join(map(str, known))} of {gpu_type}"
         )
-    return int(count)
+    return count
 
 
-def has_one_process(given: Mapping[str, str], experiments: Any) -> bool:
-    """Whether each worker runs one process: with vLLM always, as containers share no folder."""
-    return given["backend"] == "vllm" or ONE_CONTAINER in (experiments or ())
+def has_one_process(needs: "DataflowNeeds", experiments: Any) -> bool:
+    """Whether each worker runs one SDK process."""
+    return needs.one_process or ONE_CONTAINER in (experiments or ())
 
 
-def set_gpu_defaults(given: Mapping[str, str], options: PipelineOptions) -> None:
-    """Beam's own options for a remote job with a model on its workers, where the user set none.
+def set_worker_defaults(needs: "DataflowNeeds", options: PipelineOptions, *, gpu: bool) -> None:
+    """Beam's own options for the workers of a remote job, where the user set none.
 
     The disk is set here because the one of a template's environment is said not to reach workers.
+
+    Args:
+      needs: The backend's.
+      options: What to complete.
+      gpu: Whether the flags ask for GPUs.
     """
     debug, worker = options.view_as(DebugOptions), options.view_as(WorkerOptions)
-    vllm = given["backend"] == "vllm"
-    if vllm and not debug.lookup_experiment(ONE_CONTAINER):
+    if needs.one_process and not debug.lookup_experiment(ONE_CONTAINER):
         debug.add_experiment(ONE_CONTAINER)
-    if (vllm or given["gpu_type"]) and worker.disk_size_gb is None:
-        worker.disk_size_gb = DISK_GB
+    if worker.disk_size_gb is None:
+        worker.disk_size_gb = DISK_GB if gpu else needs.disk_gb
     streaming = options.view_as(StandardOptions).streaming
-    if given["gpu_type"] and streaming and not debug.lookup_experiment(STREAMING_HINTS):
+    if gpu and streaming and not debug.lookup_experiment(STREAMING_HINTS):
         debug.add_experiment(STREAMING_HINTS)

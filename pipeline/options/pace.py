@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, WorkerOptions
 
+from pipeline.backends import adapter_of
 from pipeline.options.flag import BATCH_ONLY, STREAMING_ONLY, Flag, Place
 from pipeline.options.gpu import has_one_process
 from pipeline.options.kinds import COUNT, RATE, SECONDS, SHARE, WAIT_SECONDS, one_of
 from pipeline.options.mode import Mode
+from pipeline.options.model import BACKEND
 from pipeline.options.run import is_local
 from pipeline.options.values import Values
 from transforms.dispatch.limits import DispatchLimits
@@ -199,7 +201,9 @@ def _most_processes(quota: Flag[Any], values: Values, options: PipelineOptions) 
         raise ConfigurationError(
             f"{quota} is a job-wide quota, divided among workers: set --max_num_workers"
         )
-    if has_one_process(values.given, options.view_as(DebugOptions).experiments):
+    if has_one_process(
+        adapter_of(values[BACKEND]).dataflow, options.view_as(DebugOptions).experiments
+    ):
         return int(worker.max_num_workers)
     machine = worker.machine_type or ""
     found = re.search(r"-(\d+)(?:-\d+)?$", machine)  # n2-standard-8, n2-custom-4-16384

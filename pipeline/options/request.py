@@ -21,8 +21,7 @@ from pipeline.options.kinds import (
 from pipeline.options.messages import read_text
 from pipeline.options.source import INPUT_FILES
 from pipeline.options.values import Values
-from transforms.backends.base import Backend
-from transforms.backends.gemini import GeminiBackend
+from transforms.backends.base import Backend, capabilities_of
 from transforms.records.errors import ConfigurationError
 from transforms.records.media import MediaField
 from transforms.records.records import Json
@@ -74,7 +73,6 @@ INSTANCE_FIELDS: Flag[tuple[str, ...]] = Flag(
     "The fields that form the instance for a custom model (backend vertex_endpoint).",
     NAMES,
     of=RequestSpec,
-    place=Place(parent="backend", triggers=("vertex_endpoint",)),
 )
 SYSTEM_PROMPT: Flag[str | None] = Flag(
     "system_prompt", GROUP, "The system message: a Jinja2 template.", TEXT, of=RequestSpec
@@ -127,7 +125,7 @@ ACCEPT_TRUNCATED: Flag[bool] = Flag(
     GROUP,
     "Keep answers that ended at a token limit as results.",
     BOOLEAN,
-    of=GeminiBackend,
+    default=False,
 )
 ID_FIELD: Flag[str | None] = Flag(
     "id_field",
@@ -197,8 +195,6 @@ def request_spec(values: Values, backend: Backend, source: Source) -> RequestSpe
             f"it is not clear what to ask the model: {given}; use exactly one of "
             f"{', '.join(map(str, ways))}"
         )
-    if system and values.is_set(INSTANCE_FIELDS):
-        raise ConfigurationError(f"{SYSTEM_PROMPT} does not go with {INSTANCE_FIELDS}: remove it")
     params = _params(values, backend)
     if values.is_set(REQUEST_FIELD):
         for flag, sent in (
@@ -222,7 +218,7 @@ def request_spec(values: Values, backend: Backend, source: Source) -> RequestSpe
         system_prompt_name=system_name,
         media_fields=_media(values, backend, source),
         task=values[TASK],
-        instance=backend.family == "vertex_endpoint",
+        instance=capabilities_of(backend).instances,
         params=params,
         backend=backend.family,
         model=backend.model,
@@ -262,7 +258,9 @@ def _params(values: Values, backend: Backend) -> dict[str, Json]:
     schema = values[OUTPUT_SCHEMA]
     params: dict[str, Json] = {
         "generation_config": generation,
-        "request_options": {} if backend.family == "fake" else dict(values[REQUEST_OPTIONS]),
+        "request_options": dict(values[REQUEST_OPTIONS])
+        if capabilities_of(backend).request_options
+        else {},
         "output_schema": schema and dict(schema),
     }
     return {name: part for name, part in params.items() if part}
@@ -287,17 +285,17 @@ def _media(values: Values, backend: Backend, source: Source) -> tuple[MediaField
 
 def _asks_about_media(values: Values, backend: Backend) -> bool:
     prompt = values.is_set(PROMPT) or values.is_set(PROMPT_FILE)
-    return prompt and values[TASK] != "embed" and backend.family != "vertex_endpoint"
+    return prompt and values[TASK] != "embed" and bool(capabilities_of(backend).media_schemes)
 
 
 def _check_readable(pattern: str, backend: Backend) -> None:
     if not pattern.startswith("gs://"):
         raise ConfigurationError(
-            f"{INPUT_FILES} is {pattern!r}, but a model reads each object by its URI: put the files "
-            "into a bucket and set gs://…"
+            f"{INPUT_FILES} is {pattern!r}, but the model reads each object by its URI: copy the "
+            f"files to a bucket and set {INPUT_FILES}=gs://…"
         )
-    if backend.family == "openai":
+    if "gs" not in capabilities_of(backend).media_schemes:
         raise ConfigurationError(
-            f"{INPUT_FILES} is {pattern!r}, but a server behind --backend=openai cannot read gs:// "
-            f"objects: use --backend=gemini, or records with https:// URLs and {MEDIA_FIELDS}"
+            f"{INPUT_FILES} is {pattern!r}, but backend {backend.family} cannot read gs:// objects: "
+            f"use --backend=gemini, or records with https:// URLs and {MEDIA_FIELDS}"
         )

@@ -50,31 +50,19 @@ class Values:
         value: T = self.parsed[flag.name]
         return value
 
-    def text(self, flag: Any) -> Any:
-        """The value as the user wrote it, for messages; ``''`` when it was not given."""
-        if isinstance(flag, str):
-            return self.given[flag] or None
+    def text(self, flag: Flag[Any]) -> str:
+        """The value as the user wrote it, or as the default is written; ``''`` for neither."""
         return self.given[flag.name]
 
-    def boolean(self, name: str) -> bool:
-        return bool(self.parsed[name])
-
-    def items(self, name: str) -> tuple[str, ...]:
-        return tuple(i.strip() for i in self.given[name].split(",") if i.strip())
-
-    def json_object(self, name: str) -> dict[str, Any]:
-        return dict(self.parsed[name] or {})
-
-    def require(self, flag: Any, why: str) -> Any:
+    def require(self, flag: Flag[T | None], why: str) -> T:
         """The value.
 
         Raises:
           ConfigurationError: It was not given; ``why`` says what needs it.
         """
-        name = flag if isinstance(flag, str) else flag.name
-        value = self.parsed[name]
+        value = self[flag]
         if value is None:
-            raise ConfigurationError(f"--{name} is missing: {why}")
+            raise ConfigurationError(f"{flag} is missing: {why}")
         return value
 
     def is_set(self, flag: Flag[Any]) -> bool:

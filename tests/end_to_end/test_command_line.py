@@ -402,7 +402,7 @@ _FILES = {
         (
             ['--request_options={"speed": 1}'],
             (
-                "the fake backend has no option 'speed'; known: latency_ms, faults, "
+                "--request_options has 'speed', but the fake backend's options are: latency_ms, faults, "
                 "embedding_dimensions"
             ),
         ),
@@ -416,7 +416,7 @@ _FILES = {
         (
             ["--backend=openai", "--model=m"],
             (
-                "--backend openai: OPENAI_API_KEY is not set: set it or give --api_key_secret, or "
+                "--backend openai: OPENAI_API_KEY is not set: set it, or set --api_key_secret, or "
                 "--endpoint for a server that needs no key"
             ),
         ),
@@ -444,13 +444,16 @@ _FILES = {
         (
             ["--backend=gemini", "--model=m", "--model_project=p"],
             (
-                "--model_location is missing: give it (e.g. us-central1, or global), or --region, or "
-                "set GOOGLE_CLOUD_LOCATION"
+                "--model_location is missing: set it (e.g. us-central1, or global), or --region, or "
+                "GOOGLE_CLOUD_LOCATION in the environment"
             ),
         ),
         (
             ["--backend=gemini", "--model=m", "--model_location=us-central1"],
-            "--model_project is missing: give it, or --project, or set GOOGLE_CLOUD_PROJECT",
+            (
+                "--model_project is missing: set it, or --project, or GOOGLE_CLOUD_PROJECT in the "
+                "environment"
+            ),
         ),
         (
             ["--backend=vertex_endpoint", "--endpoint=somewhere"],
@@ -461,7 +464,10 @@ _FILES = {
         ),
         (
             ["--backend=sentence_transformers", "--model=m"],
-            "backend sentence_transformers embeds only: give --task=embed",
+            (
+                "--task is 'generate', but backend sentence_transformers takes embed only: set "
+                "--task=embed"
+            ),
         ),
         (
             ["--output_table=tickets"],

@@ -259,7 +259,8 @@ def test_fields_as_requests() -> None:
     request = _config(IN, OUT, *endpoint, "--instance_fields=a,b").request
     assert (request.instance_fields, request.instance) == (("a", "b"), True)
     assert _refused(IN, OUT, *endpoint, "--instance_fields=a", "--system_prompt=s") == (
-        "--system_prompt does not go with --instance_fields: remove it"
+        "--system_prompt is 's', but backend vertex_endpoint sends instances, which have no "
+        "messages: remove it"
     )
 
 

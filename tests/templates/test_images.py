@@ -17,7 +17,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pipeline.options.gpu import GPU_DRIVER, MINIMUM_DRIVER
+from pipeline.backends.vllm import MINIMUM_DRIVER
+from pipeline.options.gpu import GPU_DRIVER
 from templates import main, render
 from tests.end_to_end.runs import missing_part
 from tests.templates.launches import ROOT

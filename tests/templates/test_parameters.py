@@ -20,7 +20,7 @@ from pipeline.config import RunConfig
 from pipeline.options.command_line import FLAGS, parse_flags
 from pipeline.options.flag import Flag
 from pipeline.options.mode import Mode
-from templates.form import form_of
+from templates.form import form_of, place_of
 
 JOB = {
     "runner": "DataflowRunner",
@@ -98,7 +98,7 @@ FILES = {
     "output_schema": '{"type": "object"}',
 }
 
-_OFFERED = [(flag, mode) for flag in FLAGS for mode in flag.place.templates]
+_OFFERED = [(flag, mode) for flag in FLAGS for mode in place_of(flag).templates]
 
 
 def _value(flag: Flag[Any], folder: Path) -> str:
@@ -142,7 +142,7 @@ def _steps(flags: frozenset[tuple[str, str]]) -> dict[str, bytes]:
 
 def _flags(flag: Flag[Any], mode: Mode, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Two jobs: with a parameter, and as nearly the same as may be without it."""
-    place = flag.place
+    place = place_of(flag)
     without = {**JOB, **INPUTS[mode], **BESIDE.get(flag.name, {})}
     if place.parent == "backend":
         without |= {"backend": place.triggers[0], **OF_BACKEND.get(place.triggers[0], {})}

@@ -15,7 +15,7 @@ from pipeline.options.command_line import FLAGS
 from pipeline.options.flag import Kind
 from pipeline.options.sinks import OUTPUT_PATH
 from templates import render
-from templates.form import BEAM_FLAGS, choices_offered, form_of
+from templates.form import BEAM_FLAGS, choices_offered, form_of, place_of
 from tests.templates.posix import compiled, matches
 
 IMAGE = "us-docker.pkg.dev/p/r/batch-inference:1"
@@ -96,7 +96,7 @@ def test_parameters_are_the_options(template: render.Template, worker_image: str
     """Every flag of the command line that suits the template, and nothing else."""
     names = [parameter.name for parameter in spec(template, worker_image).metadata.parameters]
     assert len(names) == len(set(names))
-    left_out = {n for n, flag in BY_NAME.items() if template.mode not in flag.place.templates}
+    left_out = {n for n, flag in BY_NAME.items() if template.mode not in place_of(flag).templates}
     if not worker_image:
         left_out |= {name for name in BY_NAME if name.startswith(("gpu_", "vllm_"))}
     assert set(names) == set(BY_NAME) - left_out
@@ -215,14 +215,19 @@ def test_what_patterns_refuse(kind: Kind[Any], value: str, accepted: bool) -> No
 
 
 def test_flags_stand_under_what_they_need() -> None:
-    """So that they are shown only when they apply."""
-    for name in ("vllm_args", "vllm_python", "gpu_type"):
-        place = BY_NAME[name].place
-        assert (place.parent, place.triggers) == ("backend", ("vllm",))
+    """Below the backends that take them or as they say, so that they are shown when they apply."""
+    for name, backends, gpu in (
+        ("vllm_args", ("vllm",), True),
+        ("gpu_type", ("vllm", "sentence_transformers"), True),
+        ("generate_api", ("openai", "vllm"), False),
+        ("endpoint", ("gemini", "vertex_endpoint", "openai"), False),
+    ):
+        place = place_of(BY_NAME[name])
+        assert (place.parent, place.triggers, place.gpu) == ("backend", backends, gpu)
     for name in ("gpu_count", "gpu_driver", "gpu_machine_type"):
-        place = BY_NAME[name].place
+        place = place_of(BY_NAME[name])
         assert (place.parent, place.triggers) == ("gpu_type", ())  # any GPU
-    assert {flag.place.parent for flag in FLAGS} - {""} <= set(BY_NAME)
+    assert {place_of(flag).parent for flag in FLAGS} - {""} <= set(BY_NAME)
 
 
 # Files

@@ -128,3 +128,40 @@ class Backend(Protocol):
           BackendUnusable: The model cannot be loaded or the credentials cannot be had.
         """
         ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a backend can do, as data: the application asks for these, never for a backend's name.
+
+    The defaults are those of a backend that does not state its capabilities.
+
+    Attributes:
+      tasks: The tasks it serves: ``generate``, ``embed``.
+      media_schemes: The URI schemes from which the model reads media by itself, such as ``gs``.
+        Empty: requests have no media.
+      instances: A request holds an instance of a custom model (``{"instance": …}``), not messages
+        or a text.
+      request_options: Requests carry the provider's own fields, ``params["request_options"]``.
+      price_provider: The provider, by its name in genai-prices, whose list prices apply; None where
+        there are none.
+    """
+
+    tasks: tuple[str, ...] = ("generate", "embed")
+    media_schemes: tuple[str, ...] = ("gs", "https")
+    instances: bool = False
+    request_options: bool = True
+    price_provider: str | None = None
+
+
+@runtime_checkable
+class CapableBackend(Backend, Protocol):
+    """A backend that states its capabilities."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+
+def capabilities_of(backend: Backend) -> Capabilities:
+    """A backend's capabilities; `Capabilities()` for one that does not state them."""
+    return backend.capabilities if isinstance(backend, CapableBackend) else Capabilities()

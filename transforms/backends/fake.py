@@ -1,9 +1,9 @@
-"""A model that is none: deterministic answers and faults, for tests, examples and measurements.
+"""A backend without a model: deterministic answers and faults, for tests, examples, benchmarks.
 
 The same request always meets the same answer and the same fault, in every run and on every worker.
 A marker in a prompt, such as ``[[fake:blocked]]``, forces a fault for exactly that record.
 
->>> FakeBackend.from_request_options({"faults": {"blocked": 0.01}}).faults
+>>> FakeBackend(faults={"blocked": 0.01}).faults
 {'blocked': 0.01}
 """
 
@@ -16,44 +16,48 @@ import itertools
 import re
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from transforms.backends.base import CallLimits
+from transforms.backends.base import CallLimits, Capabilities
+from transforms.backends.smallest_json import smallest
 from transforms.records import json_values
-from transforms.records.errors import (
-    RECORD_ERRORS,
-    ConfigurationError,
-    InvalidRequest,
-    RecordError,
-)
+from transforms.records.errors import RECORD_ERRORS, ConfigurationError, InvalidRequest, RecordError
 from transforms.records.records import Completion, Json, Request, Usage
 
-_RAISED = (
-    "invalid_request",
-    "too_large",
-    "rate_limited",
-    "unavailable",
-    "timeout",
-    "forbidden",
-    "blocked",
-    "empty_output",
-    "truncated",
-)
+_ERRORS = {error.error_type: error for error in RECORD_ERRORS}
+_REFUSED = ("invalid_request", "too_large", "rate_limited", "unavailable", "timeout", "forbidden")
 _ANSWERED = ("blocked", "empty_output", "truncated")
+"""Faults with an answer that was paid for."""
 TRANSIENT = "transient:"
-"""Prefix of a fault that the first attempt alone meets."""
+"""Prefix of a fault that only the first attempt meets."""
 FAULTS = (
-    *_RAISED,
+    *_REFUSED,
+    *_ANSWERED,
     "schema_violation",
     "internal",
     *(TRANSIENT + name for name in ("rate_limited", "unavailable", "timeout")),
 )
 """Every fault: an error type, ``internal`` (a RuntimeError) or ``schema_violation`` (no JSON)."""
-
-_ERRORS = {error.error_type: error for error in RECORD_ERRORS}
+_UNKNOWN = f"unknown fault {{!r}}; known: {', '.join(FAULTS)}"
 _MARKER = re.compile(r"\[\[fake:([a-z_:]+)\]\]")
-_MARKER_START = "[[fake:"
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _are_shares(value: Any) -> bool:
+    shares = list(value.values()) if isinstance(value, Mapping) else [-1]
+    return all(_is_number(share) and share >= 0 for share in shares) and sum(shares) <= 1 + 1e-9
+
+
+OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "latency_ms": (lambda n: _is_number(n) and n >= 0, "a number of milliseconds, 0 or more"),
+    "faults": (_are_shares, "an object of shares from 0 to 1, together at most 1"),
+    "embedding_dimensions": (lambda n: type(n) is int and n > 0, "a whole number above 0"),
+}
+"""The fields that decide how to pretend: which values are valid, in code and in words."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +67,8 @@ class FakeBackend:
     Attributes:
       model: Any name.
       task: ``embed`` answers with vectors.
-      latency_ms: How long each request takes. Without any, requests are answered by the batch, at
-        a few microseconds each.
+      latency_ms: How long each request takes. At 0, a call answers a whole workload batch, at a few
+        microseconds per request.
       faults: Share of the records, 0 to 1, that meet each fault; see `FAULTS`. ``forbidden`` is
         fatal at the start, like a missing permission, only when all records meet it.
       embedding_dimensions: Length of a vector.
@@ -80,62 +84,33 @@ class FakeBackend:
     embedding_dimensions: int = 8
 
     def __post_init__(self) -> None:
-        _require(_is_number(self.latency_ms) and self.latency_ms >= 0, "latency_ms", self)
-        _require(
-            type(self.embedding_dimensions) is int and self.embedding_dimensions > 0,
-            "embedding_dimensions",
-            self,
-        )
-        _require(isinstance(self.faults, Mapping), "faults", self)
-        for name, share in self.faults.items():
+        for name, (is_valid, needed) in OPTIONS.items():
+            if not is_valid(value := getattr(self, name)):
+                raise ConfigurationError(f"{name} is {value!r}: it must be {needed}")
+        for name in self.faults:
             if name not in FAULTS:
-                raise ConfigurationError(f"unknown fault {name!r}; known: {', '.join(FAULTS)}")
-            _require(_is_number(share) and 0 <= share <= 1, "faults", self)
-        _require(sum(self.faults.values()) <= 1 + 1e-9, "faults", self)
+                raise ConfigurationError(_UNKNOWN.format(name))
 
     @property
     def family(self) -> str:
         """The registered name; part of every fingerprint."""
         return "fake"
 
-    @classmethod
-    def from_request_options(
-        cls,
-        options: Mapping[str, Any],
-        *,
-        model: str = "fake",
-        task: Literal["generate", "embed"] = "generate",
-    ) -> "FakeBackend":
-        """A fake that behaves as a run's request options say.
-
-        Args:
-          options: ``latency_ms``, ``faults`` and ``embedding_dimensions``, each optional.
-          model: Any name.
-          task: As everywhere.
-
-        Raises:
-          ConfigurationError: An unknown key, or a value out of range.
-        """
-        known = ("latency_ms", "faults", "embedding_dimensions")
-        for name in options:
-            if name not in known:
-                raise ConfigurationError(
-                    f"the fake backend has no option {name!r}; known: {', '.join(known)}"
-                )
-        return cls(model=model, task=task, **options)
+    @property
+    def capabilities(self) -> Capabilities:
+        """Everything; its options are its own, and not part of a request."""
+        return Capabilities(request_options=False)
 
     async def open(self) -> "FakeClient":
-        """A client; one that answers by the batch if nothing takes time."""
+        """A client; a `BatchClient` if requests take no time."""
         return FakeClient(self) if self.latency_ms else FakeBatchClient(self)
 
 
 class FakeClient:
-    """Answers one by one, each after the backend's latency."""
+    """Answers one request per call, after the backend's latency."""
 
     def __init__(self, backend: FakeBackend) -> None:
         self._backend = backend
-        self._embeds = backend.task == "embed"
-        self._latency_s = backend.latency_ms / 1000
         self._names: list[str | None] = [*backend.faults, None]
         # A CRC of the fingerprint, 32 bits, falls below the threshold of the fault it draws.
         self._thresholds = [
@@ -145,56 +120,59 @@ class FakeClient:
 
     async def generate(self, request: Request) -> Completion:
         """Answers, or raises the fault of this request."""
-        if self._latency_s:
-            await asyncio.sleep(self._latency_s)
+        if self._backend.latency_ms:
+            await asyncio.sleep(self._backend.latency_ms / 1000)
         outcome = self._outcome(request)
         if isinstance(outcome, RecordError):
             raise outcome
         return outcome
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
     def _outcome(self, request: Request) -> Completion | RecordError:
-        fingerprint = request.fingerprint
+        fault = self._fault(request)
+        if fault is not None and fault != "schema_violation":
+            return self._failure(fault, request)
+        backend, input_tokens = self._backend, request.estimated_tokens
+        if backend.task == "embed":
+            vector = _vector(request.fingerprint, backend.embedding_dimensions)
+            return Completion(None, None, vector, None, _usage(input_tokens, None))
+        output = "not what the schema says" if fault else _output(request)
+        usage = _usage(input_tokens, len(output.split()))
+        return Completion(output, None, None, "STOP", usage, backend.model)
+
+    def _fault(self, request: Request) -> str | None:
+        """The fault that this attempt meets: its marker's, else the one that its record draws."""
         fault = None
         if self._thresholds:
-            draw = zlib.crc32(fingerprint.encode())
+            draw = zlib.crc32(request.fingerprint.encode())
             fault = self._names[bisect.bisect_right(self._thresholds, draw)]
         content = _content(request.body)
-        if _MARKER_START in content:
-            marked = _MARKER.search(content)
-            fault = marked[1] if marked else fault
-        if fault is not None:
-            failure = self._failure(fault, request)
-            if failure is not None:
-                return failure
-        if self._embeds:
-            vector = _vector(fingerprint, self._backend.embedding_dimensions)
-            return Completion(None, None, vector, None, _usage(request.estimated_tokens, None))
-        output = _output(request) if fault != "schema_violation" else "not what the schema says"
-        usage = _usage(request.estimated_tokens, len(output.split()))
-        return Completion(output, None, None, "STOP", usage, self._backend.model)
-
-    def _failure(self, fault: str, request: Request) -> RecordError | None:
-        if fault not in FAULTS:
-            return InvalidRequest(f"unknown fault {fault!r}; known: {', '.join(FAULTS)}")
-        if fault == "internal":
-            raise RuntimeError("a crash that nobody foresaw")
-        if fault == "schema_violation":
-            return None
-        if fault.startswith(TRANSIENT):
+        if "[[fake:" in content and (marked := _MARKER.search(content)):
+            fault = marked[1]
+        if fault in FAULTS and fault.startswith(TRANSIENT):
             if request.fingerprint in self._failed_once:
                 self._failed_once.remove(request.fingerprint)
                 return None
             self._failed_once.add(request.fingerprint)
-            fault = fault.removeprefix(TRANSIENT)
+            return fault.removeprefix(TRANSIENT)
+        return fault
+
+    def _failure(self, fault: str, request: Request) -> RecordError:
+        if fault not in FAULTS:
+            return InvalidRequest(_UNKNOWN.format(fault))
+        if fault == "internal":
+            raise RuntimeError("a crash that nobody foresaw")
         known: dict[str, Any] = {}
         if fault in _ANSWERED:
             output = None if fault == "empty_output" else _output(request)
-            known = {"finish_reason": fault.upper(), "output": output}
-            known["usage"] = _usage(request.estimated_tokens, len((output or "").split()))
-            known["model_version"] = self._backend.model
+            known = {
+                "finish_reason": fault.upper(),
+                "output": output,
+                "usage": _usage(request.estimated_tokens, len((output or "").split())),
+                "model_version": self._backend.model,
+            }
         return _ERRORS[fault](
             f"a fault of the fake backend: {fault}",
             congestion=fault == "rate_limited",
@@ -204,11 +182,11 @@ class FakeClient:
 
 
 class FakeBatchClient(FakeClient):
-    """Answers by the batch, without a task per request."""
+    """Answers a whole workload batch per call, without a task per request."""
 
     @property
     def call_limits(self) -> CallLimits:
-        """A whole workload batch: the model computes in this process."""
+        """A whole workload batch: the answers are made in this process."""
         return CallLimits(max_requests=None, in_process=True)
 
     async def generate_many(
@@ -219,9 +197,8 @@ class FakeBatchClient(FakeClient):
 
 
 def _content(body: Mapping[str, Json]) -> str:
-    """What may hold a marker: the prompt, else the whole body as JSON."""
+    """The text that may hold a marker: the prompt, else the whole body as JSON."""
     messages = body.get("messages")
-    # Several messages have no one text, and are searched as JSON.
     only = messages[0] if messages and len(messages) == 1 else {}
     content = only.get("content", body.get("text"))
     return content if isinstance(content, str) else json_values.dumps(body).decode()
@@ -231,7 +208,7 @@ def _output(request: Request) -> str:
     schema = request.params.get("output_schema")
     if schema is None:
         return f"fake answer {request.fingerprint[:12]}"
-    return json_values.dumps(minimal(schema, schema)).decode()
+    return json_values.dumps(smallest(schema, schema)).decode()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -243,50 +220,3 @@ def _vector(fingerprint: str, dimensions: int) -> tuple[float, ...]:
     """Numbers from -1 to 1 that depend on nothing but the fingerprint."""
     noise = hashlib.shake_128(fingerprint.encode()).digest(4 * dimensions)
     return tuple(map((2.0**-31).__mul__, struct.unpack(f"<{dimensions}i", noise)))
-
-
-def minimal(schema: Json, root: Json) -> Json:
-    """The smallest value that a simple JSON schema allows; a pattern or format is not looked at.
-
-    >>> minimal({"properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "integer"}}}, {})
-    {'a': 'x', 'b': 0}
-    """
-    if not isinstance(schema, Mapping):
-        return None
-    reference = schema.get("$ref", "")
-    if reference.startswith("#/"):
-        target = root
-        for key in reference[2:].split("/"):
-            target = target[key]
-        return minimal(target, root)
-    if "const" in schema or "enum" in schema:
-        return schema["const"] if "const" in schema else schema["enum"][0]
-    for choice in ("anyOf", "oneOf"):
-        if choice in schema:
-            return minimal(schema[choice][0], root)
-    kind = schema.get("type", "object" if "properties" in schema else None)
-    kind = kind[0] if isinstance(kind, list) else kind
-    if kind == "object":
-        properties = schema.get("properties") or {}
-        return {name: minimal(inner, root) for name, inner in properties.items()}
-    if kind == "array":
-        return [minimal(schema.get("items"), root)] * schema.get("minItems", 0)
-    if kind == "string":
-        return "x" * schema.get("minLength", 0)
-    if kind in ("integer", "number"):
-        return schema.get("minimum", 0)
-    return False if kind == "boolean" else None
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
-
-
-def _require(fine: bool, name: str, backend: FakeBackend) -> None:
-    if not fine:
-        needs = {
-            "latency_ms": "a number of milliseconds, 0 or more",
-            "embedding_dimensions": "a whole number above 0",
-            "faults": "an object of shares from 0 to 1, together at most 1",
-        }
-        raise ConfigurationError(f"{name} is {getattr(backend, name)!r}: it must be {needs[name]}")

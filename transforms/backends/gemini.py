@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from transforms.backends.base import Capabilities
 from transforms.clients.google_auth import GoogleAuth, auth_for, vertex_base_url
 from transforms.clients.http import JsonClient, shaped, token_count
 from transforms.records import json_values
@@ -88,6 +89,11 @@ class GeminiBackend:
     def family(self) -> str:
         """The registered name; part of every fingerprint."""
         return "gemini"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Media from buckets and the web; Google's list prices."""
+        return Capabilities(price_provider="google")
 
     async def open(self) -> "GeminiClient":
         """A client with the environment's Google credentials.

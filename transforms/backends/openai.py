@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from yarl import URL
 
+from transforms.backends.base import Capabilities
 from transforms.clients.endpoints import Endpoints
 from transforms.clients.http import shaped, token_count
 from transforms.clients.secrets import read_secret
@@ -75,6 +76,13 @@ class OpenAIBackend:
     def family(self) -> str:
         """The registered name; part of every fingerprint."""
         return "openai"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Media from the web; list prices at OpenAI itself."""
+        return Capabilities(
+            media_schemes=("https",), price_provider="openai" if self.at_openai() else None
+        )
 
     async def open(self) -> "OpenAIClient":
         """A client; nothing is asked yet.

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transforms.backends.base import CallLimits
+from transforms.backends.base import CallLimits, Capabilities
 from transforms.records.errors import BackendUnusable, InvalidRequest, RecordError
 from transforms.records.records import Completion, Request, Usage
 
@@ -47,6 +47,11 @@ class SentenceTransformersBackend:
     def family(self) -> str:
         """The registered name; part of every fingerprint."""
         return "sentence_transformers"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Embeddings of texts."""
+        return Capabilities(tasks=("embed",), media_schemes=(), request_options=False)
 
     async def open(self) -> "SentenceTransformersClient":
         """Loads the model, once per process however often it is opened.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from yarl import URL
 
+from transforms.backends.base import Capabilities
 from transforms.clients.google_auth import GoogleAuth, auth_for, vertex_base_url
 from transforms.clients.http import JsonClient, Reply, shaped
 from transforms.records import json_values
@@ -57,6 +58,11 @@ class VertexEndpointBackend:
     def family(self) -> str:
         """The registered name; part of every fingerprint."""
         return "vertex_endpoint"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Predictions for instances."""
+        return Capabilities(tasks=("generate",), media_schemes=(), instances=True)
 
     def resource(self) -> str:
         """``projects/P/locations/L/endpoints/E``."""

@@ -50,8 +50,8 @@ def test_what_a_job_needs() -> None:
     """A place for temporary files, and the code."""
     assert _refused(JOB[0]).startswith("--temp_location is missing: ")
     assert _refused(JOB[0], JOB[1]) == (
-        "--sdk_container_image is missing: the workers would not have this code; give the "
-        "template's image, or --setup_file=./setup.py"
+        "--sdk_container_image is missing: the workers would not have this code; set it to the "
+        "template's image, or set --setup_file=./setup.py"
     )
 
 
@@ -86,7 +86,7 @@ def test_a_snapshot_and_write_streams_of_its_job() -> None:
             ["--dataflow_service_options=worker_accelerator=nvidia-l4"],
             "'worker_accelerator=nvidia-l4' is no accelerator: write ",
         ),
-        ([GPU, T4], "worker_accelerator is given 2 times: give it once"),
+        ([GPU, T4], "worker_accelerator is set 2 times: set it once"),
         (
             [GPU, "--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver"],
             "an accelerator is asked for twice",
@@ -116,7 +116,7 @@ def test_vllm_without_an_accelerator() -> None:
     hint = "--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver:5xx"
     for given in (L4, GPU, hint):
         _check(*JOB, VLLM, given)
-    expected = "--backend is 'vllm', but no worker has an accelerator: give --gpu_type"
+    expected = "--backend is 'vllm', but no worker has an accelerator: set --gpu_type"
     assert _refused(*JOB, VLLM).startswith(expected)
     assert _refused(*JOB, VLLM, "--machine_type=g2-standard-8").startswith(expected)
     _check(VLLM)
@@ -173,6 +173,17 @@ def test_drivers_older_than_the_cuda_of_vllm(driver: str, accepted: bool) -> Non
                 f"the driver is {driver!r}, but --backend=vllm needs 580 or newer: name one, or 5xx"
             )
     _check(*JOB, GPU.replace("580", driver), "--backend=gemini")
+
+
+def test_a_server_that_needs_more_gpus() -> None:
+    """Than each worker has, by our flags or as service options."""
+    size = "--vllm_args=--tensor-parallel-size=2"
+    for asked in (L4, GPU):
+        assert _refused(*JOB, VLLM, asked, size) == (
+            "--vllm_args is '--tensor-parallel-size=2', but each worker has 1 of nvidia-l4: the "
+            "arguments ask for 2 GPUs, and there are 1"
+        )
+    _check(*JOB, VLLM, L4, "--gpu_count=2", size)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +259,7 @@ def test_flags_of_gpus_that_can_run() -> None:
         ),
         (
             ["--experiments=use_nvidia_mps"],
-            "use_nvidia_mps shares a GPU among processes, but --backend=vllm runs one server",
+            "use_nvidia_mps shares a GPU among processes, but --backend=vllm runs one process",
         ),
     ],
 )

@@ -12,6 +12,7 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
+from pipeline.backends.shared import ENDPOINT, MODEL
 from pipeline.options.command_line import (
     FLAGS,
     InferenceOptions,
@@ -19,7 +20,6 @@ from pipeline.options.command_line import (
     parse_flags,
     parse_values,
 )
-from pipeline.options.model import ENDPOINT, MODEL
 from pipeline.options.pace import RECORD_DEADLINE_S, REQUEST_TIMEOUT_S
 from pipeline.options.request import (
     GENERATION_CONFIG,

@@ -96,13 +96,14 @@ def test_requests_without_a_place_for_media(argv: Any) -> None:
 
 
 def test_objects_that_the_model_cannot_read() -> None:
-    """Local files, and gs:// objects behind an OpenAI-compatible server."""
+    """Local files, and gs:// objects on a server that speaks OpenAI's dialect."""
     local = ("--input_files=photos/*.png", *OBJECTS[1:])
     assert _refused(*local, ASK, FAKE) == (
-        "--input_files is 'photos/*.png', but a model reads each object by its URI: put the files "
-        "into a bucket and set gs://…"
+        "--input_files is 'photos/*.png', but the model reads each object by its URI: copy the "
+        "files to a bucket and set --input_files=gs://…"
     )
-    assert _refused(*OBJECTS, ASK, *OPENAI) == (
-        "--input_files is 'gs://b/*.png', but a server behind --backend=openai cannot read gs:// "
-        "objects: use --backend=gemini, or records with https:// URLs and --media_fields"
-    )
+    for argv in (OPENAI, ("--backend=vllm", "--model=m")):
+        assert _refused(*OBJECTS, ASK, *argv) == (
+            f"--input_files is 'gs://b/*.png', but backend {argv[0][10:]} cannot read gs:// "
+            "objects: use --backend=gemini, or records with https:// URLs and --media_fields"
+        )

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Literal
 
+from transforms.backends.base import Capabilities
 from transforms.backends.openai import PATHS, answer_of, chat_body, embed_body, plain_text
 from transforms.backends.vllm.keeper import Settings
 from transforms.backends.vllm.launch import ServerSpec, interpreter, plan, server_environment
@@ -64,6 +65,11 @@ class VLLMBackend:
     def family(self) -> str:
         """The registered name; part of every fingerprint."""
         return "vllm"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Media from the web."""
+        return Capabilities(media_schemes=("https",))
 
     async def open(self) -> "VLLMClient":
         """Waits until the machine's server is ready; starts it where it is not.
