@@ -52,7 +52,9 @@ setuptools.setup(
     packages=setuptools.find_packages(
         include=["pipeline", "pipeline.*", "transforms", "transforms.*"]
     ),
-    entry_points={"console_scripts": ["batch-inference = pipeline.__main__:command"]},
     install_requires=BASE,
     extras_require=EXTRAS,
+    # Packages add backends and sources by entry points of the groups batch_inference.backends and
+    # batch_inference.sources: docs/backends.md, docs/sources.md.
+    entry_points={"console_scripts": ["batch-inference = pipeline.__main__:command"]},
 )

@@ -1,14 +1,14 @@
-"""``python -m pipeline …``."""
+"""``python -m pipeline …``, or the console command ``batch-inference …``."""
 
 import sys
 
 from pipeline.main import main
 
 
-def command() -> None:
-    """The console command ``batch-inference``: the same, where the package is installed."""
-    sys.exit(main(sys.argv[1:]))
+def command() -> int:
+    """Runs this process's command line; returns its exit code."""
+    return main(sys.argv[1:])
 
 
 if __name__ == "__main__":
-    command()
+    sys.exit(command())

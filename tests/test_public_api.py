@@ -16,6 +16,7 @@ PUBLIC = [
     "BatchClient",
     "BatchLimits",
     "BatchRequests",
+    "Capabilities",
     "Client",
     "Completion",
     "ConfigurationError",

@@ -17,7 +17,7 @@ from transforms.accounting.minute_tally import MinuteTallies, MinuteTally, Tally
 from transforms.accounting.reconcile import SummarySpec, WriteRunSummary
 from transforms.accounting.sink_report import SinkReport
 from transforms.accounting.tally import Tally, TallyRecords
-from transforms.backends.base import Backend, BatchClient, Client
+from transforms.backends.base import Backend, BatchClient, Capabilities, Client
 from transforms.backends.fake import FakeBackend
 from transforms.backends.gemini import GeminiBackend
 from transforms.backends.openai import OpenAIBackend
@@ -70,6 +70,7 @@ __all__ = [
     "BatchClient",
     "BatchLimits",
     "BatchRequests",
+    "Capabilities",
     "Client",
     "Completion",
     "ConfigurationError",

@@ -1,7 +1,7 @@
-"""Checks that ask the file systems and services, before anything is launched.
+"""Checks that ask file systems and services before anything is launched.
 
-Each has five seconds, all together twenty. A definite "not found" or "invalid" stops the launch;
-forbidden or a timeout only warns, because the workers may be another identity with other rights.
+Each check has five seconds, all together have twenty. A definite "not found" or "invalid" stops the
+launch; "forbidden" and timeouts only warn, because the workers may have other rights.
 """
 
 import functools
@@ -18,7 +18,7 @@ from transforms.sources.files import FileSource
 
 
 def all_checks(config: RunConfig) -> Iterator[tuple[str, Check]]:
-    """Every check that this configuration needs, with what it is about."""
+    """Every check that this configuration needs, each with its subject."""
     source, flag = config.source, "--input_files"
     if isinstance(source, DeadLetterSource):
         source, flag = source.rows, "--input_dead_letters"

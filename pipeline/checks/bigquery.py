@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _ask_bigquery(flag: str, ask: Callable[[], Any]) -> Any:
-    """Asks; BigQuery's definite no is wrong use, in BigQuery's words."""
+    """Asks BigQuery; a bad request or a missing resource is wrong use, in BigQuery's words."""
     from google.api_core.exceptions import BadRequest, NotFound
     from google.auth.exceptions import DefaultCredentialsError
 
@@ -86,7 +86,7 @@ def check_output_table(config: RunConfig, spec: TableSpec, flag: str) -> None:
             client.get_dataset(dataset, retry=None, timeout=CHECK_TIMEOUT_S)
         except NotFound:
             raise ConfigurationError(
-                f"{flag}: dataset {dataset} does not exist: make it with `bq mk -d {dataset}`"
+                f"{flag}: dataset {dataset} does not exist: create it with `bq mk -d {dataset}`"
             ) from None
         try:
             table = client.get_table(str(spec.name), retry=None, timeout=CHECK_TIMEOUT_S)
@@ -105,7 +105,7 @@ def check_output_table(config: RunConfig, spec: TableSpec, flag: str) -> None:
         )  # an update keeps it
         if named and spec.count(client, config.run_id, _EPOCH):
             raise ConfigurationError(
-                f"--run_id {config.run_id!r} is in {spec.name} already: give another"
+                f"--run_id {config.run_id!r} is already in {spec.name}: set another"
             )
 
     _ask_bigquery(flag, ask)
@@ -125,19 +125,19 @@ def _check_columns(spec: TableSpec, table: Any, flag: str) -> None:
         if field is None:
             if column.mode == "REQUIRED":
                 raise ConfigurationError(
-                    f"{flag}: {spec.name} has no column {column.name!r}: it was not made by this "
-                    "pipeline; give another table"
+                    f"{flag}: {spec.name} has no column {column.name!r}: this pipeline did not "
+                    "make it; set another table"
                 )
             continue
         kind = _SYNONYMS.get(field.field_type, field.field_type)
         if kind != column.type or (field.mode == "REPEATED") != (column.mode == "REPEATED"):
             raise ConfigurationError(
                 f"{flag}: column {column.name!r} of {spec.name} is {field.mode} {kind}, but must "
-                f"be {column.mode} {column.type}; give another table"
+                f"be {column.mode} {column.type}; set another table"
             )
     for field in table.schema:
         if field.name not in ours and field.mode == "REQUIRED":
             raise ConfigurationError(
                 f"{flag}: {spec.name} requires a column {field.name!r} that results do not have; "
-                "give another table"
+                "set another table"
             )

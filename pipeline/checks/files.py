@@ -51,7 +51,7 @@ def check_files(source: FileSource, flag: str = "--input_files") -> None:
 
 
 def _is_unclear(error: BaseException) -> bool:
-    """Forbidden, timeouts, missing credentials: the workers may fare better."""
+    """Whether the workers may succeed nonetheless: forbidden, timeouts, missing credentials."""
     from google.api_core import exceptions
     from google.auth.exceptions import GoogleAuthError
 
@@ -73,7 +73,7 @@ def _is_unclear(error: BaseException) -> bool:
 
 
 def check_output_path(config: RunConfig) -> None:
-    """The folder can be written, and holds no other run unless that was asked for."""
+    """The folder can be written, and holds no other run unless ``--write_mode`` allows it."""
     folder = config.sinks.output_path or ""
     mode = config.sinks.write_mode
     try:
@@ -83,19 +83,19 @@ def check_output_path(config: RunConfig) -> None:
         raise ConfigurationError(f"--output_path {folder!r}: {reason(error)}") from None
     if any(result.metadata_list for result in found) and mode in (None, "fail"):
         raise ConfigurationError(
-            f"--output_path {folder!r} holds another run: give another folder, or "
+            f"--output_path {folder!r} holds another run: set another folder, or "
             "--write_mode=append to add to it, or --write_mode=replace to replace what earlier "
             "runs wrote there"
         )
     if FileSystems.match([f"{folder}/results/{config.run_id}-*"], [1])[0].metadata_list:
         raise ConfigurationError(
-            f"--run_id {config.run_id!r} has written into {folder!r} before: give another"
+            f"--run_id {config.run_id!r} has written into {folder!r} before: set another"
         )
     check_writable(folder, "--output_path")
 
 
 def check_writable(folder: str, flag: str) -> None:
-    """A small file can be made in the folder, and deleted."""
+    """A small file can be created in the folder and deleted."""
     probe = FileSystems.join(folder, f".probe-{uuid.uuid4().hex[:8]}")
     try:
         make_folder(folder)
@@ -106,5 +106,5 @@ def check_writable(folder: str, flag: str) -> None:
         if _is_unclear(error):
             raise
         raise ConfigurationError(
-            f"{flag} {folder!r} cannot be written: {reason(error)}; give a folder that can"
+            f"{flag} {folder!r} cannot be written: {reason(error)}; set a folder that can be written"
         ) from None

@@ -1,6 +1,6 @@
-"""What a job on Dataflow needs and what excludes each other: checked without asking a service.
+"""Requirements and conflicts of a job on Dataflow, checked without asking a service.
 
-Beam takes all of these, and the job fails minutes later on its workers, or runs without its GPU.
+Beam accepts all of these; the job would fail minutes later on its workers, or run without its GPU.
 """
 
 import re
@@ -52,7 +52,7 @@ _ALWAYS_WITH_GPUS = ("g2-", "a2-", "a3-")
 
 
 def check_launch(values: Values, options: PipelineOptions) -> None:
-    """Everything that can be told from the flags of a job on Dataflow.
+    """Checks all that the flags of a job on Dataflow can tell.
 
     Raises:
       ConfigurationError: The job could not run; with the value and the remedy.
@@ -73,8 +73,8 @@ def check_launch(values: Values, options: PipelineOptions) -> None:
     if cloud.create_from_snapshot and values[EXACTLY_ONCE]:
         raise ConfigurationError(
             "--create_from_snapshot does not go with --exactly_once=true: the write streams in the "
-            "snapshot have gone on since, and other rows would be taken for written; drain the job, "
-            "seek the subscription and start anew"
+            "snapshot have advanced since, and BigQuery would drop new rows as already written; drain "
+            "the job, seek the subscription and start again"
         )
     adapter = adapter_of(values[BACKEND])
     if cloud.template_location and not adapter.images:
@@ -109,7 +109,7 @@ def accelerators(words: list[str]) -> Iterator[Accelerator]:
         parts = dict(part.partition(":")[::2] for part in value.split(";"))
         if not parts.get("type") or not re.fullmatch("[1-9][0-9]?", parts.get("count", "")):
             raise ConfigurationError(
-                f"{word!r} is no accelerator: write "
+                f"{word!r} is not an accelerator: write "
                 "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"
             )
         yield Accelerator(parts["type"], int(parts["count"]), parts.get("install-nvidia-driver"))
@@ -139,7 +139,9 @@ def check_accelerators(adapter: BackendAdapter, values: Values, options: Pipelin
     asked = _of_flags(values)
     if asked is not None and (found or _hinted(options)):
         other = "worker_accelerator" if found else "--resource_hints"
-        raise ConfigurationError(f"an accelerator is asked for twice: remove {other} or --gpu_type")
+        raise ConfigurationError(
+            f"two settings ask for an accelerator: remove {other} or --gpu_type"
+        )
     if adapter.dataflow.gpu and asked is None and not found and not _hinted(options):
         raise ConfigurationError(
             f"--backend is {adapter.name!r}, but no worker has an accelerator: set --gpu_type, such "
@@ -154,9 +156,8 @@ def check_accelerators(adapter: BackendAdapter, values: Values, options: Pipelin
         adapter.check_gpu(values, asked)
         if machine and machine.startswith(_ALWAYS_WITH_GPUS):
             raise ConfigurationError(
-                f"--machine_type is {machine!r}, which would give every other step a GPU too: name "
-                "an ordinary machine there, such as n2-standard-4, and this one, if need be, as "
-                "--gpu_machine_type"
+                f"--machine_type is {machine!r}, so every other step would have a GPU too: set it "
+                "to an ordinary machine, such as n2-standard-4, and --gpu_machine_type to this one"
             )
 
 
@@ -179,7 +180,7 @@ def _check_accelerator(
     goal = options.view_as(GoogleCloudOptions).flexrs_goal
     if goal:
         raise ConfigurationError(
-            f"--flexrs_goal is {goal!r}, but FlexRS has no GPUs and {gpu.type} is asked for: "
+            f"--flexrs_goal is {goal!r}, but FlexRS has no GPUs and the job asks for {gpu.type}: "
             "remove one of them"
         )
     if gpu.driver is None:
@@ -188,7 +189,7 @@ def _check_accelerator(
         )
     if _hinted(options):
         raise ConfigurationError(
-            "an accelerator is asked for twice: remove worker_accelerator or --resource_hints"
+            "two settings ask for an accelerator: remove worker_accelerator or --resource_hints"
         )
     if machine:
         _check_machine(gpu, flag, machine)

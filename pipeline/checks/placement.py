@@ -1,4 +1,4 @@
-"""Checks that a job runs where its data is: they ask BigQuery and Cloud Storage.
+"""Checks that a job runs where its data is; they ask BigQuery and Cloud Storage.
 
 Data that leaves its region costs egress, is slow, and may not be allowed to; BigQuery refuses a job
 in another location than its dataset's.
@@ -30,7 +30,7 @@ _MULTI_REGIONS = {"us": "us-", "eu": "europe-"}
 
 
 def placement_checks(options: PipelineOptions, config: RunConfig) -> Iterator[tuple[str, Check]]:
-    """The checks of a job on Dataflow, with what each is about; none for other runners."""
+    """The checks of a job on Dataflow, each with its subject; none for other runners."""
     if not on_dataflow(options):
         return
     cloud = options.view_as(GoogleCloudOptions)
@@ -55,7 +55,7 @@ def placement_checks(options: PipelineOptions, config: RunConfig) -> Iterator[tu
 
 
 def workers_region(options: PipelineOptions) -> tuple[str, str]:
-    """Where the workers are, by the flag that says so: they may be elsewhere than the job.
+    """The flag that places the workers, and their region, which may differ from the job's.
 
     >>> workers_region(PipelineOptions(["--region=us-east1", "--worker_zone=europe-west4-b"]))
     ('--worker_zone', 'europe-west4')
@@ -76,13 +76,12 @@ def check_dataset(
     region: str,
     region_flag: str = "--region",
 ) -> None:
-    """The dataset is where the job runs.
+    """The job runs in the dataset's location.
 
-    A job that is meant to run elsewhere says so, by naming the dataset's location as
-    ``--bigquery_location``.
+    ``--bigquery_location`` set to the dataset's location allows it to run elsewhere.
 
     Raises:
-      ConfigurationError: It is elsewhere; or --bigquery_location is not the dataset's.
+      ConfigurationError: It runs elsewhere, or --bigquery_location is not the dataset's.
     """
     from google.api_core.exceptions import NotFound
 
@@ -98,12 +97,12 @@ def check_dataset(
     if location and location.lower() != where.lower():
         raise ConfigurationError(
             f"--bigquery_location is {location!r}, but {flag}'s dataset {name} is in {where}: "
-            "give that, or leave it out"
+            "set it to that, or leave it out"
         )
     if not location and not holds(where, region):
         raise ConfigurationError(
-            f"the workers are in {region!r} ({region_flag}), but {flag}'s dataset {name} is in {where}: run the job "
-            f"there, or say --bigquery_location={where} if the data may leave"
+            f"the workers are in {region!r} ({region_flag}), but {flag}'s dataset {name} is in {where}: "
+            f"run the job there, or set --bigquery_location={where} if the data may leave"
         )
 
 

@@ -12,7 +12,7 @@ from transforms.sources.pubsub import PubSubSource
 
 
 def pubsub_checks(config: RunConfig) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The checks that this configuration needs, with what each is about."""
+    """The checks that this configuration needs, each with its subject."""
     topic = config.sinks.dead_letter_topic
     if isinstance(config.source, PubSubSource):
         subscription = config.source.subscription
@@ -23,10 +23,10 @@ def pubsub_checks(config: RunConfig) -> Iterator[tuple[str, Callable[[], None]]]
 
 
 def check_subscription(subscription: str, dead_letter_topic: str | None = None) -> None:
-    """It exists, can be read, and is not fed by the topic that dead letters go to.
+    """The subscription exists, can be read, and is not one of the dead-letter topic.
 
     Raises:
-      ConfigurationError: One of these is not so.
+      ConfigurationError: It does not exist, is detached, or would receive its own dead letters.
     """
     from google.cloud import pubsub_v1
 
@@ -44,19 +44,21 @@ def check_subscription(subscription: str, dead_letter_topic: str | None = None) 
         ask,
     )
     if found.detached:
-        raise ConfigurationError(f"{flag} is detached from its topic: nothing comes any more")
+        raise ConfigurationError(
+            f"{flag} is detached from its topic and receives no messages: set another"
+        )
     if dead_letter_topic is not None and found.topic == dead_letter_topic:
         raise ConfigurationError(
             f"--dead_letter_topic {dead_letter_topic} feeds {flag}: a dead letter would be read, "
-            "fail and be published again for ever; give another topic"
+            "fail and be published again forever; set another topic"
         )
 
 
 def check_topic(topic: str) -> None:
-    """It exists.
+    """The topic exists.
 
     Raises:
-      ConfigurationError: It does not.
+      ConfigurationError: It does not exist.
     """
     from google.pubsub_v1 import PublisherClient
 
@@ -72,7 +74,7 @@ def check_topic(topic: str) -> None:
 
 
 def _ask(flag: str, remedy: str, ask: Callable[[], Any]) -> Any:
-    """Asks; a definite no is wrong use, what is not clear goes to the caller as it is."""
+    """Asks Pub/Sub; a definite no is wrong use, any other error goes to the caller."""
     from google.api_core.exceptions import InvalidArgument, NotFound
     from google.auth.exceptions import DefaultCredentialsError
 

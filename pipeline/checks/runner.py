@@ -20,11 +20,11 @@ Check = Callable[[], None]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Warned:
-    """A check that could not tell.
+    """A check without a result.
 
     Attributes:
-      what: What was to be checked.
-      why: Why it is not known.
+      what: Its subject.
+      why: Why there is no result.
     """
 
     what: str
@@ -32,7 +32,7 @@ class Warned:
 
 
 def run_checks(checks: Sequence[tuple[str, Check]]) -> list[Warned]:
-    """Runs checks side by side; returns those that could not tell.
+    """Runs checks side by side; returns those without a result.
 
     Raises:
       ConfigurationError: The first definite problem, in the order of the checks.

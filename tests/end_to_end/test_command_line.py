@@ -191,7 +191,7 @@ def _wrong_use(
             [*local, f"--output_path={records}/out"],
             (
                 f"--output_path '{records}/out' cannot be written: [Errno 20] Not a directory: "
-                f"'{records}/out'; give a folder that can"
+                f"'{records}/out'; set a folder that can be written"
             ),
         ),
         "missing credentials of the backend": (
@@ -432,7 +432,7 @@ _FILES = {
         (
             ["--output_path={folder}/used"],
             (
-                "--output_path '{folder}/used' holds another run: give another folder, or "
+                "--output_path '{folder}/used' holds another run: set another folder, or "
                 "--write_mode=append to add to it, or --write_mode=replace to replace what "
                 "earlier runs wrote there"
             ),
@@ -523,13 +523,13 @@ def test_wrong_value(
         ),
         (
             ["--output_table={dataset}x.results"],
-            "--output_table: dataset {dataset}x does not exist: make it with `bq mk -d {dataset}x`",
+            "--output_table: dataset {dataset}x does not exist: create it with `bq mk -d {dataset}x`",
         ),
         (
             ["--output_table={dataset}.input"],
             (
-                "--output_table: {dataset}.input has no column 'record_id': it was not made by this "
-                "pipeline; give another table"
+                "--output_table: {dataset}.input has no column 'record_id': this pipeline did not "
+                "make it; set another table"
             ),
         ),
         (
@@ -612,7 +612,7 @@ def test_write_modes_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     assert runs.run(*flags, "--run_id=first", "--write_mode=append") == 2
     assert capsys.readouterr().err == (
-        f"error: --run_id 'first' has written into '{tmp_path}/out' before: give another\n"
+        f"error: --run_id 'first' has written into '{tmp_path}/out' before: set another\n"
     )
     assert run_ids() == ["first"] * 3 + ["second"] * 3
     assert runs.run(*flags, "--run_id=third", "--write_mode=replace") == 0
@@ -652,7 +652,7 @@ def test_write_modes_of_a_table(
     )
     assert runs.run(*flags, "--run_id=first") == 2
     assert (
-        capsys.readouterr().err == f"error: --run_id 'first' is in {table} already: give another\n"
+        capsys.readouterr().err == f"error: --run_id 'first' is already in {table}: set another\n"
     )
     assert runs.run(*flags, "--run_id=third", "--write_mode=replace") == 0
     assert run_ids() == ["third"] * 3

@@ -244,7 +244,7 @@ def test_dead_letters_that_would_be_read_again(
         f"--output_path={tmp_path}/out",
     ) == (
         f"error: --dead_letter_topic {topic} feeds --input_subscription {subscription}: a dead "
-        "letter would be read, fail and be published again for ever; give another topic\n"
+        "letter would be read, fail and be published again forever; set another topic\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""What Dataflow would take and fail on later: refused before the launch, with the remedy."""
+"""Jobs that Dataflow would accept and fail later are refused before the launch, with the remedy."""
 
 import doctest
 
@@ -56,7 +56,7 @@ def test_what_a_job_needs() -> None:
 
 
 def test_a_snapshot_and_write_streams_of_its_job() -> None:
-    """Other rows would be taken for written."""
+    """BigQuery would drop new rows as already written."""
     _check(*JOB, "--create_from_snapshot=s")
     assert _refused(*JOB, "--create_from_snapshot=s", "--exactly_once=true").startswith(
         "--create_from_snapshot does not go with --exactly_once=true: "
@@ -68,7 +68,7 @@ def test_a_snapshot_and_write_streams_of_its_job() -> None:
     [
         (
             [GPU, "--flexrs_goal=COST_OPTIMIZED"],
-            "--flexrs_goal is 'COST_OPTIMIZED', but FlexRS has no GPUs and nvidia-l4 is asked for",
+            "--flexrs_goal is 'COST_OPTIMIZED', but FlexRS has no GPUs and the job asks for nvidia-l4",
         ),
         (
             [GPU, "--machine_type=n2-standard-8"],
@@ -84,12 +84,12 @@ def test_a_snapshot_and_write_streams_of_its_job() -> None:
         ),
         (
             ["--dataflow_service_options=worker_accelerator=nvidia-l4"],
-            "'worker_accelerator=nvidia-l4' is no accelerator: write ",
+            "'worker_accelerator=nvidia-l4' is not an accelerator: write ",
         ),
         ([GPU, T4], "worker_accelerator is set 2 times: set it once"),
         (
             [GPU, "--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver"],
-            "an accelerator is asked for twice",
+            "two settings ask for an accelerator",
         ),
         (
             ["--experiments=use_nvidia_mps,no_use_multiple_sdk_containers"],
@@ -247,15 +247,15 @@ def test_flags_of_gpus_that_can_run() -> None:
         (["--flexrs_goal=COST_OPTIMIZED"], "--flexrs_goal is 'COST_OPTIMIZED', but FlexRS has no"),
         (
             ["--machine_type=g2-standard-8"],
-            "--machine_type is 'g2-standard-8', which would give every other step a GPU too: name ",
+            "--machine_type is 'g2-standard-8', so every other step would have a GPU too: set it ",
         ),
         (
             [GPU],
-            "an accelerator is asked for twice: remove worker_accelerator or --gpu_type",
+            "two settings ask for an accelerator: remove worker_accelerator or --gpu_type",
         ),
         (
             ["--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver"],
-            "an accelerator is asked for twice: remove --resource_hints or --gpu_type",
+            "two settings ask for an accelerator: remove --resource_hints or --gpu_type",
         ),
         (
             ["--experiments=use_nvidia_mps"],

@@ -38,11 +38,11 @@ def test_dataset_elsewhere(in_europe: TableName) -> None:
     check_dataset("--output_table", in_europe, "europe-west4", "us-central1")
     assert _refused(in_europe, None, "us-central1") == (
         f"the workers are in 'us-central1' (--region), but --output_table's dataset {name} is in "
-        "europe-west4: run the job there, or say --bigquery_location=europe-west4 if the data may leave"
+        "europe-west4: run the job there, or set --bigquery_location=europe-west4 if the data may leave"
     )
     assert _refused(in_europe, "US", "us-central1") == (
         f"--bigquery_location is 'US', but --output_table's dataset {name} is in europe-west4: "
-        "give that, or leave it out"
+        "set it to that, or leave it out"
     )
 
 
