@@ -52,7 +52,7 @@ def set_defaults(options: PipelineOptions, config: RunConfig, given: Container[s
             worker.number_of_worker_harness_threads = LOCAL_THREADS
         cloud = options.view_as(GoogleCloudOptions)
         needs = config.adapter.dataflow
-        set_worker_defaults(needs, options, gpu=config.values.is_set(GPU_TYPE))
+        set_worker_defaults(needs, options, config.mode, gpu=config.values.is_set(GPU_TYPE))
         ours = config.values[RESOURCE_LABELS]
         cloud.labels = [*(cloud.labels or []), *(f"{key}={value}" for key, value in ours.items())]
     options.view_as(SetupOptions).save_main_session = False

@@ -18,6 +18,7 @@ from apache_beam.options.pipeline_options import (
 
 from pipeline.options.flag import Flag, Kind, Place
 from pipeline.options.kinds import COUNT, NAME, one_of, text_kind
+from pipeline.options.mode import Mode
 from pipeline.options.run import on_dataflow
 from pipeline.options.values import Values
 from transforms.records.errors import ConfigurationError
@@ -186,7 +187,9 @@ def has_one_process(needs: "DataflowNeeds", experiments: Any) -> bool:
     return needs.one_process or ONE_CONTAINER in (experiments or ())
 
 
-def set_worker_defaults(needs: "DataflowNeeds", options: PipelineOptions, *, gpu: bool) -> None:
+def set_worker_defaults(
+    needs: "DataflowNeeds", options: PipelineOptions, mode: Mode, *, gpu: bool
+) -> None:
     """Beam's own options for the workers of a remote job, where the user set none.
 
     The disk is set here because the one of a template's environment is said not to reach workers.
@@ -194,6 +197,7 @@ def set_worker_defaults(needs: "DataflowNeeds", options: PipelineOptions, *, gpu
     Args:
       needs: The backend's.
       options: What to complete.
+      mode: Whether the job is a stream.
       gpu: Whether the flags ask for GPUs.
     """
     debug, worker = options.view_as(DebugOptions), options.view_as(WorkerOptions)
@@ -201,6 +205,5 @@ def set_worker_defaults(needs: "DataflowNeeds", options: PipelineOptions, *, gpu
         debug.add_experiment(ONE_CONTAINER)
     if worker.disk_size_gb is None:
         worker.disk_size_gb = DISK_GB if gpu else needs.disk_gb
-    streaming = options.view_as(StandardOptions).streaming
-    if gpu and streaming and not debug.lookup_experiment(STREAMING_HINTS):
+    if gpu and mode.streaming and not debug.lookup_experiment(STREAMING_HINTS):
         debug.add_experiment(STREAMING_HINTS)

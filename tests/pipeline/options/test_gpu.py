@@ -19,6 +19,13 @@ BASE = ("--input_files=gs://b/a.jsonl", "--prompt=Hello", "--output_path=gs://b/
 VLLM = ("--backend=vllm", "--model=m")
 DATAFLOW = ("--runner=DataflowRunner", "--project=p", "--region=r", "--temp_location=gs://b/t")
 JOB = (*BASE, *VLLM, *DATAFLOW)
+STREAM = (
+    "--input_subscription=projects/a-project/subscriptions/s",
+    "--prompt=Hello",
+    "--output_table=p:d.t",
+    *VLLM,
+    *DATAFLOW,
+)
 
 
 def _config(*argv: str) -> RunConfig:
@@ -138,11 +145,10 @@ def test_defaults_of_a_job_with_a_gpu() -> None:
     assert "no_use_multiple_sdk_containers" in experiments
     assert "enable_streaming_rightfitting" not in experiments
     options = _completed(
-        *JOB,
+        *STREAM,
         "--gpu_type=nvidia-l4",
         "--disk_size_gb=500",
         "--experiments=no_use_multiple_sdk_containers",
-        "--streaming",
     )
     assert options.view_as(WorkerOptions).disk_size_gb == 500
     experiments = options.view_as(DebugOptions).experiments
