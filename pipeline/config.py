@@ -96,33 +96,33 @@ class RunConfig:
     @classmethod
     def _from_values(cls, values: Values, options: PipelineOptions) -> "RunConfig":
         mistakes = Mistakes()
-        a_source = mistakes.attempt(lambda: make_source(values, options))
-        a_backend = mistakes.attempt(lambda: make_backend(values, options))
+        source_made = mistakes.attempt(lambda: make_source(values, options))
+        backend_made = mistakes.attempt(lambda: make_backend(values, options))
         mistakes.check()
-        source, backend = a_source.value, a_backend.value
+        source, backend = source_made.value, backend_made.value
         mode, preview, started_at = Mode.of(source), values[PREVIEW], now()
         name = run_id(values, options, mode)
-        a_request = mistakes.attempt(lambda: request_spec(values, backend, source))
-        some_sinks = mistakes.attempt(
+        request_made = mistakes.attempt(lambda: request_spec(values, backend, source))
+        sinks_made = mistakes.attempt(
             lambda: make_sinks(values, options, mode, name, needed=preview is None)
         )
-        the_limits = mistakes.attempt(lambda: dispatch_limits(values, options, mode))
-        an_order = mistakes.attempt(lambda: order_of(values, mode))
-        some_hints = mistakes.attempt(
+        limits_made = mistakes.attempt(lambda: dispatch_limits(values, options, mode))
+        order_made = mistakes.attempt(lambda: order_of(values, mode))
+        hints_made = mistakes.attempt(
             lambda: resource_hints(values, adapter_of(values[BACKEND]).dataflow.gpu_driver, options)
         )
         with mistakes.collected():
             _check_reachable(values, options, mode)
         mistakes.check()
-        sinks = some_sinks.value
+        sinks = sinks_made.value
         return cls(
             run_id=name,
             started_at=started_at,
             source=source,
             id_rule=id_rule(values),
-            request=a_request.value,
+            request=request_made.value,
             backend=backend,
-            limits=the_limits.value,
+            limits=limits_made.value,
             batch=batch_limits(values),
             batch_keys=values[BATCH_KEYS],
             output_schema=values[OUTPUT_SCHEMA],
@@ -143,8 +143,8 @@ class RunConfig:
                 path=summary_path(sinks, options, mode, name),
                 sinks=sinks.count,
             ),
-            order=an_order.value,
-            resource_hints=some_hints.value,
+            order=order_made.value,
+            resource_hints=hints_made.value,
             preview=preview,
             wait=values[WAIT],
             local=is_local(options),

@@ -20,7 +20,7 @@ VLLM = ("--backend=vllm", "--model=m")
 DATAFLOW = ("--runner=DataflowRunner", "--project=p", "--region=r", "--temp_location=gs://b/t")
 JOB = (*BASE, *VLLM, *DATAFLOW)
 STREAM = (
-    "--input_subscription=projects/a-project/subscriptions/s",
+    "--input_subscription=projects/a-project/subscriptions/tickets",
     "--prompt=Hello",
     "--output_table=p:d.t",
     *VLLM,
