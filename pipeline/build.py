@@ -56,4 +56,4 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
     )
     tallies = (read_tally, result_tally, letter_tally) | "Tallies" >> beam.Flatten()
     reports = (results, letters) | "Reports" >> beam.Flatten()
-    _ = (tallies, reports) | "WriteRunSummary" >> write_summary(config, bounded=bounded)
+    _ = (tallies, reports) | "WriteRunSummary" >> write_summary(config)

@@ -21,9 +21,14 @@ from transforms.sinks.bigquery.row_batches import Refusal
 _LOGGER = logging.getLogger(__name__)
 
 
-def write_summary(config: RunConfig, *, bounded: bool) -> beam.PTransform:
-    """What is at the end of `pipeline.build`; takes ``(tallies, reports)``."""
-    return WriteRunSummary(spec=config.summary) if bounded else WriteMinutes(config=config)
+def write_summary(config: RunConfig) -> beam.PTransform:
+    """The end of `pipeline.build`: one summary of a batch run, one per minute of a stream.
+
+    It takes ``(tallies, reports)``.
+    """
+    if config.mode.bounded:
+        return WriteRunSummary(spec=config.summary)
+    return WriteMinutes(config=config)
 
 
 def _owned(row: bytes) -> OwnedRow:
