@@ -55,6 +55,7 @@ setuptools.setup(
     ),
     install_requires=BASE,
     extras_require=EXTRAS,
-    # Packages add backends by entry points of the group batch_inference.backends: docs/backends.md.
+    # Packages add backends and sources by entry points of the groups batch_inference.backends and
+    # batch_inference.sources: docs/backends.md, docs/sources.md.
     entry_points={"console_scripts": ["batch-inference = pipeline.__main__:command"]},
 )

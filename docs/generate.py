@@ -15,8 +15,8 @@ DOCS = pathlib.Path(__file__).resolve().parent
 if __name__ == "__main__":  # run by path: this folder is on the path, the project's is not
     sys.path.insert(0, str(DOCS.parent))
 
-from pipeline.options.command_line import OPTIONS  # noqa: E402
-from pipeline.options.option import Option  # noqa: E402 - behind the path
+from pipeline.options.command_line import FLAGS  # noqa: E402 - behind the path
+from pipeline.options.flag import Flag  # noqa: E402
 from transforms.accounting.minute_summary import MINUTE_COLUMNS  # noqa: E402
 from transforms.results.rows import (  # noqa: E402
     DEAD_LETTER_COLUMNS,
@@ -37,12 +37,12 @@ _SECTION = r"(<!-- generated: {name} -->\n).*?(<!-- end of generated -->)"
 PARAMETERS = """\
 # Parameters
 
-This page is made from `pipeline/options/command_line.py` by `python docs/generate.py`.
+`python docs/generate.py` generates this page from the flags in `pipeline/options/`.
 
-Write `--name=value`. Every value is one string: booleans are `true` or `false`, lists are separated
-by commas, JSON stands inline or in a file that the value names, and `''` means not given. Paths may
-be local or `gs://`. Apache Beam's own flags (`--runner`, `--project`, `--region`,
-`--temp_location`, `--direct_num_workers`, …) are taken as well. An unknown flag is an error.
+Write `--name=value`. Every value is one string: booleans are `true` or `false`, commas separate the
+items of a list, JSON is inline or in a file that the value names, and `''` means that the flag is
+not set. Paths may be local or `gs://`. Apache Beam's own flags (`--runner`, `--project`, `--region`,
+`--temp_location`, `--direct_num_workers`, …) work as well. An unknown flag is an error.
 """
 
 
@@ -63,17 +63,16 @@ def _column_line(column: Column, name: str) -> str:
 def parameters_page() -> str:
     """All of ``docs/parameters.md``."""
     pages = [PARAMETERS]
-    for group in dict.fromkeys(option.group for option in OPTIONS):
+    for group in dict.fromkeys(flag.group for flag in FLAGS):
         lines = [f"\n## {group}\n", "| Flag | Default | What it does |", "|---|---|---|"]
-        lines += [_option_line(option) for option in OPTIONS if option.group == group]
+        lines += [_flag_line(flag) for flag in FLAGS if flag.group == group]
         pages.append("\n".join(lines) + "\n")
     return "".join(pages)
 
 
-def _option_line(option: Option) -> str:
-    value = "\\|".join(option.choices) or _cell(option.metavar)
-    default = f"`{option.default}`" if option.default else ""
-    return f"| `--{option.name}` {value} | {default} | {_cell(option.help)} |"
+def _flag_line(flag: "Flag[object]") -> str:
+    default = f"`{flag.default_text}`" if flag.default_text else ""
+    return f"| `{flag}` {_cell(flag.values)} | {default} | {_cell(flag.help)} |"
 
 
 def _cell(text: str) -> str:

@@ -6,6 +6,7 @@ from pipeline.config import RunConfig
 from pipeline.sinks import write_dead_letters, write_results
 from pipeline.summaries import write_summary
 from transforms.inference.infer import Infer
+from transforms.records.errors import ConfigurationError
 from transforms.requests.batch import BatchRequests
 from transforms.requests.order import OrderByPrefix
 from transforms.requests.render import RenderRequests
@@ -14,11 +15,20 @@ from transforms.sources.base import ReadRecords
 
 
 def build(root: beam.Pipeline, config: RunConfig) -> None:
-    """Adds every step to a pipeline. Labels are stable: updates of streaming jobs need them."""
+    """Adds every step to a pipeline. Labels are stable: updates of streaming jobs need them.
+
+    Raises:
+      ConfigurationError: The source says of itself that it ends, or not, and Beam disagrees.
+    """
     records, unread, read_tally = root | "ReadRecords" >> ReadRecords(
         source=config.source, id_rule=config.id_rule
     )
-    bounded = records.is_bounded
+    bounded = config.mode.bounded
+    if records.is_bounded is not bounded:
+        raise ConfigurationError(
+            f"{type(config.source).__name__}.bounded is {bounded}, but Beam reads it as "
+            f"{'bounded' if records.is_bounded else 'unbounded'}: correct the source"
+        )
     requests, unrendered = records | "RenderRequests" >> RenderRequests(spec=config.request)
     if config.order.prefix_chars is not None:
         requests = requests | "OrderByPrefix" >> OrderByPrefix(
@@ -50,4 +60,4 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
     )
     tallies = (read_tally, result_tally, letter_tally) | "Tallies" >> beam.Flatten()
     reports = (results, letters) | "Reports" >> beam.Flatten()
-    _ = (tallies, reports) | "WriteRunSummary" >> write_summary(config, bounded=bounded)
+    _ = (tallies, reports) | "WriteRunSummary" >> write_summary(config)

@@ -11,11 +11,10 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
 )
 
-from pipeline.backends import adapter_of
-from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
+from pipeline.config import RunConfig
 from pipeline.local import runner as local_streaming
-from pipeline.options.command_line import InferenceOptions, Values
-from pipeline.options.gpu import set_worker_defaults
+from pipeline.options.gpu import GPU_TYPE, set_worker_defaults
+from pipeline.options.run import LOCAL_RUNNER, RESOURCE_LABELS
 
 LOCAL_THREADS = 4
 """Bundles at once: while one waits for its last calls, others give the model its next ones.
@@ -26,24 +25,22 @@ elements, also in the middle of an element (`docs/beam.md` has the experiment).
 """
 
 
-def set_defaults(
-    options: PipelineOptions, given: Container[str] = (), *, streaming: bool = False
-) -> None:
+def set_defaults(options: PipelineOptions, config: RunConfig, given: Container[str] = ()) -> None:
     """Beam's own options that inference needs, where the user set none.
 
     Args:
       options: What to complete.
+      config: The run.
       given: The names of the flags that the user has set.
-      streaming: The input never ends; of the local runners one can do that.
     """
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
         standard.runner = LOCAL_RUNNER
-    if streaming:
+    if config.mode.streaming:
         standard.streaming = True
-        if is_local(options):
+        if config.local:  # of the local runners, one can run a stream
             standard.runner = local_streaming.RUNNER
-    if is_local(options):
+    if config.local:
         direct = options.view_as(DirectOptions)
         if "direct_num_workers" not in given:
             direct.direct_num_workers = LOCAL_THREADS
@@ -54,16 +51,15 @@ def set_defaults(
         if worker.number_of_worker_harness_threads is None:
             worker.number_of_worker_harness_threads = LOCAL_THREADS
         cloud = options.view_as(GoogleCloudOptions)
-        values = Values.of(options.view_as(InferenceOptions))
-        needs = adapter_of(values.given["backend"]).dataflow
-        set_worker_defaults(needs, options, gpu=bool(values.text("gpu_type")))
-        ours = values.pairs("resource_labels")
+        needs = config.adapter.dataflow
+        set_worker_defaults(needs, options, config.mode, gpu=config.values.is_set(GPU_TYPE))
+        ours = config.values[RESOURCE_LABELS]
         cloud.labels = [*(cloud.labels or []), *(f"{key}={value}" for key, value in ours.items())]
     options.view_as(SetupOptions).save_main_session = False
 
 
 def name_job(options: PipelineOptions, config: RunConfig) -> None:
-    """A streaming job that was given no name has its run's: an update finds it by that."""
+    """Names a streaming job after its run, where the user named none: an update finds it so."""
     cloud = options.view_as(GoogleCloudOptions)
-    if config.streaming and not config.local and cloud.job_name is None:
+    if config.mode.streaming and not config.local and cloud.job_name is None:
         cloud.job_name = config.run_id.lower().replace("_", "-")

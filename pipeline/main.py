@@ -32,7 +32,7 @@ from pipeline.checks.runner import run_checks
 from pipeline.config import RunConfig
 from pipeline.defaults import name_job, set_defaults
 from pipeline.local import runner as local_streaming
-from pipeline.options.command_line import help_text, parse_flags
+from pipeline.options.command_line import help_text, parse_flags, with_flags
 from pipeline.terminal.preview import print_preview
 from pipeline.terminal.progress import Progress
 from pipeline.terminal.report import print_places, print_report, read_summary
@@ -65,7 +65,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         return run(argv, console)
     except ConfigurationError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        for mistake in with_flags(str(error)).splitlines():
+            console.print(f"error: {mistake}", style="red", markup=False, highlight=False)
         return EXIT_USAGE
     except KeyboardInterrupt:
         console.print("\ninterrupted", style="yellow")
@@ -85,16 +86,14 @@ def run(argv: Sequence[str], console: Console) -> int:
     """
     options = parse_flags(argv)
     config = RunConfig.from_options(options)
-    check_launch(options)
+    check_launch(config.values, options)
     for warned in run_checks([*all_checks(config), *placement_checks(options, config)]):
         text = f"warning: {warned.what}: not checked: {warned.why}"
         console.print(text, style="yellow", markup=False, highlight=False)
     if config.preview is not None:
         print_preview(Console(soft_wrap=True), config, config.preview)
         return EXIT_DONE
-    set_defaults(
-        options, {word.lstrip("-").partition("=")[0] for word in argv}, streaming=config.streaming
-    )
+    set_defaults(options, config, {word.lstrip("-").partition("=")[0] for word in argv})
     name_job(options, config)
     set_aside_old_summary(config)
     pipeline = beam.Pipeline(options=options)
@@ -137,7 +136,7 @@ def _run_here(pipeline: beam.Pipeline, config: RunConfig, console: Console) -> i
     worker = threading.Thread(target=work, name="pipeline", daemon=True)
     console.print(f"run {config.run_id}", highlight=False)
     try:
-        progress = Progress(console, metrics.LIVE.snapshot, holds=config.streaming)
+        progress = Progress(console, metrics.LIVE.snapshot, holds=config.mode.streaming)
         with _terminate_as_interrupt(), progress:
             worker.start()
             stopped = _watch(ended, progress, config, console)
@@ -173,7 +172,7 @@ def _watch(ended: threading.Event, progress: Progress, config: RunConfig, consol
                 progress.tick()
             return stopped
         except KeyboardInterrupt:
-            if stopped or not config.streaming:
+            if stopped or not config.mode.streaming:
                 raise
             stopped = True
             console.print(
@@ -285,12 +284,12 @@ def explain(error: BaseException) -> tuple[str, bool]:
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, (PipelineError, OSError)):
-            return _WHILE_RUNNING.sub("", str(seen)), True
+            return with_flags(_WHILE_RUNNING.sub("", str(seen))), True
         seen = seen.__cause__ or seen.__context__
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     last = _WHILE_RUNNING.sub("", lines[-1]) if lines else ""
     if found := re.match(rf"{re.escape(PipelineError.__module__)}\.\w+: (.*)", last):
-        return found[1], True
+        return with_flags(found[1]), True
     return f"{type(error).__name__}: {last}", False
 
 

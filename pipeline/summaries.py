@@ -19,9 +19,14 @@ from transforms.sinks.base import EncodedRow, RejectedRow, Written
 _LOGGER = logging.getLogger(__name__)
 
 
-def write_summary(config: RunConfig, *, bounded: bool) -> beam.PTransform:
-    """The last step of `pipeline.build`; takes ``(tallies, reports)``."""
-    return WriteRunSummary(spec=config.summary) if bounded else WriteMinutes(config=config)
+def write_summary(config: RunConfig) -> beam.PTransform:
+    """The end of `pipeline.build`: one summary of a batch run, one per minute of a stream.
+
+    It takes ``(tallies, reports)``.
+    """
+    if config.mode.bounded:
+        return WriteRunSummary(spec=config.summary)
+    return WriteMinutes(config=config)
 
 
 def _tally(counted: MinuteTally) -> Tally:

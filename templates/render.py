@@ -1,4 +1,4 @@
-"""Renders the templates' metadata and container specs from the one definition of the options.
+"""Renders the templates' metadata and container specs from the one definition of the flags.
 
 ``python -m templates.render`` writes ``templates/metadata/*.json``; with ``--check`` it changes
 nothing and fails when a file would change. ``python -m templates.render --image=IMAGE
@@ -13,17 +13,10 @@ import pathlib
 import sys
 from typing import Any
 
-from pipeline.options.command_line import OPTIONS
-from pipeline.options.option import Option
-from templates.form import (
-    BATCH,
-    BEAM_OPTIONS,
-    NOT_OFFERED,
-    STREAMING,
-    choices_offered,
-    form_of,
-    place_of,
-)
+from pipeline.options.command_line import FLAGS
+from pipeline.options.flag import Flag
+from pipeline.options.mode import Mode
+from templates.form import BEAM_FLAGS, choices_offered, form_of, place_of
 
 HERE = pathlib.Path(__file__).resolve().parent
 METADATA = HERE / "metadata"
@@ -36,7 +29,7 @@ _WORDS = {
     "Api": "API",
 }
 
-_BY_NAME = {option.name: option for option in (*OPTIONS, *BEAM_OPTIONS)}
+_BY_NAME = {flag.name: flag for flag in (*FLAGS, *BEAM_FLAGS)}
 
 Json = dict[str, Any]
 
@@ -46,25 +39,30 @@ class Template:
     """One template.
 
     Attributes:
-      name: As in the file names.
+      mode: Of the runs that it launches.
       title: As the console shows it.
       description: What it does, in a sentence or two.
     """
 
-    name: str
+    mode: Mode
     title: str
     description: str
+
+    @property
+    def name(self) -> str:
+        """Its name, as in the file names."""
+        return self.mode.value
 
 
 TEMPLATES = (
     Template(
-        BATCH,
+        Mode.BATCH,
         "Batch inference",
         "Has a model answer every record of files, a BigQuery table or a query, and writes one "
         "result or one dead letter for each.",
     ),
     Template(
-        STREAMING,
+        Mode.STREAMING,
         "Streaming inference",
         "Has a model answer every message of a Pub/Sub subscription, and writes one result or one "
         "dead letter for each.",
@@ -72,60 +70,60 @@ TEMPLATES = (
 )
 
 
-def offered(template: str, *, gpu: bool = True) -> list[Option]:
-    """The options that a template has as parameters; a parent comes before its children.
+def offered(mode: Mode, *, gpu: bool = True) -> list[Flag[Any]]:
+    """The flags that a template has as parameters; a parent comes before its children.
 
     Args:
-      template: Its name.
-      gpu: Whether its workers have GPUs, and so the options that need one.
+      mode: The template's.
+      gpu: Whether its workers have GPUs, and so the flags that need one.
     """
     found = []
-    for option in (*OPTIONS, *BEAM_OPTIONS):
-        place = place_of(option)
-        fits = template in place.templates and (gpu or not place.gpu)
-        if option.name not in NOT_OFFERED and fits:
-            found.append(option)
-    return sorted(found, key=lambda option: bool(place_of(option).parent))
+    for flag in (*FLAGS, *BEAM_FLAGS):
+        place = place_of(flag)
+        if mode in place.templates and (gpu or not place.gpu):
+            found.append(flag)
+    return sorted(found, key=lambda flag: bool(place_of(flag).parent))
 
 
-def label_of(option: Option) -> str:
+def label_of(flag: Flag[Any]) -> str:
     """The name of a parameter in the form.
 
-    >>> label_of(Option("request_timeout_s", "Pace", "Seconds."))
+    >>> from pipeline.options.pace import REQUEST_TIMEOUT_S
+    >>> label_of(REQUEST_TIMEOUT_S)
     'Request timeout (s)'
     """
-    if label := place_of(option).label:
-        return label
-    words = option.name.removesuffix("_s").split("_")
+    if flag.place.label:
+        return flag.place.label
+    words = flag.name.removesuffix("_s").split("_")
     words[0] = words[0].capitalize()
-    unit = " (s)" if option.name.endswith("_s") else ""
+    unit = " (s)" if flag.name.endswith("_s") else ""
     return " ".join(_WORDS.get(word, word) for word in words) + unit
 
 
-def parameter(option: Option, template: str, *, gpu: bool) -> Json:
+def parameter(flag: Flag[Any], mode: Mode, *, gpu: bool) -> Json:
     """One ``ParameterMetadata``."""
-    place, form = place_of(option), form_of(option, gpu=gpu)
-    example = "" if option.choices or not form.example else f" Example: {form.example}"
+    place, form = place_of(flag), form_of(flag, gpu=gpu)
+    example = "" if flag.kind.choices or not form.example else f" Example: {form.example}"
     found: Json = {
-        "name": option.name,
-        "label": label_of(option),
-        "helpText": option.help + example,
-        "isOptional": template not in place.required,
+        "name": flag.name,
+        "label": label_of(flag),
+        "helpText": flag.help + example,
+        "isOptional": mode not in place.required,
         "paramType": form.param_type,
     }
     if form.pattern:
         found["regexes"] = [form.pattern]
     if form.param_type == "ENUM":
-        choices = choices_offered(option, gpu=gpu)
+        choices = choices_offered(flag, gpu=gpu)
         found["enumOptions"] = [{"value": choice, "label": choice} for choice in choices]
-    if option.default:
-        found["defaultValue"] = option.default
+    if flag.default_text:
+        found["defaultValue"] = flag.default_text
     if place.parent:
         shown = choices_offered(_BY_NAME[place.parent], gpu=gpu)
         found["parentName"] = place.parent
         found["parentTriggerValues"] = [value for value in place.triggers if value in shown]
     else:
-        found["groupName"] = option.group
+        found["groupName"] = flag.group
     return found
 
 
@@ -139,7 +137,7 @@ def metadata(template: Template, *, gpu: bool = False) -> Json:
       template: Which one.
       gpu: Whether its workers have the image for GPUs.
     """
-    streaming = template.name == STREAMING
+    streaming = template.mode.streaming
     found: Json = {
         "name": f"{template.title} with GPUs" if gpu else template.title,
         "description": template.description,
@@ -149,8 +147,8 @@ def metadata(template: Template, *, gpu: bool = False) -> Json:
     }
     if streaming:
         found["defaultStreamingMode"] = "EXACTLY_ONCE"
-    options = offered(template.name, gpu=gpu)
-    found["parameters"] = [parameter(option, template.name, gpu=gpu) for option in options]
+    flags = offered(template.mode, gpu=gpu)
+    found["parameters"] = [parameter(flag, template.mode, gpu=gpu) for flag in flags]
     return found
 
 
@@ -166,7 +164,7 @@ def container_spec(template: Template, image: str, worker_image: str = "") -> Js
         "sdkContainerImage": worker_image or image,  # else stock workers, without this code
         "additionalUserLabels": {"pipeline": f"{template.name}-inference"},
     }
-    if template.name == STREAMING:
+    if template.mode.streaming:
         environment |= {
             "enableStreamingEngine": True,
             "streamingMode": "STREAMING_MODE_EXACTLY_ONCE",  # the metadata's word has no prefix

@@ -15,8 +15,8 @@ from apache_beam.ml.inference.gemini_inference import GeminiModelHandler, genera
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from benchmarks.dispatch.runs import prompt_of
-from pipeline.config import LOCAL_RUNNER
 from pipeline.defaults import LOCAL_THREADS
+from pipeline.options.run import LOCAL_RUNNER
 
 
 class _LocalGemini(GeminiModelHandler):

@@ -9,10 +9,11 @@ import dataclasses
 import importlib.metadata
 import logging
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pipeline.backends import fake, gemini, openai, sentence_transformers, vertex_endpoint, vllm
 from pipeline.backends.base import BackendAdapter
-from pipeline.options.option import Option
+from pipeline.options.flag import Flag
 from transforms.records.errors import ConfigurationError
 
 GROUP = "batch_inference.backends"
@@ -99,11 +100,11 @@ def _adapters() -> list[BackendAdapter]:
     return [each for each in ADAPTERS.values() if isinstance(each, BackendAdapter)]
 
 
-def backend_flags() -> tuple[Option, ...]:
+def backend_flags() -> tuple[Flag[Any], ...]:
     """The flags that only some backends take: each once, in the order of the backends."""
-    return tuple({flag.name: flag for each in _adapters() for flag in each.flags}.values())
+    return tuple(dict.fromkeys(flag for each in _adapters() for flag in each.flags))
 
 
-def takers(flag: str) -> tuple[str, ...]:
+def takers(flag: Flag[Any]) -> tuple[str, ...]:
     """The names of the backends that take a flag; empty for a flag that all take."""
-    return tuple(each.name for each in _adapters() if flag in {own.name for own in each.flags})
+    return tuple(each.name for each in _adapters() if flag in each.flags)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.options.flag import Flag
 from pipeline.options.gpu import Accelerator
-from pipeline.options.option import Option
+from pipeline.options.values import Values
 from transforms.backends.base import Backend
 
-if TYPE_CHECKING:  # both need the adapters' flags
+if TYPE_CHECKING:  # it needs the adapters' flags
     from pipeline.config import RunConfig
-    from pipeline.options.command_line import Values
 
 Image = Literal["cpu", "gpu"]
 """An image of the templates: the ordinary one, or the one of workers with GPUs."""
@@ -52,7 +52,7 @@ class BackendAdapter:
       name: The value of ``--backend``: lower-case letters, digits and ``_``.
       make: Makes the backend from the flags; raises `ConfigurationError` with the remedy. It
         neither asks a service nor imports an SDK.
-      flags: The flags that not every backend takes. Several adapters may list the same `Option`. A
+      flags: The flags that not every backend takes. Several adapters may list the same `Flag`. A
         flag set for a backend that does not list it is refused.
       refuses: Flags that every other backend takes, each with the reason why this one does not, as
         a clause.
@@ -66,10 +66,10 @@ class BackendAdapter:
     """
 
     name: str
-    make: Callable[["Values", PipelineOptions], Backend]
-    flags: tuple[Option, ...] = ()
-    refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    make: Callable[[Values, PipelineOptions], Backend]
+    flags: tuple[Flag[Any], ...] = ()
+    refuses: Mapping[Flag[Any], str] = dataclasses.field(default_factory=dict)
     check: Callable[[Any, "RunConfig"], None] = _nothing_to_check
-    check_gpu: Callable[["Values", Accelerator], None] = _nothing_to_check
+    check_gpu: Callable[[Values, Accelerator], None] = _nothing_to_check
     dataflow: DataflowNeeds = DataflowNeeds()
     images: tuple[Image, ...] = ("cpu", "gpu")

@@ -1,32 +1,29 @@
 """``--backend=fake``: made-up answers and faults, without a model."""
 
-from typing import TYPE_CHECKING
-
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.backends.base import BackendAdapter
-from pipeline.backends.shared import task
+from pipeline.backends.shared import MODEL
+from pipeline.options.request import REQUEST_OPTIONS, TASK
+from pipeline.options.values import Values
 from transforms.backends.fake import OPTIONS, FakeBackend
 from transforms.records.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from pipeline.options.command_line import Values
 
-
-def make(values: "Values", options: PipelineOptions) -> FakeBackend:
+def make(values: Values, options: PipelineOptions) -> FakeBackend:
     """The backend; ``--request_options`` says how it pretends.
 
     Raises:
       ConfigurationError: An unknown option, or a value out of range.
     """
-    given = values.json_object("request_options")
+    given = values[REQUEST_OPTIONS]
     for name in given:
         if name not in OPTIONS:
             raise ConfigurationError(
-                f"--request_options has {name!r}, but the fake backend's options are: "
+                f"{REQUEST_OPTIONS} has {name!r}, but the fake backend's options are: "
                 f"{', '.join(OPTIONS)}"
             )
-    return FakeBackend(model=values.text("model") or "fake", task=task(values), **given)
+    return FakeBackend(model=values[MODEL] or "fake", task=values[TASK], **given)
 
 
 ADAPTER = BackendAdapter(name="fake", make=make)

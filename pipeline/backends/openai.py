@@ -1,39 +1,67 @@
 """``--backend=openai``: OpenAI, and every server that speaks its dialect."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.backends.base import BackendAdapter
-from pipeline.backends.shared import ENDPOINT, GENERATE_API, GROUP, check_url, generate_api, task
-from pipeline.options.option import Option
+from pipeline.backends.shared import ENDPOINT, GROUP, MODEL, check_url
+from pipeline.options.flag import Flag, Form, Kind, Place
+from pipeline.options.kinds import items, one_of_field
+from pipeline.options.request import ACCEPT_TRUNCATED, TASK
+from pipeline.options.values import Values
 from transforms.backends.openai import OPENAI_URL, OpenAIBackend
 from transforms.clients.secrets import check_secret_name
 from transforms.records.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.options.command_line import Values
+
+GENERATE_API: Flag[Any] = Flag(
+    "generate_api",
+    GROUP,
+    "The API that generates text with openai and vllm: chat, or completions for base models "
+    "without a chat template.",
+    one_of_field(OpenAIBackend, "api"),
+    of=OpenAIBackend,
+    field="api",
+)
+API_KEY_SECRET: Flag[str | None] = Flag(
+    "api_key_secret",
+    GROUP,
+    "The Secret Manager version that holds the API key (backend openai); workers read it. Without "
+    "it they use their OPENAI_API_KEY.",
+    Kind(
+        check_secret_name,
+        "projects/P/secrets/S/versions/V",
+        Form(
+            "TEXT",
+            "^projects/[^/]+/(locations/[^/]+/)?secrets/[^/]+/versions/[^/]+$",
+            "projects/p/secrets/openai/versions/1",
+        ),
+    ),
+    of=OpenAIBackend,
+    place=Place(label="API key secret"),
+)
 
 
-def make(values: "Values", options: PipelineOptions) -> OpenAIBackend:
+def make(values: Values, options: PipelineOptions) -> OpenAIBackend:
     """The backend; OpenAI's own API unless ``--endpoint`` names one server or several.
 
     Raises:
       ConfigurationError: The model is missing, or the endpoints cannot be used together.
     """
-    endpoints = tuple(map(check_url, values.items("endpoint"))) or (OPENAI_URL,)
+    endpoints = tuple(map(check_url, items(values.text(ENDPOINT)))) or (OPENAI_URL,)
     if len({url.rstrip("/") for url in endpoints}) < len(endpoints):
         raise ConfigurationError(f"--endpoint names a server twice: {', '.join(endpoints)}")
-    secret = values.text("api_key_secret")
     backend = OpenAIBackend(
-        model=values.require("model", "the name that the server knows the model by"),
+        model=values.require(MODEL, "the name that the server knows the model by"),
         endpoint=endpoints if len(endpoints) > 1 else endpoints[0],
-        task=task(values),
-        api=generate_api(values),
-        accept_truncated=values.boolean("accept_truncated"),
-        api_key_secret=check_secret_name(secret, "--api_key_secret") if secret else None,
+        task=values[TASK],
+        api=values[GENERATE_API],
+        accept_truncated=values[ACCEPT_TRUNCATED],
+        api_key_secret=values[API_KEY_SECRET],
     )
     if backend.at_openai() and len(endpoints) > 1:
         raise ConfigurationError(
@@ -57,15 +85,5 @@ ADAPTER = BackendAdapter(
     name="openai",
     make=make,
     check=check,
-    flags=(
-        ENDPOINT,
-        GENERATE_API,
-        Option(
-            "api_key_secret",
-            GROUP,
-            "The Secret Manager version that holds the API key (backend openai); workers read it. "
-            "Without it they use their OPENAI_API_KEY.",
-            metavar="projects/P/secrets/S/versions/V",
-        ),
-    ),
+    flags=(ENDPOINT, GENERATE_API, API_KEY_SECRET),
 )

@@ -6,23 +6,31 @@ from typing import TYPE_CHECKING
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.backends.base import BackendAdapter
-from pipeline.options.gpu import GPU_OPTIONS
+from pipeline.backends.shared import MODEL
+from pipeline.options.gpu import GPU_FLAGS
+from pipeline.options.request import (
+    GENERATION_CONFIG,
+    MAX_OUTPUT_TOKENS,
+    REQUEST_FIELD,
+    REQUEST_OPTIONS,
+    TEMPERATURE,
+)
+from pipeline.options.values import Values
 from transforms.backends.sentence_transformers import SentenceTransformersBackend
 from transforms.records.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.options.command_line import Values
 
 
-def make(values: "Values", options: PipelineOptions) -> SentenceTransformersBackend:
+def make(values: Values, options: PipelineOptions) -> SentenceTransformersBackend:
     """The backend.
 
     Raises:
       ConfigurationError: The model is missing.
     """
     return SentenceTransformersBackend(
-        model=values.require("model", "a model's name or path, e.g. all-MiniLM-L6-v2")
+        model=values.require(MODEL, "a model's name or path, e.g. all-MiniLM-L6-v2")
     )
 
 
@@ -38,13 +46,13 @@ ADAPTER = BackendAdapter(
     name="sentence_transformers",
     make=make,
     check=check,
-    flags=GPU_OPTIONS,
+    flags=GPU_FLAGS,
     refuses={
         **dict.fromkeys(
-            ("generation_config", "max_output_tokens", "temperature", "request_options"),
+            (GENERATION_CONFIG, MAX_OUTPUT_TOKENS, TEMPERATURE, REQUEST_OPTIONS),
             "backend sentence_transformers has no parameters for a request",
         ),
-        "request_field": "backend sentence_transformers embeds a prompt's text",
+        REQUEST_FIELD: "backend sentence_transformers embeds a prompt's text",
     },
     images=(),
 )

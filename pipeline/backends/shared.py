@@ -1,40 +1,31 @@
 """Flags, values and checks that several adapters have in common."""
 
-from typing import TYPE_CHECKING, Literal
-
+from pipeline.options.flag import BOTH, Flag, Place
+from pipeline.options.kinds import TEXT, text_kind
 from pipeline.options.messages import NO_CREDENTIALS
-from pipeline.options.option import Option
 from transforms.records.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from pipeline.options.command_line import Values
 
 GROUP = "Model"
 
-ENDPOINT = Option(
+MODEL: Flag[str | None] = Flag(
+    "model",
+    GROUP,
+    "The model's name; a path for sentence_transformers and vllm, any word for fake.",
+    TEXT,
+    place=Place(required=BOTH),
+)
+ENDPOINT: Flag[str | None] = Flag(
     "endpoint",
     GROUP,
-    "A base URL (ending in /v1 for openai, which takes several, separated by commas), or a "
-    "Vertex AI endpoint's resource name.",
-    metavar="URL_OR_RESOURCE",
+    "A base URL (for openai it ends in /v1, and several are separated by commas), or the resource "
+    "name of a Vertex AI endpoint.",
+    text_kind(
+        "URL_OR_RESOURCE",
+        "TEXT",
+        "^(https?://[^[:space:]]+|projects/[^[:space:]]+)$",
+        "https://models.example.com/v1",
+    ),
 )
-GENERATE_API = Option(
-    "generate_api",
-    GROUP,
-    "The API that generates text with openai and vllm: chat, or completions for base models "
-    "without a chat template. Chat by default.",
-    choices=("chat", "completions"),
-)
-
-
-def task(values: "Values") -> Literal["generate", "embed"]:
-    """The value of ``--task``."""
-    return "embed" if values.text("task") == "embed" else "generate"
-
-
-def generate_api(values: "Values") -> Literal["chat", "completions"]:
-    """The value of ``--generate_api``."""
-    return "completions" if values.text("generate_api") == "completions" else "chat"
 
 
 def check_url(endpoint: str) -> str:

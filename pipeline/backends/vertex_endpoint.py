@@ -1,20 +1,36 @@
 """``--backend=vertex_endpoint``: a custom model behind a Vertex AI endpoint."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.backends.base import BackendAdapter
-from pipeline.backends.shared import ENDPOINT, GROUP, check_google_credentials
-from pipeline.options.option import Option
+from pipeline.backends.shared import ENDPOINT, GROUP, MODEL, check_google_credentials
+from pipeline.options.flag import Flag
+from pipeline.options.kinds import one_of_field
+from pipeline.options.request import (
+    INSTANCE_FIELDS,
+    MESSAGES_FIELD,
+    SYSTEM_PROMPT,
+    SYSTEM_PROMPT_FILE,
+)
+from pipeline.options.values import Values
 from transforms.backends.vertex_endpoint import VertexEndpointBackend
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.options.command_line import Values
+
+PREDICT_METHOD: Flag[Any] = Flag(
+    "predict_method",
+    GROUP,
+    "How a custom model is called (backend vertex_endpoint).",
+    one_of_field(VertexEndpointBackend, "method"),
+    of=VertexEndpointBackend,
+    field="method",
+)
 
 
-def make(values: "Values", options: PipelineOptions) -> VertexEndpointBackend:
+def make(values: Values, options: PipelineOptions) -> VertexEndpointBackend:
     """The backend; ``--model`` only names it in results.
 
     Raises:
@@ -22,10 +38,10 @@ def make(values: "Values", options: PipelineOptions) -> VertexEndpointBackend:
     """
     return VertexEndpointBackend(
         endpoint=values.require(
-            "endpoint", "which endpoint, e.g. projects/P/locations/L/endpoints/123"
+            ENDPOINT, "which endpoint, e.g. projects/P/locations/L/endpoints/123"
         ),
-        method="raw_predict" if values.text("predict_method") == "raw_predict" else "predict",
-        model=values.text("model") or "",
+        method=values[PREDICT_METHOD],
+        model=values[MODEL] or "",
     )
 
 
@@ -38,24 +54,9 @@ ADAPTER = BackendAdapter(
     name="vertex_endpoint",
     make=make,
     check=check,
-    flags=(
-        ENDPOINT,
-        Option(
-            "instance_fields",
-            "Request",
-            "The fields that make the instance for a custom model (backend vertex_endpoint).",
-            metavar="A,B",
-        ),
-        Option(
-            "predict_method",
-            GROUP,
-            "How a custom model is called (backend vertex_endpoint).",
-            "predict",
-            ("predict", "raw_predict"),
-        ),
-    ),
+    flags=(ENDPOINT, INSTANCE_FIELDS, PREDICT_METHOD),
     refuses=dict.fromkeys(
-        ("system_prompt", "system_prompt_file", "messages_field"),
+        (SYSTEM_PROMPT, SYSTEM_PROMPT_FILE, MESSAGES_FIELD),
         "backend vertex_endpoint sends instances, which have no messages",
     ),
 )

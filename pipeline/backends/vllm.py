@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.backends.base import BackendAdapter, DataflowNeeds
-from pipeline.backends.shared import GENERATE_API, GROUP, generate_api, task
-from pipeline.options.gpu import DISK_GB, GPU_OPTIONS, Accelerator
-from pipeline.options.option import Option
+from pipeline.backends.openai import GENERATE_API
+from pipeline.backends.shared import GROUP, MODEL
+from pipeline.options.flag import Flag, Form, Kind
+from pipeline.options.gpu import DISK_GB, GPU_FLAGS, Accelerator
+from pipeline.options.kinds import text_kind
+from pipeline.options.request import (
+    ACCEPT_TRUNCATED,
+    GENERATION_CONFIG,
+    REQUEST_OPTIONS,
+    TASK,
+)
+from pipeline.options.values import Values
 from transforms.backends.vllm.backend import VLLMBackend
 from transforms.backends.vllm.gpus import groups, option
 from transforms.backends.vllm.launch import PYTHON_VARIABLE
@@ -18,7 +27,6 @@ from transforms.records.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.options.command_line import Values
 
 DRIVER = "5xx"
 """The newest driver of that series that Dataflow has; the one it installs by default is older."""
@@ -38,46 +46,63 @@ _TIMEOUT_S = 4.0
 """Shorter than a check's own limit, so that a slow disk warns and does not refuse."""
 
 
-def make(values: "Values", options: PipelineOptions) -> VLLMBackend:
+def _server_args(text: str, flag: str) -> tuple[str, ...]:
+    """The arguments of vLLM's server, as a shell would split them."""
+    try:
+        args = tuple(shlex.split(text))
+    except ValueError as error:
+        raise ConfigurationError(f"{flag} is {text!r}: {error}") from None
+    for word in args:
+        if (name := word.partition("=")[0].replace("_", "-")) in _SET_BY_PIPELINE:
+            raise ConfigurationError(
+                f"{flag} has {name}, which the pipeline sets itself: remove it"
+            )
+    return args
+
+
+VLLM_ARGS: Flag[tuple[str, ...]] = Flag(
+    "vllm_args",
+    GROUP,
+    "Arguments for vLLM's server (backend vllm).",
+    Kind(
+        _server_args,
+        "ARGS",
+        Form("TEXT", "^--.*$", "--max-model-len=8192 --dtype=half"),
+        text=" ".join,
+    ),
+    of=VLLMBackend,
+    field="args",
+)
+VLLM_PYTHON: Flag[str | None] = Flag(
+    "vllm_python",
+    GROUP,
+    "The Python interpreter that has vLLM (backend vllm).",
+    text_kind("PATH", "TEXT", "^/[^[:space:]]+$", "/opt/vllm/bin/python"),
+    of=VLLMBackend,
+    field="python",
+)
+
+
+def make(values: Values, options: PipelineOptions) -> VLLMBackend:
     """The backend.
 
     Raises:
       ConfigurationError: The model is missing, or vLLM would ignore or refuse an argument.
     """
-    for flag in ("generation_config", "request_options"):
-        given = values.json_object(flag)
-        if ignored := [name for name in given if name.startswith("guided_")]:
+    for flag in (GENERATION_CONFIG, REQUEST_OPTIONS):
+        if ignored := [name for name in values[flag] if name.startswith("guided_")]:
             raise ConfigurationError(
-                f"--{flag} has {ignored[0]!r}, which vLLM silently ignores: use --output_schema, "
+                f"{flag} has {ignored[0]!r}, which vLLM silently ignores: use --output_schema, "
                 "or structured_outputs in --request_options"
             )
     return VLLMBackend(
-        model=values.require("model", "a name on the Hugging Face hub, a folder, or gs://…"),
-        task=task(values),
-        api=generate_api(values),
-        python=values.text("vllm_python"),
-        args=server_args(values),
-        accept_truncated=values.boolean("accept_truncated"),
+        model=values.require(MODEL, "a name on the Hugging Face hub, a folder, or gs://…"),
+        task=values[TASK],
+        api=values[GENERATE_API],
+        python=values[VLLM_PYTHON],
+        args=values[VLLM_ARGS],
+        accept_truncated=values[ACCEPT_TRUNCATED],
     )
-
-
-def server_args(values: "Values") -> tuple[str, ...]:
-    """The arguments of vLLM's server, as a shell would split them.
-
-    Raises:
-      ConfigurationError: A quote is not closed, or the pipeline sets an argument itself.
-    """
-    text = values.text("vllm_args") or ""
-    try:
-        args = tuple(shlex.split(text))
-    except ValueError as error:
-        raise ConfigurationError(f"--vllm_args is {text!r}: {error}") from None
-    for word in args:
-        if (name := word.partition("=")[0].replace("_", "-")) in _SET_BY_PIPELINE:
-            raise ConfigurationError(
-                f"--vllm_args has {name}, which the pipeline sets itself: remove it"
-            )
-    return args
 
 
 def check(backend: VLLMBackend, config: "RunConfig") -> None:
@@ -117,7 +142,7 @@ def check(backend: VLLMBackend, config: "RunConfig") -> None:
         )
 
 
-def check_gpu(values: "Values", gpu: Accelerator) -> None:
+def check_gpu(values: Values, gpu: Accelerator) -> None:
     """VLLM and its CUDA can use the GPUs and their driver.
 
     Most models are published in bfloat16; where the GPU cannot compute in it, a server that loads
@@ -134,7 +159,7 @@ def check_gpu(values: "Values", gpu: Accelerator) -> None:
             f"the driver is {gpu.driver!r}, but --backend=vllm needs {MINIMUM_DRIVER} or newer: "
             f"name one, or {DRIVER}"
         )
-    args = server_args(values)
+    args = values[VLLM_ARGS]
     if gpu.type in _WITHOUT_BF16 and option(args, "--dtype") not in _DTYPES_WITHOUT_BF16:
         raise ConfigurationError(
             f"{gpu.type} cannot compute in bfloat16, which most models are published in: add "
@@ -144,7 +169,7 @@ def check_gpu(values: "Values", gpu: Accelerator) -> None:
         groups([str(number) for number in range(gpu.count)], args)
     except ValueError as error:
         raise ConfigurationError(
-            f"--vllm_args is {values.text('vllm_args')!r}, but each worker has {gpu.count} of "
+            f"{VLLM_ARGS} is {values.text(VLLM_ARGS)!r}, but each worker has {gpu.count} of "
             f"{gpu.type}: {error}"
         ) from None
 
@@ -154,12 +179,7 @@ ADAPTER = BackendAdapter(
     make=make,
     check=check,
     check_gpu=check_gpu,
-    flags=(
-        GENERATE_API,
-        Option("vllm_args", GROUP, "Arguments of vLLM's server (backend vllm).", metavar="ARGS"),
-        Option("vllm_python", GROUP, "The Python that has vLLM (backend vllm).", metavar="PATH"),
-        *GPU_OPTIONS,
-    ),
+    flags=(GENERATE_API, VLLM_ARGS, VLLM_PYTHON, *GPU_FLAGS),
     # One process: containers share no folder, so each would start a server of its own.
     dataflow=DataflowNeeds(gpu=True, gpu_driver=DRIVER, one_process=True, disk_gb=DISK_GB),
     images=("gpu",),

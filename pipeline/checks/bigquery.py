@@ -100,7 +100,9 @@ def check_output_table(config: RunConfig, spec: TableSpec, flag: str) -> None:
             raise ConfigurationError(
                 f"{flag}: {spec.name} holds {table.num_rows:,} rows and --write_mode is 'fail'"
             )
-        named = config.summary.config.get("run_id") and not config.streaming  # an update keeps it
+        named = (
+            config.summary.config.get("run_id") and not config.mode.streaming
+        )  # an update keeps it
         if named and spec.count(client, config.run_id, _EPOCH):
             raise ConfigurationError(
                 f"--run_id {config.run_id!r} is already in {spec.name}: set another"

@@ -17,8 +17,18 @@ from apache_beam.options.pipeline_options import (
 
 from pipeline.backends import adapter_of
 from pipeline.backends.base import BackendAdapter
-from pipeline.options.command_line import InferenceOptions, Values
-from pipeline.options.gpu import ONE_CONTAINER, Accelerator, gpu_count
+from pipeline.options.gpu import (
+    GPU_DRIVER,
+    GPU_MACHINE_TYPE,
+    GPU_TYPE,
+    ONE_CONTAINER,
+    Accelerator,
+    gpu_count,
+)
+from pipeline.options.model import BACKEND
+from pipeline.options.run import on_dataflow
+from pipeline.options.sinks import EXACTLY_ONCE
+from pipeline.options.values import Values
 from transforms.records.errors import ConfigurationError
 
 _GPUS_OF_MACHINES = (
@@ -41,12 +51,7 @@ _L4S = {24: 2, 48: 4, 96: 8}
 _ALWAYS_WITH_GPUS = ("g2-", "a2-", "a3-")
 
 
-def on_dataflow(options: PipelineOptions) -> bool:
-    """Whether the job runs on Dataflow."""
-    return "Dataflow" in str(options.view_as(StandardOptions).runner)
-
-
-def check_launch(options: PipelineOptions) -> None:
+def check_launch(values: Values, options: PipelineOptions) -> None:
     """Checks all that the flags of a job on Dataflow can tell.
 
     Raises:
@@ -57,8 +62,7 @@ def check_launch(options: PipelineOptions) -> None:
     cloud, setup = options.view_as(GoogleCloudOptions), options.view_as(SetupOptions)
     if not cloud.temp_location:
         raise ConfigurationError(
-            "--temp_location is missing: Dataflow keeps temporary files there; set it to a gs:// "
-            "folder"
+            "--temp_location is missing: Dataflow keeps temporary files there; set a gs:// folder"
         )
     shipped = (setup.setup_file, setup.extra_packages, setup.requirements_file)
     if not options.view_as(WorkerOptions).sdk_container_image and not any(shipped):
@@ -66,14 +70,13 @@ def check_launch(options: PipelineOptions) -> None:
             "--sdk_container_image is missing: the workers would not have this code; set it to the "
             "template's image, or set --setup_file=./setup.py"
         )
-    values = Values.of(options.view_as(InferenceOptions))
-    if cloud.create_from_snapshot and values.boolean("exactly_once"):
+    if cloud.create_from_snapshot and values[EXACTLY_ONCE]:
         raise ConfigurationError(
             "--create_from_snapshot does not go with --exactly_once=true: the write streams in the "
             "snapshot have advanced since, and BigQuery would drop new rows as already written; drain "
             "the job, seek the subscription and start again"
         )
-    adapter = adapter_of(values.given["backend"])
+    adapter = adapter_of(values[BACKEND])
     if cloud.template_location and not adapter.images:
         raise ConfigurationError(
             f"--backend is {adapter.name!r}, which no image of the templates has: launch with "
@@ -146,10 +149,10 @@ def check_accelerators(adapter: BackendAdapter, values: Values, options: Pipelin
         )
     machine = options.view_as(WorkerOptions).machine_type
     for gpu in found:
-        _check_accelerator(options, gpu, "machine_type", machine)
+        _check_accelerator(options, gpu, "--machine_type", machine)
         adapter.check_gpu(values, gpu)
     if asked is not None:
-        _check_accelerator(options, asked, "gpu_machine_type", values.text("gpu_machine_type"))
+        _check_accelerator(options, asked, str(GPU_MACHINE_TYPE), values[GPU_MACHINE_TYPE])
         adapter.check_gpu(values, asked)
         if machine and machine.startswith(_ALWAYS_WITH_GPUS):
             raise ConfigurationError(
@@ -160,10 +163,10 @@ def check_accelerators(adapter: BackendAdapter, values: Values, options: Pipelin
 
 def _of_flags(values: Values) -> Accelerator | None:
     """The GPUs of ``--gpu_type`` and the flags beside it."""
-    gpu_type = values.text("gpu_type")
+    gpu_type = values[GPU_TYPE]
     if gpu_type is None:
         return None
-    return Accelerator(gpu_type, gpu_count(values.given), values.text("gpu_driver") or "")
+    return Accelerator(gpu_type, gpu_count(gpu_type, values), values[GPU_DRIVER] or "")
 
 
 def _hinted(options: PipelineOptions) -> bool:
@@ -197,11 +200,11 @@ def _check_machine(gpu: Accelerator, flag: str, machine: str) -> None:
     fitting = next(family, ())
     if gpu.type not in fitting:
         has = f"it can have {' or '.join(fitting)}" if fitting else "it has no GPUs"
-        raise ConfigurationError(f"--{flag} is {machine!r}, which cannot have {gpu.type}: {has}")
+        raise ConfigurationError(f"{flag} is {machine!r}, which cannot have {gpu.type}: {has}")
     has_so_many = _gpus_of(machine)
     if has_so_many and gpu.count != has_so_many:
         raise ConfigurationError(
-            f"--{flag} is {machine!r}, which has {has_so_many} of {gpu.type}, not {gpu.count}"
+            f"{flag} is {machine!r}, which has {has_so_many} of {gpu.type}, not {gpu.count}"
         )
 
 

@@ -16,9 +16,9 @@ from apache_beam.options.pipeline_options import (
 )
 
 from pipeline.checks.files import check_writable
-from pipeline.checks.launch import on_dataflow
 from pipeline.checks.runner import CHECK_TIMEOUT_S, Check
 from pipeline.config import RunConfig
+from pipeline.options.run import on_dataflow
 from transforms.clients.bigquery import TableName, make_client
 from transforms.records.errors import ConfigurationError
 from transforms.sources.bigquery import TableSource

@@ -16,7 +16,11 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
-from pipeline.options.option import Option
+from pipeline.options.flag import Flag, Kind, Place
+from pipeline.options.kinds import COUNT, NAME, one_of, text_kind
+from pipeline.options.mode import Mode
+from pipeline.options.run import on_dataflow
+from pipeline.options.values import Values
 from transforms.records.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -66,31 +70,48 @@ Older ones are left out: CUDA 13, which vLLM's wheels bring along, needs compute
 Source: https://cloud.google.com/compute/docs/gpus
 """
 
-GPU_OPTIONS: tuple[Option, ...] = (
-    Option(
-        "gpu_type",
-        GROUP,
-        "The GPU of the workers that call the model, on Dataflow; other steps run without. A local "
-        "run takes the GPUs that the machine has.",
-        choices=tuple(MACHINES),
-    ),
-    Option("gpu_count", GROUP, "GPUs of each such worker; 1 by default.", metavar="N"),
-    Option(
-        "gpu_driver",
-        GROUP,
-        "The driver that Dataflow installs: 5xx by default with vllm, whose CUDA needs 580 or "
-        "newer; else Dataflow's default version.",
-        metavar="NAME",
-    ),
-    Option(
-        "gpu_machine_type",
-        GROUP,
-        "The machine of each such worker; one that has so many GPUs by default.",
-        metavar="MACHINE_TYPE",
-    ),
+
+def _driver(text: str, flag: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.-]+", text):
+        raise ConfigurationError(
+            f"{flag} is {text!r}, but must be a version, such as 5xx, or left out"
+        )
+    return text
+
+
+_WITH_TYPE = Place(parent="gpu_type", gpu=True)
+
+GPU_TYPE: Flag[str | None] = Flag(
+    "gpu_type",
+    GROUP,
+    "The GPU of the workers that call the model, on Dataflow; other steps run without one. A local "
+    "run uses the GPUs of its machine.",
+    one_of(tuple(MACHINES)),
+)
+GPU_COUNT: Flag[int | None] = Flag(
+    "gpu_count",
+    GROUP,
+    "How many GPUs each such worker has. Default: the fewest that a machine can have.",
+    COUNT,
+    place=_WITH_TYPE,
+)
+GPU_DRIVER: Flag[str | None] = Flag(
+    "gpu_driver",
+    GROUP,
+    "The driver that Dataflow installs. Default: 5xx with vllm, whose CUDA needs 580 or newer; else "
+    "Dataflow's default version.",
+    Kind(_driver, NAME.metavar, NAME.form),
+    place=_WITH_TYPE,
+)
+GPU_MACHINE_TYPE: Flag[str | None] = Flag(
+    "gpu_machine_type",
+    GROUP,
+    "The machine of each such worker. Default: one that has as many GPUs.",
+    text_kind("MACHINE_TYPE", "MACHINE_TYPE", "^[a-z0-9-]+$", "g2-standard-8"),
+    place=_WITH_TYPE,
 )
 
-_NEEDS_TYPE = ("gpu_count", "gpu_driver", "gpu_machine_type")
+GPU_FLAGS: tuple[Flag[Any], ...] = (GPU_TYPE, GPU_COUNT, GPU_DRIVER, GPU_MACHINE_TYPE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,61 +130,56 @@ class Accelerator:
 
 
 def resource_hints(
-    given: Mapping[str, str], default_driver: str, options: PipelineOptions
+    values: Values, default_driver: str, options: PipelineOptions
 ) -> Mapping[str, str]:
     """Beam's hints for the step that calls the model; none without ``--gpu_type``.
 
     Flags that only fail on Dataflow are checked in `pipeline.checks.launch`.
 
     Args:
-      given: The flags.
+      values: The flags.
       default_driver: The driver where ``--gpu_driver`` names none; ``""`` for Dataflow's default.
       options: Beam's own options.
 
     Raises:
       ConfigurationError: Flags that do not go together.
     """
-    gpu_type = given["gpu_type"]
-    if not gpu_type:
-        for name in _NEEDS_TYPE:
-            if given[name]:
+    gpu_type = values[GPU_TYPE]
+    if gpu_type is None:
+        flag: Flag[Any]
+        for flag in (GPU_COUNT, GPU_DRIVER, GPU_MACHINE_TYPE):
+            if values.is_set(flag):
                 raise ConfigurationError(
-                    f"--{name} is {given[name]!r}, but the job has no GPU: set --gpu_type as well"
+                    f"{flag} is {values.text(flag)!r}, but the job has no GPU: set {GPU_TYPE} as well"
                 )
         return {}
-    runner = str(options.view_as(StandardOptions).runner or "the local one")
-    if "Dataflow" not in runner:
+    if not on_dataflow(options):
+        runner = options.view_as(StandardOptions).runner or "the local one"
         raise ConfigurationError(
-            f"--gpu_type is {gpu_type!r}, but the runner is {runner}: such a run takes the GPUs "
-            "that its machine has; remove it, or set --runner=DataflowRunner"
+            f"{GPU_TYPE} is {gpu_type!r}, but the runner is {runner}: such a run takes the GPUs that "
+            "its machine has; remove it, or set --runner=DataflowRunner"
         )
-    count = gpu_count(given)
-    driver = given["gpu_driver"] or default_driver
-    if driver and not re.fullmatch(r"[A-Za-z0-9.-]+", driver):
-        raise ConfigurationError(
-            f"--gpu_driver is {driver!r}, but must be a version, such as 5xx, or left out"
-        )
-    machine = given["gpu_machine_type"] or MACHINES[gpu_type][count]
+    count = gpu_count(gpu_type, values)
+    driver = values[GPU_DRIVER] or default_driver
+    machine = values[GPU_MACHINE_TYPE] or MACHINES[gpu_type][count]
     installed = f"install-nvidia-driver{':' if driver else ''}{driver}"
     return {"accelerator": f"type:{gpu_type};count:{count};machine_type:{machine};{installed}"}
 
 
-def gpu_count(given: Mapping[str, str]) -> int:
-    """How many GPUs each worker has, by ``--gpu_type`` and ``--gpu_count``.
+def gpu_count(gpu_type: str, values: Values) -> int:
+    """How many GPUs of a type each worker has: ``--gpu_count``, else the fewest there can be.
 
     Raises:
       ConfigurationError: No machine has so many.
     """
-    count, gpu_type = given["gpu_count"] or "1", given["gpu_type"]
-    known = MACHINES[gpu_type]
-    if not given["gpu_count"] and 1 not in known:
+    known, count = MACHINES[gpu_type], values[GPU_COUNT]
+    if count is None:
         return min(known)
-    if not count.isdecimal() or int(count) not in known:
+    if count not in known:
         raise ConfigurationError(
-            f"--gpu_count is {count!r}, but a machine has {' or '.join(map(str, known))} of "
-            f"{gpu_type}"
+            f"{GPU_COUNT} is {count}, but a machine has {' or '.join(map(str, known))} of {gpu_type}"
         )
-    return int(count)
+    return count
 
 
 def has_one_process(needs: "DataflowNeeds", experiments: Any) -> bool:
@@ -171,7 +187,9 @@ def has_one_process(needs: "DataflowNeeds", experiments: Any) -> bool:
     return needs.one_process or ONE_CONTAINER in (experiments or ())
 
 
-def set_worker_defaults(needs: "DataflowNeeds", options: PipelineOptions, *, gpu: bool) -> None:
+def set_worker_defaults(
+    needs: "DataflowNeeds", options: PipelineOptions, mode: Mode, *, gpu: bool
+) -> None:
     """Beam's own options for the workers of a remote job, where the user set none.
 
     The disk is set here because the one of a template's environment is said not to reach workers.
@@ -179,6 +197,7 @@ def set_worker_defaults(needs: "DataflowNeeds", options: PipelineOptions, *, gpu
     Args:
       needs: The backend's.
       options: What to complete.
+      mode: Whether the job is a stream.
       gpu: Whether the flags ask for GPUs.
     """
     debug, worker = options.view_as(DebugOptions), options.view_as(WorkerOptions)
@@ -186,6 +205,5 @@ def set_worker_defaults(needs: "DataflowNeeds", options: PipelineOptions, *, gpu
         debug.add_experiment(ONE_CONTAINER)
     if worker.disk_size_gb is None:
         worker.disk_size_gb = DISK_GB if gpu else needs.disk_gb
-    streaming = options.view_as(StandardOptions).streaming
-    if gpu and streaming and not debug.lookup_experiment(STREAMING_HINTS):
+    if gpu and mode.streaming and not debug.lookup_experiment(STREAMING_HINTS):
         debug.add_experiment(STREAMING_HINTS)

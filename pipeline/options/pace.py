@@ -1,78 +1,216 @@
-"""The pace of each worker process and its batches, from flags that are about the whole job."""
+"""The flags of pace, batching and order, and the limits that they set for each worker process."""
 
+import dataclasses
 import re
+from typing import Any, Literal
 
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, WorkerOptions
 
 from pipeline.backends import adapter_of
-from pipeline.options.command_line import Values
+from pipeline.options.flag import BATCH_ONLY, STREAMING_ONLY, Flag, Place
 from pipeline.options.gpu import has_one_process
+from pipeline.options.kinds import COUNT, RATE, SECONDS, SHARE, WAIT_SECONDS, one_of
+from pipeline.options.mode import Mode
+from pipeline.options.model import BACKEND
+from pipeline.options.run import is_local
+from pipeline.options.values import Values
 from transforms.dispatch.limits import DispatchLimits
 from transforms.records.errors import ConfigurationError
-from transforms.requests.batch import BatchLimits
+from transforms.requests.batch import BatchLimits, BatchRequests
+from transforms.requests.order import OrderByPrefix
 
-_QUOTAS = ("max_requests_per_minute", "max_tokens_per_minute")
+GROUP = "Pace"
+
+OrderBy = Literal["batch", "data_set"]
+"""Requests that begin alike are brought together within each workload batch, or from all data."""
+
+MAX_REQUESTS_PER_MINUTE: Flag[float | None] = Flag(
+    "max_requests_per_minute",
+    GROUP,
+    "A quota for the whole job, in requests per minute; each process takes its share. On Dataflow, "
+    "set --max_num_workers too.",
+    RATE,
+    of=DispatchLimits,
+    field="requests_per_minute",
+)
+MAX_TOKENS_PER_MINUTE: Flag[float | None] = Flag(
+    "max_tokens_per_minute",
+    GROUP,
+    "The same for input and output tokens per minute.",
+    RATE,
+    of=DispatchLimits,
+    field="tokens_per_minute",
+)
+MAX_CONCURRENCY: Flag[int] = Flag(
+    "max_concurrency",
+    GROUP,
+    "The most calls in flight at once, per process; below it the pace adapts by itself.",
+    COUNT,
+    of=DispatchLimits,
+)
+MAX_ATTEMPTS: Flag[int] = Flag(
+    "max_attempts",
+    GROUP,
+    "How many calls for a record may fail before it becomes a dead letter.",
+    COUNT,
+    of=DispatchLimits,
+)
+REQUEST_TIMEOUT_S: Flag[float] = Flag(
+    "request_timeout_s", GROUP, "How many seconds one call may take.", SECONDS, of=DispatchLimits
+)
+RECORD_DEADLINE_S: Flag[float] = Flag(
+    "record_deadline_s",
+    GROUP,
+    "How many seconds a record may take from its first call, retries included.",
+    SECONDS,
+    of=DispatchLimits,
+)
+MAX_DEAD_LETTER_RATIO: Flag[float] = Flag(
+    "max_dead_letter_ratio",
+    GROUP,
+    "Stop the run when more than this share of at least 1,000 records has failed at the model; the "
+    "remaining records become not_attempted dead letters. 1 never stops.",
+    SHARE,
+    of=DispatchLimits,
+)
+MAX_BATCH_SIZE: Flag[int] = Flag(
+    "max_batch_size", GROUP, "The most requests in a workload batch.", COUNT, of=BatchLimits
+)
+MAX_BATCH_WAIT_S: Flag[float] = Flag(
+    "max_batch_wait_s",
+    GROUP,
+    "Streaming: how many seconds a workload batch that is not full waits for more requests.",
+    WAIT_SECONDS,
+    of=BatchLimits,
+    place=Place(templates=STREAMING_ONLY),
+)
+BATCH_KEYS: Flag[int] = Flag(
+    "batch_keys",
+    GROUP,
+    "Streaming: how many workload batches fill at a time. One core does the work of one key; more "
+    "keys need more requests per second to fill their batches in time.",
+    COUNT,
+    of=BatchRequests,
+    field="keys",
+    place=Place(templates=STREAMING_ONLY),
+)
+ORDER_BY_PREFIX: Flag[OrderBy | None] = Flag(
+    "order_by_prefix",
+    GROUP,
+    "Send requests that begin alike one after the other, for servers with a prefix cache: within "
+    "each workload batch, or across the whole data set by a shuffle. Default: neither.",
+    one_of(OrderBy),
+)
+PREFIX_CHARS: Flag[int] = Flag(
+    "prefix_chars",
+    GROUP,
+    "With --order_by_prefix=data_set: how many first characters of two prompts must be equal to "
+    "bring them together.",
+    COUNT,
+    of=OrderByPrefix,
+    place=Place(templates=BATCH_ONLY, parent="order_by_prefix", triggers=("data_set",)),
+)
+
+PACE_FLAGS: tuple[Flag[Any], ...] = (
+    MAX_REQUESTS_PER_MINUTE,
+    MAX_TOKENS_PER_MINUTE,
+    MAX_CONCURRENCY,
+    MAX_ATTEMPTS,
+    REQUEST_TIMEOUT_S,
+    RECORD_DEADLINE_S,
+    MAX_DEAD_LETTER_RATIO,
+    MAX_BATCH_SIZE,
+    MAX_BATCH_WAIT_S,
+    BATCH_KEYS,
+    ORDER_BY_PREFIX,
+    PREFIX_CHARS,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Order:
+    """How requests that begin alike are brought together.
+
+    Attributes:
+      in_batch: Whether within each workload batch.
+      prefix_chars: How many equal first characters bring requests together across the whole data
+        set; None for not at all.
+    """
+
+    in_batch: bool = False
+    prefix_chars: int | None = None
+
+
+def order_of(values: Values, mode: Mode) -> Order:
+    """The order that the flags ask for.
+
+    Raises:
+      ConfigurationError: --prefix_chars without what it is for, or the whole of an endless input.
+    """
+    where = values[ORDER_BY_PREFIX]
+    if where != "data_set":
+        if values.is_set(PREFIX_CHARS):
+            raise ConfigurationError(
+                f"{PREFIX_CHARS} is {values.text(PREFIX_CHARS)}, but goes with "
+                f"{ORDER_BY_PREFIX}=data_set only: remove it"
+            )
+        return Order(in_batch=where is not None)
+    if mode.streaming:
+        raise ConfigurationError(
+            f"{ORDER_BY_PREFIX} is 'data_set', but the input never ends: use batch"
+        )
+    return Order(in_batch=True, prefix_chars=values[PREFIX_CHARS])
 
 
 def batch_limits(values: Values) -> BatchLimits:
     """The most that a workload batch holds, and how long it may wait."""
-    default = BatchLimits()
-    wait_s = values.number("max_batch_wait_s")
     return BatchLimits(
-        max_batch_size=values.integer("max_batch_size") or default.max_batch_size,
-        max_batch_wait_s=default.max_batch_wait_s if wait_s is None else wait_s,
+        max_batch_size=values[MAX_BATCH_SIZE], max_batch_wait_s=values[MAX_BATCH_WAIT_S]
     )
 
 
-def dispatch_limits(
-    values: Values, options: PipelineOptions, *, local: bool, streaming: bool = False
-) -> DispatchLimits:
+def dispatch_limits(values: Values, options: PipelineOptions, mode: Mode) -> DispatchLimits:
     """The limits of one process; job-wide quotas are divided by the most processes there can be.
 
     A streaming run never stops by itself: it holds its messages through an outage.
 
     Raises:
-      ConfigurationError: A quota on Dataflow, and the number of processes is not known.
+      ConfigurationError: A quota on Dataflow, where the number of processes is not known.
     """
-    default = DispatchLimits()
-    quotas = {name: values.number(name, 0.001) for name in _QUOTAS}
     processes = 1
-    if not local and (given := [name for name, quota in quotas.items() if quota]):
-        processes = _most_processes(given[0], values, options)
-    requests, tokens = (quota and quota / processes for quota in quotas.values())
-    ratio = values.number("max_dead_letter_ratio")
-    if ratio is not None and ratio > 1:
-        raise ConfigurationError(
-            f"--max_dead_letter_ratio is {ratio:g}, but must be at most 1: 0.2 is one in five"
-        )
+    quotas = [f for f in (MAX_REQUESTS_PER_MINUTE, MAX_TOKENS_PER_MINUTE) if values[f]]
+    if quotas and not is_local(options):
+        processes = _most_processes(quotas[0], values, options)
+    requests, tokens = values[MAX_REQUESTS_PER_MINUTE], values[MAX_TOKENS_PER_MINUTE]
     return DispatchLimits(
-        max_concurrency=values.integer("max_concurrency") or default.max_concurrency,
-        requests_per_minute=requests,
-        tokens_per_minute=tokens,
-        max_attempts=values.integer("max_attempts") or default.max_attempts,
-        request_timeout_s=values.number("request_timeout_s", 0.001) or default.request_timeout_s,
-        record_deadline_s=values.number("record_deadline_s", 0.001) or default.record_deadline_s,
-        max_dead_letter_ratio=default.max_dead_letter_ratio if ratio is None else ratio,
-        hold=streaming,
+        max_concurrency=values[MAX_CONCURRENCY],
+        requests_per_minute=requests and requests / processes,
+        tokens_per_minute=tokens and tokens / processes,
+        max_attempts=values[MAX_ATTEMPTS],
+        request_timeout_s=values[REQUEST_TIMEOUT_S],
+        record_deadline_s=values[RECORD_DEADLINE_S],
+        max_dead_letter_ratio=values[MAX_DEAD_LETTER_RATIO],
+        hold=mode.streaming,
     )
 
 
-def _most_processes(flag: str, values: Values, options: PipelineOptions) -> int:
+def _most_processes(quota: Flag[Any], values: Values, options: PipelineOptions) -> int:
     """Workers times SDK processes of each: one per vCPU, unless the experiment says one."""
     worker = options.view_as(WorkerOptions)
     if not worker.max_num_workers:
         raise ConfigurationError(
-            f"--{flag} is of the whole job and divided among its workers: give --max_num_workers"
+            f"{quota} is a job-wide quota, divided among workers: set --max_num_workers"
         )
-    needs = adapter_of(values.given["backend"]).dataflow
-    if has_one_process(needs, options.view_as(DebugOptions).experiments):
+    if has_one_process(
+        adapter_of(values[BACKEND]).dataflow, options.view_as(DebugOptions).experiments
+    ):
         return int(worker.max_num_workers)
     machine = worker.machine_type or ""
     found = re.search(r"-(\d+)(?:-\d+)?$", machine)  # n2-standard-8, n2-custom-4-16384
     if found is None:
         raise ConfigurationError(
-            f"--{flag} is divided among all processes, one per vCPU, and --machine_type is "
-            f"{machine!r}: give one that ends in its vCPUs, such as n2-standard-4, or "
-            "--experiments=no_use_multiple_sdk_containers"
+            f"{quota} is a job-wide quota, divided among processes, one per vCPU, and the name of "
+            f"--machine_type {machine!r} does not end in its vCPUs: set one that does, such as "
+            "n2-standard-4, or --experiments=no_use_multiple_sdk_containers"
         )
     return int(worker.max_num_workers) * int(found[1])

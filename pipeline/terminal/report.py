@@ -23,7 +23,7 @@ def read_summary(config: RunConfig) -> Row | None:
         with FileSystems.open(path) as file:
             row: Row = json.loads(file.read())
         return row if row["run_id"] == config.run_id else None
-    if sinks.runs_table is None or config.streaming:  # a stream's table has a row per minute
+    if sinks.runs_table is None or config.mode.streaming:  # a stream's table has a row per minute
         return None
     from google.cloud import bigquery
 
@@ -125,7 +125,7 @@ def places(config: RunConfig) -> list[tuple[str, str]]:
         found.append(("dead letters", str(sinks.dead_letter_table.name)))
     if sinks.summary_path:
         found.append(("summary", sinks.summary_path))
-    if config.streaming and sinks.runs_path:
+    if config.mode.streaming and sinks.runs_path:
         found.append(("by minute", f"{sinks.runs_path}/{run_id}-*.{sinks.output_format}"))
     if sinks.runs_table:
         found.append(("summary", str(sinks.runs_table.name)))

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from google.cloud import bigquery
 
-from pipeline.options.command_line import OPTIONS
+from pipeline.options.command_line import FLAGS
 from pipeline.terminal import progress
 from tests.emulators.environment import REPOSITORY
 from tests.emulators.google_cloud import REMOVED_VARIABLES, LoopbackCloud
@@ -159,7 +159,7 @@ def _wrong_use(
             bare,
             [*whole, "--input_table=p.d.t"],
             (
-                "exactly one input is needed, but --input_files and --input_table are given: use one "
+                "exactly one input is needed, but --input_files and --input_table are set: use one "
                 "of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
@@ -288,19 +288,25 @@ _FILES = {
             ["--write_mode=merge"],
             "--write_mode is 'merge', but must be one of: append, replace, fail",
         ),
-        (["--output_path="], "no output is given: use --output_path, --output_table or both"),
+        (["--output_path="], "no output is set: use --output_path, --output_table or both"),
         (
             ["--output_path=out/*"],
-            "'out/*' is no folder to write into: *, ? and [ are read as a pattern; give another",
+            (
+                "--output_path is 'out/*', which is not a folder to write into: *, ? and [ are read as "
+                "a pattern; name another"
+            ),
         ),
         (
             ["--output_path=gs:///out"],
-            "'gs:///out' is no folder to write into: give one below a bucket",
+            (
+                "--output_path is 'gs:///out', which is not a folder to write into: name one below a "
+                "bucket"
+            ),
         ),
         (
             ["--input_files="],
             (
-                "exactly one input is needed, but none is given: use one of --input_files, "
+                "exactly one input is needed, but none is set: use one of --input_files, "
                 "--input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
@@ -321,7 +327,7 @@ _FILES = {
         (
             ["--input_files={folder}/records.data"],
             (
-                "the name of '{folder}/records.data' does not tell its format: give --input_format, "
+                "the name of '{folder}/records.data' does not tell its format: set --input_format, "
                 "one of jsonl, csv, parquet, avro, txt, objects"
             ),
         ),
@@ -331,7 +337,7 @@ _FILES = {
         ),
         (
             ["--prompt_file={folder}/none"],
-            "--prompt and --prompt_file are both given: remove one",
+            "--prompt and --prompt_file are both set: remove one",
         ),
         (
             ["--prompt=", "--prompt_file={folder}/none"],
@@ -344,8 +350,8 @@ _FILES = {
         (
             ["--messages_field=chat"],
             (
-                "what to ask is not clear: --prompt and --messages_field are given; use exactly one "
-                "of --prompt, --prompt_file, --messages_field, --request_field, --instance_fields"
+                "it is not clear what to ask the model: --prompt and --messages_field are set; use "
+                "exactly one of --prompt, --prompt_file, --messages_field, --request_field, --instance_fields"
             ),
         ),
         (
@@ -397,7 +403,7 @@ _FILES = {
         ),
         (
             ["--temperature=1", '--generation_config={"temperature": 0}'],
-            "--temperature is 1.0, but --generation_config says 0: give one of them",
+            "--temperature is 1.0, but --generation_config says 0: set one of them",
         ),
         (
             ['--request_options={"speed": 1}'],
@@ -581,8 +587,8 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     """--help prints every flag and ends well; no flags at all print it as well, as wrong use."""
     assert runs.run("--help") == 0
     shown = capsys.readouterr().out
-    for option in OPTIONS:
-        assert f"  --{option.name} " in shown
+    for flag in FLAGS:
+        assert f"  {flag} " in shown
     assert runs.run() == 2
     assert capsys.readouterr().out == shown
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline import VERSION
-from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
+from pipeline.config import RunConfig
 from pipeline.options.command_line import parse_flags
+from pipeline.options.run import LOCAL_RUNNER, is_local
 from transforms.backends.fake import FakeBackend
 from transforms.backends.gemini import GeminiBackend
 from transforms.clients.bigquery import TableName
@@ -185,7 +186,7 @@ def test_bad_run_id(run_id: str) -> None:
 
 def _nothing_asked(given: str) -> str:
     return (
-        f"what to ask is not clear: {given}; use exactly one of --prompt, --prompt_file, "
+        f"it is not clear what to ask the model: {given}; use exactly one of --prompt, --prompt_file, "
         "--messages_field, --request_field, --instance_fields"
     )
 
@@ -193,23 +194,23 @@ def _nothing_asked(given: str) -> str:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], _nothing_asked("none is given")),
-        (["--prompt=  "], _nothing_asked("none is given")),
+        ([], _nothing_asked("none is set")),
+        (["--prompt=  "], _nothing_asked("none is set")),
         (
             [ASK, "--messages_field=m"],
-            _nothing_asked("--prompt and --messages_field are given"),
+            _nothing_asked("--prompt and --messages_field are set"),
         ),
         (
             ["--request_field=r", "--messages_field=m"],
-            _nothing_asked("--messages_field and --request_field are given"),
+            _nothing_asked("--messages_field and --request_field are set"),
         ),
         (
             [ASK, "--prompt_file=p.txt"],
-            "--prompt and --prompt_file are both given: remove one",
+            "--prompt and --prompt_file are both set: remove one",
         ),
         (
             [ASK, "--system_prompt=s", "--system_prompt_file=p.txt"],
-            "--system_prompt and --system_prompt_file are both given: remove one",
+            "--system_prompt and --system_prompt_file are both set: remove one",
         ),
         (
             ["--prompt_file=nowhere.txt"],
@@ -246,8 +247,7 @@ def test_empty_prompt_file(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text("")
     assert _refused(IN, OUT, FAKE, f"--prompt_file={path}") == (
-        "a request needs exactly one of --prompt, --prompt_file, --messages_field, "
-        "--request_field and --instance_fields"
+        f"--prompt_file: {str(path)!r} is empty"
     )
 
 
@@ -293,11 +293,11 @@ def test_generation_flags() -> None:
     [
         (
             ["--temperature=0.5", '--generation_config={"temperature": 1}'],
-            "--temperature is 0.5, but --generation_config says 1: give one of them",
+            "--temperature is 0.5, but --generation_config says 1: set one of them",
         ),
         (
             ["--max_output_tokens=5", '--generation_config={"max_output_tokens": 6}'],
-            "--max_output_tokens is 5, but --generation_config says 6: give one of them",
+            "--max_output_tokens is 5, but --generation_config says 6: set one of them",
         ),
     ],
 )
@@ -391,7 +391,7 @@ def test_prices(argv: list[str], expected: TokenPrices) -> None:
 def test_no_output() -> None:
     """Results go somewhere; a preview needs nowhere."""
     argv = [IN, ASK, FAKE]
-    message = "no output is given: use --output_path, --output_table or both"
+    message = "no output is set: use --output_path, --output_table or both"
     assert _refused(*argv) == message
     assert _refused(*argv, "--dead_letter_path=/d") == message
     assert _refused(*argv, "--dead_letter_table=p:d.t") == message
@@ -435,7 +435,8 @@ def test_dead_letter_table() -> None:
     assert table.name == TableName("p", "d", "dead")
     for name in ("p:d.t", "p.d.t"):
         assert _refused(IN, ASK, FAKE, "--output_table=p:d.t", f"--dead_letter_table={name}") == (
-            f"--dead_letter_table is {name!r}, which this run writes for another purpose: give another"
+            f"--dead_letter_table is {name!r}, which this run uses for other rows: "
+            "name another table"
         )
 
 
@@ -463,7 +464,7 @@ def test_folders(path: str, expected: str) -> None:
 def test_no_folders(path: str) -> None:
     """The root of a file system is none to write into."""
     assert _refused(IN, ASK, FAKE, f"--output_path={path}") == (
-        f"{path!r} is no folder to write into: give one below a bucket"
+        f"--output_path is {path!r}, which is not a folder to write into: name one below a bucket"
     )
 
 
@@ -489,8 +490,8 @@ def test_staging() -> None:
     assert _config(*argv, "--temp_location=gs://b/t/").sinks.staging == ("gs://b/t/bigquery_load/r")
     assert _config(*argv).sinks.staging == f"{tempfile.gettempdir()}/batch-inference/r"
     dataflow = ["--runner=DataflowRunner", "--project=p", "--region=us-central1"]
-    assert _refused(*argv, *dataflow) == (
-        "--temp_location is missing: rows wait there for BigQuery's load"
+    assert _refused("--input_files=gs://b/a.jsonl", *argv[1:], *dataflow) == (
+        "--temp_location is missing: rows wait there until BigQuery loads them"
     )
 
 
@@ -517,12 +518,11 @@ def test_share_of_a_quota_that_is_not_known() -> None:
     """Without the number of processes a quota cannot be kept: refused before launch."""
     quota = "--max_tokens_per_minute=600"
     assert _refused(*_DATAFLOW, quota) == (
-        "--max_tokens_per_minute is of the whole job and divided among its workers: "
-        "give --max_num_workers"
+        "--max_tokens_per_minute is a job-wide quota, divided among workers: set --max_num_workers"
     )
     assert _refused(*_DATAFLOW, quota, "--max_num_workers=3").startswith(
-        "--max_tokens_per_minute is divided among all processes, one per vCPU, and "
-        "--machine_type is '': give one that ends in its vCPUs"
+        "--max_tokens_per_minute is a job-wide quota, divided among processes, one per vCPU, and the "
+        "name of --machine_type '' does not end in its vCPUs: set one that does"
     )
     assert _refused(*_DATAFLOW, "--max_dead_letter_ratio=20").startswith(
         "--max_dead_letter_ratio is 20, but must be at most 1"
@@ -568,6 +568,7 @@ def test_summary_holds_the_flags_and_no_secret(monkeypatch: pytest.MonkeyPatch) 
         "task": "generate",
         "backend": "openai",
         "model": "m",
+        "generate_api": "chat",
         "predict_method": "predict",
         "max_concurrency": "2048",
         "max_attempts": "5",
@@ -577,6 +578,7 @@ def test_summary_holds_the_flags_and_no_secret(monkeypatch: pytest.MonkeyPatch) 
         "max_batch_size": "256",
         "max_batch_wait_s": "1",
         "batch_keys": "1",
+        "prefix_chars": "1000",
         "output_path": "/out",
         "output_format": "jsonl",
         "record_fields": "all",

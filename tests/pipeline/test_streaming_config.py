@@ -9,11 +9,13 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, StandardOpt
 from apache_beam.runners.runner import create_runner
 
 from pipeline.checks.all import all_checks
-from pipeline.config import LOCAL_RUNNER, RunConfig, is_local
+from pipeline.config import RunConfig
 from pipeline.defaults import name_job, set_defaults
 from pipeline.local import runner as local_streaming
 from pipeline.local.runner import LocalStreamingRunner
 from pipeline.options.command_line import parse_flags
+from pipeline.options.mode import Mode
+from pipeline.options.run import LOCAL_RUNNER, is_local
 from transforms.accounting.minute_summary import MINUTE_COLUMNS
 from transforms.records.errors import ConfigurationError
 from transforms.sources.base import IdRule
@@ -48,7 +50,7 @@ def test_a_stream() -> None:
     """The source, the id, the topic; picklable; with the checks that it needs."""
     config = config_of(*STREAM, OUT, "--id_field=ticket", f"--dead_letter_topic={TOPIC}")
     assert config.source == PubSubSource(subscription=SUBSCRIPTION)
-    assert config.streaming
+    assert config.mode is Mode.STREAMING
     assert config.id_rule == IdRule("ticket", required=True)
     assert config.sinks.dead_letter_topic == TOPIC
     assert config.sinks.count == config.summary.sinks == 3
@@ -101,7 +103,7 @@ def test_summaries_of_a_stream() -> None:
 def test_files_are_no_stream() -> None:
     """And need no topic."""
     config = config_of("--input_files=a.jsonl", "--prompt=x", "--backend=fake", OUT)
-    assert not config.streaming
+    assert config.mode is Mode.BATCH
     assert config.sinks.dead_letter_topic is None
 
 
@@ -110,8 +112,8 @@ def test_de_duplication_is_for_dataflow() -> None:
     config = config_of(*STREAM, *DATAFLOW, "--pubsub_id_attribute=event_id")
     assert config.source == PubSubSource(subscription=SUBSCRIPTION, id_attribute="event_id")
     assert refused(*STREAM, OUT, "--pubsub_id_attribute=event_id") == (
-        "--pubsub_id_attribute is 'event_id', but it is Dataflow that de-duplicates, and this run "
-        "is local: remove it"
+        "--pubsub_id_attribute is 'event_id', but only Dataflow drops copies of messages, and this "
+        "run is local: remove it"
     )
 
 
@@ -151,11 +153,17 @@ def test_de_duplication_is_for_dataflow() -> None:
         ),
         (
             (*STREAM, OUT, "--limit=5"),
-            "--limit is '5', but goes with an input that ends only: remove it",
+            (
+                "--limit is '5', but goes with --input_files, --input_table, --input_query or "
+                "--input_dead_letters only: remove it"
+            ),
         ),
         (
             (*STREAM, OUT, "--temp_dataset=p:d"),
-            "--temp_dataset is 'p:d', but goes with --input_query or --input_table only: remove it",
+            (
+                "--temp_dataset is 'p:d', but goes with --input_table, --input_query or "
+                "--input_dead_letters only: remove it"
+            ),
         ),
         (
             ("--input_files=a.csv", *STREAM[1:], OUT, "--pubsub_id_attribute=a"),
@@ -186,7 +194,7 @@ def test_refused(argv: tuple[str, ...], message: str) -> None:
 def test_a_local_stream_has_a_runner_that_can(runner: tuple[str, ...]) -> None:
     """Whichever local runner was named; Beam finds ours by its name."""
     options = parse_flags([*STREAM, OUT, *runner])
-    set_defaults(options, streaming=True)
+    set_defaults(options, RunConfig.from_options(options))
     standard = options.view_as(StandardOptions)
     assert (standard.runner, standard.streaming) == (local_streaming.RUNNER, True)
     assert isinstance(create_runner(standard.runner), LocalStreamingRunner)
@@ -196,7 +204,7 @@ def test_a_local_stream_has_a_runner_that_can(runner: tuple[str, ...]) -> None:
 def test_a_stream_on_dataflow() -> None:
     """Keeps its runner and streams."""
     options = parse_flags([*STREAM, *DATAFLOW])
-    set_defaults(options, streaming=True)
+    set_defaults(options, RunConfig.from_options(options))
     standard = options.view_as(StandardOptions)
     assert (standard.runner, standard.streaming) == ("DataflowRunner", True)
 
@@ -204,7 +212,7 @@ def test_a_stream_on_dataflow() -> None:
 def test_a_batch_run_does_not_stream() -> None:
     """It has the pinned local runner."""
     options = parse_flags(["--input_files=a.csv", *STREAM[1:], OUT])
-    set_defaults(options)
+    set_defaults(options, RunConfig.from_options(options))
     standard = options.view_as(StandardOptions)
     assert (standard.runner, standard.streaming) == (LOCAL_RUNNER, False)
 

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from pipeline.backends.vllm import MINIMUM_DRIVER
-from pipeline.options.gpu import GPU_OPTIONS
+from pipeline.options.gpu import GPU_DRIVER
 from templates import main, render
 from tests.end_to_end.runs import missing_part
 from tests.templates.launches import ROOT
@@ -127,7 +127,7 @@ def test_the_driver_follows_the_gpu_lock() -> None:
     """Another CUDA in the lock file needs another minimum, perhaps other GPUs."""
     major = int(_pins("requirements-gpu.lock")["nvidia-cuda-runtime"].partition(".")[0])
     assert _DRIVERS[major] == MINIMUM_DRIVER
-    help_text = next(option.help for option in GPU_OPTIONS if option.name == "gpu_driver")
+    help_text = GPU_DRIVER.help
     for text in (help_text, (ROOT / "docs/vllm.md").read_text("utf-8")):
         assert f"{MINIMUM_DRIVER} or newer" in text
 

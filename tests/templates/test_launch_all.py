@@ -5,13 +5,14 @@ What each of them changes is in `tests.templates.test_parameters`.
 
 import pytest
 
+from pipeline.options.mode import Mode
 from templates import render
-from templates.form import BATCH, STREAMING
 from tests.emulators.dataflow_server import DataflowServer
 from tests.emulators.google_cloud import LoopbackCloud
 from tests.templates.conftest import Script
 from tests.templates.launches import GPU_IMAGE, IMAGE, launch, launcher_argv, sent
 
+BATCH, STREAMING = (mode.value for mode in Mode)
 COMMON = {
     "prompt": "Answer, shortly: {{ text }}",
     "system_prompt": "Be short, ~~ and | clear.",
@@ -118,7 +119,7 @@ def test_all_parameters_at_once(
     """Each value is the job's as it was given, with its commas, quotes and delimiters."""
     name, worker_image = template.name, GPU_IMAGE if template.name == STREAMING else ""
     given = _parameters(name, inputs, loopback_cloud.new_dataset())
-    offered = {option.name for option in render.offered(name, gpu=bool(worker_image))}
+    offered = {flag.name for flag in render.offered(template.mode, gpu=bool(worker_image))}
     assert set(given) == offered - LEFT_OUT[name]
 
     done = script(

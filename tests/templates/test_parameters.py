@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import uuid
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import pytest
@@ -16,9 +17,10 @@ from apache_beam.portability import python_urns
 
 from pipeline.build import build
 from pipeline.config import RunConfig
-from pipeline.options.command_line import OPTIONS, parse_flags
-from pipeline.options.option import Option
-from templates.form import BATCH, NOT_OFFERED, STREAMING, form_of, place_of
+from pipeline.options.command_line import FLAGS, parse_flags
+from pipeline.options.flag import Flag
+from pipeline.options.mode import Mode
+from templates.form import form_of, place_of
 
 JOB = {
     "runner": "DataflowRunner",
@@ -33,7 +35,7 @@ JOB = {
     "model": "gemini-2.5-flash",
     "output_table": "p:d.t",
 }
-INPUTS = {BATCH: {"input_files": "gs://b/a"}, STREAMING: {"input_subscription": "projects/my-project/subscriptions/tickets"}}  # fmt: skip
+INPUTS = {Mode.BATCH: {"input_files": "gs://b/a"}, Mode.STREAMING: {"input_subscription": "projects/my-project/subscriptions/tickets"}}  # fmt: skip
 OF_BACKEND = {
     "vertex_endpoint": {"endpoint": "projects/p/locations/l/endpoints/1"},
     "openai": {"endpoint": "http://h/v1"},
@@ -86,9 +88,9 @@ BESIDE: dict[str, dict[str, str]] = {
     "prefix_chars": {"order_by_prefix": "data_set"},
 }
 """What has to be given, or left out (''), with a parameter."""
-OPPOSITES = {("exactly_once", STREAMING): "true"}
+OPPOSITES = {("exactly_once", Mode.STREAMING): "true"}
 """Where a template's own default is the value that the other needs."""
-AT_LAUNCH = {("write_mode", STREAMING)}
+AT_LAUNCH = {("write_mode", Mode.STREAMING)}
 """What a job does not differ by: a stream adds rows, and `fail` refuses a table that has some."""
 FILES = {
     "prompt_file": "Tell {{ text }}",
@@ -96,22 +98,17 @@ FILES = {
     "output_schema": '{"type": "object"}',
 }
 
-_OFFERED = [
-    (option, template)
-    for option in OPTIONS
-    if option.name not in NOT_OFFERED
-    for template in place_of(option).templates
-]
+_OFFERED = [(flag, mode) for flag in FLAGS for mode in place_of(flag).templates]
 
 
-def _value(option: Option, folder: Path) -> str:
-    if option.name in FILES:
-        path = folder / option.name
-        path.write_text(FILES[option.name], encoding="utf-8")
+def _value(flag: Flag[Any], folder: Path) -> str:
+    if flag.name in FILES:
+        path = folder / flag.name
+        path.write_text(FILES[flag.name], encoding="utf-8")
         return str(path)
-    if option.name in VALUES:
-        return VALUES[option.name]
-    return option.choices[-1] if option.choices else form_of(option, gpu=True).example
+    if flag.name in VALUES:
+        return VALUES[flag.name]
+    return flag.kind.choices[-1] if flag.kind.choices else form_of(flag, gpu=True).example
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +127,7 @@ def _steps(flags: frozenset[tuple[str, str]]) -> dict[str, bytes]:
     options = parse_flags([f"--{name}={value}" for name, value in sorted(flags) if value])
     config = RunConfig.from_options(options)
     summary = dataclasses.replace(config.summary, started_at="", config={})
-    root = beam.Pipeline(options=PipelineOptions(streaming=config.streaming))
+    root = beam.Pipeline(options=PipelineOptions(streaming=config.mode.streaming))
     build(root, dataclasses.replace(config, started_at="", summary=summary))
     components = root.to_runner_api().components
     return {
@@ -143,33 +140,33 @@ def _steps(flags: frozenset[tuple[str, str]]) -> dict[str, bytes]:
     }
 
 
-def _flags(option: Option, template: str, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+def _flags(flag: Flag[Any], mode: Mode, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Two jobs: with a parameter, and as nearly the same as may be without it."""
-    place = place_of(option)
-    without = {**JOB, **INPUTS[template], **BESIDE.get(option.name, {})}
+    place = place_of(flag)
+    without = {**JOB, **INPUTS[mode], **BESIDE.get(flag.name, {})}
     if place.parent == "backend":
         without |= {"backend": place.triggers[0], **OF_BACKEND.get(place.triggers[0], {})}
-    value = OPPOSITES.get((option.name, template)) or _value(option, folder)
-    assert value, f"--{option.name} has no example: give its metavar one, or VALUES here"
-    given = {**without, option.name: value}
-    if option.name in {"input_table", "input_query", "input_dead_letters", "prompt_file",
-                       "messages_field", "request_field", "instance_fields"}:  # fmt: skip
-        without |= INPUTS[template] | {"prompt": JOB["prompt"]}  # exactly one of these is needed
+    value = OPPOSITES.get((flag.name, mode)) or _value(flag, folder)
+    assert value, f"{flag} has no example: give its kind one, or VALUES here"
+    given = {**without, flag.name: value}
+    if flag.name in {"input_table", "input_query", "input_dead_letters", "prompt_file",
+                     "messages_field", "request_field", "instance_fields"}:  # fmt: skip
+        without |= INPUTS[mode] | {"prompt": JOB["prompt"]}  # exactly one of these is needed
     return given, without
 
 
 @pytest.mark.parametrize(
-    ("option", "template"), _OFFERED, ids=lambda each: getattr(each, "name", each)
+    ("flag", "mode"), _OFFERED, ids=lambda each: getattr(each, "value", each.name)
 )
-def test_every_parameter_has_an_effect(option: Option, template: str, tmp_path: Path) -> None:
+def test_every_parameter_has_an_effect(flag: Flag[Any], mode: Mode, tmp_path: Path) -> None:
     """In the graph, with everything else the same; or it is known to act before there is one."""
-    given, without = _flags(option, template, tmp_path)
-    assert (_built(given) == _built(without)) is ((option.name, template) in AT_LAUNCH)
+    given, without = _flags(flag, mode, tmp_path)
+    assert (_built(given) == _built(without)) is ((flag.name, mode) in AT_LAUNCH)
 
 
-@pytest.mark.parametrize("template", [BATCH, STREAMING])
-def test_nothing_else_changes_a_pipeline(template: str) -> None:
+@pytest.mark.parametrize("mode", Mode)
+def test_nothing_else_changes_a_pipeline(mode: Mode) -> None:
     """Two builds of the same flags are the same: a difference is the parameter's."""
-    first = _built({**JOB, **INPUTS[template]})
+    first = _built({**JOB, **INPUTS[mode]})
     _steps.cache_clear()
-    assert _built({**JOB, **INPUTS[template]}) == first
+    assert _built({**JOB, **INPUTS[mode]}) == first

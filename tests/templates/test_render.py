@@ -10,25 +10,17 @@ from google.cloud.dataflow_v1beta3.types import StreamingMode
 from google.cloud.dataflow_v1beta3.types import templates as api
 from google.protobuf import json_format
 
-from pipeline.options.command_line import OPTIONS
-from pipeline.options.option import Option
+from pipeline.options import kinds
+from pipeline.options.command_line import FLAGS
+from pipeline.options.flag import Kind
+from pipeline.options.sinks import OUTPUT_PATH
 from templates import render
-from templates.form import (
-    BATCH,
-    BEAM_OPTIONS,
-    FORMS,
-    NOT_OFFERED,
-    PLACES,
-    STREAMING,
-    choices_offered,
-    form_of,
-    place_of,
-)
+from templates.form import BEAM_FLAGS, choices_offered, form_of, place_of
 from tests.templates.posix import compiled, matches
 
 IMAGE = "us-docker.pkg.dev/p/r/batch-inference:1"
 GPU_IMAGE = f"{IMAGE}-gpu"
-BY_NAME = {option.name: option for option in (*OPTIONS, *BEAM_OPTIONS)}
+BY_NAME = {flag.name: flag for flag in (*FLAGS, *BEAM_FLAGS)}
 GPUS = pytest.mark.parametrize("worker_image", ["", GPU_IMAGE], ids=["cpu", "gpu"])
 EACH = pytest.mark.parametrize("template", render.TEMPLATES, ids=lambda template: template.name)
 
@@ -101,14 +93,14 @@ def test_workers_have_our_image(template: render.Template) -> None:
 @GPUS
 @EACH
 def test_parameters_are_the_options(template: render.Template, worker_image: str) -> None:
-    """Every option of the command line that suits the template, and nothing else."""
+    """Every flag of the command line that suits the template, and nothing else."""
     names = [parameter.name for parameter in spec(template, worker_image).metadata.parameters]
     assert len(names) == len(set(names))
-    other = {BATCH: STREAMING, STREAMING: BATCH}[template.name]
-    left_out = {name for name in BY_NAME if place_of(BY_NAME[name]).templates == (other,)}
+    left_out = {n for n, flag in BY_NAME.items() if template.mode not in place_of(flag).templates}
     if not worker_image:
         left_out |= {name for name in BY_NAME if name.startswith(("gpu_", "vllm_"))}
-    assert set(names) == set(BY_NAME) - left_out - set(NOT_OFFERED)
+    assert set(names) == set(BY_NAME) - left_out
+    assert {"preview", "wait"} <= left_out
 
 
 @EACH
@@ -123,7 +115,7 @@ def test_what_no_worker_could_run(template: render.Template) -> None:
         backend = parameters["backend"]
         assert [choice.value for choice in backend.enum_options] == offered
         (pattern,) = backend.regexes
-        assert [c for c in BY_NAME["backend"].choices if matches(pattern, c)] == offered
+        assert [c for c in BY_NAME["backend"].kind.choices if matches(pattern, c)] == offered
         for each in parameters.values():
             if each.parent_name == "backend":
                 assert set(each.parent_trigger_values) <= set(offered)
@@ -135,18 +127,18 @@ def test_parameters_say_what_they_are(template: render.Template, worker_image: s
     """A label, a help text, a default, and one place in the form; a parent before its children."""
     gpu, seen = bool(worker_image), set[str]()
     for parameter in spec(template, worker_image).metadata.parameters:
-        option = BY_NAME[parameter.name]
+        flag = BY_NAME[parameter.name]
         assert parameter.label
-        assert parameter.help_text.startswith(option.help)
-        assert parameter.default_value == option.default
+        assert parameter.help_text.startswith(flag.help)
+        assert parameter.default_value == flag.default_text
         assert bool(parameter.group_name) != bool(parameter.parent_name)
         assert not parameter.parent_name or parameter.parent_name in seen
         parent = BY_NAME.get(parameter.parent_name)
-        if parent is not None and parent.choices:
-            assert set(parameter.parent_trigger_values) <= set(parent.choices)
+        if parent is not None and parent.kind.choices:
+            assert set(parameter.parent_trigger_values) <= set(parent.kind.choices)
             assert parameter.parent_trigger_values or not parent.default
         values = [choice.value for choice in parameter.enum_options]
-        choices = choices_offered(option, gpu=gpu)
+        choices = choices_offered(flag, gpu=gpu)
         assert values == (list(choices) if choices != ("true", "false") else [])
         seen.add(parameter.name)
 
@@ -157,7 +149,7 @@ def test_what_a_launch_cannot_do_without(template: render.Template) -> None:
     parameters = spec(template, GPU_IMAGE).metadata.parameters
     required = {parameter.name for parameter in parameters if not parameter.is_optional}
     assert required == {"model"} | (
-        {"input_subscription", "output_table"} if template.name == STREAMING else set()
+        {"input_subscription", "output_table"} if template.mode.streaming else set()
     )
 
 
@@ -167,9 +159,9 @@ def test_patterns_accept_their_own_values(template: render.Template, worker_imag
     """Each compiles as POSIX extended, is anchored, accepts its example, default and choices."""
     gpu = bool(worker_image)
     for parameter in spec(template, worker_image).metadata.parameters:
-        option = BY_NAME[parameter.name]
-        choices = choices_offered(option, gpu=gpu)
-        values = [form_of(option, gpu=gpu).example, option.default, *choices]
+        flag = BY_NAME[parameter.name]
+        choices = choices_offered(flag, gpu=gpu)
+        values = [form_of(flag, gpu=gpu).example, flag.default_text, *choices]
         for pattern in parameter.regexes:
             compiled(pattern)
             assert pattern.startswith("^")
@@ -178,10 +170,10 @@ def test_patterns_accept_their_own_values(template: render.Template, worker_imag
                 assert matches(pattern, value), (parameter.name, pattern, value)
 
 
-@pytest.mark.parametrize("metavar", sorted(FORMS))
-def test_forms(metavar: str) -> None:
-    """Every form in the tables works, used or not; console types are the API's."""
-    form = FORMS[metavar]
+@pytest.mark.parametrize("flag", BY_NAME.values(), ids=str)
+def test_forms(flag: Any) -> None:
+    """Every kind's form works; console types are the API's."""
+    form = flag.kind.form
     assert form.param_type in api.ParameterType.__members__
     if form.pattern:
         assert matches(form.pattern, form.example)
@@ -189,53 +181,41 @@ def test_forms(metavar: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metavar", "value", "accepted"),
+    ("kind", "value", "accepted"),
     [
-        ("N", "12", True),
-        ("N", "1.5", False),
-        ("X", "0.25", True),
-        ("X", "1e3", False),
-        ("JSON", '{"a":\n {"b": [1]}}', True),
-        ("JSON", "gs://b/a.json", True),
-        ("JSON", "a.json", False),
-        ("GLOB", "gs://b/a*.jsonl", True),
-        ("GLOB", "/tmp/a.jsonl", False),
-        ("DIR", "gs://b/a/b", True),
-        ("DIR", "gs://b", False),
-        ("DIR", "gs://b/a*", False),
-        ("PROJECT:DATASET.TABLE", "p-1:d.t", True),
-        ("PROJECT:DATASET.TABLE", "example.com:p.d.t", True),
-        ("PROJECT:DATASET.TABLE", "d.t", True),
-        ("PROJECT:DATASET.TABLE", "t", False),
-        ("K=V,K=V", "a=b,c=", True),
-        ("K=V,K=V", "A=b", False),
-        ("projects/P/secrets/S/versions/V", "sk-123", False),
-        ("projects/P/subscriptions/S", "projects/my-project/subscriptions/s", False),
-        ("projects/P/subscriptions/S", "tickets", False),
-        ("projects/P/topics/T", "projects/example.com:my-project/topics/a.b", True),
-        ("URL_OR_RESOURCE", "projects/p/locations/l/endpoints/1", True),
-        ("URL_OR_RESOURCE", "models.example.com", False),
+        (kinds.COUNT, "12", True),
+        (kinds.COUNT, "1.5", False),
+        (kinds.DECIMAL, "0.25", True),
+        (kinds.DECIMAL, "1e3", False),
+        (kinds.JSON_OBJECT, '{"a":\n {"b": [1]}}', True),
+        (kinds.JSON_OBJECT, "gs://b/a.json", True),
+        (kinds.JSON_OBJECT, "a.json", False),
+        (kinds.GLOB, "gs://b/a*.jsonl", True),
+        (kinds.GLOB, "/tmp/a.jsonl", False),
+        (OUTPUT_PATH.kind, "gs://b/a/b", True),
+        (OUTPUT_PATH.kind, "gs://b", False),
+        (OUTPUT_PATH.kind, "gs://b/a*", False),
+        (kinds.TABLE, "p-1:d.t", True),
+        (kinds.TABLE, "example.com:p.d.t", True),
+        (kinds.TABLE, "d.t", True),
+        (kinds.TABLE, "t", False),
+        (kinds.LABELS, "a=b,c=", True),
+        (kinds.LABELS, "A=b", False),
+        (BY_NAME["api_key_secret"].kind, "sk-123", False),
+        (kinds.SUBSCRIPTION, "projects/my-project/subscriptions/s", False),
+        (kinds.SUBSCRIPTION, "tickets", False),
+        (kinds.TOPIC, "projects/example.com:my-project/topics/a.b", True),
+        (BY_NAME["endpoint"].kind, "projects/p/locations/l/endpoints/1", True),
+        (BY_NAME["endpoint"].kind, "models.example.com", False),
     ],
 )
-def test_what_patterns_refuse(metavar: str, value: str, accepted: bool) -> None:
+def test_what_patterns_refuse(kind: Kind[Any], value: str, accepted: bool) -> None:
     """A wrong value is caught in the form, before anything is started."""
-    assert matches(FORMS[metavar].pattern, value) is accepted
+    assert matches(kind.form.pattern, value) is accepted
 
 
-def test_the_tables_name_options() -> None:
-    """A table that names an option that nobody has is out of date."""
-    names = {option.name for option in OPTIONS}
-    assert set(PLACES) | set(NOT_OFFERED) <= names
-
-
-def test_a_new_option_needs_a_known_metavar() -> None:
-    """Else nobody has thought of its form."""
-    with pytest.raises(KeyError, match="WORD"):
-        form_of(Option("new", "Run", "New.", metavar="WORD"), gpu=True)
-
-
-def test_options_stand_under_what_they_need() -> None:
-    """Below the backends that take them or by a table, so that they are shown when they apply."""
+def test_flags_stand_under_what_they_need() -> None:
+    """Below the backends that take them or as they say, so that they are shown when they apply."""
     for name, backends, gpu in (
         ("vllm_args", ("vllm",), True),
         ("gpu_type", ("vllm", "sentence_transformers"), True),
@@ -247,6 +227,7 @@ def test_options_stand_under_what_they_need() -> None:
     for name in ("gpu_count", "gpu_driver", "gpu_machine_type"):
         place = place_of(BY_NAME[name])
         assert (place.parent, place.triggers) == ("gpu_type", ())  # any GPU
+    assert {place_of(flag).parent for flag in FLAGS} - {""} <= set(BY_NAME)
 
 
 # Files

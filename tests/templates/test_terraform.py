@@ -14,6 +14,7 @@ from typing import Any
 import hcl2
 import pytest
 
+from pipeline.options.mode import Mode
 from templates import render
 from tests.end_to_end.runs import missing_part
 from tests.templates.launches import ROOT
@@ -280,7 +281,7 @@ def _evaluated(folder: pathlib.Path, batch: Any, streaming: Any, kms_key: str | 
 
 def test_parameters_are_the_templates() -> None:
     """What the module sets by itself exists in the template that it launches."""
-    known = {option.name for name in ("batch", "streaming") for option in render.offered(name)}
+    known = {flag.name for mode in Mode for flag in render.offered(mode)}
     assert known >= {"output_table", "input_subscription", "dead_letter_topic", "temp_dataset"}
 
 

@@ -107,7 +107,7 @@ def check_reconciled(row: Row) -> None:
         if unsent:
             raise StoppedEarly(
                 f"run {row['run_id']} stopped early: {unsent:,} records were not attempted, their "
-                "dead letters say why; read them back with --input_dead_letters"
+                "dead letters say why; a later run can read the dead letters and retry them"
             )
         return
     records, results, dead_letters = row["records"], row["results"], row["dead_letters"]

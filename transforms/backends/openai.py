@@ -108,8 +108,8 @@ class OpenAIBackend:
         key = (key or os.environ.get("OPENAI_API_KEY") or "").strip()
         if not key and self.at_openai():
             raise BackendUnusable(
-                "no OpenAI API key: set OPENAI_API_KEY in the workers' environment, or give "
-                "--api_key_secret"
+                "no OpenAI API key: set OPENAI_API_KEY in the workers' environment, or "
+                "set `api_key_secret`"
             )
         shares = self.task == "embed" and self.embedding_limits().max_requests != 1
         client = OpenAIEmbeddingClient if shares else OpenAIClient

@@ -89,6 +89,6 @@ class StopPolicy:
         if self._ended >= RATIO_AFTER_RECORDS and self._dead > most * self._ended:
             return (
                 f"{self._dead:,} of {self._ended:,} records failed, more than "
-                f"--max_dead_letter_ratio={most:g}; the last: {self._last_error}"
+                f"`max_dead_letter_ratio` ({most:g}); the last: {self._last_error}"
             )
         return None

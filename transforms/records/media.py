@@ -79,8 +79,8 @@ class MediaField:
         name, colon, mime_type = text.partition(":")
         if not name or (colon and not _MIME_TYPE.fullmatch(mime_type)):
             raise ConfigurationError(
-                f"--media_fields: {text!r} is neither a field nor a field with a MIME type: write "
-                f"it as {name or 'photo'}:image/jpeg"
+                f"`media_fields` has {text!r}, which is neither a field nor a field with a MIME type: "
+                f"write it as {name or 'photo'}:image/jpeg"
             )
         return cls(name, mime_type or None)
 
@@ -90,7 +90,7 @@ def check_fields(fields: Iterable[MediaField]) -> None:
     names = [field.name for field in fields]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigurationError(f"--media_fields names {name!r} twice: remove one")
+            raise ConfigurationError(f"`media_fields` names {name!r} twice: remove one")
 
 
 def parts_of(field: MediaField, value: Json, record: Mapping[str, Json]) -> list[dict[str, Json]]:
@@ -110,7 +110,7 @@ def parts_of(field: MediaField, value: Json, record: Mapping[str, Json]) -> list
         given = record.get(field.mime_type_field)
         if isinstance(given, str) and given != _UNKNOWN and _MIME_TYPE.fullmatch(given):
             mime_type = given
-    where, remedy = f"field {field.name!r}", f"give it: --media_fields {field.name}:image/jpeg"
+    where, remedy = f"field {field.name!r}", f"name it in `media_fields`: {field.name}:image/jpeg"
     if not isinstance(value, list):
         return [media_part(value, mime_type, where, remedy)]
     if not value:

@@ -39,6 +39,8 @@ class RequestSpec:
         with the key of their params only.
       backend: The backend's family, for the fingerprint.
       model: The model's name, for the fingerprint.
+      prompt_name: What an error calls the prompt.
+      system_prompt_name: What an error calls the system prompt.
     """
 
     prompt: str | None = None
@@ -47,12 +49,13 @@ class RequestSpec:
     instance_fields: tuple[str, ...] = ()
     system_prompt: str | None = None
     media_fields: tuple[media.MediaField, ...] = ()
-    task: str = "generate"
+    task: Literal["generate", "embed"] = "generate"
     instance: bool = False
     params: Mapping[str, Json] = dataclasses.field(default_factory=dict)
     backend: str = ""
     model: str = ""
-    prompt_name: str = "--prompt"
+    prompt_name: str = "`prompt`"
+    system_prompt_name: str = "`system_prompt`"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params", Params.of(self.params))
@@ -67,14 +70,14 @@ class RequestSpec:
         sources = (self.prompt, self.messages_field, self.request_field, self.instance_fields)
         if sum(bool(source) for source in sources) != 1:
             raise ConfigurationError(
-                "a request needs exactly one of --prompt, --prompt_file, --messages_field, "
-                "--request_field and --instance_fields"
+                "a request needs exactly one of `prompt`, `messages_field`, `request_field` and "
+                "`instance_fields`"
             )
         media.check_fields(self.media_fields)
         if self.media_fields and (not self.prompt or self.task == "embed" or self.instance):
             names = ",".join(field.name for field in self.media_fields)
             raise ConfigurationError(
-                f"--media_fields is {names!r}, but goes with a prompt to generate from only: remove "
+                f"`media_fields` is {names!r}, but goes with a prompt to generate from only: remove "
                 "it; chats and whole requests carry parts of their own, embeddings and instances "
                 "have none"
             )
@@ -87,7 +90,9 @@ class Renderer:
     def __init__(self, spec: RequestSpec) -> None:
         self._spec = spec
         self._system = (
-            PromptTemplate(spec.system_prompt, "--system_prompt") if spec.system_prompt else None
+            PromptTemplate(spec.system_prompt, spec.system_prompt_name)
+            if spec.system_prompt
+            else None
         )
         self._body: Callable[[Record], dict[str, Json]]
         if spec.prompt:

@@ -171,7 +171,7 @@ class PromptTemplate:
       ConfigurationError: It does not compile; the message names the line.
     """
 
-    def __init__(self, source: str, name: str = "--prompt") -> None:
+    def __init__(self, source: str, name: str = "`prompt`") -> None:
         environment = _environment()
         try:
             _check_names(environment, source)

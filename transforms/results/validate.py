@@ -30,7 +30,7 @@ _LANGUAGE = re.compile(r"[A-Za-z0-9_-]*")
 _MAX_CANDIDATES = 64
 
 
-def check_schema(schema: Any, name: str = "--output_schema") -> None:
+def check_schema(schema: Any, name: str = "`output_schema`") -> None:
     """Raises `ConfigurationError` when a document is no JSON Schema."""
     if not isinstance(schema, dict):
         raise ConfigurationError(f"{name} is not a JSON object")

@@ -61,6 +61,11 @@ ReadResult = tuple["beam.PCollection[Record]", "beam.PCollection[DeadLetter]"]
 class Source(Protocol):
     """A frozen description of a source; `transform` makes the Beam read."""
 
+    @property
+    def bounded(self) -> bool:
+        """Whether the input ends, as Beam says of the PCollections of `transform`."""
+        ...
+
     def transform(self, id_rule: IdRule) -> beam.PTransform:
         """A root transform that gives ``(records, unread)``; construction does no I/O."""
         ...

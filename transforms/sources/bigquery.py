@@ -6,7 +6,7 @@ base64, timestamps as RFC 3339, NaN as ``"NaN"``.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import apache_beam as beam
 from apache_beam.io.gcp.bigquery import ReadFromBigQuery
@@ -23,7 +23,7 @@ from transforms.sources.base import IdRule, ReadResult, make_record
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TableSource:
-    """``--input_table``: a table's rows.
+    """A table's rows.
 
     Attributes:
       table: The table.
@@ -34,7 +34,10 @@ class TableSource:
       temp_dataset: ``project:dataset`` for a query's temporary result.
       location: Where query jobs run.
       labels: Labels of query jobs.
+      bounded: True: a table ends.
     """
+
+    bounded: ClassVar[bool] = True
 
     table: TableName
     fields: tuple[str, ...] = ()
@@ -80,7 +83,7 @@ class TableSource:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class QuerySource:
-    """``--input_query``: the rows of a GoogleSQL query; it runs once, into a temporary table.
+    """The rows of a GoogleSQL query; it runs once, into a temporary table.
 
     Attributes:
       query: The query.
@@ -90,7 +93,10 @@ class QuerySource:
       location: Where the query job runs.
       labels: Labels of the query job.
       name: What records call their source.
+      bounded: True: a result ends.
     """
+
+    bounded: ClassVar[bool] = True
 
     query: str
     limit: int | None = None
@@ -136,7 +142,7 @@ def _first_rows(
 def _dataset(name: str) -> DatasetReference:
     project, _, dataset = name.replace(".", ":").partition(":")
     if not dataset:
-        raise ConfigurationError(f"--temp_dataset is {name!r}, but must be project:dataset")
+        raise ConfigurationError(f"`temp_dataset` is {name!r}, but must be project:dataset")
     return DatasetReference(projectId=project, datasetId=dataset)
 
 

@@ -1,4 +1,4 @@
-"""Our own dead letters as a source: ``--input_dead_letters``, a table or files.
+"""Dead letters of earlier runs as a source: a table or files.
 
 Each row gives its record back, under its old id. A row whose payload is no record (a raw line that
 could not be parsed, a payload that a table has cut) is a dead letter again, with its payload.
@@ -126,13 +126,18 @@ class ReadDeadLetters(beam.PTransform):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterSource:
-    """``--input_dead_letters``: see `ReadDeadLetters`.
+    """Dead letters to retry: see `ReadDeadLetters`.
 
     Attributes:
       rows: Where the rows are: files, or a table with a filter.
     """
 
     rows: FileSource | TableSource
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the rows end."""
+        return self.rows.bounded
 
     def transform(self, id_rule: IdRule) -> beam.PTransform:
         """The transform that reads it."""
@@ -157,7 +162,6 @@ def is_table(text: str) -> bool:
         return False
     if text.replace(":", ".").count(".") < 1:
         raise ConfigurationError(
-            f"--input_dead_letters is {text!r}, but must be a table (project:dataset.table) or "
-            "files (a path or glob)"
+            f"{text!r} is neither a table (project:dataset.table) nor files (a path or glob)"
         )
     return True

@@ -13,7 +13,7 @@ import itertools
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
+from typing import Any, BinaryIO, ClassVar, Literal, Protocol, TypeAlias, get_args
 
 import apache_beam as beam
 import fastavro
@@ -29,7 +29,8 @@ from transforms.records.records import DeadLetter, Record
 from transforms.sources import columnar, lines
 from transforms.sources.base import IdRule, ReadResult, make_record
 
-FORMATS = ("jsonl", "csv", "parquet", "avro", "txt", "objects")
+InputFormat = Literal["jsonl", "csv", "parquet", "avro", "txt", "objects"]
+FORMATS: tuple[InputFormat, ...] = get_args(InputFormat)
 _SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -89,8 +90,7 @@ def format_of(path: str, given: str | None = None) -> str:
         if name.endswith(suffix):
             return kind
     raise ConfigurationError(
-        f"the name of {path!r} does not tell its format: give --input_format, "
-        f"one of {', '.join(FORMATS)}"
+        f"the name of {path!r} does not tell its format: set `format`, one of {', '.join(FORMATS)}"
     )
 
 
@@ -299,10 +299,19 @@ class ReadFiles(beam.PTransform):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FileSource:
-    """``--input_files``: see `ReadFiles`."""
+    """Files, local or in a bucket: see `ReadFiles`.
+
+    Attributes:
+      pattern: A path or glob.
+      format: The format of all files; None tells it from each file's name.
+      limit: Read only this many inputs.
+      bounded: True: files end.
+    """
+
+    bounded: ClassVar[bool] = True
 
     pattern: str
-    format: str | None = None
+    format: InputFormat | None = None
     limit: int | None = None
 
     def transform(self, id_rule: IdRule) -> beam.PTransform:

@@ -8,7 +8,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import apache_beam as beam
 from apache_beam.io.gcp.pubsub import PubsubMessage, ReadFromPubSub
@@ -148,12 +148,15 @@ class ReadMessages(beam.PTransform):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PubSubSource:
-    """``--input_subscription``: see `ReadMessages`.
+    """A Pub/Sub subscription: see `ReadMessages`.
 
     Attributes:
       subscription: ``projects/P/subscriptions/S``.
       id_attribute: The attribute by which Dataflow de-duplicates.
+      bounded: False: a subscription has no end.
     """
+
+    bounded: ClassVar[bool] = False
 
     subscription: str
     id_attribute: str | None = None

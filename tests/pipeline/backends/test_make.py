@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.backends import ADAPTERS, adapter_of
-from pipeline.options.command_line import OPTIONS, InferenceOptions, Values, parse_flags
-from pipeline.options.model import make_backend
+from pipeline.backends import ADAPTERS
+from pipeline.options.command_line import parse_flags, parse_values
+from pipeline.options.model import BACKEND, make_backend
 from transforms.backends.fake import FakeBackend
 from transforms.backends.gemini import GeminiBackend
 from transforms.backends.openai import OpenAIBackend
@@ -27,8 +27,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _backend(*argv: str) -> Any:
     options = parse_flags(argv)
-    values = Values.of(options.view_as(InferenceOptions))
-    return make_backend(adapter_of(values.given["backend"]), values, options)
+    return make_backend(parse_values(options), options)
 
 
 def _refused(*argv: str) -> str:
@@ -65,8 +64,7 @@ def test_gemini_is_never_silently_global(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_backend_of_the_flag() -> None:
     """The choices of ``--backend`` are the backends that can be made."""
-    (option,) = [option for option in OPTIONS if option.name == "backend"]
-    assert option.choices == tuple(ADAPTERS)
+    assert BACKEND.kind.choices == tuple(ADAPTERS)
 
 
 def test_gemini() -> None:
@@ -247,8 +245,8 @@ def test_fake() -> None:
             ),
         ),
         (
-            ["--backend=fake", "--task=embed", "--output_schema=s.json"],
-            "--output_schema is 's.json', but goes with --task=generate only: remove it",
+            ["--backend=fake", "--task=embed", "--output_schema={}"],
+            "--output_schema is '{}', but goes with --task=generate only: remove it",
         ),
         (
             ["--backend=fake", "--task=embed", "--system_prompt=s"],
@@ -284,7 +282,7 @@ def test_fake() -> None:
             ),
         ),
         (
-            ["--backend=fake", "--api_key_secret=sk-key"],
+            ["--backend=fake", "--api_key_secret=projects/p/secrets/s/versions/1"],
             (
                 "--api_key_secret is set, but backend fake does not take it: remove it, or use "
                 "--backend=openai"
@@ -346,8 +344,8 @@ def test_several_endpoints() -> None:
             "--endpoint is 'http://a,http://b', but only --backend=openai takes several: set one",
         ),
         (
-            ["--backend=fake", "--generate_api=chat"],
-            "--generate_api is 'chat', but backend fake does not take it: remove it, or use ",
+            ["--backend=fake", "--generate_api=completions"],
+            "--generate_api is 'completions', but backend fake does not take it: remove it, or use ",
         ),
         (
             ["--backend=vllm", "--generate_api=completions", "--task=embed"],

@@ -13,7 +13,8 @@ import pytest
 from pipeline.backends import BUILT_IN, GROUP, Unusable, load
 from pipeline.backends.base import BackendAdapter
 from pipeline.backends.shared import ENDPOINT
-from pipeline.options.option import Option
+from pipeline.options.flag import Flag
+from pipeline.options.kinds import TEXT
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 ECHO = '''
@@ -22,8 +23,12 @@ ECHO = '''
 import dataclasses
 
 from pipeline.backends.base import BackendAdapter
-from pipeline.options.option import Option
+from pipeline.backends.shared import MODEL
+from pipeline.options.flag import Flag
+from pipeline.options.kinds import TEXT
 from transforms import Completion
+
+PREFIX = Flag("echo_prefix", "Model", "Text in front of each answer (backend echo).", TEXT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +53,13 @@ class EchoClient:
 
 
 def make(values, options):
-    return EchoBackend(values.text("model") or "echo", values.text("echo_prefix") or "")
+    return EchoBackend(values[MODEL] or "echo", values[PREFIX] or "")
 
 
 ADAPTER = BackendAdapter(
     name="echo",
     make=make,
-    flags=(Option("echo_prefix", "Model", "Text in front of each answer (backend echo)."),),
+    flags=(PREFIX,),
 )
 '''
 
@@ -159,9 +164,9 @@ def _make(*_: object) -> None:
 
 
 FINE = BackendAdapter(
-    name="fine", make=_make, flags=(ENDPOINT, Option("fine_size", "Model", "Size."))
+    name="fine", make=_make, flags=(ENDPOINT, Flag("fine_size", "Model", "Size.", TEXT))
 )
-RUDE = BackendAdapter(name="rude", make=_make, flags=(Option("prompt", "Model", "Mine."),))
+RUDE = BackendAdapter(name="rude", make=_make, flags=(Flag("prompt", "Model", "Mine.", TEXT),))
 TAKEN = BackendAdapter(name="fake", make=_make)
 
 

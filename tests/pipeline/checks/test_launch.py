@@ -7,7 +7,7 @@ import pytest
 from pipeline.checks import launch as launch_checks
 from pipeline.checks import placement
 from pipeline.checks.launch import check_launch
-from pipeline.options.command_line import parse_flags
+from pipeline.options.command_line import parse_flags, parse_values
 from pipeline.options.gpu import MACHINES
 from transforms.records.errors import ConfigurationError
 
@@ -19,7 +19,8 @@ L4, VLLM = "--gpu_type=nvidia-l4", "--backend=vllm"
 
 
 def _check(*argv: str) -> None:
-    check_launch(parse_flags(argv))
+    options = parse_flags(argv)
+    check_launch(parse_values(options), options)
 
 
 def _refused(*argv: str) -> str:

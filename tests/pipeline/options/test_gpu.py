@@ -19,6 +19,13 @@ BASE = ("--input_files=gs://b/a.jsonl", "--prompt=Hello", "--output_path=gs://b/
 VLLM = ("--backend=vllm", "--model=m")
 DATAFLOW = ("--runner=DataflowRunner", "--project=p", "--region=r", "--temp_location=gs://b/t")
 JOB = (*BASE, *VLLM, *DATAFLOW)
+STREAM = (
+    "--input_subscription=projects/a-project/subscriptions/tickets",
+    "--prompt=Hello",
+    "--output_table=p:d.t",
+    *VLLM,
+    *DATAFLOW,
+)
 
 
 def _config(*argv: str) -> RunConfig:
@@ -103,13 +110,16 @@ def test_only_the_call_has_a_gpu() -> None:
         ),
         (
             [*JOB, "--gpu_type=nvidia-l4", "--gpu_count=3"],
-            "--gpu_count is '3', but a machine has 1 or 2 or 4 or 8 of nvidia-l4",
+            "--gpu_count is 3, but a machine has 1 or 2 or 4 or 8 of nvidia-l4",
         ),
         (
             [*JOB, "--gpu_type=nvidia-h200-141gb", "--gpu_count=1"],
-            "--gpu_count is '1', but a machine has 8 of nvidia-h200-141gb",
+            "--gpu_count is 1, but a machine has 8 of nvidia-h200-141gb",
         ),
-        ([*JOB, "--gpu_type=nvidia-l4", "--gpu_count=two"], "--gpu_count is 'two', but a machine"),
+        (
+            [*JOB, "--gpu_type=nvidia-l4", "--gpu_count=two"],
+            "--gpu_count is 'two', but must be a whole number",
+        ),
         (
             [*JOB, "--gpu_type=nvidia-l4", "--gpu_driver=5;x"],
             "--gpu_driver is '5;x', but must be a version, such as 5xx, or left out",
@@ -123,7 +133,7 @@ def test_refused(argv: list[str], message: str) -> None:
 
 def _completed(*argv: str) -> Any:
     options = parse_flags(argv)
-    set_defaults(options)
+    set_defaults(options, RunConfig.from_options(options))
     return options
 
 
@@ -135,11 +145,10 @@ def test_defaults_of_a_job_with_a_gpu() -> None:
     assert "no_use_multiple_sdk_containers" in experiments
     assert "enable_streaming_rightfitting" not in experiments
     options = _completed(
-        *JOB,
+        *STREAM,
         "--gpu_type=nvidia-l4",
         "--disk_size_gb=500",
         "--experiments=no_use_multiple_sdk_containers",
-        "--streaming",
     )
     assert options.view_as(WorkerOptions).disk_size_gb == 500
     experiments = options.view_as(DebugOptions).experiments

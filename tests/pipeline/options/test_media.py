@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config import RunConfig
 from pipeline.options.command_line import parse_flags
-from pipeline.options.media import OBJECT
+from pipeline.options.request import OBJECT
 from transforms.records.errors import ConfigurationError
 from transforms.records.media import MediaField
 
@@ -61,8 +61,8 @@ def test_objects_that_are_asked_about_otherwise(argv: Any) -> None:
         (
             (ASK, FAKE, "--media_fields=photo:jpeg"),
             (
-                "--media_fields: 'photo:jpeg' is neither a field nor a field with a MIME type: write "
-                "it as photo:image/jpeg"
+                "--media_fields has 'photo:jpeg', which is neither a field nor a field with a MIME "
+                "type: write it as photo:image/jpeg"
             ),
         ),
         (

@@ -10,8 +10,9 @@ from pipeline.build import build
 from pipeline.config import RunConfig
 from pipeline.main import main
 from pipeline.options.command_line import parse_flags
-from pipeline.options.order import Order
+from pipeline.options.pace import Order
 from transforms.records.errors import ConfigurationError
+from transforms.requests.order import OrderByPrefix
 
 BASE = ("--input_files=a.jsonl", "--prompt={{ text }}", "--output_path=/out", "--backend=fake")
 
@@ -24,7 +25,7 @@ def test_flags() -> None:
     """Nothing is ordered that nobody asked for: steps keep their labels."""
     assert _config().order == Order()
     assert _config("--order_by_prefix=batch").order == Order(in_batch=True)
-    assert _config("--order_by_prefix=data_set").order == Order(True, 1000)
+    assert _config("--order_by_prefix=data_set").order == Order(True, OrderByPrefix().prefix_chars)
     assert _config("--order_by_prefix=data_set", "--prefix_chars=50").order == Order(True, 50)
     for value, expected in (("", False), ("batch", False), ("data_set", True)):
         root = beam.Pipeline()

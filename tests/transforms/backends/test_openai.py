@@ -132,14 +132,14 @@ def test_media(model_server: SimulatedModelServer) -> None:
             _media("gs://b/a.png", "image/png"),
             (
                 "'gs://b/a.png': a server that speaks OpenAI's dialect cannot read gs:// objects; "
-                "give https:// URLs (signed ones, for instance), or use --backend=gemini"
+                "use https:// URLs (signed ones, for instance), or the backend gemini"
             ),
         ),
         (
             _media("https://h/a.pdf?signature=secret", "application/pdf"),
             (
                 "'https://h/a.pdf': OpenAI's dialect takes images, audio and video by URL, but no "
-                "application/pdf; use --backend=gemini"
+                "application/pdf; use the backend gemini"
             ),
         ),
         ({"type": "media"}, "a media part: NULL is no gs:// or https:// URI"),

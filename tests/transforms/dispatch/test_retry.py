@@ -74,7 +74,7 @@ def test_request_timeout() -> None:
     limits = {"request_timeout_s": 7.5, "max_attempts": 2, "first_backoff_s": 1}
     outcomes = answer(client, 20, max_concurrency=2, **limits)
     assert failures(outcomes)[0] == (
-        "RequestTimeout", "no answer within 7.5 s (--request_timeout_s)", 2
+        "RequestTimeout", "no answer within 7.5 s (`request_timeout_s`)", 2
     )  # fmt: skip
     assert isinstance(outcomes[0], Failure)
     assert isinstance(outcomes[0].error, RequestTimeout)

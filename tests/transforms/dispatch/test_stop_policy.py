@@ -116,7 +116,7 @@ def test_ratio_after_a_thousand_records() -> None:
     rules = _rules(max_dead_letter_ratio=0.2)
     assert _end(rules, *[BLOCKED] * 999) == [None] * 999
     assert rules.ended(BLOCKED) == (
-        "1,000 of 1,000 records failed, more than --max_dead_letter_ratio=0.2; "
+        "1,000 of 1,000 records failed, more than `max_dead_letter_ratio` (0.2); "
         "the last: Blocked: unsafe"
     )
 
@@ -126,7 +126,7 @@ def test_more_than_the_ratio() -> None:
     rules = _rules(max_dead_letter_ratio=0.2)
     assert _end(rules, *[None] * 800, *[BLOCKED] * 200) == [None] * 1000
     assert rules.ended(BLOCKED) == (
-        "201 of 1,001 records failed, more than --max_dead_letter_ratio=0.2; "
+        "201 of 1,001 records failed, more than `max_dead_letter_ratio` (0.2); "
         "the last: Blocked: unsafe"
     )
 
@@ -148,7 +148,7 @@ def test_no_dead_letters_allowed() -> None:
     rules = _rules(max_dead_letter_ratio=0.0)
     assert _end(rules, BLOCKED, *[None] * 998) == [None] * 999
     assert rules.ended(BLOCKED) == (
-        "2 of 1,000 records failed, more than --max_dead_letter_ratio=0; the last: Blocked: unsafe"
+        "2 of 1,000 records failed, more than `max_dead_letter_ratio` (0); the last: Blocked: unsafe"
     )
 
 
@@ -290,7 +290,7 @@ def test_too_many_dead_letters() -> None:
     )
     outcomes = answer(client, 1500, max_concurrency=2, request_timeout_s=200)
     reason = (
-        "the run stopped: 250 of 1,000 records failed, more than --max_dead_letter_ratio=0.2; "
+        "the run stopped: 250 of 1,000 records failed, more than `max_dead_letter_ratio` (0.2); "
         "the last: InvalidRequest: 400"
     )
     assert kinds(outcomes) == {"Completion": 751, "InvalidRequest": 250, "NotAttempted": 499}

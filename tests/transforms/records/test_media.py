@@ -13,7 +13,7 @@ from transforms.records import media
 from transforms.records.errors import ConfigurationError, InvalidRequest, MissingField
 from transforms.records.media import MediaField, check_fields, guess_mime_type, parts_of, shown
 
-REMEDY = "give it: --media_fields photo:image/jpeg"
+REMEDY = "name it in `media_fields`: photo:image/jpeg"
 
 
 def _parts(value: Any, text: str = "photo") -> list[dict[str, Any]]:
@@ -57,15 +57,15 @@ def test_parse_refuses(text: str, remedy: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         MediaField.parse(text)
     assert str(raised.value) == (
-        f"--media_fields: {text!r} is neither a field nor a field with a MIME type: write it as "
-        f"{remedy}"
+        f"`media_fields` has {text!r}, which is neither a field nor a field with a MIME type: "
+        f"write it as {remedy}"
     )
 
 
 def test_a_field_named_twice() -> None:
     """Even with another type: which one counts is not clear."""
     check_fields([MediaField("a"), MediaField("b", "image/png")])
-    with pytest.raises(ConfigurationError, match=r"^--media_fields names 'a' twice: remove one$"):
+    with pytest.raises(ConfigurationError, match=r"^`media_fields` names 'a' twice: remove one$"):
         check_fields([MediaField("a"), MediaField("b"), MediaField("a", "image/png")])
 
 

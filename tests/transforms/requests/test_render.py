@@ -209,7 +209,7 @@ def test_media_go_with_a_prompt_only(spec: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError) as raised:
         RequestSpec(**spec, media_fields=MEDIA).check()
     assert str(raised.value) == (
-        "--media_fields is 'photo,scans', but goes with a prompt to generate from only: remove it; "
+        "`media_fields` is 'photo,scans', but goes with a prompt to generate from only: remove it; "
         "chats and whole requests carry parts of their own, embeddings and instances have none"
     )
     with pytest.raises(ConfigurationError, match="names 'photo' twice"):
@@ -290,7 +290,7 @@ def test_estimated_tokens() -> None:
 def test_exactly_one_source(spec: dict[str, Any]) -> None:
     """None or two are refused when the transform is made; the message names the options."""
     for refused in (RequestSpec(**spec).check, lambda: RenderRequests(spec=RequestSpec(**spec))):
-        with pytest.raises(ConfigurationError, match="exactly one of --prompt, --prompt_file"):
+        with pytest.raises(ConfigurationError, match="exactly one of `prompt`, `messages_field`"):
             refused()
 
 
@@ -306,7 +306,7 @@ def test_syntax_errors_come_before_launch() -> None:
     with pytest.raises(ConfigurationError, match=r"^p.jinja is not a valid template: line 1"):
         RenderRequests(spec=RequestSpec(prompt="{{", prompt_name="p.jinja"))
     with pytest.raises(
-        ConfigurationError, match=r"^--system_prompt is not a valid template: line 2"
+        ConfigurationError, match=r"^`system_prompt` is not a valid template: line 2"
     ):
         RenderRequests(spec=RequestSpec(prompt="x", system_prompt="\n{{"))
 

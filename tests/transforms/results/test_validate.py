@@ -305,7 +305,7 @@ def test_deep_answers_to_a_recursive_schema(depth: int) -> None:
 @pytest.mark.parametrize("schema", [None, True, "object", [], 5])
 def test_a_schema_that_is_no_object(schema: Any) -> None:
     """It is refused before launch, under the option's name."""
-    with pytest.raises(ConfigurationError, match=r"^--output_schema is not a JSON object$"):
+    with pytest.raises(ConfigurationError, match=r"^`output_schema` is not a JSON object$"):
         check_schema(schema)
 
 
@@ -323,7 +323,7 @@ def test_a_schema_that_is_none(schema: Any, path: str) -> None:
     """The message says where; the transform refuses it when it is made."""
     with pytest.raises(ConfigurationError, match=rf"^s\.json is not a JSON Schema: at {path}: "):
         check_schema(schema, "s.json")
-    with pytest.raises(ConfigurationError, match=r"^--output_schema is not a JSON Schema"):
+    with pytest.raises(ConfigurationError, match=r"^`output_schema` is not a JSON Schema"):
         ValidateOutputs(schema=schema)
 
 

@@ -131,5 +131,5 @@ def test_is_table(text: str, table: bool) -> None:
 
 def test_neither_table_nor_files() -> None:
     """The message holds the value and what it must be."""
-    with pytest.raises(ConfigurationError, match=r"'letters', but must be a table"):
+    with pytest.raises(ConfigurationError, match=r"'letters' is neither a table"):
         is_table("letters")

@@ -365,7 +365,7 @@ def body_of(request: Request, backend: VLLMBackend) -> tuple[str, dict[str, Json
         kind = next((kind for name, kind in kinds.items() if name in whole), None)
         if kind is None or (kind == "embed") != (backend.task == "embed"):
             raise InvalidRequest(
-                f"a request with {sorted(whole)} is none for --task={backend.task}: it needs "
+                f"a request with {sorted(whole)} does not fit the task {backend.task!r}: it needs "
                 + ("an input" if backend.task == "embed" else "messages or a prompt")
             )
         body = {"model": backend.model, **whole}
@@ -382,7 +382,7 @@ def _checked(body: dict[str, Json]) -> dict[str, Json]:
     ignored = sorted(name for name in body if name.startswith(_IGNORED))
     if ignored:
         raise InvalidRequest(
-            f"vLLM ignores {', '.join(ignored)} without a word: use --output_schema, "
+            f"vLLM ignores {', '.join(ignored)} without a word: use an output schema, "
             "response_format or structured_outputs"
         )
     return body

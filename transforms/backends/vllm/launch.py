@@ -90,7 +90,7 @@ def facts_of(python: str, environment: Mapping[str, str]) -> Facts:
         said = str(error)
     raise BackendUnusable(
         f"{python!r} cannot run vLLM ({said}): install vLLM for it, or name an interpreter that "
-        f"has it by --vllm_python or in the workers' environment as {PYTHON_VARIABLE}"
+        f"has it by `python` or in the workers' environment as {PYTHON_VARIABLE}"
     )
 
 
@@ -147,7 +147,7 @@ def plan(spec: ServerSpec) -> list[Settings]:
     try:
         found = groups(accelerators(environment), spec.args)
     except ValueError as error:
-        raise BackendUnusable(f"--vllm_args: {error}") from None
+        raise BackendUnusable(f"`args`: {error}") from None
     return [_settings(spec, python, facts, environment, group) for group in found]
 
 
@@ -166,7 +166,7 @@ def _settings(
         package=_PACKAGE,
         folder=_folder(spec, "gpu-" + "-".join(group) if group else "cpu"),
         identity=hashlib.sha256(identity.encode()).hexdigest()[:16],
-        description=f"model {spec.served_name!r} with {' '.join(spec.args) or 'no --vllm_args'}",
+        description=f"model {spec.served_name!r} with {' '.join(spec.args) or 'no arguments'}",
         command=words,
         environment=environment,
         start_timeout_s=spec.start_timeout_s,

@@ -193,8 +193,8 @@ class Lease:
     def _hear(self, message: dict[str, Any]) -> None:
         if "refused" in message:
             raise BackendUnusable(
-                f"these accelerators serve {message['refused']} already: give both the same model "
-                "and --vllm_args, or run one after the other"
+                f"these accelerators serve {message['refused']} already: start both with the same "
+                "model and the same `args`, or run one after the other"
             )
         if "state" in message:
             self._set(ServerState.of(message["state"]))

@@ -136,7 +136,7 @@ def _copy_all(uri: str, blobs: dict[str, Any], target: str) -> None:
         if size - partial > free:
             raise BackendUnusable(
                 f"{uri!r} needs {size / 1e9:.1f} GB, and {target} has {free / 1e9:.1f} GB free: "
-                "give the workers a larger disk (--disk_size_gb)"
+                "use workers with a larger disk (`disk_size_gb`)"
             )
         _log.info(
             "copying %d objects of %s, %.1f GB (attempt %d)", len(missing), uri, size / 1e9, attempt

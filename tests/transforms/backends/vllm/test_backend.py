@@ -283,7 +283,7 @@ def test_a_server_per_group_of_accelerators(folder: Path) -> None:
 def test_an_interpreter_without_vllm_is_named(folder: Path) -> None:
     """With the flag that helps."""
     backend = VLLMBackend(model="tiny", python=sys.executable, folder=str(folder))
-    with pytest.raises(BackendUnusable, match=r"no module named vllm.*--vllm_python"):
+    with pytest.raises(BackendUnusable, match=r"no module named vllm.*`python`"):
         loop.run(backend.open())
 
 

@@ -166,7 +166,7 @@ def test_an_interpreters_path_is_whole(python: str, expected: str) -> None:
 
 def test_an_interpreter_that_is_not_there() -> None:
     """Is named, with what to do."""
-    with pytest.raises(BackendUnusable, match=r"'/no/python' cannot run vLLM.*--vllm_python"):
+    with pytest.raises(BackendUnusable, match=r"'/no/python' cannot run vLLM.*`python`"):
         plan(_spec(python="/no/python"))
 
 

@@ -131,7 +131,7 @@ def test_a_disk_that_is_too_small(
     monkeypatch.setattr(
         weights.shutil, "disk_usage", lambda _: SimpleNamespace(free=10, total=0, used=0)
     )
-    with pytest.raises(BackendUnusable, match="--disk_size_gb"):
+    with pytest.raises(BackendUnusable, match="`disk_size_gb`"):
         weights.local_model(model, str(tmp_path))
 
 

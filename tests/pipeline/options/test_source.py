@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.options.command_line import InferenceOptions, Values, parse_flags
-from pipeline.options.model import make_source
+from pipeline.options.command_line import parse_flags, parse_values
+from pipeline.options.source import make_source
 from transforms.clients.bigquery import TableName
 from transforms.records.errors import ConfigurationError
 from transforms.sources.bigquery import QuerySource, TableSource
@@ -22,7 +22,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _parsed(argv: tuple[str, ...]) -> Any:
     options = parse_flags(argv)
-    return Values.of(options.view_as(InferenceOptions)), options
+    return parse_values(options), options
 
 
 def _source(*argv: str) -> Any:
@@ -99,14 +99,14 @@ def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             [],
             (
-                "exactly one input is needed, but none is given: use one of --input_files, "
+                "exactly one input is needed, but none is set: use one of --input_files, "
                 "--input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
         (
             ["--input_files=a", "--input_query=b"],
             (
-                "exactly one input is needed, but --input_files and --input_query are given: use one "
+                "exactly one input is needed, but --input_files and --input_query are set: use one "
                 "of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
@@ -114,7 +114,7 @@ def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
             ["--input_files=a", "--input_table=p:d.t", "--input_query=b"],
             (
                 "exactly one input is needed, but --input_files and --input_table and --input_query "
-                "are given: use one of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
+                "are set: use one of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
         (
@@ -128,13 +128,16 @@ def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ["--input_query=a", "--project=p", "--input_filter=x"],
             (
-                "--input_filter is 'x', but goes with --input_table or a table of dead letters only: "
+                "--input_filter is 'x', but goes with --input_table or --input_dead_letters only: "
                 "remove it"
             ),
         ),
         (
             ["--input_files=a", "--temp_dataset=p:d"],
-            "--temp_dataset is 'p:d', but goes with --input_query or --input_table only: remove it",
+            (
+                "--temp_dataset is 'p:d', but goes with --input_table, --input_query or "
+                "--input_dead_letters only: remove it"
+            ),
         ),
         (["--input_table=t"], "'t' is not a table: write project:dataset.table"),
         (["--input_files=a", "--limit=0"], "--limit is 0, but must be at least 1"),

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.options.cloud import project_of
 from pipeline.options.command_line import parse_flags
+from pipeline.options.run import project_of
 
 
 def test_project_of(monkeypatch: pytest.MonkeyPatch) -> None:
