@@ -135,7 +135,7 @@ def test_counts(live: LiveCounts) -> None:
     """Records, calls, tokens (of billed failures, too) and failed calls, however often reported."""
     told = _told(_every_kind)
     assert told["counters"] == {
-        "asked_records": 7,
+        "completed_records": 7,
         "attempts": 9,
         "retries": 3,
         "input_tokens": 111,
@@ -154,7 +154,7 @@ def test_counts(live: LiveCounts) -> None:
     }
     latency_ms = told["distributions"]["latency_ms"]
     assert (latency_ms.count, latency_ms.sum, latency_ms.max) == (4, 300, 120)
-    assert live.snapshot() == {"asked": 7, "in_flight_requests": 4, "concurrency_limit": 64}
+    assert live.snapshot() == {"completed": 7, "in_flight_requests": 4, "concurrency_limit": 64}
 
 
 def _throttled() -> None:
@@ -196,7 +196,7 @@ def test_nothing_to_tell(live: LiveCounts) -> None:
         "distributions": {},
         "gauges": {},
     }
-    assert live.snapshot() == {"asked": 0}
+    assert live.snapshot() == {"completed": 0}
 
 
 def _two_threads() -> None:
