@@ -16,7 +16,7 @@ from transforms.records.errors import BackendUnusable
 
 PYTHON_VARIABLE = "VLLM_PYTHON"
 """Names the interpreter where the description does not, such as in a worker's container."""
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _LONGEST_SOCKET_PATH = 100
 _FACTS = (
     "import importlib.util, json, pathlib\n"

@@ -11,7 +11,7 @@ from transforms.backends.vllm.launch import ServerSpec
 from transforms.backends.vllm.processes import all_processes
 
 FAKE_VLLM = str(Path(__file__).parent / "fake_vllm")
-ROOT = str(Path(__file__).parents[3])
+ROOT = str(Path(__file__).parents[4])
 T = TypeVar("T")
 
 

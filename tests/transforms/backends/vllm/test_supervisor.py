@@ -33,8 +33,7 @@ plain = sys.modules["transforms"] = types.ModuleType("transforms")  # without lo
 plain.__path__ = ["transforms"]
 sys.path.insert(0, "tests/transforms/backends/vllm")
 from servers import fake_spec
-from transforms.backends.vllm.backend import launch
-from transforms.backends.vllm.backend import lease
+from transforms.backends.vllm import launch, lease
 (settings,) = launch.plan(fake_spec(pathlib.Path(sys.argv[1])))
 state = lease.acquire(settings).wait_ready()
 print(state.pid, state.keeper_pid, flush=True)

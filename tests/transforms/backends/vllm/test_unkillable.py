@@ -45,10 +45,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def using(folder: Path) -> Lease:
     """A server whose engine stays."""
     package = folder / "transforms"
-    shutil.copytree(Path(ROOT, "transforms/backends/vllm"), package / "vllm_server")
-    with (package / "vllm_server/processes.py").open("a") as module:
+    vllm = package / "backends" / "vllm"
+    shutil.copytree(Path(ROOT, "transforms/backends/vllm"), vllm)
+    shutil.copy(Path(ROOT, "transforms/backends/__init__.py"), vllm.parent)
+    with (vllm / "processes.py").open("a") as module:
         module.write(PATCH.format(killable=str(folder / "killable")))
-    with (package / "vllm_server/keeper.py").open("a") as module:
+    with (vllm / "keeper.py").open("a") as module:
         module.write("\n_LOCK_WAIT_S = 0.2\n")
     (settings,) = launch.plan(fake_spec(folder))
     return lease.acquire(dataclasses.replace(settings, package=str(package)))
