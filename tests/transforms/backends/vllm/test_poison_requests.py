@@ -1,15 +1,15 @@
-"""Which request crashes the server is found in a handful of crashes, whatever else is in flight."""
+"""A request that crashes the server is found in a few crashes, whatever else is in flight."""
 
 import asyncio
 from collections.abc import Iterable
 
 import pytest
 
-from transforms.backends.vllm.poison_requests import Suspects
+from transforms.backends.vllm.poison_requests import PoisonRequests
 
 
 class Server:
-    """Crashes on some requests, and then takes everything in flight with it."""
+    """Crashes on some requests, and then takes all requests in flight with it."""
 
     def __init__(self, killers: Iterable[str]) -> None:
         self.killers = set(killers)
@@ -17,7 +17,7 @@ class Server:
         self.in_flight: dict[str, asyncio.Future[None]] = {}
 
     async def answer(self, request: str) -> None:
-        """Raises for a crash."""
+        """Raises if the server crashes."""
         mine = self.in_flight[request] = asyncio.get_running_loop().create_future()
         await asyncio.sleep(0)
         if request in self.killers and not mine.done():
@@ -37,104 +37,104 @@ class Server:
 
 
 async def _run(server: Server, requests: list[str]) -> list[str]:
-    """The guilty ones."""
-    suspects = Suspects(lambda: True, lambda: None)
-    guilty = []
+    """The poison requests."""
+    suspects = PoisonRequests(lambda: True, lambda: None)
+    poison = []
 
     async def ask(request: str) -> None:
         while True:
-            while not suspects.may_go(request):  # noqa: ASYNC110 - others end meanwhile
+            while not suspects.admit(request):  # noqa: ASYNC110 - others end meanwhile
                 await asyncio.sleep(0)
             try:
                 await server.answer(request)
             except ConnectionError:
                 if suspects.crashed(request):
-                    guilty.append(request)
+                    poison.append(request)
                     return
             else:
-                suspects.cleared(request)
+                suspects.clear(request)
                 return
             finally:
-                suspects.back(request)
+                suspects.done(request)
 
     await asyncio.gather(*map(ask, requests))
-    return guilty
+    return poison
 
 
 @pytest.mark.parametrize(
     ("count", "crashes"), [(1, 5), (2, 5), (32, 5), (33, 6), (40, 6), (300, 6)]
 )
 def test_a_killer_is_found(count: int, crashes: int) -> None:
-    """In five crashes, or in six of many requests; and nobody else is blamed."""
+    """In five crashes, or six with many requests; no other request is blamed."""
     server = Server(["0"])
     assert asyncio.run(_run(server, [str(n) for n in range(count)])) == ["0"]
     assert server.crashes == crashes
 
 
 def test_two_killers_are_both_found() -> None:
-    """Nobody else is blamed."""
+    """No other request is blamed."""
     server = Server(["3", "77"])
     assert sorted(asyncio.run(_run(server, [str(n) for n in range(100)]))) == ["3", "77"]
 
 
-def _suspects(**counts: int) -> Suspects:
-    """Some requests, each with its number of crashes: all were there at the first ones."""
-    suspects = Suspects(lambda: True, lambda: None)
+def _suspects(**counts: int) -> PoisonRequests:
+    """Requests, each with its number of crashes; all took part in the first ones."""
+    suspects = PoisonRequests(lambda: True, lambda: None)
     for crash in range(max(counts.values())):
         for request, crashes in counts.items():
             assert crash >= crashes or not suspects.crashed(request)
     return suspects
 
 
-def _asked(suspects: Suspects, count: int) -> int:
-    """How many of so many requests may be asked at once."""
-    return sum(suspects.may_go(f"r{n}") for n in range(count))
+def _admitted(suspects: PoisonRequests, count: int) -> int:
+    """How many of so many requests are admitted at the same time."""
+    return sum(suspects.admit(f"r{n}") for n in range(count))
 
 
-def test_crashes_that_nobody_has_caused() -> None:
+def test_crashes_without_a_poison_request() -> None:
     """The first changes nothing, the second halves the suspects; none is blamed."""
     everybody = {f"r{n}": 1 for n in range(320)}
-    assert _asked(_suspects(**everybody), 320) == 320
+    assert _admitted(_suspects(**everybody), 320) == 320
     suspects = _suspects(**dict.fromkeys(everybody, 2))
-    assert suspects.may_go("another")
-    assert _asked(suspects, 320) == 160
+    assert suspects.admit("another")
+    assert _admitted(suspects, 320) == 160
     for n in range(100):
-        suspects.cleared(f"r{n}")
-        suspects.back(f"r{n}")
-    assert sum(suspects.may_go(f"r{n}") for n in range(160, 320)) == 100, "one for each"
+        suspects.clear(f"r{n}")
+        suspects.done(f"r{n}")
+    assert sum(suspects.admit(f"r{n}") for n in range(160, 320)) == 100, "one for each"
 
 
-def test_a_group_is_as_small_as_its_worst_suspect_needs() -> None:
-    """Who was there three times has 15 companions at most; who was there more often, none."""
+def test_a_group_is_as_small_as_its_strongest_suspect_needs() -> None:
+    """A suspect of three crashes has at most 15 others beside it; of four or more, none."""
     crashes = {f"r{n}": 2 for n in range(100)}
-    assert _asked(_suspects(**{**crashes, "r0": 3}), 100) == 16
-    assert _asked(_suspects(**{**crashes, "r99": 3}), 100) == 50
+    assert _admitted(_suspects(**{**crashes, "r0": 3}), 100) == 16
+    assert _admitted(_suspects(**{**crashes, "r99": 3}), 100) == 50
     suspects = _suspects(**{**crashes, "r0": 4})
-    assert _asked(suspects, 100) == 1
-    suspects.back("r0")
-    assert suspects.may_go("r1")
-    assert not suspects.may_go("r0")
+    assert _admitted(suspects, 100) == 1
+    suspects.done("r0")
+    assert suspects.admit("r1")
+    assert not suspects.admit("r0")
 
 
-def test_the_right_to_be_alone() -> None:
-    """Another process may have it; it is given back once."""
+def test_the_right_to_run_alone() -> None:
+    """Another process may hold it; it is released once."""
     given = []
     refusals = iter([False, True])
-    suspects = Suspects(lambda: next(refusals), lambda: given.append(1))
+    suspects = PoisonRequests(lambda: next(refusals), lambda: given.append(1))
     for _ in range(4):
         suspects.crashed("a")
-    assert not suspects.may_go("a")
-    suspects.back("a")
+    assert not suspects.admit("a")
+    suspects.done("a")
     assert not given
-    assert suspects.may_go("a")
-    suspects.back("a")
-    suspects.back("a")
+    assert suspects.admit("a")
+    suspects.done("a")
+    suspects.done("a")
     assert given == [1]
 
 
 def test_an_answer_clears() -> None:
-    """What comes later is another matter."""
+    """A later crash starts a new count."""
     suspects = _suspects(a=4)
-    suspects.cleared("a")
+    suspects.clear("a")
     assert not suspects.crashed("a")
-    assert suspects.may_go("a")
+    assert suspects.admit("a")
