@@ -199,8 +199,8 @@ class VLLMClient:
             received = not error.congestion
             if received and self._poison.crashed(name):
                 raise InvalidRequest(
-                    "the vLLM server crashed each time it processed this request, in the end as the "
-                    "only suspect; its log says why"
+                    "the vLLM server crashed each time it processed this request, in the end as "
+                    "the only suspect; its log says why"
                 ) from None
             raise _restarting(
                 f"the vLLM server crashed (start {state.generation}) and is being restarted"
