@@ -1,21 +1,20 @@
 #!/usr/bin/env bash
-# Builds the images and the specs with Cloud Build: tests, images, specs, validated launches. The
-# specs that jobs are launched from are replaced when all of that has succeeded.
+# Builds the images and the specs with Cloud Build: tests, images, specs, validated launches. It
+# replaces the specs that jobs are launched from only after all of that has succeeded.
 #
 #   templates/build.sh --project=P --region=R --bucket=B [FLAG…]
 #
-#   --project=P        the project that builds, and keeps the images
+#   --project=P        the project that builds and stores the images
 #   --region=R         where the Artifact Registry repository is
-#   --bucket=B         the source goes to gs://B/source/, the specs to gs://B/templates/TAG/ and, in
+#   --bucket=B         the source goes to gs://B/source/, the specs to gs://B/templates/TAG/ and, at
 #                      the end, to gs://B/templates/
-#   --service_account=E  the build's identity; without it the project's default one
-#   --worker=E         the workers' identity, which the validated launches name; without it the
-#                      project's default one
-#   --repository=NAME  of Artifact Registry; made when it does not exist (inference)
-#   --tag=TAG          of the images and the specs (the commit)
-#   --gpu              also the image with vLLM for GPUs: several GB, half an hour
+#   --service_account=E  the build's identity (the project's default)
+#   --worker=E         the workers' identity in the validated launches (the project's default)
+#   --repository=NAME  the Artifact Registry repository; created if missing (inference)
+#   --tag=TAG          the tag of the images and the specs (the commit)
+#   --gpu              also builds the image with vLLM for GPUs: several GB, half an hour
 #   --skip_tests       builds without running the tests first
-#   --dry_run          prints the commands only
+#   --dry_run          only prints the commands
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "$0")/lib.sh"
@@ -46,7 +45,7 @@ revision=$(git rev-parse HEAD)
 tag=${tag:-${revision:0:7}}
 old=gs://$bucket/templates/batch-gpu.json
 if [ "$gpu" = false ] && gcloud storage ls "$old" --project="$project" >/dev/null 2>&1; then
-  fail "$old is there and would stay at another version: add --gpu, or remove the specs for GPUs"
+  fail "$old exists and would stay at an older version: add --gpu, or delete the specs for GPUs"
 fi
 if ! gcloud artifacts repositories describe "$repository" --project="$project" \
   --location="$region" >/dev/null 2>&1; then

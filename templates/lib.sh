@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What the scripts beside this file share. They `source` it; it does nothing by itself.
+# Functions shared by the scripts beside this file, which `source` it; it does nothing by itself.
 
-# Ends the script: wrong use, nothing was launched.
+# Ends the script for wrong use; nothing was launched.
 fail() {
   echo "error: $*" >&2
   exit 2
@@ -12,7 +12,7 @@ usage() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
 }
 
-# Prints a command, and runs it unless --dry_run was given.
+# Prints a command, and runs it unless --dry_run is set.
 run() {
   printf '%q ' "$@" >&2
   echo >&2
@@ -21,12 +21,12 @@ run() {
   fi
 }
 
-# The value of a flag that cannot be left out: need NAME VALUE.
+# Fails if a required flag has no value: need NAME VALUE.
 need() {
   [ -n "$2" ] || fail "--$1 is missing; --help lists the flags"
 }
 
-# Joins words with a delimiter that none of them holds, as gcloud wants it: ^DELIMITER^a=1~~b=2.
+# Joins words with a delimiter that none of them contains, in gcloud's form: ^DELIMITER^a=1~~b=2.
 joined() {
   local delimiter word all text
   all="$*"
@@ -38,7 +38,7 @@ joined() {
     printf '^%s^%s' "$delimiter" "$text"
     return
   done
-  fail "the values hold ~~, ||, @@ and ##, and one of them has to be free to separate them"
+  fail "the values contain ~~, ||, @@ and ##: remove one of these, to separate the values with it"
 }
 
 # Reads the flags of a launch; sets `name`, `arguments` (for gcloud) and `parameters` (NAME=VALUE).
@@ -82,7 +82,7 @@ launch_flags() {
   need project "$project"
   need region "$region"
   need bucket "$bucket"
-  [ ${#parameters[@]} -gt 0 ] || fail "no parameters are given: write NAME=VALUE for each"
+  [ ${#parameters[@]} -gt 0 ] || fail "there are no parameters: write NAME=VALUE for each"
   if [ -n "$gpu" ]; then
     [ "$flexrs" = false ] || fail "--flexrs has no GPUs: remove it or --gpu"
     template=${template:-gs://$bucket/templates/$kind-gpu.json}
@@ -117,7 +117,7 @@ launch_flags() {
   fi
 }
 
-# The id of the running job of a name; empty when there is none: job_id PROJECT REGION NAME.
+# The id of the running job with a name; empty if there is none: job_id PROJECT REGION NAME.
 job_id() {
   gcloud dataflow jobs list --project="$1" --region="$2" --status=active \
     --filter="name=$3" --format='value(id)' --limit=1

@@ -1,4 +1,4 @@
-"""Every parameter of the templates has an effect: the pipeline that is built with it differs.
+"""Every parameter of the templates has an effect: the pipeline built with it differs.
 
 What the run's summary tells of the flags is left out, and so are times: nothing else changes between
 two builds. Apache Beam's own three are found in a recorded request by `tests.templates.test_launch`.
@@ -38,7 +38,7 @@ OF_BACKEND = {
     "vertex_endpoint": {"endpoint": "projects/p/locations/l/endpoints/1"},
     "openai": {"endpoint": "http://h/v1"},
 }
-"""What a backend needs beside a model."""
+"""Required parameters of a backend beside the model."""
 VALUES = {
     "accept_truncated": "true",
     "backend": "fake",
@@ -65,7 +65,7 @@ VALUES = {
     "max_dead_letter_ratio": "0.5",
     "media_fields": "photo:image/jpeg",
 }
-"""Where the form's example is none, or is what stands in `JOB`."""
+"""Values for parameters whose form has no example, or the one in `JOB`."""
 BESIDE: dict[str, dict[str, str]] = {
     "input_format": {"input_files": "gs://b/a"},
     "input_fields": {"input_files": "", "input_table": "my-project:d.i"},
@@ -85,11 +85,11 @@ BESIDE: dict[str, dict[str, str]] = {
     "exactly_once": {"write_method": "storage_write"},
     "prefix_chars": {"order_by_prefix": "data_set"},
 }
-"""What has to be given, or left out (''), with a parameter."""
+"""Parameters to set, or to leave out (''), together with a parameter."""
 OPPOSITES = {("exactly_once", STREAMING): "true"}
-"""Where a template's own default is the value that the other needs."""
+"""Parameters for which a template's own default is the value that the other one requires."""
 AT_LAUNCH = {("write_mode", STREAMING)}
-"""What a job does not differ by: a stream adds rows, and `fail` refuses a table that has some."""
+"""Parameters without an effect on the graph: a stream appends rows, and `fail` refuses others."""
 FILES = {
     "prompt_file": "Tell {{ text }}",
     "system_prompt_file": "Be short.",
@@ -116,12 +116,12 @@ def _value(option: Option, folder: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _no_random_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RunInference gives each of its steps one."""
+    """RunInference adds one to each of its steps."""
     monkeypatch.setattr(uuid, "uuid1", lambda: uuid.UUID(int=0))
 
 
 def _built(flags: dict[str, str]) -> dict[str, bytes]:
-    """The steps that run, as they are staged, with the hints of where."""
+    """The executed steps in staged form, with their resource hints."""
     return _steps(frozenset(flags.items()))
 
 
@@ -144,7 +144,7 @@ def _steps(flags: frozenset[tuple[str, str]]) -> dict[str, bytes]:
 
 
 def _flags(option: Option, template: str, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Two jobs: with a parameter, and as nearly the same as may be without it."""
+    """Two jobs: with a parameter, and as similar as possible without it."""
     place = place_of(option)
     without = {**JOB, **INPUTS[template], **BESIDE.get(option.name, {})}
     if place.parent == "backend":
@@ -162,14 +162,14 @@ def _flags(option: Option, template: str, folder: Path) -> tuple[dict[str, str],
     ("option", "template"), _OFFERED, ids=lambda each: getattr(each, "name", each)
 )
 def test_every_parameter_has_an_effect(option: Option, template: str, tmp_path: Path) -> None:
-    """In the graph, with everything else the same; or it is known to act before there is one."""
+    """The graph differs, all else being equal; or the parameter acts before it exists."""
     given, without = _flags(option, template, tmp_path)
     assert (_built(given) == _built(without)) is ((option.name, template) in AT_LAUNCH)
 
 
 @pytest.mark.parametrize("template", [BATCH, STREAMING])
 def test_nothing_else_changes_a_pipeline(template: str) -> None:
-    """Two builds of the same flags are the same: a difference is the parameter's."""
+    """Two builds with the same flags are equal: any difference comes from the parameter."""
     first = _built({**JOB, **INPUTS[template]})
     _steps.cache_clear()
     assert _built({**JOB, **INPUTS[template]}) == first
