@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make run`: embeds the example tickets with a real MiniLM, then classifies them with an output
-# schema. A small server on this machine SIMULATES the classifying model; the last lines show the
-# command that uses Gemini instead.
+# schema. The classifying model is SIMULATED by a small server on this machine; the last lines show
+# the command that asks Gemini instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 BIN=${BIN:-.venv/bin}
@@ -40,7 +40,7 @@ cat <<TEXT
 Where to look
   $OUT/embeddings/results/     one vector per ticket
   $OUT/tickets/results/        one category, priority, sentiment and summary per ticket
-  $OUT/tickets/dead_letters/   the deliberately broken tickets, each with its reason
+  $OUT/tickets/dead_letters/   the tickets that were broken on purpose, each with its reason
   $OUT/tickets/run.json        the reconciliation: records = results + dead letters
 
 The same with Gemini, for 20 tickets (needs a Google Cloud project; costs less than a cent):

@@ -1,8 +1,8 @@
 """``make stream``: tickets in, answers out, all on this machine, until Ctrl-C.
 
-Starts Google's Pub/Sub emulator, an emulated BigQuery and a SIMULATED model server, publishes
-tickets, and runs ``python -m pipeline`` as anywhere else. Ctrl-C drains it, and then a few rows are
-printed. ``--seconds N`` stops it after N seconds.
+Google's Pub/Sub emulator, an emulated BigQuery and a SIMULATED model server are started, tickets are
+published, and ``python -m pipeline`` runs as it would anywhere else. Ctrl-C drains it. Then a few
+rows are shown. ``--seconds N`` stops by itself.
 """
 
 import argparse
@@ -39,7 +39,7 @@ _QUERIES = {
 
 
 def publish(pubsub: PubSubEmulator, topic: str, stopped: threading.Event) -> None:
-    """Publishes the tickets, broken ones included, over and over."""
+    """The tickets, broken ones included, again and again."""
     lines = TICKETS.read_bytes().splitlines()
     for first in itertools.count(step=PER_SECOND):
         if stopped.wait(1):
@@ -49,7 +49,7 @@ def publish(pubsub: PubSubEmulator, topic: str, stopped: threading.Event) -> Non
 
 
 def show(console: Console, table: str) -> None:
-    """Prints a few rows of the tables."""
+    """What the tables hold."""
     with bigquery.Client() as client:
         for title, query in _QUERIES.items():
             console.print(f"\n[bold]{title}[/]")
@@ -58,9 +58,9 @@ def show(console: Console, table: str) -> None:
 
 
 def main() -> int:
-    """Runs until Ctrl-C; returns the pipeline's exit code, or 0 if it was only interrupted."""
+    """Runs until Ctrl-C; the exit code is that of the pipeline, 0 where it was only stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, help="stop after this many seconds")
+    parser.add_argument("--seconds", type=float, help="stop after so long")
     seconds = parser.parse_args().seconds
     console = Console(width=None if sys.stdout.isatty() else 120)
     with contextlib.ExitStack() as stack:
@@ -85,7 +85,7 @@ def main() -> int:
         ]
         shown = " \\\n  ".join(command[3:])
         console.print(f"python -m pipeline {shown}", highlight=False, markup=False)
-        console.print(f"\npublishing {PER_SECOND} tickets per second; [bold]Ctrl-C[/] stops\n")
+        console.print(f"\n{PER_SECOND} tickets a second are published; [bold]Ctrl-C[/] stops\n")
         stopped = threading.Event()
         threading.Thread(target=publish, args=(pubsub, topic, stopped), daemon=True).start()
         environment = cloud.subprocess_environment(**pubsub.environment)

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Builds the images and the specs with Cloud Build: tests, images, specs, validated launches. It
-# replaces the specs that jobs are launched from only after all of that has succeeded.
+# Builds the images and the specs with Cloud Build: tests, images, specs, validated launches. The
+# specs that jobs are launched from are replaced when all of that has succeeded.
 #
 #   templates/build.sh --project=P --region=R --bucket=B [FLAG…]
 #
-#   --project=P        the project that builds and stores the images
+#   --project=P        the project that builds, and keeps the images
 #   --region=R         where the Artifact Registry repository is
-#   --bucket=B         the source goes to gs://B/source/, the specs to gs://B/templates/TAG/ and, at
+#   --bucket=B         the source goes to gs://B/source/, the specs to gs://B/templates/TAG/ and, in
 #                      the end, to gs://B/templates/
-#   --service_account=E  the build's identity (the project's default)
-#   --worker=E         the workers' identity in the validated launches (the project's default)
-#   --repository=NAME  the Artifact Registry repository; created if missing (inference)
-#   --tag=TAG          the tag of the images and the specs (the commit)
-#   --gpu              also builds the image with vLLM for GPUs: several GB, half an hour
+#   --service_account=E  the build's identity; without it the project's default one
+#   --worker=E         the workers' identity, which the validated launches name; without it the
+#                      project's default one
+#   --repository=NAME  of Artifact Registry; made when it does not exist (inference)
+#   --tag=TAG          of the images and the specs (the commit)
+#   --gpu              also the image with vLLM for GPUs: several GB, half an hour
 #   --skip_tests       builds without running the tests first
 #   --dry_run          only prints the commands
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Drains a streaming job: it pulls no more messages, finishes and writes those it has, and ends.
-# Messages still in the subscription stay there.
+# Drains a streaming job: it takes no more messages, finishes those it has, writes them and ends.
+# Messages that wait in the subscription stay there.
 #
 #   templates/drain.sh --project=P --region=R --job=NAME [--dry_run]
 set -euo pipefail

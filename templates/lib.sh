@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Functions shared by the scripts beside this file, which `source` it; it does nothing by itself.
+# What the scripts beside this file share. They `source` it; it does nothing by itself.
 
-# Ends the script for wrong use; nothing was launched.
+# Ends the script: wrong use, nothing was launched.
 fail() {
   echo "error: $*" >&2
   exit 2
@@ -21,7 +21,7 @@ run() {
   fi
 }
 
-# Fails if a required flag has no value: need NAME VALUE.
+# The value of a flag that cannot be left out: need NAME VALUE.
 need() {
   [ -n "$2" ] || fail "--$1 is missing; --help lists the flags"
 }

@@ -3,26 +3,26 @@
 #
 #   templates/run_streaming.sh --project=P --region=R --bucket=B --job=NAME [FLAG…] NAME=VALUE…
 #
-# NAME=VALUE are the template's parameters; docs/parameters.md lists them. For example
+# NAME=VALUE are the template's parameters: docs/parameters.md has them all. For example
 #
 #   templates/run_streaming.sh --project=p --region=us-central1 --bucket=b --job=answers \
 #     input_subscription=projects/p/subscriptions/tickets \
 #     prompt_file=gs://b/prompts/classify.jinja model=gemini-2.5-flash \
 #     output_table=p:support.answers dead_letter_topic=projects/p/topics/tickets-failed
 #
-#   --project=P           the project that runs the job and pays for it
-#   --region=R            the workers' region; choose the data's
-#   --bucket=B            the bucket for temporary files, staging and, below templates/, the specs
+#   --project=P           the project that runs and pays
+#   --region=R            where the workers are; keep it where the data is
+#   --bucket=B            for temporary files, staging and, below templates/, the specs
 #   --job=NAME            the job's name; an update needs the same one
 #   --template=URI        the spec (gs://B/templates/streaming.json, or streaming-gpu.json with --gpu)
-#   --service_account=E   the workers' identity (the project's default)
-#   --network=N --subnetwork=S   the workers' network
+#   --service_account=E   the workers' identity; without it the project's default one
+#   --network=N --subnetwork=S   where the workers' addresses come from
 #   --public_ips          workers have public addresses; without it they need Private Google Access
 #   --kms_key=K           encrypts the job's disks and state
 #   --labels=K=V,…        labels of the job and its machines
 #   --num_workers=N --max_workers=N --machine_type=M
 #   --gpu=TYPE            such as nvidia-l4, for the workers that call the model (backend=vllm); with
-#                         --gpu_count=N and --gpu_driver=VERSION. --machine_type is for the others
+#                         --gpu_count=N and --gpu_driver=VERSION. --machine_type is the others'
 #   --reservation=automatic   uses a reservation of machines with GPUs
 #   --experiment=E        another experiment or service option, such as
 #                         streaming_mode_at_least_once; can be repeated

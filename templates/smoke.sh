@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # The first run in a real project: 100 records as a batch job, 100 messages as a stream. Checks that
-# every record ended exactly once and that the pipeline's own summary agrees, estimates the cost, and
-# deletes everything it created.
+# every record ended exactly once, and that the pipeline's own summary says so; estimates what it
+# cost, and deletes what it made.
 #
 #   templates/smoke.sh PROJECT --bucket=B [FLAG…]
 #
-# It needs the specs in gs://B/templates/ (from templates/build.sh) and takes about half an hour. It
-# calls the model 200 times, for one word each.
+# It needs the specs in gs://B/templates/ (templates/build.sh puts them there) and takes about half
+# an hour. The model is asked 200 times for one word.
 #
-#   --region=R            the region of the jobs and the dataset (us-central1)
-#   --model=M             the Gemini model (gemini-2.5-flash-lite)
-#   --service_account=E --network=N --subnetwork=S --public_ips   the same as in run_batch.sh
-#   --only=batch|streaming   runs only one of the two
+#   --region=R            of the jobs and the dataset (us-central1)
+#   --model=M             of Gemini (gemini-2.5-flash-lite)
+#   --service_account=E --network=N --subnetwork=S --public_ips   as in run_batch.sh
+#   --only=batch|streaming   one of the two
 #   --keep                deletes nothing
 #   --dry_run             only prints the commands
 set -euo pipefail

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Replaces a running streaming job by one with other parameters or another image. The new job takes
-# over state and unfinished messages; Dataflow refuses an update that would lose some.
+# Replaces a running streaming job by one with other parameters or another image. State and
+# unfinished messages go over; Dataflow refuses an update that would lose some.
 #
 #   templates/update_streaming.sh --project=P --region=R --bucket=B --job=NAME [FLAG…] NAME=VALUE…
 #
-# Takes the flags that run_streaming.sh lists, and all parameters again: an update inherits none.
-# Additional flags are
+# Takes the flags of run_streaming.sh, which lists them, and all parameters again: an update
+# inherits none. In addition
 #
 #   --mappings=OLD=NEW,…           steps that were renamed between the two versions
 #   --compatibility=VERSION        the Apache Beam version whose behaviour to keep, such as 2.77.0

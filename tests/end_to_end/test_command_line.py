@@ -321,8 +321,8 @@ _FILES = {
         (
             ["--input_files={folder}/records.data"],
             (
-                "the name of '{folder}/records.data' does not tell its format: set --input_format "
-                "to one of jsonl, csv, parquet, avro, txt, objects"
+                "the name of '{folder}/records.data' does not tell its format: give --input_format, "
+                "one of jsonl, csv, parquet, avro, txt, objects"
             ),
         ),
         (

@@ -181,7 +181,7 @@ def test_a_required_id_is_a_field_like_any_other(tmp_path: Path) -> None:
 def test_a_result_that_no_sink_can_hold_is_a_dead_letter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row above the limit is `write_rejected`; its neighbours are results."""
+    """A row beyond the limit is `write_rejected`; the records beside it are results."""
     monkeypatch.setattr(rows, "MAX_ROW_BYTES", 8_000_000)  # BigQuery's 100 MB take ten seconds
     quotes = '"' * 2_100_000  # four bytes each in a row: JSON within JSON
     named = [

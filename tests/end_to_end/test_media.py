@@ -82,7 +82,7 @@ def test_whole_objects(bucket: str, tmp_path: Path, model_server: SimulatedModel
     ]
     (odd,) = [row for row in held.letters if row["record_id"] == uris[3]]
     assert odd["error_message"] == (
-        f"field 'uri': the MIME type of '{uris[3]}' cannot be told from its name; set it: "
+        f"field 'uri': the MIME type of '{uris[3]}' cannot be told from its name; give it: "
         "--media_fields uri:image/jpeg"
     )
     parts = [seen["body"]["contents"][0]["parts"][0] for seen in model_server.requests()]

@@ -85,11 +85,11 @@ BESIDE: dict[str, dict[str, str]] = {
     "exactly_once": {"write_method": "storage_write"},
     "prefix_chars": {"order_by_prefix": "data_set"},
 }
-"""Parameters to set, or to leave out (''), together with a parameter."""
+"""What has to be given, or left out (''), with a parameter."""
 OPPOSITES = {("exactly_once", STREAMING): "true"}
-"""Parameters for which a template's own default is the value that the other one requires."""
+"""Where a template's own default is the value that the other needs."""
 AT_LAUNCH = {("write_mode", STREAMING)}
-"""Parameters without an effect on the graph: a stream appends rows, and `fail` refuses others."""
+"""What a job does not differ by: a stream adds rows, and `fail` refuses a table that has some."""
 FILES = {
     "prompt_file": "Tell {{ text }}",
     "system_prompt_file": "Be short.",
@@ -144,7 +144,7 @@ def _steps(flags: frozenset[tuple[str, str]]) -> dict[str, bytes]:
 
 
 def _flags(option: Option, template: str, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Two jobs: with a parameter, and as similar as possible without it."""
+    """Two jobs: with a parameter, and as nearly the same as may be without it."""
     place = place_of(option)
     without = {**JOB, **INPUTS[template], **BESIDE.get(option.name, {})}
     if place.parent == "backend":
@@ -162,14 +162,14 @@ def _flags(option: Option, template: str, folder: Path) -> tuple[dict[str, str],
     ("option", "template"), _OFFERED, ids=lambda each: getattr(each, "name", each)
 )
 def test_every_parameter_has_an_effect(option: Option, template: str, tmp_path: Path) -> None:
-    """The graph differs, all else being equal; or the parameter acts before it exists."""
+    """In the graph, with everything else the same; or it is known to act before there is one."""
     given, without = _flags(option, template, tmp_path)
     assert (_built(given) == _built(without)) is ((option.name, template) in AT_LAUNCH)
 
 
 @pytest.mark.parametrize("template", [BATCH, STREAMING])
 def test_nothing_else_changes_a_pipeline(template: str) -> None:
-    """Two builds with the same flags are equal: any difference comes from the parameter."""
+    """Two builds of the same flags are the same: a difference is the parameter's."""
     first = _built({**JOB, **INPUTS[template]})
     _steps.cache_clear()
     assert _built({**JOB, **INPUTS[template]}) == first

@@ -102,7 +102,7 @@ def test_workers_have_our_image(template: render.Template) -> None:
 @GPUS
 @EACH
 def test_parameters_are_the_options(template: render.Template, worker_image: str) -> None:
-    """All options of the command line that fit the template, and no others."""
+    """Every option of the command line that suits the template, and nothing else."""
     names = [parameter.name for parameter in spec(template, worker_image).metadata.parameters]
     assert len(names) == len(set(names))
     other = {BATCH: STREAMING, STREAMING: BATCH}[template.name]
@@ -181,7 +181,7 @@ def test_patterns_accept_their_own_values(template: render.Template, worker_imag
 
 @pytest.mark.parametrize("metavar", sorted(FORMS))
 def test_forms(metavar: str) -> None:
-    """Every form in the tables works, used or not; the API knows their console types."""
+    """Every form in the tables works, used or not; console types are the API's."""
     form = FORMS[metavar]
     assert form.param_type in api.ParameterType.__members__
     if form.pattern:
@@ -218,26 +218,26 @@ def test_forms(metavar: str) -> None:
         ("URL_OR_RESOURCE", "models.example.com", False),
     ],
 )
-def test_patterns_refuse_wrong_values(metavar: str, value: str, accepted: bool) -> None:
-    """The form catches a wrong value before anything starts."""
+def test_what_patterns_refuse(metavar: str, value: str, accepted: bool) -> None:
+    """A wrong value is caught in the form, before anything is started."""
     assert matches(FORMS[metavar].pattern, value) is accepted
 
 
 def test_the_tables_name_options() -> None:
-    """A table with an unknown option is out of date."""
+    """A table that names an option that nobody has is out of date."""
     names = {option.name for option in OPTIONS}
     assert set(PLACES) | set(NOT_OFFERED) <= names
     assert all(any(name.startswith(prefix) for name in names) for prefix in PREFIXES)
 
 
 def test_a_new_option_needs_a_known_metavar() -> None:
-    """Otherwise it has no form."""
+    """Else nobody has thought of its form."""
     with pytest.raises(KeyError, match="WORD"):
         form_of(Option("new", "Run", "New.", metavar="WORD"), gpu=True)
 
 
-def test_options_stand_below_their_parents() -> None:
-    """Their names or a table say so; the form shows them only when they apply."""
+def test_options_stand_under_what_they_need() -> None:
+    """By their names or by a table, so that they are shown only when they apply."""
     for name in ("vllm_args", "vllm_python", "gpu_type"):
         place = place_of(BY_NAME[name])
         assert (place.parent, place.triggers) == ("backend", ("vllm",))

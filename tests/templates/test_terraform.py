@@ -279,7 +279,7 @@ def _evaluated(folder: pathlib.Path, batch: Any, streaming: Any, kms_key: str | 
 
 
 def test_parameters_are_the_templates() -> None:
-    """The template has all parameters that the module sets."""
+    """What the module sets by itself exists in the template that it launches."""
     known = {option.name for name in ("batch", "streaming") for option in render.offered(name)}
     assert known >= {"output_table", "input_subscription", "dead_letter_topic", "temp_dataset"}
 

@@ -209,7 +209,7 @@ def test_nothing_is_left_of_a_killed_user(client: VLLMClient, backend: VLLMBacke
 
 
 def test_embeddings(vllm_python: str, tiny_model: str, tmp_path: Path) -> None:
-    """The same model embeds; a text longer than its context is refused."""
+    """The same model as a pooling one; a text beyond its context is refused."""
     embed = VLLMBackend(
         model=tiny_model,
         task="embed",

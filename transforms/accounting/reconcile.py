@@ -106,7 +106,7 @@ def check_reconciled(row: Row) -> None:
         unsent = json_values.loads(row["dead_letters_by_error_type"]).get("not_attempted", 0)
         if unsent:
             raise StoppedEarly(
-                f"run {row['run_id']} stopped early: {unsent:,} records were not attempted; their "
+                f"run {row['run_id']} stopped early: {unsent:,} records were not attempted, their "
                 "dead letters say why; read them back with --input_dead_letters"
             )
         return

@@ -14,7 +14,7 @@ from transforms.records.errors import BackendUnusable, Forbidden, RecordError, U
 
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 REMEDY = (
-    "run `gcloud auth application-default login`, or run the job with a service account "
+    "run `gcloud auth application-default login`, or give the job a service account "
     "(on Dataflow: --service_account_email) that may call the model"
 )
 PAUSE_AFTER_FAILURE_S = 5.0

@@ -110,7 +110,7 @@ def parts_of(field: MediaField, value: Json, record: Mapping[str, Json]) -> list
         given = record.get(field.mime_type_field)
         if isinstance(given, str) and given != _UNKNOWN and _MIME_TYPE.fullmatch(given):
             mime_type = given
-    where, remedy = f"field {field.name!r}", f"set it: --media_fields {field.name}:image/jpeg"
+    where, remedy = f"field {field.name!r}", f"give it: --media_fields {field.name}:image/jpeg"
     if not isinstance(value, list):
         return [media_part(value, mime_type, where, remedy)]
     if not value:

@@ -32,7 +32,8 @@ class TableSource:
       limit: The number of rows to read, by a query; None for all.
       job_project: The project that pays; None for the pipeline's project.
       temp_dataset: ``project:dataset`` for a query's temporary result.
-      location: The location of query jobs.      labels: Labels of query jobs.
+      location: Where query jobs run.
+      labels: Labels of query jobs.
     """
 
     table: TableName
@@ -79,7 +80,7 @@ class TableSource:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class QuerySource:
-    """``--input_query``: the rows of a GoogleSQL query, which runs once, into a temporary table.
+    """``--input_query``: the rows of a GoogleSQL query; it runs once, into a temporary table.
 
     Attributes:
       query: The query.
@@ -88,7 +89,7 @@ class QuerySource:
       temp_dataset: ``project:dataset`` for its temporary result.
       location: The location of the query job.
       labels: Labels of the query job.
-      name: The ``source`` of its records.
+      name: What records call their source.
     """
 
     query: str

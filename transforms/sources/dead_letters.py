@@ -1,4 +1,4 @@
-"""The pipeline's own dead letters as a source: ``--input_dead_letters``, a table or files.
+"""Our own dead letters as a source: ``--input_dead_letters``, a table or files.
 
 Each row becomes its record again, with its old id. A row whose payload is not a record (a raw line
 that could not be parsed, a payload cut for a table) becomes a dead letter again, with its payload.

@@ -89,7 +89,7 @@ def format_of(path: str, given: str | None = None) -> str:
         if name.endswith(suffix):
             return kind
     raise ConfigurationError(
-        f"the name of {path!r} does not tell its format: set --input_format to "
+        f"the name of {path!r} does not tell its format: give --input_format, "
         f"one of {', '.join(FORMATS)}"
     )
 

@@ -153,7 +153,7 @@ class PubSubSource:
 
     Attributes:
       subscription: ``projects/P/subscriptions/S``.
-      id_attribute: The attribute by which Dataflow de-duplicates; None to not de-duplicate.
+      id_attribute: The attribute by which Dataflow de-duplicates.
     """
 
     subscription: str

@@ -314,7 +314,7 @@ def test_real_time() -> None:
 
 
 def test_state_of_the_earlier_version_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An updated job finds its sums: fields missing in older bytes get their defaults."""
+    """A job that is updated finds its sums: older bytes lack fields, and take the defaults."""
     original, written = MinuteCountCoder.encoder, []
 
     def older(count: MinuteCount) -> bytes:

@@ -13,7 +13,7 @@ from transforms.records import media
 from transforms.records.errors import ConfigurationError, InvalidRequest, MissingField
 from transforms.records.media import MediaField, check_fields, guess_mime_type, parts_of, shown
 
-REMEDY = "set it: --media_fields photo:image/jpeg"
+REMEDY = "give it: --media_fields photo:image/jpeg"
 
 
 def _parts(value: Any, text: str = "photo") -> list[dict[str, Any]]:

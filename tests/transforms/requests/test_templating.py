@@ -367,7 +367,7 @@ def test_syntax_errors_name_the_line(source: str, line: int, text: str) -> None:
 
 
 def test_the_default_name() -> None:
-    """Without a name the message names the option."""
+    """Without a name it is the option that is meant."""
     with pytest.raises(ConfigurationError, match=r"^--prompt is not a valid template: line 1: "):
         PromptTemplate("{%")
 

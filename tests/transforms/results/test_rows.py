@@ -479,7 +479,7 @@ def test_repeated_refuses(value: Any) -> None:
 
 
 def test_a_row_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is rejected alone, by its bytes; a row of exactly the limit is written."""
+    """Its own rejection, counted in bytes; a row of just the limit is written."""
     assert rows.MAX_ROW_BYTES == 100_000_000
     monkeypatch.setattr(rows, "MAX_ROW_BYTES", 1_000)
     fits = "é" * 496

@@ -303,8 +303,8 @@ def test_deep_answers_to_a_recursive_schema(depth: int) -> None:
 
 
 @pytest.mark.parametrize("schema", [None, True, "object", [], 5])
-def test_a_schema_that_is_not_an_object(schema: Any) -> None:
-    """It is refused before launch, with the option's name."""
+def test_a_schema_that_is_no_object(schema: Any) -> None:
+    """It is refused before launch, under the option's name."""
     with pytest.raises(ConfigurationError, match=r"^--output_schema is not a JSON object$"):
         check_schema(schema)
 

@@ -24,7 +24,7 @@ FREE = TokenPrices(None, "m")
 
 
 def _row(letter: DeadLetter) -> dict[str, Any]:
-    """The row that a sink writes and a reader reads."""
+    """The row as a sink would write it and a reader would find it."""
     row: dict[str, Any] = json.loads(encode_dead_letter_row(dead_letter_row(letter, RUN, FREE)))
     return row
 
@@ -130,6 +130,6 @@ def test_is_table(text: str, table: bool) -> None:
 
 
 def test_neither_table_nor_files() -> None:
-    """The message holds the value and the required form."""
+    """The message holds the value and what it must be."""
     with pytest.raises(ConfigurationError, match=r"'letters', but must be a table"):
         is_table("letters")

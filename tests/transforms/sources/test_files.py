@@ -109,7 +109,7 @@ def test_a_name_without_a_known_suffix(name: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         format_of(name)
     assert str(raised.value) == (
-        f"the name of {name!r} does not tell its format: set --input_format to one of "
+        f"the name of {name!r} does not tell its format: give --input_format, one of "
         "jsonl, csv, parquet, avro, txt, objects"
     )
     assert {format_of(name, kind) for kind in FORMATS} == set(FORMATS)
@@ -118,9 +118,9 @@ def test_a_name_without_a_known_suffix(name: str) -> None:
 def test_unknown_suffix_stops_the_run(tmp_path: pathlib.Path) -> None:
     """An unknown format is wrong use, not a dead letter."""
     path = _write(tmp_path / "a.xml", "<a/>")
-    with pytest.raises(ConfigurationError, match="set --input_format to one of jsonl"):
+    with pytest.raises(ConfigurationError, match="give --input_format, one of jsonl"):
         list(read_first(path, None, IdRule(), 5))
-    with pytest.raises(Exception, match="set --input_format to one of jsonl"):
+    with pytest.raises(Exception, match="give --input_format, one of jsonl"):
         _check_read(ReadFiles(pattern=path), [])
 
 

@@ -17,7 +17,7 @@ from transforms.backends.openai import PATHS, answer_of, chat_body, embed_body, 
 from transforms.backends.vllm.keeper import Settings
 from transforms.backends.vllm.launch import ServerSpec, interpreter, plan, server_environment
 from transforms.backends.vllm.lease import ServerLease, acquire, release
-from transforms.backends.vllm.poison_requests import PoisonRequests
+from transforms.backends.vllm.poison_requests import Suspects
 from transforms.backends.vllm.weights import local_model
 from transforms.clients import server_metrics as server_gauges
 from transforms.clients.http import JsonClient, Reply, shaped
@@ -47,7 +47,7 @@ class VLLMBackend:
       folder: Holds locks, state and copied weights, for all processes of a machine. By default it
         is below the temporary folder.
       start_timeout_s: How long loading the model may take, in seconds.
-      accept_truncated: Accept an answer that was cut at its token limit as a result.
+      accept_truncated: An answer that ended at its token limit is a result, not a failure.
     """
 
     model: str
@@ -128,13 +128,13 @@ class VLLMClient:
         self._backend = backend
         self._servers = servers
         self._http = JsonClient()
-        self._poison = PoisonRequests(servers[0].lease.acquire_solo, servers[0].lease.release_solo)
+        self._suspects = Suspects(servers[0].lease.take_solo, servers[0].lease.give_solo)
         self._figures = server_gauges.Figures()
         self._waits: dict[str, asyncio.Task[None]] = {}
         self._watch = asyncio.get_running_loop().create_task(self._watch_metrics())
 
     async def generate(self, request: Request) -> Completion:
-        """Answers one request; raises the errors of `transforms.backends.base.Client`."""
+        """Answers one request; raises as `transforms.backends.base.Client` says."""
         name = _name(request)
         server = min(self._servers, key=lambda one: (not _ready(one), one.in_flight))
         server.in_flight += 1
@@ -143,8 +143,8 @@ class VLLMClient:
             reply = await self._ask(server, path, body, name)
         finally:
             server.in_flight -= 1
-            self._poison.done(name)
-        self._poison.clear(name)
+            self._suspects.back(name)
+        self._suspects.cleared(name)
         return shaped(
             lambda data: answer_of(data, path, accept_truncated=self._backend.accept_truncated),
             reply.data,
@@ -161,7 +161,7 @@ class VLLMClient:
             if all(map(_failed, self._servers)):
                 self._servers[0].lease.checked()
             return self._wait("ready", self._until_ready)
-        if not self._poison.admit(_name(request)):
+        if not self._suspects.may_go(_name(request)):
             return self._wait("turn", lambda: asyncio.sleep(_TURN_S))
         return None
 
@@ -194,19 +194,19 @@ class VLLMClient:
             return await self._http.post(f"{state.url}/v1/{path}", body)
         except Unavailable as error:
             if await server.lease.still_serves(state.generation):
-                error.fatal_at_start = False  # the server is up: only this request failed
+                error.fatal_at_start = False  # it is there: this request's own failure
                 raise
             received = not error.congestion
-            if received and self._poison.crashed(name):
+            if received and self._suspects.crashed(name):
                 raise InvalidRequest(
-                    "the vLLM server crashed each time it processed this request, in the end as "
-                    "the only suspect; its log says why"
+                    "the vLLM server has crashed again and again while it worked on this request, "
+                    "at last on it alone; its log says why"
                 ) from None
             raise _restarting(
-                f"the vLLM server crashed (start {state.generation}) and is being restarted"
+                f"the vLLM server crashed (start {state.generation}); it is started again"
             ) from error
         except RecordError:
-            self._poison.clear(name)
+            self._suspects.cleared(name)
             raise
 
     def _wait(
@@ -274,8 +274,8 @@ def body_of(request: Request, backend: VLLMBackend) -> tuple[str, dict[str, Json
         kind = next((kind for name, kind in kinds.items() if name in whole), None)
         if kind is None or (kind == "embed") != (backend.task == "embed"):
             raise InvalidRequest(
-                f"a request with {sorted(whole)} does not fit --task={backend.task}: it needs "
-                + ("input" if backend.task == "embed" else "messages or prompt")
+                f"a request with {sorted(whole)} is none for --task={backend.task}: it needs "
+                + ("an input" if backend.task == "embed" else "messages or a prompt")
             )
         body = {"model": backend.model, **whole}
     elif backend.task == "embed":
@@ -287,7 +287,7 @@ def body_of(request: Request, backend: VLLMBackend) -> tuple[str, dict[str, Json
     ignored = sorted(name for name in body if name.startswith(_IGNORED))
     if ignored:
         raise InvalidRequest(
-            f"vLLM silently ignores {', '.join(ignored)}: use --output_schema, response_format or "
-            "structured_outputs"
+            f"vLLM ignores {', '.join(ignored)} without a word: use --output_schema, "
+            "response_format or structured_outputs"
         )
     return PATHS[kind], body

@@ -99,7 +99,7 @@ class ServerLease:
             await asyncio.wait_for(asyncio.wrap_future(answered), _CHECK_S)
         return self._serves(generation)
 
-    def acquire_solo(self) -> bool:
+    def take_solo(self) -> bool:
         """Tries to get the machine-wide right to run the only suspect; never waits."""
         if self._solo is not None:
             return False
@@ -114,7 +114,7 @@ class ServerLease:
         self._solo = file
         return True
 
-    def release_solo(self) -> None:
+    def give_solo(self) -> None:
         """Releases that right."""
         solo, self._solo = self._solo, None
         if solo is not None:
@@ -192,8 +192,8 @@ class ServerLease:
     def _hear(self, message: dict[str, Any]) -> None:
         if "refused" in message:
             raise BackendUnusable(
-                f"these accelerators already serve {message['refused']}: use the same model and "
-                "--vllm_args for both, or run one after the other"
+                f"these accelerators serve {message['refused']} already: give both the same model "
+                "and --vllm_args, or run one after the other"
             )
         if "state" in message:
             self._set(ServerState.of(message["state"]))

@@ -137,8 +137,8 @@ def _copy_all(uri: str, blobs: dict[str, Any], target: str) -> None:
         free = shutil.disk_usage(target).free
         if size - partial > free:
             raise BackendUnusable(
-                f"{uri!r} needs {size / 1e9:.1f} GB, but {target} has {free / 1e9:.1f} GB free: "
-                "set a larger disk for the workers (--disk_size_gb)"
+                f"{uri!r} needs {size / 1e9:.1f} GB, and {target} has {free / 1e9:.1f} GB free: "
+                "give the workers a larger disk (--disk_size_gb)"
             )
         _log.info(
             "copying %d objects of %s, %.1f GB (attempt %d)", len(missing), uri, size / 1e9, attempt

@@ -164,8 +164,8 @@ def test_an_interpreters_path_is_absolute(python: str, expected: str) -> None:
     assert interpreter(SPEC, {"VLLM_PYTHON": python}) == expected
 
 
-def test_a_missing_interpreter() -> None:
-    """The message names it, with the remedy."""
+def test_an_interpreter_that_is_not_there() -> None:
+    """Is named, with what to do."""
     with pytest.raises(BackendUnusable, match=r"'/no/python' cannot run vLLM.*--vllm_python"):
         plan(_spec(python="/no/python"))
 
