@@ -15,7 +15,7 @@
 #   --tag=TAG          the tag of the images and the specs (the commit)
 #   --gpu              also builds the image with vLLM for GPUs: several GB, half an hour
 #   --skip_tests       builds without running the tests first
-#   --dry_run          prints the commands only
+#   --dry_run          only prints the commands
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "$0")/lib.sh"
@@ -46,7 +46,7 @@ revision=$(git rev-parse HEAD)
 tag=${tag:-${revision:0:7}}
 old=gs://$bucket/templates/batch-gpu.json
 if [ "$gpu" = false ] && gcloud storage ls "$old" --project="$project" >/dev/null 2>&1; then
-  fail "$old is there and would stay at another version: add --gpu, or remove the specs for GPUs"
+  fail "$old exists and would stay at an older version: add --gpu, or delete the specs for GPUs"
 fi
 if ! gcloud artifacts repositories describe "$repository" --project="$project" \
   --location="$region" >/dev/null 2>&1; then

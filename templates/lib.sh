@@ -12,7 +12,7 @@ usage() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
 }
 
-# Prints a command, and runs it unless --dry_run was given.
+# Prints a command, and runs it unless --dry_run is set.
 run() {
   printf '%q ' "$@" >&2
   echo >&2
@@ -38,7 +38,7 @@ joined() {
     printf '^%s^%s' "$delimiter" "$text"
     return
   done
-  fail "the values hold ~~, ||, @@ and ##, and one of them has to be free to separate them"
+  fail "the values contain ~~, ||, @@ and ##: remove one of these, to separate the values with it"
 }
 
 # Reads the flags of a launch; sets `name`, `arguments` (for gcloud) and `parameters` (NAME=VALUE).
@@ -82,7 +82,7 @@ launch_flags() {
   need project "$project"
   need region "$region"
   need bucket "$bucket"
-  [ ${#parameters[@]} -gt 0 ] || fail "no parameters are given: write NAME=VALUE for each"
+  [ ${#parameters[@]} -gt 0 ] || fail "there are no parameters: write NAME=VALUE for each"
   if [ -n "$gpu" ]; then
     [ "$flexrs" = false ] || fail "--flexrs has no GPUs: remove it or --gpu"
     template=${template:-gs://$bucket/templates/$kind-gpu.json}

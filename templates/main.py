@@ -1,7 +1,7 @@
-"""The template's entry point: what Dataflow's launcher runs, and no more than `pipeline.main`.
+"""The template's entry point: runs `pipeline.main` in Dataflow's launcher.
 
-The launcher hands over our parameters and Beam's own flags, and takes the job from
-``--template_location``. Exit code 0 means that the job description is there; any other fails the
+The launcher passes our parameters and Beam's own flags, and reads the job from
+``--template_location``. Exit code 0 means that the job description was written; any other fails the
 launch, with the message in the launcher's console log.
 """
 
@@ -21,7 +21,7 @@ _SWITCHED_ON, _SWITCHED_OFF = ("", "true", "True", "1"), ("false", "False", "0")
 
 
 def switches() -> frozenset[str]:
-    """Beam's flags that take no value, of the options that a launch can carry.
+    """Beam's flags without a value, among the options that a launch can carry.
 
     >>> "--no_use_public_ips" in switches()
     True
@@ -40,7 +40,7 @@ def switches() -> frozenset[str]:
 
 
 def launcher_flags(argv: Sequence[str]) -> list[str]:
-    """The arguments with switches as Beam wants them: ``--streaming=true`` is ``--streaming``.
+    """The arguments with switches in Beam's form: ``--streaming=true`` becomes ``--streaming``.
 
     A launch carries strings only, so a switch arrives with a value, which Beam refuses.
 
@@ -58,5 +58,5 @@ def launcher_flags(argv: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = launcher_flags(sys.argv[1:])  # parts of Beam read them there by themselves
+    sys.argv[1:] = launcher_flags(sys.argv[1:])  # parts of Beam read their flags from there
     sys.exit(run(sys.argv[1:]))

@@ -20,13 +20,13 @@
 #   --kms_key=K           encrypts the job's disks and state
 #   --labels=K=V,…        labels of the job and its machines
 #   --num_workers=N --max_workers=N --machine_type=M
-#   --flexrs              cheaper, starts within six hours
+#   --flexrs              costs less, starts within six hours
 #   --gpu=TYPE            such as nvidia-l4, for the workers that call the model (backend=vllm); with
 #                         --gpu_count=N and --gpu_driver=VERSION. --machine_type is that of all others
 #   --reservation=automatic   uses a reservation of machines with GPUs
-#   --experiment=E        further experiments and service options; may be repeated
-#   --option=NAME=VALUE   further options of Apache Beam; may be repeated
-#   --dry_run             prints the command only
+#   --experiment=E        another experiment or service option; can be repeated
+#   --option=NAME=VALUE   another option of Apache Beam; can be repeated
+#   --dry_run             only prints the command
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "$0")/lib.sh"

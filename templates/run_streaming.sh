@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Launches a streaming job from the template. It runs until it is drained (drain.sh) or cancelled.
+# Launches a streaming job from the template. It runs until you drain it (drain.sh) or cancel it.
 #
 #   templates/run_streaming.sh --project=P --region=R --bucket=B --job=NAME [FLAG…] NAME=VALUE…
 #
@@ -24,10 +24,10 @@
 #   --gpu=TYPE            such as nvidia-l4, for the workers that call the model (backend=vllm); with
 #                         --gpu_count=N and --gpu_driver=VERSION. --machine_type is that of all others
 #   --reservation=automatic   uses a reservation of machines with GPUs
-#   --experiment=E        further experiments and service options, such as
-#                         streaming_mode_at_least_once; may be repeated
-#   --option=NAME=VALUE   further options of Apache Beam; may be repeated
-#   --dry_run             prints the command only
+#   --experiment=E        another experiment or service option, such as
+#                         streaming_mode_at_least_once; can be repeated
+#   --option=NAME=VALUE   another option of Apache Beam; can be repeated
+#   --dry_run             only prints the command
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "$0")/lib.sh"

@@ -13,7 +13,7 @@
 #   --service_account=E --network=N --subnetwork=S --public_ips   as in run_batch.sh
 #   --only=batch|streaming   runs only one of the two
 #   --keep                deletes nothing
-#   --dry_run             prints the commands only
+#   --dry_run             only prints the commands
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "$0")/lib.sh"
@@ -43,9 +43,9 @@ id=smoke$(date -u +%Y%m%d%H%M%S)
 dataset=$id topic=$id subscription=$id folder=gs://$bucket/smoke/$id
 if [ "$dry_run" = true ]; then network+=(--dry_run); fi
 common=(--project="$project" --region="$region" --bucket="$bucket" --max_workers=2)
-common+=(${network[@]+"${network[@]}"}) # bash 3.2 takes an empty array for an unset variable
+common+=(${network[@]+"${network[@]}"}) # for bash 3.2 an empty array is an unset variable
 
-# Also when a step fails; a job that still runs is cancelled.
+# Runs also after a failed step; cancels jobs that still run.
 clean_up() {
   local name job
   rm -f "$records"
@@ -64,12 +64,12 @@ clean_up() {
 records=$(mktemp)
 if [ "$dry_run" = true ]; then trap 'rm -f "$records"' EXIT; else trap clean_up EXIT; fi
 
-# One number of a query.
-ask() {
+# The one number that a query returns.
+query_number() {
   bq --project_id="$project" query --quiet --use_legacy_sql=false --format=csv "$1" | tail -n 1
 }
 
-# wait_for NAME STATE…: until the newest job of a name is in a state that is wanted.
+# wait_for NAME STATE…: waits until the newest job with a name is in one of the states.
 wait_for() {
   local name=$1 state='' deadline=$((SECONDS + 2400))
   shift
@@ -89,16 +89,16 @@ wait_for() {
   exit 1
 }
 
-# reconcile TABLE SUMMARY: 100 records, each once, as a result or a dead letter; and SUMMARY, a query
-# of its _runs, says the same.
+# reconcile TABLE SUMMARY: checks that 100 records are results or dead letters, once each, and that
+# SUMMARY, a query of TABLE_runs, agrees.
 reconcile() {
   local results letters ids cost summary
-  results=$(ask "SELECT COUNT(*) FROM \`$project.$dataset.$1\`")
-  # The table is made with the first dead letter.
-  letters=$(ask "SELECT COUNT(*) FROM \`$project.$dataset.$1_dead_letters\`" 2>&1) || letters=0
-  ids=$(ask "SELECT COUNT(DISTINCT record_id) FROM \`$project.$dataset.$1\`")
-  cost=$(ask "SELECT SUM(cost_usd) FROM \`$project.$dataset.$1\`")
-  summary=$(ask "SELECT FORMAT('%d %t', SUM(records), LOGICAL_AND(reconciled)) FROM ($2)")
+  results=$(query_number "SELECT COUNT(*) FROM \`$project.$dataset.$1\`")
+  # The first dead letter creates the table.
+  letters=$(query_number "SELECT COUNT(*) FROM \`$project.$dataset.$1_dead_letters\`" 2>&1) || letters=0
+  ids=$(query_number "SELECT COUNT(DISTINCT record_id) FROM \`$project.$dataset.$1\`")
+  cost=$(query_number "SELECT SUM(cost_usd) FROM \`$project.$dataset.$1\`")
+  summary=$(query_number "SELECT FORMAT('%d %t', SUM(records), LOGICAL_AND(reconciled)) FROM ($2)")
   echo "$1: $results results, $letters dead letters, model cost (list price) USD ${cost:-unknown}"
   if [ $((results + letters)) -ne 100 ] || [ "$ids" -ne "$results" ]; then
     echo "FAILED: $1 does not reconcile: 100 records, $results results of $ids ids" >&2
@@ -108,18 +108,18 @@ reconcile() {
     echo "FAILED: $1_runs says '$summary' (records, reconciled), not '100 true'" >&2
     exit 1
   fi
-  [ "$letters" -eq 0 ] || echo "look at $project:$dataset.$1_dead_letters: some failed" >&2
+  [ "$letters" -eq 0 ] || echo "some records failed: see $project:$dataset.$1_dead_letters" >&2
 }
 
-# USD for a vCPU hour, a GB hour of memory, a GB hour of disk, a GB through the shuffle or the
-# Streaming Engine. List prices of us-central1, as Apache Beam 2.77 has them for its own tests
-# (testing/load_tests/dataflow_cost_consts.py), read in November 2026; others are at
+# USD per vCPU hour, GB hour of memory, GB hour of disk, and GB through the shuffle or the Streaming
+# Engine. List prices of us-central1 from Apache Beam 2.77's own tests
+# (testing/load_tests/dataflow_cost_consts.py), read in November 2026; for other regions see
 # https://cloud.google.com/dataflow/pricing.
 batch_prices='0.056 0.003557 0.000054 0.011'
 streaming_prices='0.069 0.0035557 0.000054 0.018'
 
-# resources NAME PRICES: what Dataflow charges for, as its own metrics count it, and an estimate of
-# the money: not in it are the launcher's machine and other services.
+# resources NAME PRICES: prints the resources that Dataflow charges for, from its own metrics, and an
+# estimate of their cost, without the launcher's machine and other services.
 resources() {
   local id
   id=$(gcloud dataflow jobs list --project="$project" --region="$region" --filter="name=$1" \
@@ -178,13 +178,13 @@ if [ "$only" != batch ]; then
       gcloud pubsub topics publish "$topic" --project="$project" --message="$record" >/dev/null
     done <"$records"
     deadline=$((SECONDS + 900))
-    until [ "$(ask "SELECT COUNT(*) FROM \`$project.$dataset.streaming\`")" = 100 ] ||
+    until [ "$(query_number "SELECT COUNT(*) FROM \`$project.$dataset.streaming\`")" = 100 ] ||
       [ $SECONDS -gt $deadline ]; do
       sleep 20
     done
     "$here/drain.sh" --project="$project" --region="$region" --job="$id-streaming"
     wait_for "$id-streaming" Drained
-    # A row for each minute, written again while something changes; the highest revision holds.
+    # A row per minute, written again after each change; the highest revision is valid.
     reconcile streaming "SELECT records, reconciled FROM \`$project.$dataset.streaming_runs\` WHERE TRUE
       QUALIFY ROW_NUMBER() OVER (PARTITION BY read_minute ORDER BY revision DESC, finished_at DESC) = 1"
     resources "$id-streaming" "$streaming_prices"

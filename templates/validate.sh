@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Asks Dataflow whether a template would launch, and launches nothing (`validateOnly`): the spec can
-# be read, the parameters match its patterns, and the caller may launch.
+# Asks Dataflow whether a template would launch, without a launch (`validateOnly`): the spec is
+# readable, the parameters match its patterns, and the caller may launch it.
 #
 #   templates/validate.sh --project=P --region=R --template=gs://B/templates/batch.json NAME=VALUE…
 #
-#   --bucket=B           for temporary files (the template's)
-#   --service_account=E  the workers' identity; without it the project's default one
-#   --dry_run            prints the request only
+#   --bucket=B           the bucket for temporary files (the template's)
+#   --service_account=E  the workers' identity (the project's default)
+#   --dry_run            only prints the request
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "$0")/lib.sh"
@@ -29,7 +29,7 @@ done
 need project "$project"
 need region "$region"
 need template "$template"
-[ ${#parameters[@]} -gt 0 ] || fail "no parameters are given: write NAME=VALUE for each"
+[ ${#parameters[@]} -gt 0 ] || fail "there are no parameters: write NAME=VALUE for each"
 bucket=${bucket:-$(cut -d/ -f3 <<<"$template")}
 request=$(python3 - "$template" "$bucket" "$account" "${parameters[@]}" <<'PYTHON'
 import json
@@ -55,7 +55,7 @@ if [ "$dry_run" = true ]; then
   exit
 fi
 token=$(gcloud auth print-access-token)
-# The token goes through a file descriptor: an argument could be read by others.
+# The token goes through a file descriptor: other users could read an argument.
 curl --silent --show-error --fail-with-body --request POST "$url" \
   --header 'Content-Type: application/json' --header @<(echo "Authorization: Bearer $token") \
   --data "$request"

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.vllm.prompts import NATURAL
 from transforms.backends.vllm.backend import VLLMBackend, VLLMClient
-from transforms.backends.vllm.lease import Lease
+from transforms.backends.vllm.lease import ServerLease
 from transforms.clients.server_metrics import read_metrics
 
 SLOTS = 256
@@ -34,7 +34,7 @@ def server_figures(url: str) -> dict[str, float]:
 class Watch:
     """The server's own figures while a line runs."""
 
-    def __init__(self, lease: Lease) -> None:
+    def __init__(self, lease: ServerLease) -> None:
         self._lease = lease
         self._over = threading.Event()
         self._running: list[float] = []

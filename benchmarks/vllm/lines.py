@@ -10,7 +10,7 @@ from benchmarks.vllm.clients import SLOTS, Ran, Requests, Stopwatch, Watch, ours
 from benchmarks.vllm.prompts import is_poison, prefixed, requests_of
 from benchmarks.vllm.table import Line, Table
 from transforms.backends.vllm.backend import VLLMBackend
-from transforms.backends.vllm.lease import Lease
+from transforms.backends.vllm.lease import ServerLease
 
 STOCK_SHARE = 10
 """Stock Beam at defaults gets one prompt in this many: it takes several times as long as the others."""
@@ -30,7 +30,7 @@ class Bench:
       count: Prompts in each line, unless the line says otherwise.
     """
 
-    def __init__(self, table: Table, backend: VLLMBackend, lease: Lease, count: int) -> None:
+    def __init__(self, table: Table, backend: VLLMBackend, lease: ServerLease, count: int) -> None:
         self._table, self._backend, self._lease, self._count = table, backend, lease, count
         self._limits: dict[str, float] = {}
         self._plain = 0.0
@@ -141,7 +141,7 @@ class Bench:
 
 
 @contextlib.contextmanager
-def killing(lease: Lease, watch: Stopwatch, marks: list[int]) -> Iterator[None]:
+def killing(lease: ServerLease, watch: Stopwatch, marks: list[int]) -> Iterator[None]:
     """SIGKILL to the server each time when so many answers are there, and it is ready."""
     over = threading.Event()
 

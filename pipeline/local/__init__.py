@@ -1,1 +1,1 @@
-"""Runs on this machine."""
+"""Runners that work on this machine."""

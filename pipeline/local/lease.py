@@ -1,4 +1,4 @@
-"""Messages that a local stream holds, and the leases that keep them its own."""
+"""Messages that a local stream holds, and the leases that keep them from other subscribers."""
 
 import contextlib
 import functools
@@ -13,24 +13,24 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 MIN_BUNDLE, MAX_BUNDLE = 500, 2000
-"""Messages in a bundle. The runner's cost is per bundle and step, and a bundle ends with its slowest
-record: few messages make it slow. What a slow model has answered is written when its bundle ends:
-many keep results waiting."""
+"""Messages per bundle. The runner's overhead is per bundle and step, and a bundle ends with its
+slowest record, so small bundles are slow. Results are written only when their bundle ends, so large
+bundles delay them."""
 BUNDLE_S = 10.0
-"""How long a bundle of more than the least may take."""
+"""Target duration of a bundle larger than the minimum."""
 _MAX_LEASED = 4 * MAX_BUNDLE
-"""Messages at a time: those of a bundle, the next one's, and what waits in open batches."""
+"""Messages held at a time: those of this bundle, of the next one, and of open batches."""
 _MAX_LEASED_BYTES = 100 << 20
 LEASE_S = 30
-"""A lease is prolonged by so much at a time: what a process that died held comes again behind it.
-The client library prolongs it when nine tenths are over: of ten seconds a busy process misses some,
-and what it holds is delivered twice."""
+"""Each extension of a lease. A dead process's messages are redelivered when it ends. The client
+library extends a lease when nine tenths of it are over: with ten seconds a busy process extends
+some too late, and their messages are delivered twice."""
 _IDLE_WAIT_S = 0.05
 _BACK_IN_S = 1
 
 
 def next_bundle(limit: int, messages: int, seconds: float) -> int:
-    """How many messages to take at most, by how the ones before went; no more than twice as many.
+    """The next bundle's message limit, from how long the last one took; at most twice the last.
 
     >>> next_bundle(500, messages=500, seconds=2.5), next_bundle(2000, messages=2000, seconds=40.0)
     (1000, 1000)
@@ -41,7 +41,7 @@ def next_bundle(limit: int, messages: int, seconds: float) -> int:
     return min(max(wanted, limit // 2, MIN_BUNDLE), limit * 2, MAX_BUNDLE)
 
 
-class Lease:
+class MessageLease:
     """A subscription's messages, leased in the background until they are acknowledged.
 
     Args:
@@ -69,14 +69,14 @@ class Lease:
         )
 
     def take(self, kept: Mapping[int, object] = MappingProxyType({})) -> list[Any]:
-        """Acknowledges what has been done with; returns what has arrived, waiting for a moment.
+        """Acknowledges processed messages; returns arrived ones, waiting briefly for the first.
 
         Args:
-          kept: The oldest elements that steps keep, by identity. What was taken before is held
-            until those that were kept then are not any more.
+          kept: The oldest elements that steps keep in state, by identity. Messages taken earlier
+            stay leased while a step keeps any of the elements that it kept at that time.
 
         Raises:
-          Exception: What ended the stream, such as a subscription that was deleted.
+          Exception: The stream has ended, for example because the subscription was deleted.
         """
         if self._taken:
             self._held.append((self._taken, kept))
@@ -99,16 +99,16 @@ class Lease:
         return self._taken
 
     def close(self, *, processed: bool) -> None:
-        """Ends the stream and gives back what only arrived.
+        """Ends the stream and returns messages that were not taken to the subscription.
 
-        Not at once, but in a second: what is given back while the service still takes the stream
-        for open may be delivered to it again, and is then held until that lease ends.
+        They become available after a second, not immediately: while the service still considers the
+        stream open, it might deliver them to it again and hold them until that lease ends.
 
         Args:
-          processed: Whether what was taken is acknowledged, or given back too.
+          processed: Acknowledge the messages that were taken; else return them too.
         """
         self._stream.cancel()
-        with contextlib.suppress(Exception):  # why it ended does not matter any more
+        with contextlib.suppress(Exception):  # the reason no longer matters
             self._stream.result()
         self._client.close()
         taken = [message for messages, _ in self._held for message in messages] + self._taken
@@ -118,22 +118,27 @@ class Lease:
                 back.append(self._arrived.get_nowait())
         with _subscriber() as client:
             if processed:
-                self._tell(client.acknowledge, taken)
+                self._send(client.acknowledge, taken)
             end = functools.partial(client.modify_ack_deadline, ack_deadline_seconds=_BACK_IN_S)
-            self._tell(end, back)
+            self._send(end, back)
         self._taken, self._held = [], []
 
-    def _tell(self, call: Callable[..., object], messages: list[Any]) -> None:
+    def _send(self, call: Callable[..., object], messages: list[Any]) -> None:
         for first in range(0, len(messages), MAX_BUNDLE):
             ack_ids = [message.ack_id for message in messages[first : first + MAX_BUNDLE]]
             try:
                 call(subscription=self._subscription, ack_ids=ack_ids)
-            except Exception as error:  # they come again when their lease ends
-                _log.warning("%s: a lease was not ended: %s", self._subscription, error)
+            except Exception as error:  # redelivered when the lease ends
+                _log.warning(
+                    "%s: cannot end the lease of %d messages, they may be delivered again: %s",
+                    self._subscription,
+                    len(ack_ids),
+                    error,
+                )
 
 
 def _subscriber() -> Any:
-    """A client; from an emulator the library's own takes no more than 4 MB at a time."""
+    """A client; with an emulator one without the library's limit of 4 MB per response."""
     from google.cloud import pubsub_v1
 
     host = os.environ.get("PUBSUB_EMULATOR_HOST")

@@ -1,20 +1,20 @@
-"""Streaming in this process: Beam's bundle-based runner, with a read that can be drained.
+"""Streaming in this process: Beam's bundle-based runner, with a Pub/Sub read that can be drained.
 
-Beam's own local read acknowledges messages before they are processed, takes ten at a time, keeps
-the only worker waiting up to 30 seconds while nothing comes, and never ends. This one
+Beam's own local read acknowledges messages before they are processed, takes ten at a time, blocks
+the only worker for up to 30 seconds on an idle subscription, and never ends. This one
 
-- leases messages in the background, in the client library's streaming pull, which prolongs leases,
-- acknowledges a bundle when every step has done with it and no step keeps any of it,
-- waits a twentieth of a second at most while nothing comes, so that timers fire in time, and
-- ends when `drain` is called: what was not yet taken is given back, what was taken is finished,
-  and then the pipeline ends as a bounded one does. In two steps: at the window's end timers hand
-  over what they hold, and everything behind them works; only then there is no more time, and side
-  inputs are whole.
+- leases messages in the background by the client library's streaming pull, which extends leases,
+- acknowledges a bundle once every step has processed it and no step keeps any of it in state,
+- waits at most 50 ms for messages, so that timers fire on time, and
+- ends after `drain`: messages not yet taken return to the subscription, those taken are processed,
+  and then the pipeline ends like a bounded one. It ends in two steps: at the window's end timers
+  emit what they hold, and the steps after them process it; only then does the watermark reach
+  infinity, and side inputs are complete.
 
-Rows in files are there, under their final names, before their messages are acknowledged, and stay when
-the stream fails or is killed.
+Rows in files have their final names before their messages are acknowledged, and remain if the
+stream fails or is killed.
 
-It leans on names of Beam 2.77 that begin with an underscore; a test drives all of them.
+It relies on private names of Beam 2.77; a test exercises all of them.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from apache_beam.runners.direct.watermark_manager import WatermarkManager
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
-from pipeline.local.lease import Lease
+from pipeline.local.lease import MessageLease
 from pipeline.local.steps import LongLivedDoFns, NoReshuffle, kept_elements, tear_down
 
 RUNNER = f"{__name__}.LocalStreamingRunner"
@@ -43,30 +43,30 @@ _log = logging.getLogger(__name__)
 
 
 def drain() -> None:
-    """Has the local stream of this process, or the next if none runs, end in good order."""
+    """Ends this process's local stream in order; if none runs, the next one when it starts."""
     _draining.set()
 
 
 class _Stream:
-    """What one run of a pipeline has leased, and whether it has failed or is about to end."""
+    """The leases of one pipeline run, and whether it has failed or is ending."""
 
     def __init__(self) -> None:
-        self.leases: dict[str, Lease] = {}
+        self.leases: dict[str, MessageLease] = {}
         self.steps: dict[Any, Any] = {}
         self.failed = False
         self.ending = False
 
     def close(self, *, processed: bool) -> None:
-        """Closes every lease; see `Lease.close`."""
+        """Closes every lease; see `MessageLease.close`."""
         while self.leases:
             self.leases.popitem()[1].close(processed=processed)
 
 
 class _DrainableRead(transform_evaluator._PubSubReadEvaluator):
-    """Beam's evaluator of a Pub/Sub read, reading from a `Lease`.
+    """Beam's evaluator of a Pub/Sub read, reading from a `MessageLease`.
 
-    The runner asks for the next bundle when nothing is left to do of the one before, or when a
-    step has failed for good: then nothing is acknowledged any more.
+    The runner requests the next bundle when the last one is done, or when a step has failed for
+    good: from then on nothing is acknowledged.
     """
 
     stream: _Stream
@@ -92,7 +92,7 @@ class _DrainableRead(transform_evaluator._PubSubReadEvaluator):
             return []
         lease = self.stream.leases.get(subscription)
         if lease is None:
-            lease = self.stream.leases[subscription] = Lease(subscription)
+            lease = self.stream.leases[subscription] = MessageLease(subscription)
         messages = lease.take(kept_elements(self.stream.steps))
         if not messages:
             return []
@@ -109,10 +109,10 @@ class _DrainableRead(transform_evaluator._PubSubReadEvaluator):
 
 
 class _WholeSideInputs(evaluation_context._SideInputsContainer):
-    """Side inputs of the global window wait for the end of all time, not only of the window.
+    """Side inputs of the global window wait for an infinite watermark, not for the window's end.
 
-    This runner holds no watermark back for timers: what they emit at the window's end would come
-    too late for a side input that is ready then.
+    This runner does not hold the watermark for timers: their output at the window's end would be
+    too late for a side input that is ready by then.
     """
 
     def get_value_or_block_until_ready(
@@ -124,7 +124,7 @@ class _WholeSideInputs(evaluation_context._SideInputsContainer):
 
 
 class _FailureNoted(executor._CompletionCallback):
-    """Beam's callback of a bundle, which also notes that one has failed for good."""
+    """Beam's bundle callback; also records that a bundle has failed for good."""
 
     stream: _Stream
 
@@ -136,9 +136,9 @@ class _FailureNoted(executor._CompletionCallback):
 class LocalStreamingRunner(BundleBasedDirectRunner):
     """Runs an unbounded pipeline in this process until `drain` is called, or it fails.
 
-    At least once into files, tables and topics: a message whose bundle has not been processed when
-    the process dies is delivered again when its lease ends, and at once when the pipeline fails. One
-    thread works; the model's calls of a bundle overlap.
+    Delivers at least once into files, tables and topics: a message whose bundle was not finished
+    when the process died is redelivered when its lease ends; when the pipeline fails, about a
+    second later. One thread runs the steps; the model calls of a bundle overlap.
     """
 
     def run_pipeline(self, pipeline: beam.Pipeline, options: PipelineOptions) -> Any:
@@ -158,7 +158,7 @@ class LocalStreamingRunner(BundleBasedDirectRunner):
 
 
 class _StreamResult:
-    """Beam's result; when the pipeline has failed, its messages are given back."""
+    """Beam's result; if the pipeline fails, its messages return to the subscription."""
 
     def __init__(self, result: Any, stream: _Stream) -> None:
         self._result, self._stream = result, stream
@@ -174,7 +174,7 @@ class _StreamResult:
             self._end()
 
     def cancel(self) -> None:
-        """Stops at once, between two steps; what was not processed is given back."""
+        """Stops between two steps; unprocessed messages return to the subscription."""
         self._stream.failed = True
         self._result.cancel()
         self._end()
@@ -182,12 +182,12 @@ class _StreamResult:
     def _end(self) -> None:
         tear_down(self._stream.steps)
         self._stream.close(processed=False)
-        _draining.clear()  # not when it begins: it may be asked to end before
+        _draining.clear()  # not at the start: a drain may be requested before it
 
 
 @contextlib.contextmanager
 def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """The runner looks these classes up while it starts a pipeline, and never again."""
+    """Replaces a name of a module; the runner looks it up only when it starts a pipeline."""
     before = getattr(module, name)
     setattr(module, name, value)
     try:

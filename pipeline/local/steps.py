@@ -1,8 +1,8 @@
-"""How Beam's bundle-based runner executes steps, without what it spends on every bundle.
+"""Step execution for Beam's bundle-based runner, without its overhead per bundle.
 
-For each bundle of each step Beam's own unpickles the DoFn, inspects it, sets it up and tears it down:
-a sink that opens a connection opens one per bundle. Here a DoFn lives as long as the run, as it does
-on every other runner. And shuffles, which mean nothing where nothing is fused, are left out.
+For each bundle of each step Beam's evaluator unpickles the DoFn, inspects it, sets it up and tears
+it down: a sink opens a connection per bundle. Here a DoFn lives as long as the run, as on every
+other runner. Reshuffles are removed: this runner fuses nothing, so they have no effect.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from apache_beam.utils import counters
 
 
 class NoReshuffle(PTransformOverride):
-    """A step that does nothing, in the place of a shuffle.
+    """Replaces a reshuffle by a step that passes elements on.
 
-    A shuffle would cost six steps, and the runner keeps a state for every random key it ever saw and
-    searches all of them for timers after every step: each message would make it slower.
+    A reshuffle takes six steps, and the runner keeps state for every random key it has ever seen
+    and searches all of it for timers after each step: every message would make it slower.
     """
 
     def matches(self, applied_ptransform: Any) -> bool:
@@ -39,7 +39,7 @@ def _same(element: Any) -> Any:
 
 
 class _Output(Receiver):
-    """Where a DoFn's output goes: into whichever bundle is being made."""
+    """Receives a DoFn's output into the current bundle."""
 
     bundle: Any
 
@@ -48,8 +48,8 @@ class _Output(Receiver):
 
 
 @dataclasses.dataclass(eq=False)
-class _Step:
-    """A DoFn that was set up, and what calls it."""
+class _LiveDoFn:
+    """A DoFn that was set up, and the runner that calls it."""
 
     runner: DoFnRunner
     outputs: Any
@@ -60,13 +60,13 @@ class _Step:
 
 
 class LongLivedDoFns(transform_evaluator._ParDoEvaluator):
-    """Beam's evaluator of a ParDo, whose DoFn is set up once; a subclass names the `steps` of a run.
+    """Beam's ParDo evaluator with DoFns that are set up once; a subclass holds a run's `steps`.
 
-    One thread works, so that one DoFn per step is enough. A DoFn whose bundle failed is replaced. A
-    step with side inputs is left to Beam.
+    One thread runs all steps, so one DoFn per step suffices. A DoFn whose bundle failed is
+    replaced. Beam itself evaluates steps with side inputs.
     """
 
-    steps: dict[Any, _Step]
+    steps: dict[Any, _LiveDoFn]
 
     def start_bundle(self) -> None:
         if self._side_inputs:
@@ -104,7 +104,7 @@ class LongLivedDoFns(transform_evaluator._ParDoEvaluator):
         bundles = [output.bundle for output in step.outputs.values()]
         return transform_evaluator.TransformResult(self, bundles, [], None, None)
 
-    def _set_up(self) -> _Step:
+    def _set_up(self) -> _LiveDoFn:
         applied, transform = self._applied_ptransform, self._applied_ptransform.transform
         dofn = transform_evaluator.pickler.roundtrip(transform.dofn)
         outputs = transform_evaluator._TaggedReceivers(self._evaluation_context)
@@ -127,11 +127,11 @@ class LongLivedDoFns(transform_evaluator._ParDoEvaluator):
             user_state_context=state,
         )
         runner.setup()
-        return _Step(runner, outputs, state, key_coder, timers)
+        return _LiveDoFn(runner, outputs, state, key_coder, timers)
 
 
-def kept_elements(steps: Mapping[Any, _Step]) -> dict[int, object]:
-    """The first element of each bag in which a step keeps some, by identity."""
+def kept_elements(steps: Mapping[Any, _LiveDoFn]) -> dict[int, object]:
+    """The first element of each nonempty bag state of the steps, by identity."""
     found = {}
     for step in steps.values():
         if step.state is not None:
@@ -145,12 +145,12 @@ def kept_elements(steps: Mapping[Any, _Step]) -> dict[int, object]:
     return found
 
 
-def tear_down(steps: dict[Any, _Step]) -> None:
-    """Ends every DoFn of a run."""
+def tear_down(steps: dict[Any, _LiveDoFn]) -> None:
+    """Tears down every DoFn of a run."""
     while steps:
         _tear_down(steps.popitem()[1])
 
 
-def _tear_down(step: _Step) -> None:
-    with contextlib.suppress(Exception):  # of a DoFn that is not used any more
+def _tear_down(step: _LiveDoFn) -> None:
+    with contextlib.suppress(Exception):  # the DoFn is not used any more
         step.runner.teardown()

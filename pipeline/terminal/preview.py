@@ -1,4 +1,4 @@
-"""``--preview N``: renders N records and prints the requests; nothing is sent or written."""
+"""``--preview N``: renders N records and prints their requests; sends and writes nothing."""
 
 import json
 
@@ -18,7 +18,7 @@ def print_preview(console: Console, config: RunConfig, count: int) -> None:
         if isinstance(outcome, Record):
             try:
                 request = render(outcome)
-            except Exception as error:  # as in the pipeline: it costs this record
+            except Exception as error:  # as in the pipeline: this record is a dead letter
                 outcome = DeadLetter.of(error, stage="render", record=outcome)
             else:
                 requests += 1
@@ -36,7 +36,7 @@ def print_preview(console: Console, config: RunConfig, count: int) -> None:
     mean = tokens / requests if requests else 0
     console.print(
         f"{requests:,} requests, {failures:,} dead letters; about {tokens:,} input tokens "
-        f"({mean:,.0f} a request). Nothing was sent.",
+        f"({mean:,.0f} per request). Nothing was sent.",
         highlight=False,
         soft_wrap=True,
     )

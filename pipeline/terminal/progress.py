@@ -1,7 +1,8 @@
-"""What a run shows while it works: a live bar on a terminal, plain lines otherwise.
+"""Progress of a run: a live bar on a terminal, plain lines elsewhere.
 
-`Recent` makes a `View` of the counts of the last seconds, so that no figure jumps with a single
-sample; `counts_line` and `pace_line` say it in words. All three are pure: they take the time.
+`Recent` smooths the counts of the last seconds into a `View`, so that no number jumps with a single
+sample; `counts_line` and `pace_line` put it into words. All three are pure: the caller passes the
+time.
 """
 
 import collections
@@ -21,18 +22,18 @@ from rich.text import Text
 from transforms.dispatch.limits import DispatchLimits
 
 Counts = Callable[[], dict[str, int]]
-"""The counts of the moment: `transforms.accounting.metrics.LIVE`, or the counters of a remote job."""
+"""The current counts: `transforms.accounting.metrics.LIVE`, or the counters of a remote job."""
 
 _PLAIN_EVERY_S = 10.0
 _SAMPLE_EVERY_S = 0.25
 _SAMPLE_SHARE = 50
-"""A remote job's counts are asked for over the network: for at most 1/50 of the time."""
+"""Fetching a remote job's counts is a network call: it may take at most 1/50 of the time."""
 _SPEED_OVER_S = 10.0
 _STATE_OVER_S = 3.0
 _CLEARLY_BELOW = 0.8
 _SILENT_AFTER_S = 15
 _LONGEST_PROBE_AFTER_S = 16
-"""The breaker asks after 0.5, 1, 2, 4 and 8 s, and then every 10 s (`transforms.dispatch.pace`)."""
+"""The breaker probes after 0.5, 1, 2, 4 and 8 s, then every 10 s (`transforms.dispatch.pace`)."""
 _END_SHOWN_AFTER_S = 60
 
 _log = logging.getLogger(__name__)
@@ -40,31 +41,31 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What is shown at one moment.
+    """A snapshot of a run's progress.
 
     Attributes:
-      elapsed_s: Since the start.
-      read: Inputs that were read.
-      asked: Records that have ended at the model, failures included.
-      per_s: Of those, per second, lately.
+      elapsed_s: Seconds since the start.
+      read: Inputs read.
+      completed: Records whose request has ended, failures included.
+      per_s: Completed records per second over the last seconds.
       written: Result rows on their way into a sink.
-      dead_letters: Dead letters on theirs.
+      dead_letters: Dead letters on their way into a sink.
       retries: Calls that were repeats.
-      in_flight: Calls in flight, lately; None where nobody tells (a remote job).
-      limit: How many may be.
-      waiting: Requests that wait to be sent.
-      backing_off: Of those, the ones between two attempts.
-      held: Whether they wait although more calls could be in flight.
-      rate_per_minute: What refusals have taught, in calls per minute; None for nothing yet.
-      down_s: How long the backend has been down; 0 while it is not.
-      holds: Whether the run keeps its messages for however long that is; else it stops.
+      in_flight: Calls in flight over the last seconds; None if unknown (a remote job).
+      limit: How many calls may be in flight.
+      waiting: Requests waiting to be sent.
+      backing_off: Those of them that wait between two attempts.
+      held: Whether requests wait although more calls could be in flight.
+      rate_per_minute: The call rate learnt from 429s, per minute; None before the first.
+      down_s: How long the backend has been unavailable; 0 while it is available.
+      holds: Whether the run holds its messages through an outage of any length; else it stops.
       silent_s: How long no call has ended although some are in flight.
       throttled_s: A remote job's throttled time, summed over its threads.
     """
 
     elapsed_s: float = 0.0
     read: int = 0
-    asked: int = 0
+    completed: int = 0
     per_s: float = 0.0
     written: int = 0
     dead_letters: int = 0
@@ -99,11 +100,11 @@ class Recent:
         self._held = False
 
     def note(self, counts: dict[str, int], now: float) -> None:
-        """Takes a sample."""
+        """Adds a sample."""
         self._samples.append((now, counts))
         while self._samples[1][0] <= now - _SPEED_OVER_S:
             self._samples.popleft()
-        moved = tuple(counts.get(name, 0) for name in ("asked", "sent", "retried"))
+        moved = tuple(counts.get(name, 0) for name in ("completed", "sent", "retried"))
         if moved != self._moved:
             self._moved, self._moved_at = moved, now
         state = self._state(now)
@@ -112,18 +113,20 @@ class Recent:
             self._held = share > 0.5
 
     def view(self, now: float) -> View:
-        """What to show."""
+        """The view at a moment."""
         before_at, before = self._samples[0]
         at, counts = self._samples[-1]
-        asked = _asked(counts)
+        completed = _completed(counts)
         state = self._state(now)
         in_flight = [gauges["in_flight_requests"] for gauges in state]
         rates = [rate for gauges in state if (rate := gauges.get("rate_limit_per_minute", 0))]
         return View(
             elapsed_s=now - self._began,
-            read=max(counts.get("read", counts.get("records", 0)), asked),
-            asked=asked,
-            per_s=max(0, asked - _asked(before)) / (at - before_at) if at > before_at else 0.0,
+            read=max(counts.get("read", counts.get("records", 0)), completed),
+            completed=completed,
+            per_s=(
+                max(0, completed - _completed(before)) / (at - before_at) if at > before_at else 0.0
+            ),
             written=counts.get("results", 0),
             dead_letters=sum(n for name, n in counts.items() if name.startswith("dead_letters_")),
             retries=counts.get("retried", counts.get("retries", 0)),
@@ -140,20 +143,20 @@ class Recent:
         )
 
     def _state(self, now: float) -> Sequence[dict[str, int]]:
-        """The gauges of the last seconds; none of a remote job."""
+        """The gauges of the last seconds; empty for a remote job."""
         last = self._samples[-1]
         lately = [sample for sample in self._samples if sample[0] > now - _STATE_OVER_S] or [last]
         return [counts for _, counts in lately if "in_flight_requests" in counts]
 
 
-def _asked(counts: dict[str, int]) -> int:
-    return counts.get("asked", counts.get("asked_records", 0))
+def _completed(counts: dict[str, int]) -> int:
+    return counts.get("completed", counts.get("completed_records", 0))
 
 
 def _is_held(counts: dict[str, int]) -> bool:
     """Whether requests wait although more calls could be in flight.
 
-    A few fewer than the limit says nothing: another call may be on its way at that moment.
+    A few below the limit mean nothing: another call may be about to start.
     """
     most = min(counts["waiting_requests"], _CLEARLY_BELOW * counts["concurrency_limit"])
     in_flight = counts.get("in_flight_calls", counts["in_flight_requests"])
@@ -161,15 +164,15 @@ def _is_held(counts: dict[str, int]) -> bool:
 
 
 def counts_line(view: View, width: int | None = None) -> str:
-    """What was read, asked and written, and how fast.
+    """Records read, completed and written, and the speed.
 
-    >>> counts_line(View(elapsed_s=10, read=500, asked=250, per_s=25))
-    '0:10  read 500 · asked 250 · 25/s · written 0'
+    >>> counts_line(View(elapsed_s=10, read=500, completed=250, per_s=25))
+    '0:10  read 500 · completed 250 · 25/s · written 0'
     """
     digits = 1 if 0 < view.per_s < 9.95 else 0
     parts = [
         (1, f"read {view.read:,}"),
-        (3, f"asked {view.asked:,}"),
+        (3, f"completed {view.completed:,}"),
         (3, f"{view.per_s:,.{digits}f}/s"),
         (0, f"written {view.written:,}"),
         (2, f"dead letters {view.dead_letters:,}" if view.dead_letters else ""),
@@ -179,25 +182,25 @@ def counts_line(view: View, width: int | None = None) -> str:
 
 
 def pace_line(view: View, width: int | None = None) -> str:
-    """How many calls are in flight, and what holds the others back; empty when nothing is asked.
+    """Calls in flight, and the reason why others wait; empty without calls and requests.
 
     >>> pace_line(View(in_flight=3, limit=32, waiting=560, held=True, rate_per_minute=1187))
-    'in flight 3 · waiting for a quota (~1,200/min)'
+    'in flight 3 · waiting for quota (~1,200/min)'
     >>> pace_line(View(in_flight=0, limit=41, waiting=1116, down_s=35))
-    'backend is down for 35 s, asking every 10 s'
+    'backend down for 35 s, probing every 10 s'
     """
     if view.in_flight is None:
         return f"throttled {view.throttled_s:,.0f} s, all threads" if view.throttled_s >= 1 else ""
     retries = (0, f"retries {view.retries:,}" if view.retries else "")
     if view.down_s:
-        again = "every 10 s" if view.down_s >= _LONGEST_PROBE_AFTER_S else "again"
-        down = f"backend is down for {_duration(view.down_s)}, asking {again}"
+        probing = "probing every 10 s" if view.down_s >= _LONGEST_PROBE_AFTER_S else "probing"
+        down = f"backend down for {_duration(view.down_s)}, {probing}"
         stops = f"the run stops after {_duration(int(DispatchLimits().give_up_after_s))}"
-        end = "messages are held" if view.holds else stops
+        end = "holding messages" if view.holds else stops
         return _fit([(2, down), (1, end if view.down_s >= _END_SHOWN_AFTER_S else "")], width)
     if not view.in_flight and not view.waiting:
         return ""
-    # what a model in the worker takes is whole batches, which no limit of calls is about
+    # a model in the worker takes whole batches: the limit on calls does not apply to it
     binding = not view.held and view.in_flight <= 1.5 * view.limit
     limit = f" (limit {view.limit:,})" if binding else ""
     return _fit(
@@ -207,18 +210,18 @@ def pace_line(view: View, width: int | None = None) -> str:
 
 def _holds_back(view: View) -> str:
     if view.held and view.rate_per_minute is not None:
-        return f"waiting for a quota (~{_two_digits(view.rate_per_minute):,}/min)"
+        return f"waiting for quota (~{_two_digits(view.rate_per_minute):,}/min)"
     if view.held and view.waiting <= view.backing_off:
-        return f"{view.waiting:,} wait to be asked again"
+        return f"{view.waiting:,} waiting to retry"
     if view.held:
-        return "waiting for a quota"
+        return "waiting for quota"
     if view.silent_s >= _SILENT_AFTER_S:
-        return f"no call has ended for {_duration(view.silent_s)}"
+        return f"no call completed for {_duration(view.silent_s)}"
     return ""
 
 
 def _fit(parts: Sequence[tuple[int, str]], width: int | None) -> str:
-    """The parts in their order; without the least important ones where they do not fit."""
+    """Joins the parts in order, leaving out the least important ones if they do not fit."""
     kept = [part for part in parts if part[1]]
     while len(kept) > 1 and width is not None:
         if len(" · ".join(text for _, text in kept)) <= width:
@@ -228,7 +231,7 @@ def _fit(parts: Sequence[tuple[int, str]], width: int | None) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are some.
+    """Minutes and seconds, and hours if any.
 
     >>> _clock(10), _clock(3725)
     ('0:10', '1:02:05')
@@ -239,7 +242,7 @@ def _clock(seconds: float) -> str:
 
 
 def _duration(seconds: int) -> str:
-    """Seconds, from two minutes on minutes.
+    """Seconds; minutes and seconds from two minutes on.
 
     >>> _duration(119), _duration(125), _duration(900)
     ('119 s', '2 min 5 s', '15 min')
@@ -251,7 +254,7 @@ def _duration(seconds: int) -> str:
 
 
 def _two_digits(value: float) -> int:
-    """A learnt rate swings around the quota: more digits would say nothing.
+    """Two significant digits: a learnt rate swings around the quota, more would mean nothing.
 
     >>> _two_digits(1187.3), _two_digits(46.0), _two_digits(3)
     (1200, 46, 3)
@@ -260,11 +263,11 @@ def _two_digits(value: float) -> int:
 
 
 class Progress:
-    """Shows counts until it is closed; use as a context manager, and call `tick` often.
+    """Shows counts until closed; use it as a context manager, and call `tick` often.
 
     Args:
-      console: Where to; its being a terminal decides the form.
-      counts: The counts of the moment.
+      console: The console to print on: a live bar if it is a terminal, else plain lines.
+      counts: Returns the current counts.
       holds: See `View`.
     """
 
@@ -302,12 +305,12 @@ class Progress:
             self._log_to_stderr()
 
     def _log_to_stderr(self) -> None:
-        """While the bar lives, `sys.stderr` prints above it; a handler keeps the one it found."""
+        """Has the handlers print above the bar: each keeps the `sys.stderr` it was created with."""
         for handler in self._redirected:
             handler.setStream(sys.stderr)
 
     def tick(self) -> None:
-        """Samples the counts when it is time, and prints a plain line when one is due."""
+        """Samples the counts and prints a plain line, each when it is due."""
         now = time.monotonic()
         if now >= self._sample_at:
             self._sample(now)
@@ -321,14 +324,14 @@ class Progress:
         try:
             counts = self._counts()
         except Exception as error:  # a remote job's counters: the job goes on without them
-            _log.debug("the counts were not had", exc_info=error)
+            _log.debug("cannot read the counts", exc_info=error)
         else:
             self._recent.note(counts, now)
         took_s = time.monotonic() - now
         self._sample_at = now + min(max(_SAMPLE_EVERY_S, _SAMPLE_SHARE * took_s), _PLAIN_EVERY_S)
 
     def _bar(self) -> Table:
-        """Always two lines, so that nothing below them moves."""
+        """Always two lines high, so that nothing below it moves."""
         width = self._console.width - 2
         grid = Table.grid(padding=(0, 1))
         lines = (

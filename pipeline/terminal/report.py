@@ -1,4 +1,4 @@
-"""The closing table: what a run did, what it cost and where everything is."""
+"""The closing table: what a run did, what it cost and where its output is."""
 
 import datetime as dt
 import itertools
@@ -15,7 +15,7 @@ from transforms.results.rows import Row
 
 
 def read_summary(config: RunConfig) -> Row | None:
-    """The summary that the run has written, from its file or the runs table; None without."""
+    """The run's summary, from its file or the runs table; None if the run wrote none."""
     sinks, path = config.sinks, config.summary.path
     if path is not None:
         if not FileSystems.exists(path):
@@ -44,7 +44,7 @@ def _moment(value: Any) -> dt.datetime:
 
 
 def summary_panel(config: RunConfig, row: Row) -> Panel:
-    """The table that a run ends with."""
+    """The closing table of a run; its title says how the run ended."""
     seconds = max((_moment(row["finished_at"]) - _moment(row["started_at"])).total_seconds(), 1e-3)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
@@ -63,7 +63,7 @@ def summary_panel(config: RunConfig, row: Row) -> Panel:
         table.add_row(f"  {error_type}", f"{amount:,}", "", style="yellow")
     line("time", f"{seconds:,.1f} s", f"{row['records'] / seconds:,.1f} records/s")
     retries = row["retries"]
-    line("requests", row["requests_sent"], f"{retries:,} of them retries" if retries else "")
+    line("requests", row["requests_sent"], f"{retries:,} retries included" if retries else "")
     if row["throttled_ms"]:
         line("throttled", f"{row['throttled_ms'] / 1000:,.1f} s", "summed over records")
     tokens = [f"{row['output_tokens']:,} out"] if row["output_tokens"] else []
@@ -75,9 +75,9 @@ def summary_panel(config: RunConfig, row: Row) -> Panel:
         line("tokens", f"{row['input_tokens']:,} in", ", ".join(tokens))
     cost = row["cost_usd"]
     if cost is not None:
-        line("cost", f"${float(cost):,.4f}", "list price")
+        line("cost", f"${float(cost):,.4f}", "at list price")
     elif config.prices.provider is not None:
-        line("cost", "not known", f"no list price of {config.backend.model}")
+        line("cost", "unknown", f"no list price for {config.backend.model}")
     if not row["reconciled"]:
         title, style = "NOT RECONCILED", "red"
     elif "not_attempted" in json.loads(row["dead_letters_by_error_type"]):
@@ -94,31 +94,31 @@ def summary_panel(config: RunConfig, row: Row) -> Panel:
     )
 
 
-def commonest_message(config: RunConfig, row: Row) -> str | None:
-    """A dead letter's message, of the commonest error type, from the files when there are any."""
+def most_common_failure(config: RunConfig, row: Row) -> str | None:
+    """A message of the most common error type; None unless dead letters are in JSON lines files."""
     folder = config.sinks.dead_letter_path
     if folder is None or config.sinks.output_format != "jsonl":
         return None
     by_type = json.loads(row["dead_letters_by_error_type"])
-    commonest = max(by_type, key=by_type.__getitem__)
+    most_common = max(by_type, key=by_type.__getitem__)
     for found in FileSystems.match([f"{folder}/{config.run_id}-*"])[0].metadata_list:
         with FileSystems.open(found.path) as file:
             for line in itertools.islice(file, 1000):
                 letter = json.loads(line)
-                if letter["error_type"] == commonest:
-                    return f"{letter['stage']}: {commonest}: {letter['error_message']}"
+                if letter["error_type"] == most_common:
+                    return f"{letter['stage']}: {most_common}: {letter['error_message']}"
     return None
 
 
-def places(config: RunConfig) -> list[tuple[str, str]]:
-    """Where everything is, by name."""
+def locations(config: RunConfig) -> list[tuple[str, str]]:
+    """Where the run's output is: pairs of a name and a path or table."""
     sinks, run_id = config.sinks, config.run_id
     found: list[tuple[str, str]] = []
     if sinks.results_path:
         found.append(("results", f"{sinks.results_path}/{run_id}-*.{sinks.output_format}"))
     if sinks.output_table:
         found.append(("results", str(sinks.output_table.name)))
-        found.append(("newest results", str(sinks.output_table.name.sibling("_latest"))))
+        found.append(("latest results", str(sinks.output_table.name.sibling("_latest"))))
     if sinks.dead_letter_path:
         found.append(("dead letters", f"{sinks.dead_letter_path}/{run_id}-*.{sinks.output_format}"))
     if sinks.dead_letter_table:
@@ -133,16 +133,16 @@ def places(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def print_report(console: Console, config: RunConfig, row: Row) -> None:
-    """Prints the closing table and where everything is."""
+    """Prints the closing table and where the run's output is."""
     console.print(summary_panel(config, row), highlight=False)
     if row["dead_letters"] and not row["results"]:
-        message = commonest_message(config, row)
+        message = most_common_failure(config, row)
         if message:
-            console.print(f"most of them: {message}", highlight=False, markup=False)
+            console.print(f"most common failure: {message}", highlight=False, markup=False)
     print_places(console, config)
 
 
 def print_places(console: Console, config: RunConfig) -> None:
-    """Prints where everything is, one place a line, never broken."""
-    for name, place in places(config):
-        console.print(f"{name:>14}  {place}", highlight=False, markup=False, soft_wrap=True)
+    """Prints where the run's output is: one location per line, never wrapped."""
+    for name, location in locations(config):
+        console.print(f"{name:>14}  {location}", highlight=False, markup=False, soft_wrap=True)

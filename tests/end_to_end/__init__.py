@@ -1,1 +1,1 @@
-"""Whole runs, from a command line to what the sinks hold."""
+"""Whole runs, from a command line to the rows in the sinks."""

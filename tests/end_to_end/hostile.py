@@ -1,7 +1,7 @@
-r"""Records that want to break a run, each with the one outcome that it must have.
+r"""Records that try to break a run, each with the one outcome that it must have.
 
-Pure and seeded: `volume_cases` makes a file for the fake backend, `served_cases` one for the
-simulated model server, `table_rows` the rows that a BigQuery table can hold.
+Pure and seeded: `volume_cases` builds inputs for the fake backend, `served_cases` for the simulated
+model server, `table_cases` the rows that a BigQuery table can hold.
 
 >>> cases = volume_cases(10_000)
 >>> len(cases), sum(case.stage == "" for case in cases) > 5_000
@@ -29,7 +29,7 @@ PROMPT = """{{ text }}
 {%- if kind == 'multiply' %} {{ text * factor }}{% endif %}
 {%- if kind == 'optional' %} {{ nickname | default('nobody') }}{% endif %}
 {%- if kind == 'json' %} {{ payload | tojson }}{% endif %}"""
-"""What every volume record goes through; `kind` chooses what it may trip over."""
+"""The prompt of all volume records; `kind` selects the part that may fail."""
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -38,17 +38,17 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 FAKE_JSON = '{"category":"billing","score":0}'
-"""What the fake backend answers under `SCHEMA`."""
+"""The fake backend's answer under `SCHEMA`."""
 
 LONG_BYTES = 5 * 1000 * 1000
 RESULT = ("", "")
 
 
 class Outcome(NamedTuple):
-    """How one input ended, as any sink tells it.
+    """How one input ended, from the rows of any sink.
 
     Attributes:
-      record_id: None for what could not be read.
+      record_id: None for unreadable input.
       content: A digest of the record's fields, or of the raw line; ``cut`` for a cut payload.
       stage: Empty for a result.
       error_type: Empty for a result.
@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """One input line and what must become of it.
+    """One input line and its required outcome.
 
     Attributes:
       line: Without its line end.
@@ -79,7 +79,7 @@ class Case:
     error_type: str = ""
 
     def outcome(self, *, cut_at: int | None = None) -> Outcome:
-        """What a sink must hold; one that cuts payloads at ``cut_at`` bytes shows them as cut."""
+        """The required outcome; a sink that cuts payloads at ``cut_at`` bytes marks them as cut."""
         content = digest(self.line) if self.fields is None else digest_of_json(self.fields)
         if self.stage and cut_at is not None and len(self.line) > cut_at:
             content = "cut"
@@ -87,12 +87,12 @@ class Case:
 
 
 def digest(raw: bytes) -> str:
-    """Names some bytes."""
+    """A short digest of bytes."""
     return hashlib.sha256(raw).hexdigest()[:16]
 
 
 def digest_of_json(value: Any) -> str:
-    """Names a JSON value, whatever the order of its keys."""
+    """A short digest of a JSON value, whatever the order of its keys."""
     return digest(json.dumps(value, sort_keys=True).encode())
 
 
@@ -103,12 +103,12 @@ def content_id(fields: Mapping[str, Any]) -> str:
 
 
 def expected(cases: Iterable[Case], *, cut_at: int | None = None) -> collections.Counter[Outcome]:
-    """The outcomes that a run over these cases must have, with how often."""
+    """The outcomes that a run over these cases must have, with their numbers."""
     return collections.Counter(case.outcome(cut_at=cut_at) for case in cases)
 
 
 def outcome_of_row(row: Mapping[str, Any]) -> Outcome:
-    """The outcome that a result row or a dead-letter row of any sink tells."""
+    """The outcome in a result row or a dead-letter row of any sink."""
     if "stage" not in row:
         return Outcome(row["record_id"], digest_of_json(json.loads(row["record"])), "", "")
     raw = row["payload_bytes"]
@@ -126,7 +126,7 @@ def outcome_of_row(row: Mapping[str, Any]) -> Outcome:
 def write_lines(cases: Iterable[Case], chance: random.Random | None = None) -> bytes:
     """The file: all lines, with blank ones and both kinds of line end among them."""
     chance = chance or random.Random(1)
-    lines = [b"\xef\xbb\xbf"]  # a byte order mark is no content
+    lines = [b"\xef\xbb\xbf"]  # a byte order mark is not content
     for case in cases:
         lines.append(case.line + chance.choice((b"\n", b"\n", b"\n", b"\r\n")))
         if not chance.randrange(200):
@@ -135,7 +135,7 @@ def write_lines(cases: Iterable[Case], chance: random.Random | None = None) -> b
 
 
 def readable(fields: Mapping[str, Any], stage: str = "", error_type: str = "") -> Case:
-    """A line that standard JSON can write, and that reads back as it is."""
+    """A line in standard JSON that reads back unchanged."""
     line = json.dumps(fields, ensure_ascii=False).encode()
     record_id = fields.get("id")
     if record_id in (None, ""):
@@ -150,12 +150,12 @@ def _compact(value: Any) -> str:
 
 
 def unreadable(line: bytes) -> Case:
-    """A line that no record can be made of."""
+    """A line that is not a record."""
     return Case(line, None, None, "read", "parse_error")
 
 
 def raw(text: str, fields: Mapping[str, Any], record_id: str | None = None) -> Case:
-    """A line written by hand, and the record that it must become: a result."""
+    """A handwritten line, and the record that it must become: a result."""
     known = record_id if record_id is not None else str(fields["id"])
     return Case(text.encode(), fields, known)
 
@@ -166,7 +166,7 @@ WORDS = (
     *("café", "naïve", "日本語", "Ωμέγα", "🙂", "e\u0301", "\u2028", "\u0085", "\t", "\x7f", "\\n"),
     *("{{ 7*7 }}", "{% raw %}", "<b>bold</b>", "'; DROP TABLE x; --", "%s $1 ${HOME}"),
 )
-"""Words, some of which mean something to a template, a table or a shell."""
+"""Words, some of them special for a template, a table or a shell."""
 
 Maker = Callable[[int, random.Random], Case]
 
@@ -181,7 +181,7 @@ def _text(number: int, kind: str = "plain", text: Any = "hello", **more: Any) ->
 
 
 def _render_makers() -> list[Maker]:
-    """Records that the template fails for, and their neighbours for which it does not."""
+    """Records for which the template fails, and similar ones for which it does not."""
     missing, broken = ("render", "missing_field"), ("render", "render_error")
     return [
         lambda n, _: readable({"id": f"no-text-{n}", "kind": "plain"}, *missing),
@@ -209,7 +209,7 @@ def _render_makers() -> list[Maker]:
 
 
 def _unreadable_makers() -> list[Maker]:
-    """Lines that are no JSON object, or no UTF-8."""
+    """Lines that are not JSON objects, or not UTF-8."""
 
     def made(build: Callable[[int], bytes]) -> Maker:
         return lambda number, _: unreadable(build(number))
@@ -241,7 +241,7 @@ def _unreadable_makers() -> list[Maker]:
 
 
 def _odd_value_makers() -> list[Maker]:
-    """Values that JSON, a hash or a table cannot hold as they are: results all the same."""
+    """Values that JSON, a hash or a table cannot hold unchanged: they still become results."""
 
     def numbers(n: int, written: str, read: Any) -> Case:
         line = f'{{"id": "odd-{n}", "kind": "plain", "text": "t", "value": {written}}}'
@@ -289,7 +289,7 @@ def _nested(levels: int) -> list[Any]:
 
 
 def _id_makers() -> list[Maker]:
-    """Ids of every kind, and none; `twin` gives the same id to several records."""
+    """Ids of every kind, and none; several records of kind `twin` share an id."""
 
     def made(build: Callable[[int], Any]) -> Maker:
         return lambda n, _: readable({"id": build(n), "kind": "plain", "text": f"text {n}"})
@@ -319,7 +319,7 @@ def _id_makers() -> list[Maker]:
 
 
 def _fault_makers() -> list[Maker]:
-    """Every failure that says something of the record, by the fake backend's markers."""
+    """All failures that are the record's own, by the fake backend's markers."""
 
     def made(fault: str, stage: str = "infer", error_type: str | None = None) -> Maker:
         ends = (stage, fault if error_type is None else error_type)
@@ -339,7 +339,7 @@ def _fault_makers() -> list[Maker]:
 
 
 def _retried_makers() -> list[Maker]:
-    """Failures that are tried again: they take a second or two, so there are few."""
+    """Failures that are retried: they take a second or two, so there are few."""
 
     def made(fault: str, *ends: str) -> Maker:
         return lambda n, _: readable(_text(n, text=f"[[fake:{fault}]] {n}"), *(ends or RESULT))
@@ -355,7 +355,7 @@ def _retried_makers() -> list[Maker]:
 
 
 def _long_cases() -> list[Case]:
-    """Texts of 5 MB: one of each outcome that such a text may have."""
+    """Texts of 5 MB: one for each possible outcome."""
     long = "0123456789" * (LONG_BYTES // 10)
     quotes = '"\\é\n' * (LONG_BYTES // 5)
     marked = f"[[fake:blocked]] {long}"
@@ -379,9 +379,9 @@ def _long_cases() -> list[Case]:
 
 
 def volume_cases(count: int, *, seed: int = 0, long: bool = True) -> list[Case]:
-    """So many cases of every kind for the fake backend, in an order that the seed decides.
+    """Cases of every kind for the fake backend, in an order determined by the seed.
 
-    About a fifth of them fail; ids occur twice on purpose, and whole lines as well.
+    About a fifth of them fail; ids and whole lines are deliberately repeated.
     """
     chance = random.Random(seed)
     rare = [*_retried_makers()]
@@ -450,8 +450,8 @@ _ANY_DIALECT: tuple[tuple[str, str], ...] = (
     ("[[latency:500]][[resetx1]]", ""),
     ("[[http:429x1]][[http:500x1]]", ""),
 )
-"""Marker and error type; empty for a result. What may stop a run at its start comes late: with no
-success yet, two records that meet it would rightly end the run."""
+"""Marker and error type; empty for a result. Faults that may stop a run at its start come late:
+before the first success, two records with such a fault would rightly end the run."""
 
 _PERSISTENT: tuple[tuple[str, str], ...] = (
     ("[[http:500]]", "unavailable"),
@@ -469,11 +469,11 @@ _BAD_JSON = ("[[two-json]]", "[[not-json]]", "[[schema-wrong]]", "[[nan-json]]")
 
 
 def served_cases(count: int, *, schema: bool, seed: int = 0) -> list[Case]:
-    """So many cases for the simulated model server, with each of its faults several times.
+    """Cases for the simulated model server, with each of its faults several times.
 
     Args:
-      count: How many.
-      schema: Whether answers are asked for, and checked, by `SERVED_SCHEMA`.
+      count: The number of cases.
+      schema: Request and validate answers by `SERVED_SCHEMA`.
       seed: Decides texts and order.
     """
     chance = random.Random(seed)
@@ -542,7 +542,7 @@ def table_cases(count: int, *, seed: int = 0) -> list[tuple[dict[str, Any], Case
 
 
 def _from_table(value: Any) -> Any:
-    """A column's value as JSON, by the table in `transforms.records.json_values`, written once more."""
+    """A column's value as JSON: an independent version of `transforms.records.json_values`."""
     if isinstance(value, float) and not -1e308 < value < 1e308:
         return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
     if isinstance(value, decimal.Decimal):

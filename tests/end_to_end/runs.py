@@ -1,4 +1,4 @@
-"""Runs a command line in this process and reads what every sink holds of it."""
+"""Runs a command line in this process and reads its rows from every sink."""
 
 import collections
 import dataclasses
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Held:
-    """What one pair of sinks holds.
+    """The content of one pair of sinks.
 
     Attributes:
       results: The result rows.
@@ -37,12 +37,12 @@ class Held:
     summary: Row
 
     def outcomes(self) -> collections.Counter[Outcome]:
-        """How each input ended, as the rows tell it."""
+        """How each input ended, from the rows."""
         return collections.Counter(map(outcome_of_row, [*self.results, *self.letters]))
 
 
 def run(*arguments: str) -> int:
-    """The exit code of a command line; leaves this process's loggers and warnings as they are."""
+    """The exit code of a command line; restores this process's loggers and warnings."""
     levels = {
         name: logging.getLogger(name).level for name in ("", "apache_beam", "google", "urllib3")
     }
@@ -55,7 +55,7 @@ def run(*arguments: str) -> int:
 
 
 def in_files(folder: str | Path) -> Held:
-    """What ``--output_path`` holds, local or ``gs://``, in either format."""
+    """The content of ``--output_path``, local or ``gs://``, in either format."""
     summary = orjson.loads(read_object(f"{folder}/run.json"))
     rows = {name: list(rows_of(f"{folder}/{name}/*")) for name in ("results", "dead_letters")}
     return Held(rows["results"], rows["dead_letters"], summary)
@@ -90,7 +90,7 @@ def write_object(path: str, content: bytes) -> None:
 
 
 def in_tables(table: str) -> Held:
-    """What ``--output_table`` and the tables beside it hold."""
+    """The content of ``--output_table`` and the tables beside it."""
     from google.cloud import bigquery
 
     with bigquery.Client() as client:
@@ -104,7 +104,7 @@ def in_tables(table: str) -> Held:
 
 
 def check_summary(held: Held) -> None:
-    """The summary says what the rows say, and that the run reconciles."""
+    """The summary agrees with the rows, and the run reconciles."""
     summary = held.summary
     assert summary["reconciled"] is True
     assert summary["results"] == len(held.results)
@@ -115,7 +115,7 @@ def check_summary(held: Held) -> None:
 
 
 def missing_part(message: str) -> NoReturn:
-    """This machine lacks what a test needs: a skip for a user, a failure in CI."""
+    """Skips a test whose requirements this machine lacks; in CI it fails."""
     if os.environ.get("CI") == "true":
         pytest.fail(message, pytrace=False)
     pytest.skip(message)

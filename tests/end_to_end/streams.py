@@ -1,4 +1,4 @@
-"""Runs a stream in this process until a condition holds, and reads what it has written by minute."""
+"""Runs a stream in this process until a condition holds, and reads its rows per minute."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ DEADLINE_S = 120.0
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Returns when it is true."""
+    """Returns once the condition holds."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline, f"not true within {DEADLINE_S:g} s"
@@ -23,7 +23,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def run_until(condition: Callable[[], bool], *arguments: str) -> int:
-    """The exit code of a command line in this process, with Ctrl-C as soon as it is true."""
+    """The exit code of a command line in this process, with Ctrl-C once the condition holds."""
     errors: list[AssertionError] = []
 
     def interrupt() -> None:
@@ -41,13 +41,13 @@ def run_until(condition: Callable[[], bool], *arguments: str) -> int:
 
 
 def ended() -> int:
-    """How many records of the run in this process have a row."""
+    """The number of records with a row, of the run in this process."""
     counts = metrics.LIVE.snapshot()
     return sum(n for name, n in counts.items() if name == "results" or "dead_letters_" in name)
 
 
 def make_strict_table(table: str) -> None:
-    """Makes a table for results that refuses ids which are no JSON."""
+    """Creates a table for results that refuses ids that are not JSON."""
     columns = tuple(
         Column(c.name, "JSON" if c.name == "record_id" else c.type, c.mode) for c in RESULT_COLUMNS
     )
@@ -57,7 +57,7 @@ def make_strict_table(table: str) -> None:
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
-    """Of each minute the row that holds: the one with the highest revision."""
+    """The valid row of each minute: the one with the highest revision."""
     newest: dict[str, Row] = {}
     for row in rows:
         minute = str(row["read_minute"])
@@ -67,7 +67,7 @@ def latest(rows: Iterable[Row]) -> list[Row]:
 
 
 def check_minutes(held: Held, minutes: Iterable[Row]) -> None:
-    """Each minute reconciles, and together they are what the tables hold."""
+    """Each minute reconciles, and their sums are the numbers of rows in the tables."""
     rows = latest(minutes)
     assert [row["difference"] for row in rows] == [0] * len(rows)
     assert all(row["reconciled"] and not row["expired"] for row in rows)
@@ -80,7 +80,7 @@ def check_minutes(held: Held, minutes: Iterable[Row]) -> None:
 
 
 def tables(table: str) -> tuple[Held, list[Row]]:
-    """What a stream's tables hold, and the rows of its minutes; `Held.summary` is empty."""
+    """The content of a stream's tables and the rows of its minutes; `Held.summary` is empty."""
     from google.cloud import bigquery
 
     with bigquery.Client() as client:

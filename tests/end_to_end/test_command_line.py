@@ -1,4 +1,4 @@
-"""``python -m pipeline`` as a user meets it: exit codes, messages, what is left behind."""
+"""``python -m pipeline`` as a user sees it: exit codes, messages, files left behind."""
 
 import concurrent.futures
 import contextlib
@@ -31,7 +31,7 @@ from tests.emulators.model_fixtures import SimulatedModelServer, running_model_s
 from tests.end_to_end import runs
 
 DEADLINE_S = 60.0
-"""Far more than anything here takes; a test that waits longer has failed."""
+"""Far longer than anything here takes; a test that waits longer fails."""
 
 COMMAND = [sys.executable, "-m", "pipeline"]
 NO_CREDENTIALS = (
@@ -42,7 +42,7 @@ NO_CREDENTIALS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ended:
-    """A command that has ended."""
+    """An ended command."""
 
     code: int
     stdout: str
@@ -70,13 +70,13 @@ def bare_environment(folder: Path, **more: str) -> dict[str, str]:
 
 
 def made(folder: Path) -> Path:
-    """The folder, made."""
+    """Creates a folder and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def start(environment: Mapping[str, str], *flags: str, **options: Any) -> subprocess.Popen[str]:
-    """Starts the command in a process of its own."""
+    """Starts the command in its own process."""
     return subprocess.Popen(
         [*COMMAND, *flags],
         cwd=REPOSITORY,
@@ -88,7 +88,7 @@ def start(environment: Mapping[str, str], *flags: str, **options: Any) -> subpro
 
 
 def end(process: subprocess.Popen[str]) -> Ended:
-    """Waits for a started command."""
+    """Waits for the end of a started command."""
     try:
         stdout, stderr = process.communicate(timeout=DEADLINE_S)
     finally:
@@ -112,7 +112,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def files_below(folder: Path) -> list[str]:
-    """Every file and every hidden folder below a folder, by its path from there."""
+    """The files and hidden folders below a folder, by their relative paths."""
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
@@ -121,14 +121,14 @@ def files_below(folder: Path) -> list[str]:
 
 
 def write_records(path: Path, count: int, text: str = "hello") -> str:
-    """A file of records; returns its path."""
+    """Writes a file of records; returns its path."""
     lines = (json.dumps({"id": f"r-{n}", "text": f"{text} {n}"}) + "\n" for n in range(count))
     path.write_text("".join(lines))
     return str(path)
 
 
 def unused_port() -> int:
-    """A port at which nobody listens."""
+    """A port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -230,7 +230,7 @@ WRONG_USE = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WrongUse:
-    """What has become of every command of `_wrong_use`."""
+    """The ended commands of `_wrong_use`."""
 
     folder: Path
     ended: dict[str, tuple[Ended, str]]
@@ -238,7 +238,7 @@ class WrongUse:
 
 @pytest.fixture(scope="module")
 def wrong_use(tmp_path_factory: pytest.TempPathFactory, loopback_cloud: LoopbackCloud) -> WrongUse:
-    """Runs them side by side: most of each is Python's imports."""
+    """Runs them in parallel: each spends most of its time on Python's imports."""
     folder = tmp_path_factory.mktemp("wrong_use")
     commands = _wrong_use(folder, loopback_cloud)
     assert tuple(commands) == WRONG_USE
@@ -253,7 +253,7 @@ def wrong_use(tmp_path_factory: pytest.TempPathFactory, loopback_cloud: Loopback
 
 @pytest.mark.parametrize("name", WRONG_USE)
 def test_wrong_use_ends_with_one_message(wrong_use: WrongUse, name: str) -> None:
-    """Exit code 2 and one line with the value and the remedy; nothing else is said or written."""
+    """Exit code 2 and one line with the value and the remedy; no other output or file."""
     ended, message = wrong_use.ended[name]
     assert ended == Ended(2, "", f"error: {message}\n")
     assert files_below(wrong_use.folder) == ["in.jsonl"]
@@ -552,7 +552,7 @@ def test_wrong_cloud_resource(
     flags: list[str],
     message: str,
 ) -> None:
-    """What a service says is not there, or not of our form, is wrong use as well."""
+    """A resource that is missing, or has another form, is wrong use too."""
     with bigquery.Client() as client:
         client.query(f"CREATE TABLE `{bigquery_dataset}.input` (id STRING, text STRING)").result()
         client.query(f"CREATE VIEW `{bigquery_dataset}.seen` AS SELECT 1 AS n").result()
@@ -584,7 +584,7 @@ def test_wrong_cloud_resource(
 
 
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    """--help prints every flag and ends well; no flags at all print it as well, as wrong use."""
+    """--help prints every flag and returns 0; without flags it is printed too, as wrong use."""
     assert runs.run("--help") == 0
     shown = capsys.readouterr().out
     for flag in FLAGS:
@@ -597,7 +597,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_write_modes_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder in use is refused; append adds to it; replace leaves the new run's files alone."""
+    """A used folder is refused; append adds to it; replace leaves only the new run's files."""
     flags = [
         f"--input_files={write_records(tmp_path / 'in.jsonl', 3)}",
         "--prompt={{ text }}",
@@ -632,7 +632,7 @@ def test_write_modes_of_a_table(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A table is appended to by default; fail refuses one with rows; replace empties it first."""
+    """Rows are appended by default; fail refuses a table with rows; replace empties it first."""
     temporary = made(tmp_path / "tmp")
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     table = f"{bigquery_dataset}.results"
@@ -669,7 +669,7 @@ def test_write_modes_of_a_table(
 def test_a_run_that_fails_leaves_no_summary_that_reconciles(
     tmp_path: Path, bigquery_dataset: str
 ) -> None:
-    """The summary of the run before is kept under its own name, never as that of the folder."""
+    """The previous run's summary keeps its own name, and is never the folder's."""
     table = f"{bigquery_dataset}.results"
     flags = [
         f"--input_files={write_records(tmp_path / 'in.jsonl', 20)}",
@@ -698,7 +698,7 @@ def test_a_run_that_fails_leaves_no_summary_that_reconciles(
 def test_preview_sends_and_writes_nothing(
     tmp_path: Path, model_server: SimulatedModelServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It prints requests and totals; the server is not asked, and nothing is made."""
+    """It prints requests and totals, calls no server and creates nothing."""
     source = write_records(tmp_path / "in.jsonl", 3)
     with Path(source).open("a") as file:
         file.write("broken\n")
@@ -730,7 +730,7 @@ def test_preview_sends_and_writes_nothing(
 
 
 def check_failed(ended: Ended, out: Path, message: str) -> None:
-    """Exit code 1, one message, no traceback, nothing that looks whole."""
+    """Exit code 1, one message, no traceback, no output that looks complete."""
     assert ended.code == 1
     assert ended.stdout == ""
     run_line, failed, last = ended.stderr.splitlines()
@@ -740,7 +740,7 @@ def check_failed(ended: Ended, out: Path, message: str) -> None:
     assert files_below(out) == []
 
 
-def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_server(tmp_path: Path) -> None:
     """A wrong port stops the run."""
     port = unused_port()
     ended = call(
@@ -783,7 +783,7 @@ def test_a_wrong_key(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of its own; the test is skipped where none may be mounted."""
+    """A separate file system; skips the test if it may not be mounted."""
     mount, umount = shutil.which("mount"), shutil.which("umount")
     disk = made(folder / "disk")
     command = [str(mount), "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
@@ -796,7 +796,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """A disk that fills up ends the run, and is free again afterwards."""
+    """A full disk ends the run, and is free again afterwards."""
     source = write_records(tmp_path / "in.jsonl", 3000, "a text " * 40)
     with small_disk(tmp_path, "256k") as disk:
         ended = call(
@@ -812,7 +812,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_a_file_beyond_its_limit(tmp_path: Path) -> None:
-    """The same where a limit of the process says how large a file may be; needs no rights."""
+    """The same with the process's limit of file size, which needs no privileges."""
     source = write_records(tmp_path / "in.jsonl", 3000, "a text " * 40)
     process = subprocess.Popen(
         [
@@ -837,14 +837,14 @@ def test_a_file_beyond_its_limit(tmp_path: Path) -> None:
 # Runs that are stopped.
 
 SLOW = "[[latency:600000]]"
-"""Makes the model server wait for ten minutes."""
+"""Has the model server wait for ten minutes."""
 
 
 @contextlib.contextmanager
 def asking(
     server: SimulatedModelServer, environment: Mapping[str, str], source: str, *flags: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """A run in which some records are answered, and 20 wait for their answer."""
+    """A run in which some records have answers and 20 wait for them."""
     server.reset()
     process = start(
         environment,
@@ -867,7 +867,7 @@ def asking(
 
 
 def write_slow_records(path: Path) -> str:
-    """Thirty records that are answered at once and twenty that are not."""
+    """Thirty records with immediate answers and twenty without."""
     lines = [json.dumps({"id": n, "text": f"{SLOW if n % 5 > 2 else ''} {n}"}) for n in range(50)]
     path.write_text("\n".join(lines))
     return str(path)
@@ -894,7 +894,7 @@ def test_an_interrupted_run_cleans_up(
         ended = end(process)
 
     assert (ended.code, ended.stdout) == (130, "")
-    message = ended.stderr.splitlines()[-1]  # a slow machine has shown its progress before
+    message = ended.stderr.splitlines()[-1]  # on a slow machine progress lines precede it
     assert message == (
         "interrupted: 50 calls had been sent; there is no summary: take nothing of this run for "
         "whole"
@@ -906,7 +906,7 @@ def test_an_interrupted_run_cleans_up(
         assert list(client.list_tables(dataset)) == []
 
 
-def test_a_killed_run_leaves_nothing_whole(
+def test_a_killed_run_leaves_nothing_complete(
     tmp_path: Path, model_server: SimulatedModelServer
 ) -> None:
     """After SIGKILL there is neither run.json nor a result; the same run elsewhere reconciles."""
@@ -934,14 +934,14 @@ def test_a_killed_run_leaves_nothing_whole(
 # What a run shows.
 
 _PROGRESS = re.compile(
-    r"[0-9]+:[0-9]{2}  read [0-9,]+ · asked [0-9,]+ · [0-9,.]+/s · written [0-9,]+"
+    r"[0-9]+:[0-9]{2}  read [0-9,]+ · completed [0-9,]+ · [0-9,.]+/s · written [0-9,]+"
 )
 
 
-def test_progress_is_plain_lines_where_nobody_watches(
+def test_progress_is_plain_lines_without_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Lines without any control codes, then the table and where everything is."""
+    """Lines without control codes, then the closing table and the locations."""
     monkeypatch.setattr(progress, "_PLAIN_EVERY_S", 0.1)
 
     code = runs.run(
@@ -966,7 +966,7 @@ def test_progress_is_plain_lines_where_nobody_watches(
 
 
 def check_table(lines: list[str], summary: Mapping[str, Any], out: Path) -> None:
-    """The closing table says what the summary says, and where everything is."""
+    """The closing table agrees with the summary, and the locations follow it."""
     run_id, text = summary["run_id"], "\n".join(lines)
     assert f"─ reconciled · run {run_id} ─" in lines[0]
     for name in ("records", "results", "dead letters"):
@@ -982,7 +982,7 @@ def check_table(lines: list[str], summary: Mapping[str, Any], out: Path) -> None
 
 
 def test_progress_is_a_live_line_on_a_terminal(tmp_path: Path) -> None:
-    """On a terminal one line is drawn again and again, and gone when the table is printed."""
+    """On a terminal one line is redrawn, and removed before the table is printed."""
     ours, theirs = pty.openpty()
     environment = bare_environment(tmp_path, TERM="xterm-256color", COLUMNS="100", LINES="40")
     process = start(
@@ -1015,7 +1015,7 @@ def test_progress_is_a_live_line_on_a_terminal(tmp_path: Path) -> None:
 
 
 def _read_all(terminal: int) -> bytes:
-    """What is written to a terminal until its last writer ends."""
+    """The output on a terminal until its last writer ends."""
     read = bytearray()
     deadline = time.monotonic() + DEADLINE_S
     with selectors.DefaultSelector() as selector:

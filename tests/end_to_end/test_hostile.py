@@ -1,4 +1,4 @@
-"""Ten thousand hostile records: each ends once, as it must, in every sink and batch size."""
+"""Ten thousand hostile records: each has its one outcome, in every sink and batch size."""
 
 import base64
 import collections
@@ -24,7 +24,7 @@ from transforms.results import rows
 
 COUNT = 10_000
 CUT_AT = 1 << 20
-"""A table's dead letter holds so much of a payload."""
+"""The limit of a payload in a table's dead letter."""
 
 FAKE = [
     "--max_dead_letter_ratio=1",
@@ -38,25 +38,25 @@ FAKE = [
 
 @functools.cache
 def cases() -> list[Case]:
-    """The ten thousand, made once."""
+    """The ten thousand cases, built once."""
     return hostile.volume_cases(COUNT)
 
 
 @functools.cache
 def fewer_cases() -> list[Case]:
-    """A tenth of them, of every kind, without the 5 MB texts."""
+    """A tenth as many, of every kind, without the 5 MB texts."""
     return hostile.volume_cases(COUNT // 10, seed=1, long=False)
 
 
 def write_input(folder: Path, lines: bytes) -> str:
-    """A file of lines; returns its path."""
+    """Writes a file of lines; returns its path."""
     path = folder / "input.jsonl"
     path.write_bytes(lines)
     return str(path)
 
 
 def check(held: runs.Held, of: list[Case], *, cut_at: int | None = None) -> None:
-    """Every case has ended once, as it must; ids that occur again are counted."""
+    """Every case has its one outcome; repeated ids are counted."""
     wanted = expected(of, cut_at=cut_at)
     found = held.outcomes()
     assert found - wanted == collections.Counter()
@@ -67,7 +67,7 @@ def check(held: runs.Held, of: list[Case], *, cut_at: int | None = None) -> None
 
 
 def check_rows(held: runs.Held) -> None:
-    """What rows of the fake backend hold beside their outcome."""
+    """Checks the other columns of the fake backend's rows."""
     assert {row["output_json"] for row in held.results} == {hostile.FAKE_JSON}
     for row in held.letters:
         asked = row["stage"] in ("infer", "validate")
@@ -79,7 +79,7 @@ def check_rows(held: runs.Held) -> None:
 
 
 def test_the_cases_are_of_every_kind() -> None:
-    """A seed makes the same cases; they end in every way that this pipeline knows."""
+    """Equal seeds build equal cases; these have every possible outcome."""
     assert len(cases()) == COUNT
     assert fewer_cases() == hostile.volume_cases(COUNT // 10, seed=1, long=False)
     assert sum(len(case.line) > hostile.LONG_BYTES for case in cases()) == 7
@@ -91,7 +91,7 @@ def test_the_cases_are_of_every_kind() -> None:
 
 @pytest.mark.parametrize("max_batch_size", [1, 7, 256, 1000])
 def test_no_record_is_lost_at_any_batch_size(tmp_path: Path, max_batch_size: int) -> None:
-    """Each of ten thousand records ends once, as it must, whatever shares its batch."""
+    """Each of ten thousand records has its one outcome, whatever shares its batch."""
     source = write_input(tmp_path, hostile.write_lines(cases()))
 
     code = runs.run(
@@ -108,7 +108,7 @@ def test_no_record_is_lost_at_any_batch_size(tmp_path: Path, max_batch_size: int
 
 
 def test_files_and_tables_hold_the_same(tmp_path: Path, bigquery_dataset: str) -> None:
-    """Both sinks of one run hold every record, and the same of each."""
+    """Both sinks of one run hold every record, with the same content."""
     source = write_input(tmp_path, hostile.write_lines(cases()))
     table = f"{bigquery_dataset}.results"
 
@@ -127,7 +127,7 @@ def test_files_and_tables_hold_the_same(tmp_path: Path, bigquery_dataset: str) -
 
 
 def test_parquet_holds_the_same(tmp_path: Path) -> None:
-    """Parquet files hold every record as JSON lines do."""
+    """Parquet files hold every record, like JSON lines."""
     source = write_input(tmp_path, hostile.write_lines(fewer_cases()))
 
     code = runs.run(
@@ -160,7 +160,7 @@ def test_cloud_storage_holds_the_same(bucket: str) -> None:
 
 
 def test_a_required_id_is_a_field_like_any_other(tmp_path: Path) -> None:
-    """With --id_field given, a record without an id is a dead letter of the read."""
+    """With --id_field set, a record without an id is a dead letter of stage read."""
     named = [
         dataclasses.replace(case, record_id=None, stage="read", error_type="missing_field")
         if case.fields is not None and case.fields.get("id") in (None, "")
@@ -208,7 +208,7 @@ def test_a_result_that_no_sink_can_hold_is_a_dead_letter(
 
 
 def make_table(name: str, held: list[dict[str, Any]]) -> None:
-    """A table of `hostile.TABLE_COLUMNS` that holds these rows."""
+    """Creates a table of `hostile.TABLE_COLUMNS` with these rows."""
     spelled = [{column: _spelled(value) for column, value in row.items()} for row in held]
     with bigquery.Client() as client:
         client.load_table_from_json(
@@ -224,7 +224,7 @@ def make_table(name: str, held: list[dict[str, Any]]) -> None:
 
 
 def _spelled(value: Any) -> Any:
-    """A value as BigQuery's JSON has it."""
+    """A value in BigQuery's JSON."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, dt.datetime):
@@ -237,7 +237,7 @@ def _spelled(value: Any) -> Any:
 
 
 def test_a_table_and_a_file_give_the_same(tmp_path: Path, bigquery_dataset: str) -> None:
-    """NULL, NaN, NUMERIC, BYTES and TIMESTAMP of a table end as the same lines of a file do."""
+    """NULL, NaN, NUMERIC, BYTES and TIMESTAMP of a table end like the same values of a file."""
     made = hostile.table_cases(400)
     named = [case for _, case in made]
     make_table(f"{bigquery_dataset}.input", [row for row, _ in made])
@@ -268,10 +268,10 @@ SERVED = [
 
 
 @pytest.mark.parametrize("dialect", ["openai", "gemini"])
-def test_every_fault_of_a_server_ends_as_it_must(
+def test_every_fault_of_a_server_has_its_outcome(
     tmp_path: Path, bigquery_dataset: str, model_server: SimulatedModelServer, dialect: str
 ) -> None:
-    """Soft failures and refusals are dead letters of their type; what passes is a result."""
+    """Soft failures and refusals are dead letters of their type; faults that pass are results."""
     schema = dialect == "openai"
     named = hostile.served_cases(400, schema=schema)
     source = write_input(tmp_path, hostile.write_lines(named))

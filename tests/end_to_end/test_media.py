@@ -1,4 +1,4 @@
-"""Media from the command line to the rows: one that may not be read costs its own record."""
+"""Media from the command line to the rows: an unreadable object costs only its record."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_one_forbidden_object_among_a_thousand(
 
 
 def test_whole_objects(bucket: str, tmp_path: Path, model_server: SimulatedModelServer) -> None:
-    """Each file of a bucket is asked about; what cannot be told or read is a dead letter."""
+    """Each file of a bucket is a request; unknown types and unreadable files are dead letters."""
     model_server.reset()
     uris = [f"gs://{bucket}/in/{name}" for name in ("a.png", "b.pdf", "forbidden.mp4", "odd")]
     for uri in uris:
@@ -96,7 +96,7 @@ def test_whole_objects(bucket: str, tmp_path: Path, model_server: SimulatedModel
 def test_gs_objects_behind_an_openai_server(
     tmp_path: Path, model_server: SimulatedModelServer
 ) -> None:
-    """The record with the https URL is answered; the other never leaves the worker."""
+    """The record with the https URL gets an answer; the other one never leaves the worker."""
     source = tmp_path / "in.jsonl"
     uris = {"web": "https://h/a.png", "bucket": "gs://b/a.png"}
     source.write_text("".join(json.dumps({"id": n, "photo": u}) + "\n" for n, u in uris.items()))
@@ -120,7 +120,7 @@ def test_gs_objects_behind_an_openai_server(
 
 
 def test_preview_shows_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Media and prompt as they will be sent, and an estimate that counts them."""
+    """Media and prompt as sent, and an estimate that includes them."""
     source = tmp_path / "in.jsonl"
     source.write_text('{"photo": "gs://b/a.png"}\n{"photo": null}\n')
 

@@ -1,4 +1,4 @@
-"""A stream from a subscription to every sink, until Ctrl-C: each message is accounted for by id."""
+"""A stream from a subscription to every sink, until Ctrl-C: each id is accounted for."""
 
 import collections
 import json
@@ -22,7 +22,7 @@ Message = tuple[bytes, dict[str, str]]
 
 
 def drained(pubsub: PubSubEmulator, subscription: str, count: int) -> list[Message]:
-    """So many messages of a subscription."""
+    """The next ``count`` messages of a subscription."""
     found: list[Message] = []
     while len(found) < count:
         received = pubsub.pull(subscription, timeout_s=30)
@@ -43,17 +43,17 @@ MALFORMED = (
     b"{'text': 'quotes'}",
     b"x" * 6_000_000,
 )
-"""What is no JSON object in UTF-8; the last is larger than one pull may be elsewhere."""
+"""Bodies that are not JSON objects in UTF-8; the last exceeds the usual limit of a pull."""
 
 
 def hostile(count: int) -> Iterator[tuple[str | None, Message]]:
-    """Messages with the id that each ends under; None for the message id."""
+    """Messages with the id of their row; None for the message id."""
     for n in range(count):
         key = f"k{n}"
         attributes = {"key": key, "timeout": "soon", "topic": "sport", "data": "{}"}
         if n % 100 == 0:
             yield key, (MALFORMED[n // 100 % len(MALFORMED)], attributes)
-        elif n % 100 == 1:  # the id that was asked for is missing
+        elif n % 100 == 1:  # the required id is missing
             yield None, (b'{"text": "nameless"}', {"tenant": "x"})
         elif n % 100 == 2:  # a field wins over an attribute
             yield (
@@ -77,14 +77,14 @@ def hostile(count: int) -> Iterator[tuple[str | None, Message]]:
 def test_every_message_of_a_hostile_stream_ends_once(
     pubsub: PubSubEmulator, tmp_path: Path
 ) -> None:
-    """2,000 messages, 1 % of them malformed: results and dead letters, in files and as messages."""
+    """2,000 messages, 1 % malformed, become results and dead letters, in files and as messages."""
     topic, dead = pubsub.new_topic(), pubsub.new_topic()
     subscription, letters_of = pubsub.new_subscription(topic), pubsub.new_subscription(dead)
     messages = list(hostile(2000))
     poison = [(f"poison {n}", (b"{", {"key": f"poison {n}"})) for n in range(5)]
     for _, message in poison:
         pubsub.publish(topic, [message])
-    for _ in range(3):  # who fails on them gets them again, for ever
+    for _ in range(3):  # a reader that fails on them gets them again, for ever
         again = {m.message.attributes["key"] for m in pubsub.pull(subscription, acknowledge=False)}
         assert again == {key for key, _ in poison}
     ids = pubsub.publish(topic, [message for _, message in messages])
@@ -124,8 +124,8 @@ def test_every_message_of_a_hostile_stream_ends_once(
     assert pubsub.unacknowledged(letters_of) == []
 
 
-def test_a_stream_in_which_nothing_came(pubsub: PubSubEmulator, tmp_path: Path) -> None:
-    """Ends at Ctrl-C with an empty summary."""
+def test_a_stream_without_messages(pubsub: PubSubEmulator, tmp_path: Path) -> None:
+    """It ends at Ctrl-C with an empty summary."""
     subscription = pubsub.new_subscription(pubsub.new_topic())
     running: list[bool] = []
 
@@ -148,7 +148,7 @@ def test_a_stream_in_which_nothing_came(pubsub: PubSubEmulator, tmp_path: Path) 
 
 @pytest.fixture
 def command(pubsub: PubSubEmulator, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Starts ``python -m pipeline`` with these arguments; killed when the test ends."""
+    """Starts ``python -m pipeline`` with arguments; kills it at the end of the test."""
     started = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:
@@ -169,10 +169,10 @@ def command(pubsub: PubSubEmulator, tmp_path: Path) -> Iterator[Callable[..., An
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_is_stopped_in_good_order(
+def test_an_orderly_stop(
     pubsub: PubSubEmulator, tmp_path: Path, command: Callable[..., Any], stop: signal.Signals
 ) -> None:
-    """It finishes what it has taken, says what it did, and ends with the code of an interrupt."""
+    """It finishes the messages taken, reports, and returns the exit code of an interrupt."""
     topic, dead = pubsub.new_topic(), pubsub.new_topic()
     subscription, letters_of = pubsub.new_subscription(topic), pubsub.new_subscription(dead)
     process = command(
@@ -205,15 +205,15 @@ def test_the_command_is_stopped_in_good_order(
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a command line is told, which ends with 2."""
+    """The message of a command line that returns 2."""
     assert run("--prompt=x", "--backend=fake", *arguments) == 2
     return capsys.readouterr().err
 
 
-def test_what_does_not_exist(
+def test_missing_resources(
     pubsub: PubSubEmulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A subscription or a topic, with the command that makes it."""
+    """A missing subscription or topic is named, with the command that creates it."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
     out = f"--output_path={tmp_path}/out"
@@ -234,7 +234,7 @@ def test_what_does_not_exist(
 def test_dead_letters_that_would_be_read_again(
     pubsub: PubSubEmulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The topic of the input is no topic for dead letters."""
+    """The input's topic is refused for dead letters."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
     assert refused(
@@ -249,7 +249,7 @@ def test_dead_letters_that_would_be_read_again(
 
 
 def test_a_batch_run_publishes_its_dead_letters(pubsub: PubSubEmulator, tmp_path: Path) -> None:
-    """Beside its other sinks; the summary counts them as it counts those."""
+    """In addition to its other sinks; the summary counts them the same way."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
     (tmp_path / "in.jsonl").write_text('{"id": 1, "text": "x"}\nbad\n')

@@ -16,7 +16,7 @@ COUNT = 2_000
 
 @pytest.fixture(scope="module")
 def packages() -> list[dict[str, str]]:
-    """As many of this machine's packages, spread over all of its list."""
+    """Packages of this machine, spread over its whole list."""
     if shutil.which("apt-cache") is None:
         runs.missing_part("no apt-cache: the texts are those of a Debian machine")
     try:
@@ -43,7 +43,7 @@ def check(held: runs.Held, packages: list[dict[str, str]]) -> dict[str, collecti
     return answers
 
 
-def test_real_texts_end_once_wherever_they_come_from(
+def test_real_texts_end_once_from_any_source(
     tmp_path: Path,
     bucket: str,
     bigquery_dataset: str,
@@ -78,7 +78,7 @@ def test_real_texts_end_once_wherever_they_come_from(
 
 
 def test_an_empty_list_is_no_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where apt knows no packages, the error says what to run."""
+    """If apt knows no packages, the error names the command to run."""
     fake = tmp_path / "apt-cache"
     fake.write_text("#!/bin/sh\n")
     fake.chmod(0o755)

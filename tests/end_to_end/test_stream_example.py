@@ -1,4 +1,4 @@
-"""``make stream``, for some seconds: the command that the README tells a reader to try first."""
+"""``make stream``, for a few seconds: the README's first command."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from tests.emulators.pubsub import PubSubEmulator
 def test_the_example_streams_and_is_stopped(
     loopback_cloud: LoopbackCloud, pubsub_emulator: PubSubEmulator
 ) -> None:
-    """It has servers of its own; the fixtures say what to do where those cannot be had."""
+    """It starts its own servers; the fixtures name the remedy if those are missing."""
     done = subprocess.run(
         [sys.executable, "examples/stream.py", "--seconds=15"],
         cwd=REPOSITORY,

@@ -1,4 +1,4 @@
-"""A local stream that ends badly: what is acknowledged is in its files, the rest is delivered again."""
+"""A local stream that crashes: acknowledged messages are in its files, others are redelivered."""
 
 import contextlib
 import json
@@ -16,29 +16,29 @@ from tests.end_to_end.runs import rows_of
 from tests.end_to_end.streams import DEADLINE_S, wait_until
 
 FIRST = {f"k{n}": "hello" for n in range(30)} | {"bad 1": "", "bad 2": ""}
-"""Texts by id; without a text a message is malformed."""
+"""Texts by id; a message without a text is malformed."""
 
 
 class Watched:
-    """A subscription, and a second one that shows what it has not acknowledged while it is read."""
+    """A subscription, and a second one that shows which messages the first has not acknowledged."""
 
     def __init__(self, pubsub: PubSubEmulator) -> None:
         self._pubsub, self._topic = pubsub, pubsub.new_topic()
         self.name, self._mirror = (pubsub.new_subscription(self._topic) for _ in range(2))
 
     def publish(self, texts: dict[str, str]) -> None:
-        """Messages with these texts by id."""
+        """Publishes messages with these texts by id."""
         bodies = {key: json.dumps({"text": text}) if text else "{" for key, text in texts.items()}
         self._pubsub.publish(
             self._topic, [(body.encode(), {"id": key}) for key, body in bodies.items()]
         )
 
     def is_acknowledged(self) -> bool:
-        """Whether all of it is."""
+        """Whether all messages are acknowledged."""
         return self._pubsub.is_acknowledged(self.name, self._mirror)
 
     def delivers(self, ids: Iterable[str]) -> bool:
-        """Whether all of these come again; nobody reads it any more."""
+        """Whether all of these are redelivered; nothing else reads the subscription any more."""
         missing = set(ids)
         while missing:
             received = self._pubsub.unacknowledged(self.name)
@@ -52,7 +52,7 @@ class Watched:
 def streaming(
     pubsub: PubSubEmulator, subscription: Watched, *arguments: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """``python -m pipeline`` reading the subscription; killed when the block ends."""
+    """Runs ``python -m pipeline`` on the subscription; kills it at the end of the block."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "pipeline", f"--input_subscription={subscription.name}"),
@@ -71,15 +71,15 @@ def streaming(
 
 
 def ids_in(folder: Path) -> set[str]:
-    """What has a row, as a result or as a dead letter."""
+    """The ids with a row, as a result or as a dead letter."""
     patterns = [f"{folder}/{name}/*" for name in ("results", "dead_letters")]
     return {row["record_id"] for pattern in patterns for row in rows_of(pattern)}
 
 
-def test_a_stream_that_is_killed_loses_no_message(
+def test_a_killed_stream_loses_no_message(
     pubsub: PubSubEmulator, model_server: SimulatedModelServer, tmp_path: Path
 ) -> None:
-    """Rows are there before their messages are acknowledged; the bundle at work comes again."""
+    """Rows exist before their messages are acknowledged; the current bundle is redelivered."""
     subscription = Watched(pubsub)
     subscription.publish(FIRST)
     model_server.reset()
@@ -103,8 +103,8 @@ def test_a_stream_that_is_killed_loses_no_message(
     assert subscription.delivers(second.keys() - held)
 
 
-def test_a_stream_that_fails_loses_no_message(pubsub: PubSubEmulator, tmp_path: Path) -> None:
-    """Its files stay, in Parquet too; only the hidden folders go."""
+def test_a_failed_stream_loses_no_message(pubsub: PubSubEmulator, tmp_path: Path) -> None:
+    """Its files remain, also in Parquet; only the hidden folders are deleted."""
     subscription, dead = Watched(pubsub), pubsub.new_topic()
     subscription.publish(FIRST)
     with streaming(

@@ -1,4 +1,4 @@
-"""A stream whose model goes away: messages are held, memory is bounded, and it goes on by itself."""
+"""A stream with a model outage: it holds messages in bounded memory and recovers by itself."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ COUNT = 6000
 
 @pytest.fixture
 def model(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A model server that can be stopped and started again where it was."""
+    """A model server that can be stopped and restarted on the same port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "tests.emulators.model_server", "--owned", f"--port={port}"]
@@ -34,7 +34,7 @@ def model(tmp_path: Path) -> Iterator[ServerProcess]:
 def test_messages_are_held_while_the_model_is_down(
     pubsub: PubSubEmulator, model: ServerProcess, tmp_path: Path
 ) -> None:
-    """More than can be held wait in the subscription; none of them is a dead letter."""
+    """Messages beyond the limit stay in the subscription; none becomes a dead letter."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic, ack_deadline_s=60)
     ids = [f"k{n}" for n in range(COUNT)]
@@ -77,6 +77,6 @@ def test_messages_are_held_while_the_model_is_down(
     assert code == 130
     found = in_files(tmp_path / "out")
     check_summary(found)
-    assert {row["record_id"] for row in found.results} == set(ids)  # a lease may end: then twice
+    assert {row["record_id"] for row in found.results} == set(ids)  # twice if a lease ends
     assert found.letters == []
     assert 0 < max(held) <= lease.MAX_BUNDLE

@@ -33,7 +33,7 @@ COUNT = 600
 def strict_table(
     redirected_clients: LoopbackCloud, bigquery_dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> str:
-    """A table whose `record_id` holds JSON; the check at the start would find it out."""
+    """A table whose `record_id` holds JSON, which the check at the start would notice."""
     table = f"{bigquery_dataset}.answers"
     make_strict_table(table)
     monkeypatch.setattr(checks, "_check_columns", lambda *_: None)
@@ -54,7 +54,7 @@ def messages() -> Iterator[tuple[str, str, bytes]]:
             outcome, fields = "invalid_request", {"text": f"poison {n} [[http:400]]"}
         elif n % 100 == 3:
             fields = {"text": f"later {n} [[http:503x1]]"}
-        elif n in (204, 404):  # a row of 9 MB is no row of an append
+        elif n in (204, 404):  # a row of 9 MB is too large for an append
             outcome, fields = "too_large", {"text": "big", "blob": 1_500_000 * "\x01"}
         elif n % 200 == 7:
             key, outcome = f"x{n}", "write_rejected"
@@ -126,13 +126,13 @@ def test_every_message_of_a_stream_ends(
     assert pubsub.unacknowledged(subscription) == []
 
 
-def test_a_batch_that_waits_is_not_lost_when_the_stream_is_stopped(
+def test_an_open_batch_is_not_lost_when_the_stream_is_stopped(
     pubsub: PubSubEmulator,
     redirected_clients: LoopbackCloud,
     bigquery_dataset: str,
     tmp_path: Path,
 ) -> None:
-    """Nothing but the drain hands it over: it would wait for an hour. In tables and in files."""
+    """Only the drain flushes it: it would wait for an hour. In tables and in files."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
     bodies = [json.dumps({"id": f"k{n}", "text": "x"}).encode() for n in range(100)]

@@ -1,4 +1,4 @@
-"""``--backend=vllm`` from the command line to the sinks, with a server that stands in for vLLM's."""
+"""``--backend=vllm`` from the command line to the sinks, with a stand-in for vLLM's server."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ POISONED = {"7", "150", "299"}
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Of everything; its path is short, for the server's socket."""
+    """The folder of a test; its path is short, for the server's socket."""
     folder = tmp_path_factory.mktemp("s")
     yield folder
     (folder / "release").touch()
@@ -36,7 +36,7 @@ class Command:
     folder: Path
 
     def server(self, generation: int) -> int:
-        """The process of the server that was started as the so many-th, once it is ready."""
+        """The process of the server's given start, once it is ready."""
 
         def ready() -> int | None:
             assert self.process.poll() is None, self.process.communicate()
@@ -50,12 +50,12 @@ class Command:
         return eventually(ready, 60.0)
 
     def await_requests(self, server: int, count: int) -> None:
-        """Until a server has got so many."""
+        """Returns once a server has received that many."""
         asked = self.folder / "asked"
         eventually(lambda: asked.exists() and asked.read_text().split().count(str(server)) >= count)
 
     def end(self) -> tuple[int, runs.Held]:
-        """Its status, once it has ended, and what it has left behind."""
+        """Its exit code, once it has ended, and its rows."""
         said = self.process.communicate(timeout=120)
         assert self.process.returncode in (0, 1), said
         return self.process.returncode, runs.in_files(self.folder / "out")
@@ -110,7 +110,7 @@ def test_two_kills_and_poison_cost_no_good_record(folder: Path) -> None:
 
 
 def test_media_and_whole_requests(folder: Path) -> None:
-    """An image by ``https`` stands in front of the prompt; ``gs://`` costs its record."""
+    """An image by ``https`` precedes the prompt; ``gs://`` costs its record."""
     (folder / "release").touch()
     whole = {"prompt": "continue", "max_tokens": 7, "top_k": 3}
     status, held = _start(folder, [{"id": "w", "request": whole}], "--request_field=request").end()

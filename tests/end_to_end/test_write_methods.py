@@ -1,4 +1,4 @@
-"""A whole run whose tables get their rows by other ways than load jobs."""
+"""A whole run whose tables get their rows by other methods than load jobs."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_hostile_records_end_once(tmp_path: Path, bigquery_dataset: str, way: st
 def test_a_row_that_the_table_refuses_is_a_dead_letter(
     tmp_path: Path, bigquery_dataset: str, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """In every sink: the files do not hold as a result what the table does not.
+    """In every sink: a row that the table lacks is not a result in the files either.
 
     The check before the launch finds this table out; a column policy or a change during the run
     would not be found.

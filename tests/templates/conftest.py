@@ -19,14 +19,14 @@ Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def dataflow() -> Iterator[DataflowServer]:
-    """A Dataflow API that records what it is sent."""
+    """A Dataflow API that records its requests."""
     with serve_dataflow() as server:
         yield server
 
 
 @pytest.fixture
 def inputs(loopback_cloud: LoopbackCloud) -> str:
-    """A bucket that holds one input file."""
+    """A bucket with one input file."""
     bucket = loopback_cloud.new_bucket()
     line = json.dumps({"id": "1", "text": "My invoice is wrong."}) + "\n"
     with storage(loopback_cloud) as client:
@@ -36,7 +36,7 @@ def inputs(loopback_cloud: LoopbackCloud) -> str:
 
 @pytest.fixture
 def script(dataflow: DataflowServer, tmp_path: Path) -> Script:
-    """Runs a script of ``templates/``; its gcloud knows no account and only the loopback API."""
+    """Runs a script of ``templates/``; gcloud has no account and uses only the loopback API."""
     if shutil.which("gcloud") is None:
         missing_part("gcloud is not installed: the launch scripts cannot be tested")
     environment = os.environ | {

@@ -1,4 +1,4 @@
-"""The way of a launch, without a cloud: gcloud's request, the launcher's argv, the recorded job.
+"""A launch without a cloud: gcloud's request, the launcher's argv, the recorded job.
 
 What this does not prove: that Dataflow's launcher hands over exactly these flags. They are those
 that its public logs show, one per field of the runtime environment, as strings; how it hands over
@@ -35,7 +35,7 @@ RUNNING = {
     "currentStateTime": "2026-11-21T00:00:00Z",
     "location": "us-central1",
 }
-"""A streaming job, as Dataflow lists it."""
+"""A streaming job in Dataflow's listing."""
 
 _FLAGS = {
     "numWorkers": "num_workers",
@@ -54,7 +54,7 @@ _FLAGS = {
     "tempLocation": "temp_location",
     "stagingLocation": "staging_location",
 }
-"""Fields of the runtime environment that become a flag with the same value."""
+"""Fields of the runtime environment that become flags with the same value."""
 _ELSEWHERE = {
     "additionalExperiments",
     "additionalPipelineOptions",
@@ -68,7 +68,7 @@ _ELSEWHERE = {
 
 
 def launcher_argv(launch: Json, spec: Json, project: str, region: str) -> list[str]:
-    """What Dataflow's launcher runs the entry point with.
+    """The arguments with which Dataflow's launcher runs the entry point.
 
     Args:
       launch: The ``launchParameter`` of the request.
@@ -107,7 +107,7 @@ def launcher_argv(launch: Json, spec: Json, project: str, region: str) -> list[s
 
 
 def _check_parameters(given: Mapping[str, str], declared: Sequence[Json]) -> None:
-    """What the service refuses before it starts a launcher."""
+    """Fails for parameters that the service refuses before it starts a launcher."""
     known = {parameter["name"]: parameter for parameter in declared}
     assert set(given) <= set(known), f"undeclared: {set(given) - set(known)}"
     for name, parameter in known.items():
@@ -117,14 +117,14 @@ def _check_parameters(given: Mapping[str, str], declared: Sequence[Json]) -> Non
 
 
 def sent(dataflow: DataflowServer) -> Json:
-    """The parameters of the one launch that Dataflow was asked for."""
+    """The parameters of the one launch request to Dataflow."""
     (request,) = dataflow.posted("flexTemplates:launch")
     found: Json = request["launchParameter"]
     return found
 
 
 def batch_parameters(bucket: str) -> list[str]:
-    """What a small batch job needs."""
+    """The parameters of a small batch job."""
     return [
         f"input_files=gs://{bucket}/in/*.jsonl",
         "prompt=Answer, shortly: {{ text }}",
@@ -136,7 +136,7 @@ def batch_parameters(bucket: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Launched:
-    """What a launch has left.
+    """The results of a launch.
 
     Attributes:
       code: The entry point's exit code.
@@ -164,24 +164,24 @@ class Launched:
 
     @property
     def images(self) -> set[str]:
-        """The images of its workers: one for each kind of hints."""
+        """The images of its workers: one per kind of resource hints."""
         return {image["containerImage"] for image in self.pool["sdkHarnessContainerImages"]}
 
     @property
     def options(self) -> Json:
-        """Beam's options, as the console shows them."""
+        """Beam's options in the console's form."""
         shown = self.environment["sdkPipelineOptions"]["display_data"]
         return {item["key"]: item.get("value") for item in shown}
 
     @property
     def pipeline(self) -> beam_runner_api_pb2.Pipeline:
-        """The pipeline that was staged last: folders are named by job and time."""
+        """The pipeline staged last: folder names contain job and time."""
         staged = sorted(name for name in self.objects if name.endswith("/pipeline.pb"))
         return beam_runner_api_pb2.Pipeline.FromString(self.objects[staged[-1]])
 
     @property
     def steps(self) -> set[str]:
-        """The names of the pipeline's steps, outermost only."""
+        """The names of the pipeline's outermost steps."""
         return {
             transform.unique_name
             for transform in self.pipeline.components.transforms.values()
@@ -190,7 +190,7 @@ class Launched:
 
     @property
     def leaves(self) -> set[str]:
-        """The names of the steps that run; without the lines of Beam's own lambdas."""
+        """The names of the executed steps, without the lines of Beam's own lambdas."""
         return {
             re.sub(r"core\.py:\d+", "core.py", step.unique_name)
             for step in self.pipeline.components.transforms.values()
@@ -199,7 +199,7 @@ class Launched:
 
     @property
     def accelerators(self) -> dict[str, str]:
-        """The GPU that each step is hinted at, by name; only of steps that run."""
+        """The GPU in the resource hints of each executed step, by name."""
         components = self.pipeline.components
         found = {}
         for step in components.transforms.values():
@@ -210,7 +210,7 @@ class Launched:
 
 
 def storage(cloud: LoopbackCloud) -> Client:
-    """A client of the storage emulator that needs no redirection."""
+    """A client of the storage emulator that works without redirection."""
     return Client(
         cloud.project,
         AnonymousCredentials(),  # type: ignore[no-untyped-call]
@@ -221,7 +221,7 @@ def storage(cloud: LoopbackCloud) -> Client:
 def run_entry_point(
     cloud: LoopbackCloud, dataflow: DataflowServer, argv: Sequence[str]
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs the entry point as the launcher does, in a process of its own, to its end."""
+    """Runs the entry point like the launcher, in its own process, to its end."""
     environment = cloud.subprocess_environment()
     paths = [str(ROOT), environment["PYTHONPATH"]]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
@@ -239,7 +239,7 @@ def run_entry_point(
 def launch(
     cloud: LoopbackCloud, dataflow: DataflowServer, bucket: str, argv: Sequence[str]
 ) -> Launched:
-    """Runs the entry point; what it has left, in Dataflow and in the bucket."""
+    """Runs the entry point; returns its results in Dataflow and in the bucket."""
     done = run_entry_point(cloud, dataflow, argv)
     with storage(cloud) as client:
         objects = {blob.name: blob.download_as_bytes() for blob in client.list_blobs(bucket)}

@@ -1,4 +1,4 @@
-"""POSIX extended regular expressions, as the C library reads them: what the service promises."""
+"""POSIX extended regular expressions, which the service promises, matched by the C library."""
 
 import ctypes
 import functools

@@ -1,4 +1,4 @@
-"""What the build is asked for, and the check of a launch, with a gcloud that only pretends.
+"""The build request and the validation of a launch, with a fake gcloud.
 
 What this does not prove: that Cloud Build runs it, and that the build's identity may do so.
 """
@@ -27,7 +27,7 @@ FLAGS = ("--project=p", "--region=us-central1", "--bucket=b")
 
 
 def build(folder: Path, *flags: str, gpu_spec: bool = False) -> tuple[int, str, list[str]]:
-    """The exit code of build.sh, what it printed, and gcloud's arguments."""
+    """The exit code of build.sh, its output, and gcloud's arguments."""
     notes = folder / "notes"
     for name, text in (("gcloud", PRETENDER), ("git", f"#!/bin/sh\necho {COMMIT}\n")):
         (folder / name).write_text(text, encoding="utf-8")
@@ -54,8 +54,8 @@ def _substitutions(command: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in given.split(","))
 
 
-def test_what_the_build_gets(tmp_path: Path) -> None:
-    """Every substitution, the commit and both identities; the source lies in the one bucket."""
+def test_the_build_request(tmp_path: Path) -> None:
+    """It has every substitution, the commit and both identities; the source is in the bucket."""
     code, printed, commands = build(tmp_path, "--service_account=builder@p", "--worker=worker@p")
     assert code == 0, printed
     submitted = commands[-1]
@@ -76,11 +76,11 @@ def test_what_the_build_gets(tmp_path: Path) -> None:
     assert "--service-account" not in commands[-1]
 
 
-def test_specs_for_gpus_do_not_stay_behind(tmp_path: Path) -> None:
-    """A build without them is refused where the bucket has some, before anything is built."""
+def test_specs_for_gpus_never_become_stale(tmp_path: Path) -> None:
+    """If the bucket has some, a build without them is refused before it starts."""
     code, printed, commands = build(tmp_path, gpu_spec=True)
     assert code == 2
-    assert printed.startswith("error: gs://b/templates/batch-gpu.json is there")
+    assert printed.startswith("error: gs://b/templates/batch-gpu.json exists")
     assert not any("builds submit" in command for command in commands)
     code, printed, commands = build(tmp_path, "--gpu", gpu_spec=True)
     assert code == 0, printed
@@ -88,7 +88,7 @@ def test_specs_for_gpus_do_not_stay_behind(tmp_path: Path) -> None:
 
 
 def test_promotion_comes_last() -> None:
-    """Live specs change after every spec was validated, under its tag."""
+    """Live specs change only after all specs were validated, under their tag."""
     text = (ROOT / "templates/cloudbuild.yaml").read_text("utf-8")
     steps = {step["id"]: step["args"][-1] for step in yaml.safe_load(text)["steps"]}
     assert list(steps)[-3:] == ["copy", "validate", "promote"]
@@ -114,8 +114,8 @@ def _environment(*flags: str) -> Any:
     return json.loads(done.stdout)["launchParameter"]["environment"]
 
 
-def test_validation_is_for_the_workers_identity() -> None:
-    """The caller must be allowed to act as it; without one it is the project's default."""
+def test_validation_names_the_workers_identity() -> None:
+    """The caller must be allowed to act as it; the default is the project's."""
     assert _environment("--service_account=worker@p") == {
         "tempLocation": "gs://b/tmp",
         "serviceAccountEmail": "worker@p",
@@ -124,7 +124,7 @@ def test_validation_is_for_the_workers_identity() -> None:
 
 
 def test_validation_needs_parameters() -> None:
-    """None is a mistake: every template has some that are required."""
+    """Every template has required parameters."""
     done = _validate("--dry_run")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: no parameters are given")
+    assert done.stderr.startswith("error: there are no parameters")

@@ -1,4 +1,4 @@
-"""Images, lock files, scripts and the build, as far as they can be checked without an engine.
+"""Images, lock files, scripts and the build, as far as checks work without a container engine.
 
 What this does not prove: that the images build and start. Nobody here has built them.
 """
@@ -60,7 +60,7 @@ def test_locks_are_whole(name: str) -> None:
 
 
 def test_the_lock_has_what_the_code_needs() -> None:
-    """All requirements of setup.py and, over all steps, theirs; in the versions that are tested."""
+    """All requirements of setup.py and their own, recursively, in the tested versions."""
     pins = _pins("requirements.lock")
     tested = {}
     for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines():
@@ -103,7 +103,7 @@ def _applies(needed: Requirement, extra: str) -> bool:
 
 
 def _base_requirements() -> list[str]:
-    """What setup.py installs without an extra."""
+    """The packages that setup.py installs without an extra."""
     text = (ROOT / "setup.py").read_text("utf-8")
     found = re.search(r"^BASE = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
     assert found is not None
@@ -111,7 +111,7 @@ def _base_requirements() -> list[str]:
 
 
 def test_the_gpu_lock_follows_its_input() -> None:
-    """The version of vLLM that requirements-gpu.in asks for."""
+    """It has the version of vLLM that requirements-gpu.in requires."""
     text = (TEMPLATES / "requirements-gpu.in").read_text("utf-8")
     wanted = [Requirement(line) for line in text.splitlines() if not line.startswith("#")]
     pins = _pins("requirements-gpu.lock")
@@ -124,7 +124,7 @@ _DRIVERS = {12: 525, 13: 580}
 
 
 def test_the_driver_follows_the_gpu_lock() -> None:
-    """Another CUDA in the lock file needs another minimum, perhaps other GPUs."""
+    """Another CUDA in the lock file requires another minimum, perhaps other GPUs."""
     major = int(_pins("requirements-gpu.lock")["nvidia-cuda-runtime"].partition(".")[0])
     assert _DRIVERS[major] == MINIMUM_DRIVER
     help_text = GPU_DRIVER.help
@@ -134,7 +134,7 @@ def test_the_driver_follows_the_gpu_lock() -> None:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_the_guide_counts_the_packages(name: str) -> None:
-    """As many as the lock file pins."""
+    """The guide's number is that of the lock file."""
     guide = (ROOT / "docs/deploy.md").read_text("utf-8")
     assert f"{len(_pins(name))} pinned packages" in guide
 
@@ -144,7 +144,7 @@ def test_the_guide_counts_the_packages(name: str) -> None:
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_dockerfiles_pass_their_linter(name: str) -> None:
-    """Hadolint finds nothing."""
+    """Hadolint reports nothing."""
     done = subprocess.run(
         [_tool("hadolint"), f"templates/{name}"], cwd=ROOT, capture_output=True, text=True
     )
@@ -152,8 +152,8 @@ def test_dockerfiles_pass_their_linter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_images_copy_what_is_there(name: str) -> None:
-    """Each file of the repository that is copied exists, and .dockerignore lets it through."""
+def test_images_copy_existing_files(name: str) -> None:
+    """Each copied file exists in the repository, and .dockerignore does not exclude it."""
     text = (TEMPLATES / name).read_text("utf-8")
     let_through = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE):
@@ -164,7 +164,7 @@ def test_images_copy_what_is_there(name: str) -> None:
 
 
 def test_the_image_has_beams_version() -> None:
-    """The boot program, the SDK and the code are of one Beam; vLLM stays out of its packages."""
+    """Boot program, SDK and code have the same Beam; vLLM is outside of its packages."""
     text = (TEMPLATES / "Dockerfile").read_text("utf-8")
     found = re.search(r"apache/beam_python3\.11_sdk:(\S+)", text)
     assert found is not None
@@ -181,7 +181,7 @@ def test_the_image_has_beams_version() -> None:
 
 
 def test_scripts_pass_shellcheck() -> None:
-    """Shellcheck finds nothing in any script."""
+    """Shellcheck reports nothing for any script."""
     assert {"build.sh", "drain.sh", "run_batch.sh", "smoke.sh"} <= set(SCRIPTS)
     done = subprocess.run(
         [_tool("shellcheck"), "--external-sources", *SCRIPTS],
@@ -194,7 +194,7 @@ def test_scripts_pass_shellcheck() -> None:
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "lib.sh"])
 def test_scripts_explain_themselves(name: str) -> None:
-    """``--help`` says how it is called and names every flag that the script reads itself."""
+    """``--help`` shows the usage and every flag that the script itself reads."""
     done = subprocess.run([f"templates/{name}", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"templates/{name}" in done.stdout
@@ -235,13 +235,13 @@ def test_build_steps() -> None:
 
 @pytest.mark.parametrize("module", [main, render])
 def test_examples(module: ModuleType) -> None:
-    """The docstrings' examples are true."""
+    """The docstrings' examples hold."""
     tried = doctest.testmod(module)
     assert (tried.failed, tried.attempted > 0) == (0, True)
 
 
 def test_switches_of_the_launcher() -> None:
-    """A launch carries strings: switches lose their value, everything else stays as it is."""
+    """A launch carries strings: switches lose their value, all else is unchanged."""
     argv = ["--update=true", "--use_public_ips=False", "--no_use_public_ips=true", "--region=r"]
     argv += ["--streaming", "--accept_truncated=true", "--enable_streaming_engine=1", "--x=false"]
     assert main.launcher_flags(argv) == [

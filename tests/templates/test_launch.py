@@ -1,4 +1,4 @@
-"""The real way of a launch: gcloud, the launcher's argv, our entry point, the recorded job.
+"""A real launch: gcloud, the launcher's argv, our entry point, the recorded job.
 
 Each launch is a process of its own, with Google's clients, against services on loopback; the
 docstring of `tests.templates.launches` says what that does not prove.
@@ -27,7 +27,7 @@ from tests.templates.launches import (
 def test_batch_job_from_gcloud_to_dataflow(
     script: Script, dataflow: DataflowServer, loopback_cloud: LoopbackCloud, inputs: str
 ) -> None:
-    """What the script was told is in the job that Dataflow gets; values keep commas and spaces."""
+    """Dataflow's job has all of the script's flags; values keep commas and spaces."""
     done = script(
         "run_batch.sh", "--project=emu-proj", "--region=us-central1", f"--bucket={inputs}",
         "--job=answers", "--service_account=worker@emu-proj.example.com",
@@ -87,7 +87,7 @@ def test_batch_job_from_gcloud_to_dataflow(
 def test_template_location(
     dataflow: DataflowServer, loopback_cloud: LoopbackCloud, inputs: str
 ) -> None:
-    """As the launcher runs it: the job is a file, Dataflow is not asked, nothing waits."""
+    """As in the launcher: the job is a file, there is no call to Dataflow, and no wait."""
     argv = template_argv(inputs)
     found = launch(loopback_cloud, dataflow, inputs, [*argv, "--wait=true"])
     assert found.code == 0, found.messages
@@ -101,7 +101,7 @@ def test_template_location(
 
 
 def template_argv(bucket: str, *more: str) -> list[str]:
-    """The launcher's own flags, with where it wants the job to be."""
+    """The launcher's own flags, with the path for the job."""
     pairs = dict(word.split("=", 1) for word in [*batch_parameters(bucket), *more])
     environment = {"tempLocation": f"gs://{bucket}/tmp", "stagingLocation": f"gs://{bucket}/s"}
     launched = {"jobName": "answers", "parameters": pairs, "environment": environment}
@@ -126,7 +126,7 @@ def test_refused_launches(
     more: list[str],
     message: str,
 ) -> None:
-    """The launcher sees a failure, its console log the remedy; nothing is staged."""
+    """The launcher sees a failure, its log has the remedy, and nothing is staged."""
     found = launch(loopback_cloud, dataflow, inputs, [*template_argv(inputs), *more])
     assert found.code == 2
     assert message in found.messages
@@ -137,7 +137,7 @@ def test_refused_launches(
 
 
 def test_update_and_drain(script: Script, dataflow: DataflowServer) -> None:
-    """An update says so and keeps the name; draining finds the job by its name."""
+    """An update is marked as one and keeps the name; draining finds the job by its name."""
     done = script(
         "update_streaming.sh", "--project=p", "--region=us-central1", "--bucket=b",
         "--job=answers", "--mappings=Old=New", "--compatibility=2.77.0", "model=m",
@@ -159,8 +159,8 @@ def test_update_and_drain(script: Script, dataflow: DataflowServer) -> None:
     assert drained.body["requestedState"] == "JOB_STATE_DRAINED"
 
 
-def test_drain_of_a_job_that_is_not_there(script: Script) -> None:
-    """Says which job, and where it looked."""
+def test_drain_of_a_missing_job(script: Script) -> None:
+    """The message names the job, the region and the project."""
     done = script("drain.sh", "--project=p", "--region=us-central1", "--job=other")
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
@@ -173,7 +173,7 @@ def test_drain_of_a_job_that_is_not_there(script: Script) -> None:
         ("run_batch.sh", ["--project=p", "--region=r", "a=b"], "--bucket is missing"),
         ("run_batch.sh", ["--projct=p"], "unknown flag --projct=p"),
         ("run_batch.sh", ["word"], "'word' is neither a flag nor a parameter"),
-        ("run_batch.sh", ["--project=p", "--region=r", "--bucket=b"], "no parameters are given"),
+        ("run_batch.sh", ["--project=p", "--region=r", "--bucket=b"], "there are no parameters"),
         (
             "run_batch.sh",
             ["--project=p", "--region=r", "--bucket=b", "a=b", "--gpu=nvidia-l4", "--flexrs"],
@@ -189,14 +189,14 @@ def test_drain_of_a_job_that_is_not_there(script: Script) -> None:
     ],
 )
 def test_wrong_use(script: Script, name: str, arguments: list[str], message: str) -> None:
-    """Exit code 2, with the remedy, before anything is asked."""
+    """Exit code 2, with the remedy, before any call."""
     done = script(name, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {message}")
 
 
 def test_validate(script: Script, dataflow: DataflowServer) -> None:
-    """The request is for a check only; the token is no argument."""
+    """The request only validates; the token is not an argument."""
     done = script(
         "validate.sh", "--project=p", "--region=us-central1", "--dry_run",
         "--template=gs://b/templates/batch.json", 'prompt={"a": "b=c"}',

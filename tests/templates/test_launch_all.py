@@ -1,4 +1,4 @@
-"""One launch per template with every parameter that can go together: they do not get in each other's way.
+"""One launch per template with all parameters that can be combined: none disturbs another.
 
 What each of them changes is in `tests.templates.test_parameters`.
 """
@@ -88,7 +88,7 @@ LEFT_OUT = {
     | _OF_BACKENDS
     | {"endpoint", "model_project", "model_location", "service_tier"},
 }
-"""What goes with another input, prompt or backend than the ones here."""
+"""Parameters for another input, prompt or backend than the ones here."""
 
 
 def _parameters(template: str, bucket: str, dataset: str) -> dict[str, str]:
@@ -116,7 +116,7 @@ def test_all_parameters_at_once(
     inputs: str,
     template: render.Template,
 ) -> None:
-    """Each value is the job's as it was given, with its commas, quotes and delimiters."""
+    """Each value arrives in the job unchanged, with its commas, quotes and delimiters."""
     name, worker_image = template.name, GPU_IMAGE if template.name == STREAMING else ""
     given = _parameters(name, inputs, loopback_cloud.new_dataset())
     offered = {flag.name for flag in render.offered(template.mode, gpu=bool(worker_image))}

@@ -45,7 +45,7 @@ def _launched(
 def test_gpus_for_the_step_that_calls_the_model(
     script: Script, dataflow: DataflowServer, loopback_cloud: LoopbackCloud, inputs: str
 ) -> None:
-    """The machine fits their number; all other steps have an ordinary one."""
+    """Its machine fits the number of GPUs; all other steps have an ordinary one."""
     found = _launched(
         script, dataflow, loopback_cloud, inputs,
         "--gpu=nvidia-l4", "--gpu_count=2", "--gpu_driver=580", "--reservation=automatic",
@@ -62,7 +62,7 @@ def test_gpus_for_the_step_that_calls_the_model(
 def test_gpus_for_all_workers(
     script: Script, dataflow: DataflowServer, loopback_cloud: LoopbackCloud, inputs: str
 ) -> None:
-    """Dataflow's own way, by a service option: no step is hinted at any."""
+    """A service option of Dataflow requests them: no step has a resource hint."""
     accelerator = "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver:5xx"
     found = _launched(
         script, dataflow, loopback_cloud, inputs,
@@ -77,7 +77,7 @@ def test_gpus_for_all_workers(
 def test_the_template_without_gpus_refuses_them(
     script: Script, dataflow: DataflowServer, inputs: str
 ) -> None:
-    """As the service does: its form has neither the backend nor the GPU."""
+    """Like the service: its form has neither the backend nor the GPU."""
     spec = render.container_spec(BATCH, "image")
     for words, message in (
         (["backend=vllm", "model=m"], "backend=vllm does not match"),

@@ -24,7 +24,7 @@ LOCATION = "staging/template_launches/1/job_object"
 
 
 def _flags(cloud: LoopbackCloud, bucket: str) -> list[str]:
-    """A stream whose graph is the one that `tests.pipeline.streaming_steps` keeps."""
+    """A stream whose graph is that of `tests.pipeline.streaming_steps`."""
     table = cloud.new_dataset().replace(".", ":") + ".answers"
     return [
         "--project=emu-proj", "--region=us-central1", f"--bucket={bucket}", "--job=answers",
@@ -38,7 +38,7 @@ FAKE = ("backend=fake", "model=fake")
 
 
 def _kept_steps() -> set[str]:
-    """The names of all steps that a running job has."""
+    """The names of all steps of a running job."""
     lines = (HERE / "streaming_steps.txt").read_text("utf-8").splitlines()
     outputs = [line for line in lines if " [" in line]
     return {line.rpartition(" [")[0].partition(" [")[0] for line in outputs}
@@ -51,7 +51,7 @@ def _streamed(
     *more: str,
     worker_image: str = "",
 ) -> Launched:
-    """The job of the streaming launch that Dataflow was asked for."""
+    """The job of the streaming launch request to Dataflow."""
     spec = render.container_spec(STREAMING, IMAGE, worker_image)
     argv = launcher_argv(sent(dataflow), spec, "emu-proj", "us-central1")
     found = launch(cloud, dataflow, bucket, [*argv, *more])
@@ -89,7 +89,7 @@ def test_streaming_job_and_its_update(
 def test_stream_with_gpus(
     script: Script, dataflow: DataflowServer, loopback_cloud: LoopbackCloud, inputs: str
 ) -> None:
-    """For the one step; its name and all others are those of a stream without."""
+    """Only one step has them; all names are those of a stream without GPUs."""
     done = script(
         "run_streaming.sh", *_flags(loopback_cloud, inputs), "--gpu=nvidia-l4",
         "backend=vllm", "model=gs://b/models/m", "--experiment=streaming_mode_at_least_once",
@@ -114,7 +114,7 @@ def test_streaming_template_location(
     inputs: str,
     update: bool,
 ) -> None:
-    """As the launcher runs it: the job is a file; which job an update replaces is the service's."""
+    """As in the launcher: the job is a file; the service finds the job that an update replaces."""
     dataflow.jobs.append(RUNNING)
     name = "update_streaming.sh" if update else "run_streaming.sh"
     done = script(name, *_flags(loopback_cloud, inputs), *FAKE)

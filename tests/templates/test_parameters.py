@@ -1,4 +1,4 @@
-"""Every parameter of the templates has an effect: the pipeline that is built with it differs.
+"""Every parameter of the templates has an effect: the pipeline built with it differs.
 
 What the run's summary tells of the flags is left out, and so are times: nothing else changes between
 two builds. Apache Beam's own three are found in a recorded request by `tests.templates.test_launch`.
@@ -40,7 +40,7 @@ OF_BACKEND = {
     "vertex_endpoint": {"endpoint": "projects/p/locations/l/endpoints/1"},
     "openai": {"endpoint": "http://h/v1"},
 }
-"""What a backend needs beside a model."""
+"""Required parameters of a backend beside the model."""
 VALUES = {
     "accept_truncated": "true",
     "backend": "fake",
@@ -67,7 +67,7 @@ VALUES = {
     "max_dead_letter_ratio": "0.5",
     "media_fields": "photo:image/jpeg",
 }
-"""Where the form's example is none, or is what stands in `JOB`."""
+"""Values for parameters whose form has no example, or the one in `JOB`."""
 BESIDE: dict[str, dict[str, str]] = {
     "input_format": {"input_files": "gs://b/a"},
     "input_fields": {"input_files": "", "input_table": "my-project:d.i"},
@@ -113,12 +113,12 @@ def _value(flag: Flag[Any], folder: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _no_random_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RunInference gives each of its steps one."""
+    """RunInference adds one to each of its steps."""
     monkeypatch.setattr(uuid, "uuid1", lambda: uuid.UUID(int=0))
 
 
 def _built(flags: dict[str, str]) -> dict[str, bytes]:
-    """The steps that run, as they are staged, with the hints of where."""
+    """The executed steps in staged form, with their resource hints."""
     return _steps(frozenset(flags.items()))
 
 

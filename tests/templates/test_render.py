@@ -38,7 +38,7 @@ def spec(template: render.Template, worker_image: str = "") -> api.ContainerSpec
 
 @EACH
 def test_specs_are_messages_of_the_api(template: render.Template) -> None:
-    """And nothing is lost on the way there and back."""
+    """The round trip loses nothing."""
     document = render.container_spec(template, IMAGE, GPU_IMAGE)
     message = json_format.ParseDict(document, api.ContainerSpec.pb(api.ContainerSpec()))
     back = json_format.MessageToDict(message)
@@ -46,14 +46,14 @@ def test_specs_are_messages_of_the_api(template: render.Template) -> None:
 
 
 def _without_defaults(value: Any) -> Any:
-    """Proto3 leaves out what is false or empty."""
+    """Proto3 omits false and empty values."""
     if isinstance(value, dict):
         return {k: _without_defaults(v) for k, v in value.items() if v not in (False, [], "")}
     return [_without_defaults(v) for v in value] if isinstance(value, list) else value
 
 
 def test_the_check_is_strict() -> None:
-    """A misspelt key, as public templates have it, is refused."""
+    """A misspelt key, which public templates have, is refused."""
     document = render.container_spec(render.TEMPLATES[0], IMAGE)
     document["metadata"]["parameters"][0]["optional"] = True
     with pytest.raises(json_format.ParseError, match="optional"):
@@ -61,7 +61,7 @@ def test_the_check_is_strict() -> None:
 
 
 def test_streaming_flags() -> None:
-    """What ``gcloud dataflow flex-template build`` would leave out."""
+    """Those that ``gcloud dataflow flex-template build`` would omit."""
     batch, streaming = map(spec, render.TEMPLATES)
     assert (batch.metadata.streaming, streaming.metadata.streaming) == (False, True)
     assert batch.metadata.supports_exactly_once
@@ -76,7 +76,7 @@ def test_streaming_flags() -> None:
 
 @EACH
 def test_workers_have_our_image(template: render.Template) -> None:
-    """The launcher's own, or the one for GPUs; machines and disks are the launch's to choose."""
+    """The launcher's image, or the one for GPUs; the launch chooses machines and disks."""
     cpu, gpu = spec(template), spec(template, GPU_IMAGE)
     assert (cpu.image, cpu.default_environment.sdk_container_image) == (IMAGE, IMAGE)
     assert (gpu.image, gpu.default_environment.sdk_container_image) == (IMAGE, GPU_IMAGE)
@@ -104,8 +104,8 @@ def test_parameters_are_the_options(template: render.Template, worker_image: str
 
 
 @EACH
-def test_what_no_worker_could_run(template: render.Template) -> None:
-    """A backend is offered, and accepted, where the workers' image has it."""
+def test_backends_follow_the_image(template: render.Template) -> None:
+    """The form offers and accepts a backend only if the workers' image has it."""
     everywhere = ["gemini", "vertex_endpoint", "openai"]
     for worker_image, offered in (
         ("", [*everywhere, "fake"]),
@@ -144,8 +144,8 @@ def test_parameters_say_what_they_are(template: render.Template, worker_image: s
 
 
 @EACH
-def test_what_a_launch_cannot_do_without(template: render.Template) -> None:
-    """The service refuses it at once; all other combinations are the launcher's to check."""
+def test_required_parameters(template: render.Template) -> None:
+    """The service refuses a launch without them; the launcher checks all other combinations."""
     parameters = spec(template, GPU_IMAGE).metadata.parameters
     required = {parameter.name for parameter in parameters if not parameter.is_optional}
     assert required == {"model"} | (
@@ -234,14 +234,14 @@ def test_flags_stand_under_what_they_need() -> None:
 
 
 def test_metadata_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
-    """``python -m templates.render`` has been run."""
+    """It is the output of ``python -m templates.render``."""
     assert render.main(["--check"]) == 0, capsys.readouterr().err
 
 
-def test_drift_is_noticed(
+def test_drift_fails(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fails with the command that repairs it, which does."""
+    """The message names the command that repairs it, which works."""
     monkeypatch.setattr(render, "METADATA", tmp_path / "metadata")
     assert render.main(["--check"]) == 1
     assert "run python -m templates.render" in capsys.readouterr().err
@@ -251,7 +251,7 @@ def test_drift_is_noticed(
 
 
 def test_specs_are_written(tmp_path: pathlib.Path) -> None:
-    """One per template; with a GPU image twice as many."""
+    """One per template, twice as many with a GPU image."""
     assert render.main([f"--image={IMAGE}", f"--folder={tmp_path}"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["batch.json", "streaming.json"]
     render.main([f"--image={IMAGE}", f"--gpu_image={GPU_IMAGE}", f"--folder={tmp_path}"])
@@ -261,7 +261,7 @@ def test_specs_are_written(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_spec_needs_image_and_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    """Half of it is wrong use."""
+    """One without the other is wrong use."""
     with pytest.raises(SystemExit):
         render.main([f"--image={IMAGE}"])
     assert re.search("both --image and --folder", capsys.readouterr().err)

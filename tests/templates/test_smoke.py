@@ -1,4 +1,4 @@
-"""The smoke test's own logic, with gcloud and bq that only pretend.
+"""The smoke test's own logic, with fake gcloud and bq.
 
 What this does not prove: that the commands do in a real project what they are to do.
 """
@@ -41,7 +41,7 @@ esac
 def smoke(
     folder: Path, *flags: str, rows: int = 100, summary: str = "100 true"
 ) -> tuple[int, str, list[str]]:
-    """The script's exit code, what it printed, and the commands that it gave."""
+    """The script's exit code, its output, and the commands that it ran."""
     for name in ("gcloud", "bq"):
         path = folder / name
         path.write_text(PRETENDER, encoding="utf-8")
@@ -65,7 +65,7 @@ def smoke(
 
 
 def test_all_goes_well(tmp_path: Path) -> None:
-    """Both jobs; 100 messages; figures and cost; what was made is deleted, in the end."""
+    """Both jobs, 100 messages, resources and cost; at the end everything created is deleted."""
     code, printed, commands = smoke(tmp_path)
     assert code == 0, printed
     assert "batch: 100 results, 0 dead letters, model cost (list price) USD 0.0042" in printed
@@ -92,7 +92,7 @@ def test_all_goes_well(tmp_path: Path) -> None:
 
 
 def test_a_run_that_does_not_reconcile(tmp_path: Path) -> None:
-    """Fails and says by what; cleans up all the same, unless told to keep."""
+    """It fails with the numbers, and cleans up anyway unless --keep is set."""
     code, printed, commands = smoke(tmp_path, "--only=batch", rows=99)
     assert code == 1
     assert "FAILED: batch does not reconcile: 100 records, 99 results of 99 ids" in printed
@@ -106,15 +106,15 @@ def test_a_run_that_does_not_reconcile(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("summary", ["99 true", "100 false", ""])
-def test_a_summary_that_says_otherwise(tmp_path: Path, summary: str) -> None:
-    """The rows alone do not prove it: the run's own proof has to agree."""
+def test_a_summary_that_disagrees(tmp_path: Path, summary: str) -> None:
+    """The rows alone are no proof: the run's summary has to agree."""
     code, printed, _ = smoke(tmp_path, "--only=batch", summary=summary)
     assert code == 1
     assert f"FAILED: batch_runs says '{summary}' (records, reconciled)" in printed
 
 
 def test_the_workers_identity(tmp_path: Path) -> None:
-    """Both jobs are launched as it, and it may use what was made for them."""
+    """Both jobs run as it, and it gets access to their resources."""
     account = "worker@my-project.iam.gserviceaccount.com"
     code, printed, commands = smoke(tmp_path, f"--service_account={account}")
     assert code == 0, printed
@@ -126,7 +126,7 @@ def test_the_workers_identity(tmp_path: Path) -> None:
 
 
 def test_the_prices_are_beams() -> None:
-    """Those of the constants that the script names as its source."""
+    """They equal the constants that the script names as its source."""
     text = (ROOT / "templates/smoke.sh").read_text("utf-8")
     for kind in ("batch", "streaming"):
         upper = kind.upper()
@@ -140,8 +140,8 @@ def test_the_prices_are_beams() -> None:
         ]
 
 
-def test_a_dry_run_asks_nothing(tmp_path: Path) -> None:
-    """It prints what it would do."""
+def test_a_dry_run_calls_nothing(tmp_path: Path) -> None:
+    """It prints its commands."""
     code, printed, commands = smoke(tmp_path, "--dry_run")
     assert code == 0
     assert printed.count("flex-template run") == 2
@@ -151,7 +151,7 @@ def test_a_dry_run_asks_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flag", ["--bucke=b", "--only=stream"])
 def test_wrong_use(tmp_path: Path, flag: str) -> None:
-    """Exit code 2, before anything is made."""
+    """Exit code 2, before anything is created."""
     code, printed, commands = smoke(tmp_path, flag)
     assert (code, commands) == (2, [])
     assert printed.startswith(f"error: unknown flag {flag}")

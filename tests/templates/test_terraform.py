@@ -1,4 +1,4 @@
-"""The Terraform module: it parses, and every reference leads to something declared.
+"""The Terraform module: it parses, and every reference has a declaration.
 
 What this does not prove: that the provider takes it. Its schema is not on this machine, so neither
 ``terraform validate`` nor a plan has been run. Terraform evaluates the locals without it.
@@ -29,7 +29,7 @@ TEXT = "\n".join(
 
 
 def _blocks() -> dict[str, list[Any]]:
-    """Every top-level block of the module, by its kind; hcl2 raises where a file is not HCL."""
+    """The top-level blocks of the module, by kind; hcl2 raises if a file is not HCL."""
     found: dict[str, list[Any]] = {}
     for path in FILES:
         with path.open(encoding="utf-8") as file:
@@ -40,7 +40,7 @@ def _blocks() -> dict[str, list[Any]]:
 
 
 def _names(kind: str) -> list[str]:
-    """The names of a kind of block; of resources ``type.name``."""
+    """The names of a kind of block; for resources ``type.name``."""
     names = []
     for block in _blocks()[kind]:
         for first, inner in block.items():
@@ -61,7 +61,7 @@ def _resources() -> dict[str, str]:
 
 
 def test_it_parses() -> None:
-    """Everything that a deployment needs is a resource."""
+    """It declares all resources of a deployment."""
     resources = _names("resource")
     assert len(resources) == len(set(resources))
     kinds = {name.partition(".")[0] for name in resources}
@@ -79,7 +79,7 @@ def test_it_parses() -> None:
 
 
 def test_it_is_formatted() -> None:
-    """As ``terraform fmt`` writes it, which also parses it."""
+    """It is the output of ``terraform fmt``, which also parses it."""
     if shutil.which("terraform") is None:
         missing_part("terraform is not installed")
     done = subprocess.run(
@@ -93,7 +93,7 @@ def test_it_is_formatted() -> None:
 
 
 def test_every_reference_resolves() -> None:
-    """Variables, locals and resources that are used are declared, and the reverse."""
+    """All used variables, locals and resources are declared, and all declared ones used."""
     variables, resources = set(_names("variable")), set(_names("resource"))
     declared_locals = set(_names("locals"))
     assert set(re.findall(r"\bvar\.(\w+)", TEXT)) == variables
@@ -104,7 +104,7 @@ def test_every_reference_resolves() -> None:
 
 
 def test_counted_resources_are_indexed() -> None:
-    """A resource with ``count`` or ``for_each`` is several wherever its attributes are read."""
+    """References to a resource with ``count`` or ``for_each`` have an index."""
     several = {
         name
         for name, body in _resources().items()
@@ -116,8 +116,8 @@ def test_counted_resources_are_indexed() -> None:
             assert (behind == "[") == (name in several), name
 
 
-def test_what_a_deployment_relies_on() -> None:
-    """Retention, drain, private addresses, and an alert for each thing that can go wrong."""
+def test_guarantees_of_a_deployment() -> None:
+    """Retention, drain, private addresses, and an alert per kind of trouble."""
     assert TEXT.count('message_retention_duration = "604800s"') == 2
     assert re.search(r'on_delete += "drain"', TEXT)
     assert "skip_wait_on_job_termination = false" in TEXT
@@ -131,8 +131,8 @@ def test_what_a_deployment_relies_on() -> None:
     assert "roles/editor" not in TEXT
 
 
-def test_what_a_running_job_needs_is_not_deleted() -> None:
-    """Old files of tmp/ only, and later than any batch run ends."""
+def test_files_of_a_running_job_are_not_deleted() -> None:
+    """Only old files of tmp/ are deleted, after the longest batch run."""
     bucket = _resources()["google_storage_bucket.work"]
     assert bucket.count("matches_prefix") == 1
     assert 'matches_prefix = ["tmp/"]' in bucket
@@ -147,8 +147,8 @@ def test_what_a_running_job_needs_is_not_deleted() -> None:
         ("google_dataflow_flex_template_job.streaming", set()),
     ],
 )
-def test_jobs_wait_for_all_that_their_identity_may_do(job: str, others: set[str]) -> None:
-    """And are gone before any of it is: an image that cannot be pulled would end a drain."""
+def test_jobs_depend_on_all_permissions_of_their_identity(job: str, others: set[str]) -> None:
+    """They also end before any of them is removed: a drain has to pull images."""
     body = _resources()[job]
     waits = set(re.findall(r"^    (google_\w+\.\w+),$", body, re.MULTILINE))
     grants = {
@@ -161,8 +161,8 @@ def test_jobs_wait_for_all_that_their_identity_may_do(job: str, others: set[str]
     assert waits >= grants | {"google_kms_crypto_key_iam_member.agents"}
 
 
-def test_nothing_is_made_before_its_service_is_enabled() -> None:
-    """What refers to no other resource of ours names the services, or what names them."""
+def test_resources_depend_on_their_enabled_service() -> None:
+    """A resource without references depends on the services, directly or indirectly."""
     for name, body in _resources().items():
         if name == "google_project_service.needed":
             continue
@@ -171,8 +171,8 @@ def test_nothing_is_made_before_its_service_is_enabled() -> None:
         assert others, name
 
 
-def test_what_is_encrypted_waits_for_its_agents() -> None:
-    """Google's agents may use the key before anything is stored with it."""
+def test_encrypted_resources_depend_on_the_agents_access() -> None:
+    """Google's agents get access to the key before anything is encrypted with it."""
     encrypted = [
         name
         for name, body in _resources().items()
@@ -211,10 +211,10 @@ output "found" {
         ({"input_table": "q:d.t", "temp_dataset": "q:mine"}, None, None),
     ],
 )
-def test_what_it_computes(
+def test_computed_locals(
     tmp_path: pathlib.Path, batch: Any, streaming: Any, kms_key: str | None
 ) -> None:
-    """Terraform itself evaluates the locals; what resources would give stands in for it."""
+    """Terraform itself evaluates the locals, with stand-ins for attributes of resources."""
     found = _evaluated(tmp_path, batch, streaming, kms_key)
     if batch is not None:
         parameters = _STREAM | batch
@@ -294,7 +294,7 @@ def test_parameters_are_the_templates() -> None:
     ],
 )
 def test_tables_have_our_columns(name: str, columns: Any) -> None:
-    """As the pipeline writes them; partitions and clusters name some of them."""
+    """The columns are the pipeline's; partitions and clusters name some of them."""
     schema = json.loads((MODULE / f"schemas/{name}.json").read_text("utf-8"))
     assert [(field["name"], field["type"], field["mode"]) for field in schema] == [
         (column.name, column.type, column.mode) for column in columns

@@ -1,1 +1,1 @@
-"""The real vLLM on a CPU, with a tiny model that is made here; see `environment`."""
+"""The real vLLM on a CPU, with a tiny model generated here; see `environment`."""

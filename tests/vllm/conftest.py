@@ -1,4 +1,4 @@
-"""Fixtures of the real vLLM: without its environment the tests are skipped; with CI=true it is made."""
+"""Fixtures of the real vLLM: without its environment tests are skipped; CI=true creates it."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.vllm import environment
 def vllm_python() -> str:
     """The interpreter that has vLLM."""
     if os.environ.get("CI") != "true" and not environment.is_there():
-        pytest.skip(f"the real vLLM is not here: {environment.HOW_TO_GET_IT}")
+        pytest.skip(f"the real vLLM is not installed: {environment.HOW_TO_GET_IT}")
     try:
         return environment.vllm_python()
     except environment.EnvironmentUnavailableError as error:
@@ -23,13 +23,13 @@ def vllm_python() -> str:
 
 @pytest.fixture(scope="session")
 def tiny_model(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model that loads in seconds and says nonsense."""
+    """A model that loads in seconds and generates nonsense."""
     del vllm_python
     return environment.tiny_model(Path(tmp_path_factory.mktemp("model")) / "tiny")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs them all: a server needs every core."""
+    """One process runs all these tests, because a server needs every core."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:

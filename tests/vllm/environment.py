@@ -1,8 +1,8 @@
 """Creates the Python environment in which the real vLLM runs, and a tiny model for it.
 
 vLLM must not enter the project's own environment (its dependencies conflict with Beam's), so it
-gets one of its own: ``<repository>/.venv-vllm``, or the folder that ``VLLM_VENV`` names. It is made
-on first use in about two minutes, 2.5 GB, by CPython 3.11, for which there are wheels.
+gets one of its own: ``<repository>/.venv-vllm``, or the folder that ``VLLM_VENV`` names. Its first
+use creates it in about two minutes, 2.5 GB, with CPython 3.11, for which there are wheels.
 """
 
 import contextlib
@@ -20,33 +20,33 @@ REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 REPOSITORY = Path(__file__).resolve().parents[2]
 TORCH_WHEELS = "https://download.pytorch.org/whl/cpu"
 UNUSED = ("torchvision", "torchaudio", "torchcodec", "triton")
-"""Their wheels do not load beside this build of torch, and vLLM imports them where they are."""
+"""Their wheels do not load with this build of torch, and vLLM imports them if installed."""
 
 HOW_TO_GET_IT = (
-    "make it with 'make vllm' (Python 3.11 and a package index), or name an existing one in "
+    "create it with 'make vllm' (Python 3.11 and a package index), or name an existing one in "
     "VLLM_VENV"
 )
 
 
 class EnvironmentUnavailableError(RuntimeError):
-    """The environment does not exist and could not be made."""
+    """The environment does not exist and cannot be created."""
 
 
 def environment_folder() -> Path:
-    """Where the environment belongs; it need not exist yet."""
+    """The environment's folder; it need not exist yet."""
     return Path(os.environ.get("VLLM_VENV") or REPOSITORY / ".venv-vllm")
 
 
 def is_there() -> bool:
-    """Whether it has been made, by us or by somebody else."""
+    """Whether the environment exists, whoever created it."""
     return (environment_folder() / "bin" / "python").exists()
 
 
 def vllm_python() -> str:
-    """The interpreter that has vLLM; its environment is made if need be.
+    """The interpreter that has vLLM; creates its environment if necessary.
 
     Raises:
-        EnvironmentUnavailableError: It cannot be made; the message says why.
+        EnvironmentUnavailableError: It cannot be created; the message says why.
     """
     folder = environment_folder()
     python = folder / "bin" / "python"
@@ -54,7 +54,7 @@ def vllm_python() -> str:
     wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
     with _exclusive(folder):
         if python.exists() and (not stamp.exists() or stamp.read_text() == wanted):
-            return str(python)  # without a stamp it is somebody else's: used as it is
+            return str(python)  # without a stamp it is not ours: left unchanged
         try:
             _make(folder)
         except (OSError, subprocess.SubprocessError) as error:
@@ -95,7 +95,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 
 def tiny_model(folder: Path) -> str:
-    """Makes a model of 820,000 random parameters, always the same; five seconds."""
+    """Generates a model of 820,000 random parameters, always the same, in five seconds."""
     script = Path(__file__).with_name("tiny_model.py")
     subprocess.run([vllm_python(), str(script), str(folder)], check=True, capture_output=True)
     return str(folder)

@@ -1,6 +1,6 @@
 """The real vLLM, from the backend to the engine: answers, parameters, poison, crashes, no orphans.
 
-One server for the module: it is killed on the way, and that the next one serves is the point.
+The module has one server; tests kill it, and its successor serves the next tests.
 """
 
 import os
@@ -30,7 +30,7 @@ ENVIRONMENT = (
     ("CUDA_VISIBLE_DEVICES", ""),
     ("HF_HUB_OFFLINE", "1"),
 )
-OWNER = """
+USER = """
 import asyncio, pickle, sys
 backend = pickle.loads(bytes.fromhex(sys.argv[1]))
 async def use():
@@ -45,7 +45,7 @@ asyncio.run(use())
 def backend(
     vllm_python: str, tiny_model: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[VLLMBackend]:
-    """The tiny model, in a folder of its own."""
+    """The tiny model, with its own server folder."""
     yield VLLMBackend(
         model=tiny_model,
         python=vllm_python,
@@ -59,7 +59,7 @@ def backend(
 
 @pytest.fixture(scope="module")
 def client(backend: VLLMBackend) -> Iterator[VLLMClient]:
-    """One server, as a worker process has it."""
+    """A client of one server, like a worker process has."""
     client = loop.run(backend.open())
     yield client
     loop.run(client.close())
@@ -95,7 +95,7 @@ def _outcomes(
 
 
 def test_parameters_are_each_records_own(client: VLLMClient) -> None:
-    """Length, temperature, seed and stop; the same seed gives the same answer."""
+    """Length, temperature, seed and stop; the same seed returns the same answer."""
     one = _ask(
         client, prompt("hello", generation_config={"max_output_tokens": 3, "temperature": 0})
     )
@@ -113,7 +113,7 @@ def test_parameters_are_each_records_own(client: VLLMClient) -> None:
 
 
 def test_whole_requests(client: VLLMClient) -> None:
-    """Completions, a choice, and logprobs."""
+    """Completions with a choice, and with logprobs."""
     whole = {"prompt": "hi", "structured_outputs": {"choice": ["aa", "bb"]}, "logprobs": 1}
     completion = _ask(client, request_of({"request": whole}))
     assert completion.output in ("aa", "bb")
@@ -121,7 +121,7 @@ def test_whole_requests(client: VLLMClient) -> None:
 
 
 def test_structured_output(client: VLLMClient) -> None:
-    """The schema binds a model that says nonsense."""
+    """The schema constrains even a model that generates nonsense."""
     schema = {
         "type": "object",
         "properties": {"label": {"enum": ["x", "y"]}},
@@ -130,13 +130,13 @@ def test_structured_output(client: VLLMClient) -> None:
     }
     config = {"max_output_tokens": 60, "temperature": 0}
     completion = _ask(client, prompt("hi", output_schema=schema, generation_config=config))
-    compact = "".join(completion.output.split())  # it may fill its tokens with white space
+    compact = "".join(completion.output.split())  # the model may fill its tokens with white space
     assert compact
     assert any(f'{{"label":"{label}"}}'.startswith(compact) for label in "xy")
 
 
 def test_cached_tokens_are_counted(client: VLLMClient) -> None:
-    """Of a prefix that was there before."""
+    """A repeated prefix is cached."""
     text = "the same words again " * 40
     first = _ask(client, prompt(text, generation_config={"max_output_tokens": 1}))
     second = _ask(client, prompt(text, generation_config={"max_output_tokens": 1}))
@@ -157,14 +157,14 @@ def test_cached_tokens_are_counted(client: VLLMClient) -> None:
 def test_poison_costs_its_record(
     client: VLLMClient, request_: Request, error: type[RecordError]
 ) -> None:
-    """A refusal, classified by what vLLM sends, not by its words."""
+    """VLLM's refusal is classified by its fields, not by its text."""
     with pytest.raises(error):
         _ask(client, request_)
 
 
 @pytest.mark.parametrize("victim", ["server", "engine"])
 def test_a_kill_in_the_middle_of_a_run(client: VLLMClient, victim: str) -> None:
-    """Every record ends with an answer, at the cost of no attempt; exactly one restart."""
+    """Every record gets an answer without another attempt; exactly one restart."""
     server = client._servers[0]
     before = server.lease.state
 
@@ -184,22 +184,22 @@ def test_a_kill_in_the_middle_of_a_run(client: VLLMClient, victim: str) -> None:
     assert (after.restarts, after.generation) == (before.restarts + 1, before.generation + 1)
 
 
-def test_nothing_is_left_of_a_killed_owner(client: VLLMClient, backend: VLLMBackend) -> None:
-    """It shares the server, is then its only user, and gets SIGKILL: all is gone in ten seconds."""
+def test_nothing_is_left_of_a_killed_user(client: VLLMClient, backend: VLLMBackend) -> None:
+    """After SIGKILL to the server's last user, all its processes are gone within ten seconds."""
     state = client._servers[0].lease.state
     guard = processes.process(state.pid).parent
     mine = [state.keeper_pid, guard, state.pid]
     mine += [one.pid for one in processes.descendants(state.pid)]
     assert len(mine) >= 4
-    script = [sys.executable, "-c", OWNER, pickle.dumps(backend).hex()]
-    owner = subprocess.Popen(script, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    script = [sys.executable, "-c", USER, pickle.dumps(backend).hex()]
+    user = subprocess.Popen(script, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
-        assert owner.stdout.readline() == "ready\n"
+        assert user.stdout.readline() == "ready\n"
         lease.end_all()
         assert processes.process(state.pid) is not None
     finally:
-        owner.kill()
-        owner.communicate()
+        user.kill()
+        user.communicate()
 
     def left() -> list[int]:
         found = (processes.process(pid) for pid in mine)

@@ -1,4 +1,4 @@
-"""Makes a tiny Llama with random weights: offline, always the same. Run by vLLM's interpreter."""
+"""Generates a tiny Llama with fixed random weights, offline; run by vLLM's interpreter."""
 
 import os
 import random

@@ -1,1 +1,1 @@
-"""Counts of what was read and written, the reconciliation, and metrics."""
+"""Counts, reconciliation and metrics of a run."""

@@ -1,27 +1,27 @@
-"""What a run tells while it works: Beam metrics, and the same figures live in this process.
+"""Metrics of a running job: Beam metrics, and the same counts live in this process.
 
-Beam's counters reach the runner while a bundle works and when it ends, and are inflated by retried
-bundles: they are for watching, never for the reconciliation (`transforms.accounting.reconcile` counts elements
-and rows). Update them from Beam's own threads only; from the event loop's thread they vanish
-silently.
+Beam's counters reach the runner during a bundle and at its end, and retried bundles inflate them:
+use them for watching, never for the reconciliation (`transforms.accounting.reconcile` counts
+elements and rows). Update them only from Beam's own threads; from the event loop's thread they
+vanish silently.
 
-`LIVE` is what a progress bar in the same process reads; in a worker nobody looks at it.
+A progress bar in the same process reads `LIVE`; in a worker nothing does.
 
 .. code-block:: text
 
-    counters       asked_records  attempts  retries  throttled_ms  input_tokens  cached_input_tokens
-                   output_tokens  reasoning_tokens  failed_calls_<error_type>
+    counters       completed_records  attempts  retries  throttled_ms  input_tokens
+                   cached_input_tokens  output_tokens  reasoning_tokens  failed_calls_<error_type>
                    cumulativeThrottlingSeconds: read by Dataflow's autoscaler, which then does not
                    add workers against a quota
     distributions  latency_ms: of each call that succeeded
     gauges         in_flight_requests  in_flight_calls  concurrency_limit  rate_limit_per_minute
                    waiting_requests, of which backing_off_requests are between two attempts
-                   outage_s: how long the backend has been down, 0 while it is not
-                   and those of the backend's client, where it has any:
+                   outage_s: how long the backend has been unavailable, 0 while it is available
+                   and those of the backend's client, if any:
                    vllm    vllm_load_s  vllm_restarts  vllm_running_requests
                            vllm_waiting_requests  vllm_output_tokens_per_s
                            vllm_prefix_cache_hit_percent
-                   openai  of a vLLM or SGLang that tells: all of those but the first two;
+                   openai  if a vLLM or SGLang server exposes them: all but the first two;
                            with several servers: endpoints_down
 """
 
@@ -39,7 +39,7 @@ REPORT_EVERY_S = 1.0
 
 
 class LiveCounts:
-    """Counts that threads of one process add to and a progress bar reads."""
+    """Counts to which threads of one process add and which a progress bar reads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,7 +51,7 @@ class LiveCounts:
             self._counts[name] += amount
 
     def set(self, values: dict[str, int]) -> None:
-        """Replaces some counts: the state of the moment."""
+        """Sets some counts to their current value."""
         with self._lock:
             for name, value in values.items():
                 self._counts[name] = value
@@ -62,7 +62,7 @@ class LiveCounts:
             return dict(self._counts)
 
     def reset(self) -> None:
-        """Forgets everything: a new run begins in this process."""
+        """Clears all counts, for a new run in this process."""
         with self._lock:
             self._counts.clear()
 
@@ -71,37 +71,37 @@ LIVE = LiveCounts()
 
 
 class FailedCalls:
-    """Calls that failed, by error type: counted on the event loop, taken by Beam's threads."""
+    """Failed calls by error type: counted on the event loop, taken by Beam's threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: collections.Counter[str] = collections.Counter()
 
     def add(self, error_type: str) -> None:
-        """Counts one."""
+        """Counts one failed call."""
         with self._lock:
             self._counts[error_type] += 1
 
     def take(self) -> dict[str, int]:
-        """All since they were taken last."""
+        """Returns the counts since the last take."""
         with self._lock:
             taken, self._counts = self._counts, collections.Counter()
         return taken
 
 
 def beam_counter(name: str) -> Any:
-    """A Beam counter in our namespace."""
+    """A Beam counter in this package's namespace."""
     return Metrics.counter(NAMESPACE, name)
 
 
 def count(name: str, amount: int) -> None:
-    """Adds to a Beam counter and to `LIVE`; call it from Beam's threads, once a batch."""
+    """Adds to a Beam counter and to `LIVE`; call it from Beam's threads, once per batch."""
     beam_counter(name).inc(amount)
     LIVE.add(name, amount)
 
 
 class Calls(Protocol):
-    """What `CallMetrics` asks a dispatcher."""
+    """The dispatcher's counts that `CallMetrics` reports."""
 
     def gauges(self) -> dict[str, int]: ...
 
@@ -111,10 +111,10 @@ class Calls(Protocol):
 
 
 class CallMetrics:
-    """Metrics of one Beam thread that waits for a dispatcher; use it in that thread only.
+    """Metrics of one Beam thread that waits for a dispatcher; use it only in that thread.
 
-    Throttled time is this thread's share: the time for which it waited while the process was
-    throttled, as the runner compares it with the thread's own time.
+    Throttled time is this thread's share: how long it waited while the process was throttled,
+    because the runner compares it with the thread's own time.
     """
 
     _latency_ms = Metrics.distribution(NAMESPACE, "latency_ms")
@@ -128,9 +128,9 @@ class CallMetrics:
         self._due_at = time.monotonic() + REPORT_EVERY_S
 
     def count(self, outcome: Any) -> None:
-        """Notes one record's outcome."""
+        """Counts one record's outcome."""
         counts = self._counts
-        counts["asked_records"] += 1
+        counts["completed_records"] += 1
         counts["attempts"] += outcome.attempts
         counts["retries"] += max(0, outcome.attempts - 1)
         usage: Usage | None
@@ -147,17 +147,17 @@ class CallMetrics:
         counts["reasoning_tokens"] += usage.reasoning_tokens or 0
 
     def report_when_due(self) -> None:
-        """`report`, if the last time was a second ago; cheap enough for every record."""
+        """Reports if the last report was a second ago; cheap enough to call for every record."""
         if time.monotonic() >= self._due_at:
             self.report()
 
     def report(self) -> None:
-        """Gives everything since the last time to Beam; about once a second, and at the end."""
+        """Reports the counts since the last report to Beam; about once a second and at the end."""
         self._due_at = time.monotonic() + REPORT_EVERY_S
         for name, amount in self._counts.items():
             if amount:
                 beam_counter(name).inc(amount)
-        LIVE.add("asked", self._counts["asked_records"])
+        LIVE.add("completed", self._counts["completed_records"])
         self._counts.clear()
         for error_type, failed in self._calls.take_failed_calls().items():
             beam_counter(f"failed_calls_{error_type}").inc(failed)

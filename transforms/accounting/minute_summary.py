@@ -1,10 +1,10 @@
 """Run summaries of a streaming job: a row per minute of reading, revised until it reconciles.
 
-The sibling of `transforms.accounting.reconcile` for a run that has no end. What was read in a minute and what
-has become of it are summed in state, under the minute that travels with each record
-(`Record.read_minute`): event time will not do, because a batch that a timer hands over carries the
-timer's timestamp. ``difference = records - results - dead_letters`` is what is still under way, or
-lost.
+The sibling of `transforms.accounting.reconcile` for an unbounded run. State sums up the records
+read in a minute and their outcomes, under the minute that travels with each record
+(`Record.read_minute`): event time does not work, because a batch flushed by a timer carries the
+timer's timestamp. ``difference = records - results - dead_letters`` counts the records in progress,
+or lost.
 
 `minute_row` is the pure part; `transforms.accounting.minute_tally` counts, `SummariseMinutes` sums.
 """
@@ -34,12 +34,12 @@ from transforms.results.rows import SUMMARY_COLUMNS, Column, Row
 MINUTE_S = 60
 MINUTE_COLUMNS: tuple[Column, ...] = (
     *SUMMARY_COLUMNS,
-    Column("read_minute", "TIMESTAMP", help="Streaming: the minute of reading that it sums."),
-    Column("revision", "INT64", help="Streaming: the row with the highest one holds."),
-    Column("difference", "INT64", help="Streaming: records under way, or lost."),
+    Column("read_minute", "TIMESTAMP", help="Streaming: the minute of reading that it sums up."),
+    Column("revision", "INT64", help="Streaming: the row with the highest revision is valid."),
+    Column("difference", "INT64", help="Streaming: records in progress, or lost."),
     Column("expired", "BOOL", help="Streaming: given up; the difference will not change."),
 )
-"""A streaming run's summary: the batch columns, and four more; one table holds both."""
+"""A streaming run's summary: the columns of a batch run and four more; one table holds both."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def difference(tally: Tally) -> int:
 
 
 def minute_row(spec: SummarySpec, minute: int, count: MinuteCount, *, expired: bool = False) -> Row:
-    """The next row of a minute; ``reconciled`` if every record has ended."""
+    """The next row of a minute; ``reconciled`` if all its records have ended."""
     reports = [
         SinkReport(kind, "", "", count.tally.counts[kind]) for kind in ("results", "dead_letters")
     ]
@@ -70,12 +70,12 @@ def minute_row(spec: SummarySpec, minute: int, count: MinuteCount, *, expired: b
 
 
 class _SumMinuteDoFn(beam.DoFn):
-    """Keeps the sums of each minute; a row when they have changed, then nothing until they do.
+    """Keeps the sums of each minute; writes a row after a change, and none without one.
 
-    No timer sets itself again: a job with such a timer does not finish draining. The real-time timer
+    No timer sets itself again: a job with such a timer never finishes draining. The real-time timer
     that spaces the rows is paired with one at the end of the state's life in event time: draining
-    brings that about, too, and then it writes what is pending. (A real-time timer would hold the
-    watermark back for as long as it waits.)
+    fires it too, and then it writes the pending row. (A real-time timer would hold the watermark
+    back while it waits.)
     """
 
     ROW = TimerSpec("row", TimeDomain.REAL_TIME)
@@ -120,20 +120,20 @@ class _SumMinuteDoFn(beam.DoFn):
         known: MinuteCount | None = count.read()
         if known is None:
             return
-        if self._clock() < known.changed_s + self._keep_s / 2:  # drained, or the input has ended
+        if self._clock() < known.changed_s + self._keep_s / 2:  # drained, or the input ended
             yield from self._write(minute, count)
             return
         lost = difference(known.tally)
         if lost:
             self._expired_records.inc(abs(lost))
-            _LOGGER.error("minute %d is given up: %d of its records have not ended", minute, lost)
+            _LOGGER.error("minute %d expired: %d of its records have not ended", minute, lost)
         if lost or known.pending:
             yield from self._outputs(minute, known, expired=bool(lost))
         count.clear()
 
     def _write(self, minute: int, count: Any) -> Iterator[Written]:
         known: MinuteCount | None = count.read()
-        if known is not None and known.pending:  # else a timer came late: the row is written
+        if known is not None and known.pending:  # else a late timer: the row is already written
             yield from self._outputs(minute, known)
             count.write(dataclasses.replace(known, revision=known.revision + 1, pending=False))
 
@@ -147,13 +147,13 @@ class _SumMinuteDoFn(beam.DoFn):
 
 
 def watch(backlog: Backlog, minute: int, open_records: int) -> Backlog:
-    """The backlog with one minute's latest difference in it; a finished minute leaves it."""
+    """The backlog with a minute's latest difference; a finished minute leaves it."""
     kept = {known: records for known, records in backlog.open.items() if known != minute}
     return Backlog({**kept, minute: open_records} if open_records else kept)
 
 
 def gauges(backlog: Backlog, now_s: float) -> dict[str, int]:
-    """What `SummariseMinutes` reports of a backlog."""
+    """The gauges that `SummariseMinutes` reports for a backlog."""
     oldest = min(backlog.open, default=None)
     lag_s = 0 if oldest is None else max(0, round(now_s) - (oldest + 1) * MINUTE_S)
     return {
@@ -182,29 +182,29 @@ class _WatchBacklogDoFn(beam.DoFn):
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class SummariseMinutes(beam.PTransform):
-    """A summary row per minute of reading, written again with each change until it reconciles.
+    """Writes a summary row per minute of reading, and again after each change, until it reconciles.
 
-    Unbounded; in the global window, whatever the input's. Takes a PCollection of `MinuteTally`:
-    what was read (`TallyReadMinutes`) and what the sinks have taken (`MinuteTallies`), flattened,
-    in any order. A minute's row comes `every_s` after the minute's end, then at most every `every_s`
-    as long as something changes, and once more when the job is drained; the row with the highest
-    ``revision`` holds. Nothing is written for a minute that does not change.
+    Unbounded; in the global window, whatever the input's. Takes a PCollection of `MinuteTally`: the
+    inputs read (`TallyReadMinutes`) and the rows that the sinks have taken (`MinuteTallies`),
+    flattened, in any order. A minute's first row comes `every_s` after the minute's end, further
+    ones at most every `every_s` while something changes, and one more when the job is drained; the
+    row with the highest ``revision`` is valid. A minute without changes gets no row.
 
     State is bounded: `keep_s` after a minute's last change its state is dropped; if it does not
-    reconcile then, a last row says ``expired``, the counter ``expired_records`` counts its records,
-    and an error is logged. What is counted for it later starts at revision 1 again, so that the
-    earlier row still holds. Counts are exactly once where the runner's state is; with at-least-once
+    reconcile by then, a last row says ``expired``, the counter ``expired_records`` counts its
+    records, and an error is logged. Later counts for it start at revision 1 again, so that the
+    earlier row stays valid. Counts are exactly once if the runner's state is; with at-least-once
     processing they may be too high.
 
     Gauges, set with each row: ``backlog_records`` (the sum of the differences),
     ``oldest_unfinished_minute`` (minutes since the Unix epoch, -1 for none) and ``system_lag_s``
-    (since that minute's end, 0 for none).
+    (seconds since that minute's end, 0 for none).
 
     Args:
-      spec: What every row says of the run; where it is written is the caller's business.
+      spec: The facts about the run in every row; the caller writes the rows.
       every_s: Seconds between two rows of a minute.
-      keep_s: Seconds for which a minute is kept; seven days is what Pub/Sub keeps a message.
-      clock: Seconds since the epoch; for tests, whose runners have a clock of their own.
+      keep_s: Seconds for which a minute is kept; Pub/Sub keeps a message for seven days.
+      clock: Seconds since the epoch; for tests, whose runners have their own clock.
 
     Returns:
       A PCollection of rows of `MINUTE_COLUMNS` as JSON lines.

@@ -1,7 +1,8 @@
-"""What a streaming run counts: tallies by the minute in which a record was read.
+"""The counts of a streaming run, by the minute in which a record was read.
 
 The minute travels with the record (`Record.read_minute`). `MinuteTallies` counts within a bundle,
-`TallyReadMinutes` what was read; `transforms.accounting.minute_summary` makes rows of the sums.
+`TallyReadMinutes` counts the inputs read; `transforms.accounting.minute_summary` turns sums into
+rows.
 """
 
 import dataclasses
@@ -17,14 +18,14 @@ from transforms.accounting.tally import Tally, emit_tally
 from transforms.records.records import DeadLetter, Record
 
 UNKNOWN_MINUTE = 0
-"""Where records without a `read_minute` are counted."""
+"""The minute of records without a `read_minute`."""
 
 MinuteTally = tuple[int, Tally]
-"""Minutes since the Unix epoch, and what was counted for records that were read then."""
+"""Minutes since the Unix epoch, and the counts of the records read in that minute."""
 
 
 class MinuteTallies:
-    """What a DoFn counts within a bundle, by minute of reading; one small element per minute.
+    """The counts of a DoFn's bundle, by minute of reading; one small element per minute.
 
     >>> tallies = MinuteTallies()
     >>> tallies.of(29_000_000).counts["records"] += 1
@@ -43,22 +44,22 @@ class MinuteTallies:
         return self._tallies[minute]
 
     def take(self) -> list[MinuteTally]:
-        """Everything counted so far; counting starts anew."""
+        """Returns all counts so far and starts again at zero."""
         taken, self._tallies = list(self._tallies.items()), {}
         return taken
 
     def emit(self) -> Iterator[WindowedValue]:
-        """The same, as ``finish_bundle`` emits it."""
+        """The same counts, as outputs of ``finish_bundle``."""
         window = GlobalWindow()
         for tally in self.take():
             yield WindowedValue(tally, window.max_timestamp(), [window])
 
 
 class BundleTallies:
-    """What a sink's bundle counts: one sum, or one per minute of reading.
+    """The counts of a sink's bundle: one sum, or one per minute of reading.
 
     Args:
-      by_minute: The input has no end: count by minute.
+      by_minute: Count by minute, because the input is unbounded.
     """
 
     def __init__(self, *, by_minute: bool) -> None:
@@ -71,7 +72,7 @@ class BundleTallies:
         return self._minutes.of(read_minute) if self._by_minute else self._whole
 
     def emit(self) -> Iterator[TaggedOutput]:
-        """What a DoFn's ``finish_bundle`` gives: outputs ``minutes`` or ``tally``."""
+        """The outputs of a DoFn's ``finish_bundle``: ``minutes`` or ``tally``."""
         if not self._by_minute:
             yield emit_tally(self._whole)
             return
@@ -80,7 +81,7 @@ class BundleTallies:
 
 
 class _TallyReadDoFn(beam.DoFn):
-    """Counts records, or what could not be read: both were read."""
+    """Counts records, or unreadable inputs: both were read."""
 
     def start_bundle(self) -> None:
         self._tallies = MinuteTallies()
@@ -94,10 +95,10 @@ class _TallyReadDoFn(beam.DoFn):
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class TallyReadMinutes(beam.PTransform):
-    """Counts what was read, by minute; unbounded.
+    """Counts the inputs read, by minute; unbounded.
 
-    Takes ``(records, unread)``. Stands in front of the first shuffle, so that a record that is lost
-    behind it shows. Ids that occur again are not counted: that would keep every id for ever.
+    Takes ``(records, unread)``. It precedes the first shuffle, so that a record lost after it
+    shows. It does not count repeated ids: that would require to keep every id for ever.
 
     Returns:
       A PCollection of `MinuteTally`, a few per bundle.

@@ -1,8 +1,8 @@
 """The reconciliation: ``records = results + dead letters``, from what the sinks really hold.
 
-`summarise` and `check_reconciled` are the pure parts. `WriteRunSummary` compares what was counted as
-it was read (`transforms.accounting.tally`) with the sinks when they have finished, writes the summary and then
-raises if they do not agree: a run that lost a record is a failed run.
+`summarise` and `check_reconciled` are the pure parts. `WriteRunSummary` compares the counts of the
+read (`transforms.accounting.tally`) with the finished sinks, writes the summary and then raises if
+they do not agree: a run that lost a record is a failed run.
 """
 
 import collections
@@ -24,16 +24,16 @@ from transforms.results.rows import SUMMARY_COLUMNS, Column, Row, encode_row, no
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SummarySpec:
-    """Where the summary goes and what it says of the run.
+    """Where the summary is written, and what it says about the run.
 
     Attributes:
       run_id: The run.
-      started_at: When it was launched (RFC 3339).
+      started_at: When the run was launched (RFC 3339).
       pipeline_version: The release.
       config: The options, without secrets.
       table: ``<output_table>_runs``.
       path: ``DIR/run.json``.
-      sinks: How many sinks must report what they hold; None for any number.
+      sinks: The number of sinks that must report their rows; None for any number.
     """
 
     run_id: str
@@ -46,10 +46,10 @@ class SummarySpec:
 
 
 def summarise(spec: SummarySpec, total: Tally, reports: Sequence[SinkReport]) -> Row:
-    """The summary row; ``reconciled`` only if every sink holds exactly what was counted.
+    """The summary row; ``reconciled`` only if every sink holds exactly the rows counted for it.
 
-    ``results`` and ``dead_letters`` are the sinks' own counts; where two sinks of a kind disagree
-    it is the smaller one, so that what is missing shows.
+    ``results`` and ``dead_letters`` are the sinks' own counts; if two sinks of a kind disagree, it
+    is the smaller one, so that missing rows show.
     """
     counts = total.counts
     reports = _by_sink(reports)
@@ -88,7 +88,7 @@ def summarise(spec: SummarySpec, total: Tally, reports: Sequence[SinkReport]) ->
 
 
 def _by_sink(reports: Sequence[SinkReport]) -> list[SinkReport]:
-    """One report per sink: some report each bundle."""
+    """One report per sink: some sinks report each bundle."""
     rows: collections.Counter[tuple[str, str, str]] = collections.Counter()
     for report in reports:
         rows[report.kind, report.sink, report.location] += report.rows
@@ -96,11 +96,11 @@ def _by_sink(reports: Sequence[SinkReport]) -> list[SinkReport]:
 
 
 def check_reconciled(row: Row) -> None:
-    """Raises `NotReconciled`, saying by how many records, unless the summary is whole.
+    """Raises `NotReconciled`, with the number of records, unless the run reconciles.
 
     Raises:
-      NotReconciled: A sink does not hold what it should.
-      StoppedEarly: It does, but the run gave up before it had asked for every record.
+      NotReconciled: A sink does not hold the rows counted for it.
+      StoppedEarly: The run reconciles, but stopped before it had sent every record.
     """
     if row["reconciled"]:
         unsent = json_values.loads(row["dead_letters_by_error_type"]).get("not_attempted", 0)
@@ -120,7 +120,7 @@ def check_reconciled(row: Row) -> None:
             if difference > 0
             else f"{-difference:,} too many"
             if difference
-            else "in all none is missing, but a sink does not hold what was counted for it"
+            else "the total is right, but a sink does not hold the rows counted for it"
         )
     )
 
@@ -138,7 +138,7 @@ class _SummariseDoFn(beam.DoFn):
 
 
 def write_summary(spec: SummarySpec, row: Row) -> None:
-    """Writes the summary; a repeated attempt overwrites its own."""
+    """Writes the summary; a repeated attempt overwrites it."""
     line = encode_summary(row, SUMMARY_COLUMNS)
     if spec.table is not None:
         load_summary(spec.table, line, spec.run_id)
@@ -148,7 +148,7 @@ def write_summary(spec: SummarySpec, row: Row) -> None:
 
 
 def encode_summary(row: Row, columns: tuple[Column, ...]) -> bytes:
-    """The row as a JSON line; a sum beyond its column (servers report nonsense) is left out."""
+    """The row as a JSON line; a sum too large for its column (servers report nonsense) is NULL."""
     try:
         return encode_row(row, columns)
     except WriteRejected:
@@ -171,18 +171,18 @@ def _raise_unless_reconciled(row: Row) -> Row:
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class WriteRunSummary(beam.PTransform):
-    """Reconciles the run, writes its summary, and fails the run when it does not reconcile.
+    """Reconciles the run, writes its summary, and fails the run if it does not reconcile.
 
-    Runs after every load job and every file has been finished, because it waits for their reports.
-    The last step raises in a stage of its own, so that the summary is not written again.
+    It runs after every load job and file is finished, because it waits for the sinks' reports. The
+    last step raises in its own stage, so that the summary is not written again.
 
     Takes ``(tallies, reports)``.
 
     Args:
-      spec: Where the summary goes.
+      spec: Where the summary is written, and what it says about the run.
 
     Returns:
-      A PCollection of the one summary row.
+      A PCollection of one summary row.
     """
 
     spec: SummarySpec

@@ -1,8 +1,8 @@
-"""What each stage counts, element by element, for the reconciliation.
+"""The counts of each stage, element by element, for the reconciliation.
 
-A `Tally` is summed within a bundle and leaves it as one element: counting costs a record about a
-microsecond and no shuffle. It travels with the bundle's output, so a bundle that is retried counts
-once, which Beam's metrics do not promise.
+A `Tally` sums up a bundle and leaves it as one element: counting costs about a microsecond per
+record and no shuffle. It travels with the bundle's output, so a retried bundle counts once, which
+Beam's metrics do not promise.
 """
 
 import collections
@@ -33,7 +33,7 @@ class Tally:
       counts: ``records``, ``results``, ``dead_letters``, ``duplicate_ids``, ``requests_sent``,
         ``retries``, ``throttled_ms``, ``from_ledger`` and the token sums.
       error_types: Dead letters by error type.
-      cost_usd: Sum of the known list prices; None while none is known.
+      cost_usd: Sum of the known list prices; None if none is known.
     """
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -71,11 +71,11 @@ class Tally:
 
     def _add_tokens(self, values: dict[str, Any]) -> None:
         for name in _SUMS:
-            if type(values[name]) is int:  # a server may report anything
+            if type(values[name]) is int:  # servers may report anything
                 self.counts[name] += values[name]
 
     def add(self, other: "Tally") -> None:
-        """Adds another's sums."""
+        """Adds the sums of another tally."""
         self.counts.update(other.counts)
         self.error_types.update(other.error_types)
         self._add_cost(other.cost_usd)
@@ -90,18 +90,18 @@ class Tally:
 
 
 def emit_tally(tally: Tally) -> TaggedOutput:
-    """A bundle's tally, as ``finish_bundle`` emits it."""
+    """A bundle's tally as an output of ``finish_bundle``."""
     window = GlobalWindow()
     return TaggedOutput("tally", WindowedValue(tally, window.max_timestamp(), [window]))
 
 
 _PARTITIONS = 64
 IdHashes = tuple[int, bytes]
-"""A partition of the hash space, and 8-byte hashes of the ids that fell into it."""
+"""A partition of the hash space, and the 8-byte hashes of the ids in it."""
 
 
 class _TallyRecordsDoFn(beam.DoFn):
-    """Counts, and collects a 64-bit hash of each id; one small element per partition and bundle."""
+    """Counts records and collects 64-bit hashes of ids; one element per partition and bundle."""
 
     def start_bundle(self) -> None:
         self._count = 0
@@ -138,7 +138,7 @@ class _TallyUnreadDoFn(beam.DoFn):
 
 
 def count_duplicates(hashes: Sequence[bytes]) -> int:
-    """How many ids are not the first of their kind, by their packed 8-byte hashes.
+    """The number of ids that repeat an earlier one, from their packed 8-byte hashes.
 
     Two different ids share a hash with probability n²/2⁶⁵: 3 in a million for ten million records.
     """
@@ -154,10 +154,11 @@ def _duplicates_tally(partition: tuple[int, Iterable[bytes]]) -> Tally:
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class TallyRecords(beam.PTransform):
-    """Counts what was read, and ids that occur more than once; bounded.
+    """Counts the inputs read, and ids that occur more than once; bounded.
 
-    `transforms.accounting.minute_tally.TallyReadMinutes` is for what never ends. Takes ``(records, unread)``, gives a PCollection of `Tally`. Only hashes are shuffled, eight
-    bytes a record, in 64 groups: an id that ten million records share does no harm.
+    `transforms.accounting.minute_tally.TallyReadMinutes` does it for unbounded inputs. Takes
+    ``(records, unread)``, returns a PCollection of `Tally`. Only hashes are shuffled, eight bytes
+    per record, in 64 groups: ten million records with the same id do no harm.
     """
 
     def __post_init__(self) -> None:

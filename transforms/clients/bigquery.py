@@ -1,4 +1,4 @@
-"""BigQuery tables: their names, how they are created, counted, and given a summary row."""
+"""BigQuery tables: their names, their creation, their row counts and their summary rows."""
 
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ class TableName:
         """Reads ``project:dataset.table``, ``project.dataset.table`` or ``dataset.table``.
 
         Raises:
-          ConfigurationError: It is none of them.
+          ConfigurationError: The text is none of them.
         """
         found = _TABLE.fullmatch(text)
         project = (found and (found["project"] or default_project)) or None
@@ -47,7 +47,7 @@ class TableName:
         return cls(project, found["dataset"], found["table"])
 
     def sibling(self, suffix: str) -> "TableName":
-        """The table beside it whose name has a suffix."""
+        """The table in the same dataset whose name has a suffix."""
         return dataclasses.replace(self, table=self.table + suffix)
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class TableName:
 def make_client(
     project: str, location: str | None = None, labels: Mapping[str, str] | None = None
 ) -> "bigquery.Client":
-    """A BigQuery client whose jobs carry labels; ``BIGQUERY_EMULATOR_HOST`` points it elsewhere."""
+    """A BigQuery client whose jobs have labels; ``BIGQUERY_EMULATOR_HOST`` redirects it."""
     from google.cloud import bigquery
 
     return bigquery.Client(
@@ -69,7 +69,7 @@ def make_client(
 
 
 def bigquery_schema(columns: Sequence[Column]) -> "list[bigquery.SchemaField]":
-    """The columns as BigQuery's client wants them."""
+    """The columns in the form of BigQuery's client."""
     from google.cloud import bigquery
 
     return [
@@ -86,16 +86,16 @@ def bigquery_schema(columns: Sequence[Column]) -> "list[bigquery.SchemaField]":
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TableSpec:
-    """A table that this project writes, and how it is made when it is missing.
+    """A table that this project writes, and how it is created if missing.
 
     Attributes:
       name: The table.
-      columns: What its rows hold.
-      partition_by: The TIMESTAMP column whose days partition it.
+      columns: The columns of its rows.
+      partition_by: The TIMESTAMP column that partitions it by day.
       cluster_by: The columns that order it within a day.
-      job_project: Who pays for jobs; None for the table's own project.
+      job_project: The project that pays for jobs; None for the table's own project.
       location: The dataset's location; None lets BigQuery find it.
-      labels: Labels of jobs and of a table that is made.
+      labels: Labels of jobs and of a newly created table.
     """
 
     name: TableName
@@ -111,12 +111,12 @@ class TableSpec:
         return make_client(self.job_project or self.name.project, self.location, self.labels)
 
     def job_id(self, run_id: str, purpose: str) -> str:
-        """The id of a run's job on this table: the same for each attempt, no other's."""
+        """The id of a run's job on this table: the same for all attempts, unique otherwise."""
         table = hashlib.sha256(str(self.name).encode()).hexdigest()[:12]
         return f"{run_id}-{purpose}-{table}"
 
     def create(self, client: "bigquery.Client") -> None:
-        """Makes the table; no error when it is there."""
+        """Creates the table if it does not exist."""
         from google.cloud import bigquery
 
         table = bigquery.Table(str(self.name), schema=bigquery_schema(self.columns))
@@ -126,16 +126,16 @@ class TableSpec:
         client.create_table(table, exists_ok=True)
 
     def make_view(self, client: "bigquery.Client", sql: str) -> None:
-        """Makes the view beside the table; one that cannot be made is no reason to fail."""
+        """Creates the view beside the table; only warns if that fails."""
         from google.api_core.exceptions import GoogleAPICallError
 
         try:
             client.query(sql).result()
         except GoogleAPICallError as error:
-            _log.warning("view %s_latest was not made: %s", self.name, error)
+            _log.warning("cannot create the view %s_latest: %s", self.name, error)
 
     def count(self, client: "bigquery.Client", run_id: str, started_at: str) -> int:
-        """How many rows of a run the table holds."""
+        """The number of rows of a run in the table."""
         from google.cloud import bigquery
 
         parameters = [
@@ -151,7 +151,7 @@ class TableSpec:
 
 
 def load_summary(spec: TableSpec, line: bytes, run_id: str) -> None:
-    """Adds one row to a run-summary table; idempotent by the job's id."""
+    """Appends one row to a run-summary table; idempotent by the job's id."""
     from google.api_core.exceptions import Conflict
     from google.cloud import bigquery
 

@@ -1,7 +1,7 @@
 """Bearer tokens of the environment's Google credentials, fetched off the event loop.
 
-google-auth blocks: it reads files, asks the metadata server and signs. All of that happens in a
-thread, under one lock, before the old token expires; a request in between pays one comparison.
+google-auth blocks: it reads files, calls the metadata server and signs. All of that runs in a
+thread, under one lock, before the old token expires; other requests pay one comparison.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ REMEDY = (
     "account that may call the model"
 )
 PAUSE_AFTER_FAILURE_S = 5.0
-"""How long a failed refresh is not repeated: a thousand requests must not ask one by one."""
+"""Pause after a failed refresh: a thousand requests must not retry it one by one."""
 
 
 class GoogleAuth:
@@ -33,7 +33,7 @@ class GoogleAuth:
         self._credentials = credentials
         self._lock = asyncio.Lock()
         self._headers: Mapping[str, str] = {}
-        self._failure: _Failure | None = None
+        self._failure: _RefreshFailure | None = None
         self._pause_until = 0.0
 
     @classmethod
@@ -41,7 +41,7 @@ class GoogleAuth:
         """Finds the environment's credentials and fetches the first token.
 
         Raises:
-          BackendUnusable: There are none, or no token can be had for them.
+          BackendUnusable: There are none, or they get no token.
         """
         try:
             import google.auth.exceptions
@@ -81,34 +81,34 @@ class GoogleAuth:
             self._headers = self._bearer()  # a stale token lives for minutes: better than none
             return self._headers
 
-    async def _refresh(self) -> "_Failure | None":
+    async def _refresh(self) -> "_RefreshFailure | None":
         import google.auth.exceptions
         from google.auth.transport.requests import Request
 
         try:
             await asyncio.to_thread(self._credentials.refresh, Request())
         except google.auth.exceptions.RefreshError as error:
-            return _Failure(_said(error), refused=not error.retryable)
+            return _RefreshFailure(_said(error), refused=not error.retryable)
         except google.auth.exceptions.GoogleAuthError as error:
-            return _Failure(_said(error), refused=False)
+            return _RefreshFailure(_said(error), refused=False)
         return None
 
     def _bearer(self) -> Mapping[str, str]:
         headers = {"Authorization": f"Bearer {self._credentials.token}"}
         project = getattr(self._credentials, "quota_project_id", None)
-        if project:  # a person's own credentials name the project that is billed
+        if project:  # a user's own credentials name the project to bill
             headers["x-goog-user-project"] = project
         return headers
 
 
-class _Failure(NamedTuple):
-    """Why there is no token."""
+class _RefreshFailure(NamedTuple):
+    """The reason why there is no token."""
 
     reason: str
     refused: bool
 
     def error(self) -> RecordError:
-        """A new error of this failure: each request raises its own."""
+        """A new error for this failure: each request raises its own."""
         message = f"no Google token: {self.reason}"
         if self.refused:
             return Forbidden(message, cause=Cause.CREDENTIALS)
@@ -116,12 +116,12 @@ class _Failure(NamedTuple):
 
 
 def _said(error: Exception) -> str:
-    """The message of an error of google-auth: its arguments also hold whole replies."""
+    """The message of a google-auth error, whose other arguments hold whole replies."""
     return str(error.args[0] if error.args else error)[:500]
 
 
 def vertex_base_url(location: str, override: str | None = None) -> str:
-    """Where Vertex AI's API is: the override, else ``GOOGLE_VERTEX_BASE_URL``, else Google's host.
+    """The base URL of Vertex AI: the override, else ``GOOGLE_VERTEX_BASE_URL``, else Google's host.
 
     >>> vertex_base_url("europe-west4", override=None)
     'https://europe-west4-aiplatform.googleapis.com'
@@ -137,10 +137,10 @@ def vertex_base_url(location: str, override: str | None = None) -> str:
 
 
 async def auth_for(base_url: str) -> GoogleAuth:
-    """The authorization for an address; a made-up token where plain HTTP would show a real one.
+    """The authorization for a base URL; a fake token for plain HTTP, which would expose a real one.
 
     Raises:
-      BackendUnusable: The address needs credentials and there are none.
+      BackendUnusable: The URL needs credentials and there are none.
     """
     if base_url.startswith("https://"):
         return await GoogleAuth.open()

@@ -1,7 +1,7 @@
-"""Secrets by their resource name in Secret Manager, read where they are used.
+"""Secrets by their resource name in Secret Manager, read by the worker that uses them.
 
 Only the name travels with the pipeline: the value is in no flag, job graph, display data, log or
-error message, and on a worker in its memory alone.
+error message, only in a worker's memory.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from transforms.clients.http import JsonClient, shaped
 from transforms.records.errors import BackendUnusable, ConfigurationError, RecordError
 
 BASE_URL_VARIABLE = "SECRET_MANAGER_BASE_URL"
-"""Leads to another server than Google's: a test's."""
+"""Names another server than Google's, for tests."""
 ATTEMPTS = 5
 PAUSE_S = 1.0
-"""Before the second attempt; then twice as long each time."""
+"""Pause before the second attempt; it doubles with each further one."""
 TIMEOUT_S = 20.0
 _NAME = re.compile(
     r"projects/[^/\s]+/(?:locations/(?P<location>[a-z0-9-]+)/)?secrets/[A-Za-z0-9_-]{1,255}"
@@ -26,10 +26,10 @@ _NAME = re.compile(
 
 
 def check_secret_name(name: str, flag: str) -> str:
-    """The name of a secret's version, as it stands.
+    """The name of a secret's version, unchanged.
 
     Raises:
-      ConfigurationError: It is none. The message leaves it out: it may be the secret itself.
+      ConfigurationError: It is not such a name. The message omits it: it may be the secret itself.
     """
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
@@ -40,7 +40,7 @@ def check_secret_name(name: str, flag: str) -> str:
 
 
 def base_url(name: str) -> str:
-    """Where a secret is served: a regional one only in its region.
+    """The base URL that serves a secret: a regional secret is served only in its region.
 
     >>> base_url("projects/p/locations/europe-west4/secrets/s/versions/1")
     'https://secretmanager.europe-west4.rep.googleapis.com'
@@ -56,14 +56,14 @@ def base_url(name: str) -> str:
 async def read_secret(name: str, *, pause_s: float = PAUSE_S) -> str:
     """The value of a secret's version, without white space around it.
 
-    Outages and throttling are waited out, in `ATTEMPTS` attempts.
+    Outages and throttling are retried, up to `ATTEMPTS` attempts.
 
     Args:
       name: ``projects/P/secrets/S/versions/V``, or with ``locations/L``.
-      pause_s: Before the second attempt.
+      pause_s: Pause before the second attempt.
 
     Raises:
-      BackendUnusable: It does not exist, may not be read, is empty or no text.
+      BackendUnusable: The secret does not exist, may not be read, is empty or is not text.
     """
     url = base_url(name)
     auth = await auth_for(url)

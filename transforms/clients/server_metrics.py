@@ -1,4 +1,4 @@
-"""What a server says of itself at ``/metrics``, as the few figures worth watching."""
+"""A model server's ``/metrics`` page, reduced to the few metrics worth watching."""
 
 import math
 import re
@@ -16,16 +16,16 @@ _WANTED = {
     "sglang:generation_tokens_total": "output_tokens",
 }
 Page = Mapping[str, float]
-"""The wanted figures of one server."""
+"""The wanted metrics of one server."""
 READ_EVERY_S = 1.0
-_WHILE_IT_CLIMBS = 0.25
-"""The share of that time after which a server is read again that can use more and more."""
+_GROWING_SHARE = 0.25
+"""The interval is this share of it while a server can use more and more requests."""
 _QUEUE = 1.25
 _LEAST = 32
 
 
 def read_metrics(text: str) -> dict[str, float]:
-    r"""The wanted figures of a page in Prometheus' format, engines of one server added up.
+    r"""The wanted metrics of a page in Prometheus' format, summed over a server's engines.
 
     >>> read_metrics('vllm:num_requests_running{engine="0"} 3.0\nother 1')
     {'running': 3.0}
@@ -38,23 +38,24 @@ def read_metrics(text: str) -> dict[str, float]:
 
 
 def read_page(page: bytes) -> dict[str, float]:
-    """`read_metrics` of a page as it came."""
+    """`read_metrics` of a page's bytes."""
     return read_metrics(page.decode("utf-8", "replace"))
 
 
 def wanted_in_flight(now: Mapping[str, float], in_flight: int, before: int) -> int:
-    """How many requests a server can use at once from this process; 0 where nothing is known.
+    """How many requests a server can process at once from this process; 0 if unknown.
 
-    A queue of a quarter of what runs keeps it full: what ends is replaced at once. Who else asks the
-    server lengthens or shortens the queue as well, each by the share of what the server holds, so
-    that all together get to that queue, however many they are. While nothing waits, twice as many
-    are tried, provided that what is in flight does run: else it is held up on its way, and more
-    would be, too. A server that preempts (its cache is full) runs fewer, and gets fewer.
+    A queue of a quarter of the running requests keeps it full: a request that ends is replaced
+    immediately. Other clients of the server lengthen or shorten the queue as well, each by its
+    share of the server's requests, so that together they arrive at that queue, however many they
+    are. While none waits, twice as many are tried, provided that those in flight do run: else
+    something before the server delays them, and would delay more. A server that preempts (its cache
+    is full) runs fewer, and gets fewer.
 
     Args:
-      now: What the server tells.
-      in_flight: Requests that it has from this process.
-      before: What this function gave last.
+      now: The server's metrics.
+      in_flight: The server's requests from this process.
+      before: The last result of this function.
 
     >>> wanted_in_flight({"running": 32.0, "waiting": 0.0}, in_flight=32, before=0)
     64
@@ -75,12 +76,12 @@ def wanted_in_flight(now: Mapping[str, float], in_flight: int, before: int) -> i
 
 
 class Figures:
-    """What one or several servers tell, read again and again.
+    """The metrics of one or several servers, read at intervals.
 
     Attributes:
-      wanted: How many requests they can use at once from this process; 0 while that is not known.
-      gauges: The state of the moment; empty while none tells.
-      again_s: How soon they are to be read again, in seconds.
+      wanted: How many requests they can process at once from this process; 0 while unknown.
+      gauges: Their current gauges; empty while no server has any.
+      again_s: The time until the next reading, in seconds.
     """
 
     def __init__(self) -> None:
@@ -91,11 +92,11 @@ class Figures:
         self._read_at = 0.0
 
     def read(self, pages: Mapping[str, Page], in_flight: int, now: float) -> None:
-        """Takes in the pages of all servers that tell, by their names.
+        """Adds the pages of all servers that have one, by server.
 
         Args:
-          pages: What each tells.
-          in_flight: Requests that they have from this process.
+          pages: The servers' metrics.
+          in_flight: Their requests from this process.
           now: The time, in seconds of any monotonic clock.
         """
         before, self._pages = self._pages, pages
@@ -104,13 +105,13 @@ class Figures:
             self.wanted, self.gauges, self.again_s = 0, {}, READ_EVERY_S
             return
         wanted, self.wanted = self.wanted, wanted_in_flight(added(pages), in_flight, self.wanted)
-        climbs = in_flight > 0 and (self.wanted > wanted or not wanted)
-        self.again_s = _WHILE_IT_CLIMBS * READ_EVERY_S if climbs else READ_EVERY_S
+        grows = in_flight > 0 and (self.wanted > wanted or not wanted)
+        self.again_s = _GROWING_SHARE * READ_EVERY_S if grows else READ_EVERY_S
         self.gauges = gauges_between(before, pages, seconds)
 
 
 def added(pages: Mapping[str, Page]) -> dict[str, float]:
-    """The figures of several servers, added up."""
+    """The metrics of several servers, summed."""
     names = {name for page in pages.values() for name in page}
     return {name: sum(page.get(name, 0.0) for page in pages.values()) for name in names}
 
@@ -118,9 +119,9 @@ def added(pages: Mapping[str, Page]) -> dict[str, float]:
 def gauges_between(
     before: Mapping[str, Page], now: Mapping[str, Page], seconds: float
 ) -> dict[str, int]:
-    """Gauges from two readings of some servers, so many seconds apart.
+    """Gauges from two readings of some servers, ``seconds`` apart.
 
-    What a counter holds at its server's first reading, or after a restart, was not made between.
+    A counter's value at its server's first reading, or after a restart, does not count as growth.
 
     >>> before, now = {"output_tokens": 10.0}, {"output_tokens": 110.0, "running": 4.0}
     >>> gauges_between({"a": before}, {"a": now, "b": {"output_tokens": 1e9}}, 10)
@@ -140,7 +141,7 @@ def gauges_between(
 
 
 def _growth(before: Page, now: Page) -> dict[str, float]:
-    """By how much each figure of one server has grown, of those that are in both readings."""
+    """The growth of each metric of one server that both readings have."""
     return {
         name: now[name] - before[name] for name in now if before.get(name, math.inf) < now[name]
     }

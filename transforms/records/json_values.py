@@ -1,6 +1,6 @@
 r"""One way from any value to JSON, for every source, hash, coder and sink.
 
-What JSON cannot hold is escaped rather than refused, so that one odd value never fails a load:
+Values that JSON cannot hold are escaped, not refused, so that one odd value never fails a load:
 
 ============================  ==========================================================
 value                         becomes
@@ -31,7 +31,7 @@ from typing import Any
 import orjson
 
 MAX_DEPTH = 200
-"""Deepest nesting that is read: the parsers and writers behind it stop at about 250 levels."""
+"""Deepest nesting accepted: parsers and writers further on stop at about 250 levels."""
 
 _EXACT_FLOAT_BELOW = 2.0**63
 _BIG_OPTIONS: dict[str, Any] = {
@@ -42,11 +42,11 @@ _BIG_OPTIONS: dict[str, Any] = {
 
 
 def loads(text: bytes | str, max_depth: int = MAX_DEPTH) -> Any:
-    """Parses JSON and normalises it; integers of any size stay exact, NaN and Infinity are read.
+    """Parses JSON and normalises it; big integers stay exact, NaN and Infinity are accepted.
 
     Args:
       text: The JSON.
-      max_depth: How many lists and objects may stand in each other.
+      max_depth: How deep lists and objects may be nested.
 
     Raises:
       UnicodeDecodeError: The bytes are not UTF-8.
@@ -70,7 +70,7 @@ def loads(text: bytes | str, max_depth: int = MAX_DEPTH) -> Any:
 
 
 def check_depth(value: Any, max_depth: int = MAX_DEPTH) -> None:
-    """Raises `ValueError` when more lists and objects than `max_depth` stand in each other."""
+    """Raises `ValueError` if lists and objects are nested deeper than `max_depth`."""
     kind = type(value)
     if kind is dict:
         value = value.values()
@@ -85,7 +85,7 @@ def check_depth(value: Any, max_depth: int = MAX_DEPTH) -> None:
 
 
 def _needs_care(value: Any, max_depth: int) -> bool:
-    """Whether orjson may have read an integer beyond 64 bits as a float, or it is too deep."""
+    """Whether orjson may have read an integer beyond 64 bits as a float, or nesting is too deep."""
     kind = type(value)
     if kind is float:
         return not -_EXACT_FLOAT_BELOW < value < _EXACT_FLOAT_BELOW
@@ -104,7 +104,7 @@ def _needs_care(value: Any, max_depth: int) -> bool:
 
 
 def dumps(value: Any) -> bytes:
-    """Compact JSON of a JSON value, in the order of its keys."""
+    """Compact JSON of a JSON value, with keys in their order."""
     try:
         return orjson.dumps(value)
     except TypeError:  # integers beyond 64 bits, lone surrogates, deep nesting
@@ -112,7 +112,7 @@ def dumps(value: Any) -> bytes:
 
 
 def canonical(value: Any) -> bytes:
-    """Compact JSON with sorted keys: equal values give equal bytes."""
+    """Compact JSON with sorted keys: equal values have equal bytes."""
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except TypeError:
@@ -139,7 +139,7 @@ def _with_fragments(value: Any) -> Any:
 
 
 def clean_text(text: str) -> str:
-    """The text with lone surrogates escaped; the same object when there are none."""
+    """The text with lone surrogates escaped; the same object if it has none."""
     if text.isascii():
         return text
     try:
@@ -150,7 +150,7 @@ def clean_text(text: str) -> str:
 
 
 def to_json_value(value: Any) -> Any:
-    """Any value as a JSON value, by the table above; what it does not name becomes its text."""
+    """Any value as a JSON value, by the table above; values of other types become their text."""
     if isinstance(value, str):
         return clean_text(value)
     if value is None or isinstance(value, (bool, int)):
@@ -179,10 +179,10 @@ def to_json_value(value: Any) -> Any:
 
 
 def rfc3339(moment: dt.datetime) -> str:
-    """``2026-11-21T08:00:00.123456Z``; a naive datetime is taken as UTC."""
+    """``2026-11-21T08:00:00.123456Z``; a naive datetime counts as UTC."""
     if moment.tzinfo is not None:
         try:
             moment = moment.astimezone(dt.timezone.utc).replace(tzinfo=None)
-        except OverflowError:  # UTC has left the years 1 to 9999
+        except OverflowError:  # in UTC the year is outside 1 to 9999
             return moment.isoformat()
     return moment.isoformat() + "Z"

@@ -1,7 +1,7 @@
 """Media: fields that hold the URIs of images, PDF, audio and video become parts of a request.
 
-A part is in no provider's dialect, ``{"type": "media", "uri": …, "mime_type": …}``; each backend
-translates it. No object is opened here: whoever serves the model reads it by its URI.
+A part is provider-neutral, ``{"type": "media", "uri": …, "mime_type": …}``; each backend translates
+it. Nothing here opens an object: the model's server reads it by its URI.
 
 >>> parts_of(MediaField.parse("photo"), "gs://shop/7.webp", {})
 [{'type': 'media', 'uri': 'gs://shop/7.webp', 'mime_type': 'image/webp'}]
@@ -17,7 +17,7 @@ from transforms.records.errors import ConfigurationError, InvalidRequest, Missin
 from transforms.records.records import Json
 
 TOKENS_PER_PART = 258
-"""What Gemini counts for an image or a page. How long audio, video and PDF are is not known here."""
+"""Gemini's count for an image or a page. The length of audio, video and PDF is unknown here."""
 
 _SHOWN_CHARS = 80
 _URI = re.compile(r"gs://[^/\s]+/[^\r\n]+|https://[^/?#\s]\S*")
@@ -26,10 +26,10 @@ _UNKNOWN = "application/octet-stream"
 _USER = re.compile(r"(?<=://)[^/@\s]*@")
 _QUERY = re.compile(r"[?#]")
 
-# `MimeTypes` holds Python's own table alone. The function `mimetypes.guess_type` also reads the
+# `MimeTypes` holds only Python's own table. The function `mimetypes.guess_type` also reads the
 # machine's files, and the type is part of the fingerprint: it must be the same on every worker.
-# Below, what that table lacks, has only in some versions of Python, or calls by a name that model
-# servers do not take.
+# The entries below are missing in that table, exist only in some versions of Python, or have a name
+# there that model servers do not accept.
 _BY_SUFFIX: Mapping[str, str] = {
     **mimetypes.MimeTypes().types_map[True],
     ".webp": "image/webp",
@@ -61,8 +61,8 @@ class MediaField:
 
     Attributes:
       name: The field.
-      mime_type: Of all its URIs; None tells it from the URI.
-      mime_type_field: The field that holds the MIME type, where the record knows it itself.
+      mime_type: The MIME type of all its URIs; None to derive it from each URI.
+      mime_type_field: The field that holds the MIME type, if the record has one.
     """
 
     name: str
@@ -74,7 +74,7 @@ class MediaField:
         """Reads ``photo`` or ``photo:image/jpeg``.
 
         Raises:
-          ConfigurationError: It is neither.
+          ConfigurationError: The text is neither.
         """
         name, colon, mime_type = text.partition(":")
         if not name or (colon and not _MIME_TYPE.fullmatch(mime_type)):
@@ -86,7 +86,7 @@ class MediaField:
 
 
 def check_fields(fields: Iterable[MediaField]) -> None:
-    """Raises `ConfigurationError` when a field is named twice."""
+    """Raises `ConfigurationError` if a field is named twice."""
     names = [field.name for field in fields]
     for name in names:
         if names.count(name) > 1:
@@ -97,13 +97,13 @@ def parts_of(field: MediaField, value: Json, record: Mapping[str, Json]) -> list
     """The parts of one field, in order.
 
     Args:
-      field: Which field, and how its MIME type is told.
-      value: What it holds, not NULL.
-      record: All fields, for the one that holds the MIME type.
+      field: The field, and the source of its MIME type.
+      value: The field's value, not NULL.
+      record: All fields, among them the one that holds the MIME type.
 
     Raises:
-      MissingField: An empty list: BigQuery reads a repeated column that is NULL as one.
-      InvalidRequest: A value that is no URI, or a MIME type that cannot be told.
+      MissingField: The list is empty: BigQuery reads a repeated column that is NULL as one.
+      InvalidRequest: A value is not a URI, or has an unknown MIME type.
     """
     mime_type = field.mime_type
     if mime_type is None and field.mime_type_field is not None:
@@ -122,19 +122,19 @@ def parts_of(field: MediaField, value: Json, record: Mapping[str, Json]) -> list
 
 
 def media_part(uri: Json, mime_type: Json, where: str, remedy: str) -> dict[str, Json]:
-    """One part; a MIME type that is not given is told from the URI.
+    """One part; without a MIME type, its URI determines it.
 
     Args:
-      uri: What should be a ``gs://`` or ``https://`` URI.
-      mime_type: The MIME type, if it is known.
-      where: What held it, for the message.
-      remedy: How to give a MIME type, for the message.
+      uri: A ``gs://`` or ``https://`` URI.
+      mime_type: The MIME type, if known.
+      where: The place of the value, for the message.
+      remedy: How to set a MIME type, for the message.
 
     Raises:
-      InvalidRequest: It is no such URI, or its MIME type cannot be told.
+      InvalidRequest: The value is not such a URI, or its MIME type is unknown.
     """
     if not isinstance(uri, str) or not _URI.fullmatch(uri):
-        raise InvalidRequest(f"{where}: {shown(uri)} is no gs:// or https:// URI")
+        raise InvalidRequest(f"{where}: {shown(uri)} is not a gs:// or https:// URI")
     mime_type = mime_type or guess_mime_type(uri)
     if not isinstance(mime_type, str) or not _MIME_TYPE.fullmatch(mime_type):
         raise InvalidRequest(
@@ -154,7 +154,7 @@ def guess_mime_type(uri: str) -> str | None:
 
 
 def shown(value: Json) -> str:
-    """A value for an error message: short, without what a URI may hold of secrets.
+    """A value for an error message: short, without the parts of a URI that may hold secrets.
 
     >>> shown("https://user:word@host/a.jpg?signature=secret")
     "'https://host/a.jpg'"

@@ -1,10 +1,10 @@
-"""Order: requests that begin alike next to each other, so that a server computes the beginning once.
+"""Order: requests with a common beginning side by side, so that a server computes it once.
 
-A server with a prefix cache (vLLM, SGLang, OpenAI's and Google's own) keeps what it has computed of
-a prompt for a while. Prompts that share their beginning profit when they come close together.
+A server with a prefix cache (vLLM, SGLang, OpenAI's and Google's own) keeps its computation of a
+prompt for a while. Prompts with the same beginning profit if they arrive close together.
 
-`prefix_text` is the pure part, `OrderByPrefix` the transform for a whole data set; within a batch
-`transforms.requests.batch.BatchRequests` orders by the same text.
+`prefix_text` is the pure part, `OrderByPrefix` the transform for a whole data set;
+`transforms.requests.batch.BatchRequests` orders by the same text within a batch.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ _WHOLE = ("messages", "prompt", "input", "text", "contents", "instance")
 
 
 def prefix_text(request: Request) -> str:
-    r"""What a model reads, from its beginning: requests with a common prefix sort side by side.
+    r"""The text a model reads, from its start: requests with a common prefix sort side by side.
 
     >>> from transforms.records.records import Record
     >>> body = {"messages": [{"role": "system", "content": "Be brief."},
@@ -37,7 +37,7 @@ def prefix_text(request: Request) -> str:
 
 
 def _texts(part: Any) -> Iterable[str]:
-    """The texts of a chat or a prompt, in their order; of what has none, its JSON."""
+    """The texts of a chat or a prompt, in order; the JSON of a part without text."""
     if isinstance(part, str):
         yield part
     elif isinstance(part, list):
@@ -51,9 +51,9 @@ def _texts(part: Any) -> Iterable[str]:
 
 
 def group_of(request: Request, prefix_chars: int, shards: int) -> int:
-    """The group of a request: one of so many that hold its prefix.
+    """The group of a request: one of the ``shards`` groups of its prefix.
 
-    The same in every run and on every worker.
+    It is the same in every run and on every worker.
     """
     prefix = zlib.crc32(prefix_text(request)[:prefix_chars].encode("utf-8", "replace"))
     shard = zlib.crc32(
@@ -64,17 +64,17 @@ def group_of(request: Request, prefix_chars: int, shards: int) -> int:
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class OrderByPrefix(beam.PTransform):
-    """Brings requests that begin alike together, from all of a data set: one shuffle by prefix.
+    """Brings requests with a common beginning together, across a data set: one shuffle by prefix.
 
-    Bounded input only: nothing leaves before everything has come. Every request comes out exactly
-    once. Put `BatchRequests` directly behind it.
+    For bounded input only: nothing is emitted before all input has arrived. Every request is
+    emitted exactly once. Apply `BatchRequests` directly after it.
 
     Args:
-      prefix_chars: Characters that have to be alike; longer common beginnings are found within a
-        batch only.
-      shards: Groups that the requests of one prefix are spread over. One group is worked on by one
-        thread of one worker: more of them use more workers where prefixes are few, and make shorter
-        runs of one prefix.
+      prefix_chars: Characters that must be equal; longer common beginnings are found only within a
+        batch.
+      shards: Groups among which the requests of one prefix are spread. One thread of one worker
+        processes a group: more groups use more workers if there are few prefixes, and make runs of
+        one prefix shorter.
 
     Returns:
       A PCollection of `Request`.

@@ -1,10 +1,10 @@
 r"""Prompt templates: sandboxed Jinja2 in which a missing or NULL field is an error, never "None".
 
-The record's fields are the template's variables, and all of them are also in ``record`` (for names
-that are no identifiers: ``record['Order ID']``). A field that is absent or NULL, at any depth,
-raises `MissingField` when it is printed or used; ``default()``, ``is defined`` and ``if`` (for
-NULL) see that it is not there. Values print as JSON would write them only with ``| tojson``, and
-there a NULL inside an object or a list is ``null``.
+The record's fields are the template's variables, and ``record`` holds all of them (for names that
+are not identifiers: ``record['Order ID']``). A field that is absent or NULL, at any depth, raises
+`MissingField` when the template prints or uses it; ``default()``, ``is defined`` and ``if`` (for
+NULL) recognise it. Only ``| tojson`` prints values as JSON, with ``null`` for a NULL inside an
+object or a list.
 
 >>> PromptTemplate("Hello {{ name | default('you') }}").render({"name": None})
 'Hello you'
@@ -26,7 +26,7 @@ from transforms.records import json_values
 from transforms.records.errors import ConfigurationError, MissingField, RenderError, TooLarge
 
 MAX_PROMPT_CHARACTERS = 64 << 20
-"""No model takes more; a template that multiplies its input stops here."""
+"""More than any model accepts; the limit stops a template that multiplies its input."""
 
 
 class _Missing(jinja2.StrictUndefined):
@@ -39,7 +39,7 @@ class _Missing(jinja2.StrictUndefined):
         return self._undefined_hint or f"field {self._undefined_name!r} is missing"
 
     def __repr__(self) -> str:
-        return str(self)  # raises: a list that is printed prints its items' repr
+        return str(self)  # raises: printing a list prints its items' repr
 
     def _fails(self, *_: Any) -> Any:
         return str(self)
@@ -48,7 +48,7 @@ class _Missing(jinja2.StrictUndefined):
 
 
 class _Null(_Missing):
-    """A field that is there and NULL: false in a condition, equal to none, an error when used."""
+    """A field that is NULL: false in a condition, equal to none, an error when used."""
 
     __slots__ = ()
 
@@ -70,7 +70,7 @@ class _Null(_Missing):
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Attribute and item access yield `_Null` for NULL, so that it is caught where it is used."""
+    """Attribute and item access return `_Null` for NULL, so that its use raises."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, dict) and attribute in obj:  # a field called "items" is the field
@@ -85,11 +85,11 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         value = super().call(context, function, *args, **kwargs)
-        return _Null(hint="what a function gives is NULL") if value is None else value
+        return _Null(hint="a function returned NULL") if value is None else value
 
 
 def _with_nulls(value: Any, name: str) -> Any:
-    """The value with `_Null` for every NULL in it."""
+    """The value with `_Null` in place of every NULL."""
     if value is None:
         return _Null(name=name)
     if isinstance(value, dict):
@@ -117,7 +117,7 @@ def _finalize(value: Any) -> Any:
         raise RenderError("'self' is Jinja's own name: write record['self'] for the field")
     if callable(value) and not isinstance(value, jinja2.Undefined):
         name = getattr(value, "__name__", type(value).__name__)
-        raise MissingField(f"the template prints the function {name!r}, which is no field")
+        raise MissingField(f"the template prints the function {name!r}, which is not a field")
     return value
 
 
@@ -128,7 +128,7 @@ def _environment() -> _Environment:
     del (
         environment.filters["random"],
         environment.globals["lipsum"],
-    )  # a retried bundle shall render the same request
+    )  # a retried bundle must render the same request
     environment.tests["none"] = lambda value: value is None or isinstance(value, _Null)
     environment.policies["json.dumps_function"] = _tojson
     environment.filters["tojson"] = _tojson
@@ -147,7 +147,7 @@ def _tojson(value: Any, indent: int | None = None) -> str:
 
 
 def _check_names(environment: _Environment, source: str) -> None:
-    """Finds what Jinja finds only when it comes there: a wrong name behind an ``if``."""
+    """Finds mistakes that Jinja finds only on execution, such as a wrong name inside an ``if``."""
     syntax = environment.parse(source)
     for kind, known in ((nodes.Filter, environment.filters), (nodes.Test, environment.tests)):
         for node in syntax.find_all(kind):
@@ -165,10 +165,10 @@ class PromptTemplate:
 
     Args:
       source: The template's text.
-      name: What an error calls it: an option's name or a file's path.
+      name: Its name in error messages: an option's name or a file's path.
 
     Raises:
-      ConfigurationError: It does not compile; the message names the line.
+      ConfigurationError: The template does not compile; the message names the line.
     """
 
     def __init__(self, source: str, name: str = "`prompt`") -> None:
@@ -187,9 +187,9 @@ class PromptTemplate:
         """The text for one record.
 
         Raises:
-          MissingField: It uses a field that is absent or NULL.
-          RenderError: It fails in any other way.
-          TooLarge: The text is beyond 64 Mi characters.
+          MissingField: The template uses a field that is absent or NULL.
+          RenderError: The template fails in another way.
+          TooLarge: The text has more than 64 Mi characters.
         """
         try:
             record = {name: _with_nulls(value, name) for name, value in fields.items()}
@@ -200,7 +200,7 @@ class PromptTemplate:
             raise MissingField(str(error)) from None
         except (MemoryError, RecursionError) as error:
             raise RenderError(f"the template failed: {type(error).__name__}") from None
-        except Exception as error:  # a template may raise anything: it is the user's program
+        except Exception as error:  # a template is the user's program: it may raise anything
             raise RenderError(f"the template failed: {type(error).__name__}: {error}") from error
         if len(text) > MAX_PROMPT_CHARACTERS:
             raise TooLarge(

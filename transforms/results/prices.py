@@ -1,8 +1,8 @@
 """List prices of tokens, from the maintained tables of ``genai-prices``.
 
-They are list prices for online calls at the time of the run, of the service tier that was served:
-no discounts, no negotiated rates, no tax. A model or tier that the tables do not know has no price,
-rather than a guessed one.
+They are list prices for online calls at the time of the run, for the service tier that was served,
+without discounts, negotiated rates and taxes. A model or tier that the tables do not know has no
+price, rather than a guessed one.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _TIERS = {
     "ON_DEMAND_FLEX": "flex",
     "ON_DEMAND_PRIORITY": "priority",
 }
-"""What servers call a tier, and what the tables call it; any other name stands for itself."""
+"""Servers' names of tiers and the tables' names of them; a tier without an entry keeps its name."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class TokenPrices:
     """Prices the tokens of one model.
 
     Attributes:
-      provider: ``genai-prices``' name of the provider; None when there is no list price.
+      provider: The provider's name in ``genai-prices``; None if there is no list price.
       model: The model's name.
     """
 
@@ -41,12 +41,12 @@ class TokenPrices:
     model: str
 
     def __call__(self, usage: Usage, service_tier: Json = None) -> str | None:
-        """US dollars as a decimal string; None when the price is not known.
+        """US dollars as a decimal string; None if the price is unknown.
 
         Args:
           usage: The tokens.
-          service_tier: What the server says it charged for; None is the standard tier. Tokens of
-            provisioned throughput have no price: it is paid by the hour.
+          service_tier: The tier that the server says it charged for; None is the standard tier.
+            Tokens of provisioned throughput have no price: it is paid by the hour.
         """
         if service_tier is not None and not isinstance(service_tier, str):
             return None
@@ -59,7 +59,7 @@ class TokenPrices:
 
 
 def _is_countable(usage: Usage) -> bool:
-    """Whether the figures can be tokens at all: a server may report anything."""
+    """Whether the values can be token counts at all: a server may report anything."""
     counts = (
         usage.input_tokens,
         usage.cached_input_tokens,
@@ -102,7 +102,7 @@ def _price(provider: str, model: str, usage: Usage, tier: str) -> str | None:
 
 
 def _has_price(model: Any, tier: str) -> bool:
-    """Whether the tables price a tier of a model today; they would take the standard price else."""
+    """Whether the tables price a tier of a model today; else they would use the standard price."""
     now = dt.datetime.now(dt.timezone.utc)
     return any(
         variant.when == {"service_tier": tier}

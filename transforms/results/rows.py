@@ -1,7 +1,7 @@
-"""The rows that every sink holds: one definition of columns, for BigQuery, Parquet and JSON lines.
+"""The rows of every sink: one definition of columns, for BigQuery, Parquet and JSON lines.
 
 `result_row` and `dead_letter_row` build a row; `encode_row` checks it against the columns, so that
-one bad row is a ``write_rejected`` dead letter and never a failed load, and gives the JSON line
+one bad row is a ``write_rejected`` dead letter and never a failed load, and returns the JSON line
 that all sinks write: they agree because they hold the same bytes.
 """
 
@@ -20,7 +20,7 @@ MAX_LOADED_ROW_BYTES = 100 * 1000 * 1000
 """BigQuery's limit for one row of JSON that is loaded (BigQuery quotas, "load jobs")."""
 
 MAX_PAYLOAD_BYTES = 1 << 20
-"""A table's dead letter holds so much of the payload; a file's holds all of it."""
+"""The limit of the payload in a table's dead letter; a file's dead letter holds all of it."""
 
 _INT64 = 2**63
 _NUMERIC = re.compile(r"-?[0-9]{1,29}(\.[0-9]{1,9})?")
@@ -34,7 +34,7 @@ class Column:
       name: Its name in every sink.
       type: BigQuery's name of its type.
       mode: ``NULLABLE``, ``REQUIRED`` or ``REPEATED``.
-      help: What it holds; the documentation is made from it.
+      help: Its description, from which the documentation is generated.
       fields: The columns of a ``RECORD``.
     """
 
@@ -47,7 +47,7 @@ class Column:
 
 RESULT_COLUMNS: tuple[Column, ...] = (
     Column("record_id", "STRING", "REQUIRED", "The id field's value, else a hash of the record."),
-    Column("run_id", "STRING", "REQUIRED", "The run that made this row."),
+    Column("run_id", "STRING", "REQUIRED", "The run that wrote this row."),
     Column(
         "fingerprint",
         "STRING",
@@ -67,11 +67,11 @@ RESULT_COLUMNS: tuple[Column, ...] = (
     Column("embedding", "FLOAT64", "REPEATED", "The vector, for the task `embed`."),
     Column("finish_reason", "STRING", help="How the model ended, in the provider's own word."),
     Column("input_tokens", "INT64", help="Prompt tokens, cached ones included."),
-    Column("cached_input_tokens", "INT64", help="Prompt tokens that came from a cache."),
+    Column("cached_input_tokens", "INT64", help="Prompt tokens read from a cache."),
     Column("output_tokens", "INT64", help="Tokens of the answer."),
     Column("reasoning_tokens", "INT64", help="Thinking tokens, billed as output."),
-    Column("cost_usd", "NUMERIC", help="List price of the tokens; empty where it is not known."),
-    Column("latency_ms", "INT64", help="Of the call that succeeded."),
+    Column("cost_usd", "NUMERIC", help="List price of the tokens; empty if unknown."),
+    Column("latency_ms", "INT64", help="Duration of the successful call."),
     Column("attempts", "INT64", help="Calls made for this record."),
     Column("from_ledger", "BOOL", help="The answer was paid for by an earlier run."),
     Column("created_at", "TIMESTAMP", "REQUIRED", "When the row was made; the table's partitions."),
@@ -79,9 +79,9 @@ RESULT_COLUMNS: tuple[Column, ...] = (
 )
 
 DEAD_LETTER_COLUMNS: tuple[Column, ...] = (
-    Column("timestamp", "TIMESTAMP", "REQUIRED", "When the row was made; the table's partitions."),
-    Column("record_id", "STRING", help="Empty when the record could not be read so far."),
-    Column("run_id", "STRING", "REQUIRED", "The run that made this row."),
+    Column("timestamp", "TIMESTAMP", "REQUIRED", "When the row was built; partitions the table."),
+    Column("record_id", "STRING", help="Empty if the record could not be read that far."),
+    Column("run_id", "STRING", "REQUIRED", "The run that wrote this row."),
     Column("stage", "STRING", "REQUIRED", "`read`, `render`, `infer`, `validate` or `write`."),
     Column("error_type", "STRING", "REQUIRED", "One of the sixteen error types."),
     Column("error_message", "STRING", "REQUIRED", "What was wrong, with the value."),
@@ -93,15 +93,15 @@ DEAD_LETTER_COLUMNS: tuple[Column, ...] = (
     Column("finish_reason", "STRING", help="How the model ended, if it answered."),
     Column("output", "STRING", help="The text that there was, if any."),
     Column("input_tokens", "INT64", help="A failure can be billed."),
-    Column("output_tokens", "INT64", help="A failure can be billed; reasoning included."),
+    Column("output_tokens", "INT64", help="A failure can be billed; includes reasoning tokens."),
     Column("cost_usd", "NUMERIC", help="List price of those tokens."),
     Column("payload", "STRING", help="The record as JSON, or the raw line."),
     Column(
         "payload_truncated",
         "BOOL",
-        help="The payload was longer than 1 MiB and is cut; dead letters in files are never cut.",
+        help="The payload was longer than 1 MiB and was cut; dead letters in files are never cut.",
     ),
-    Column("payload_bytes", "BYTES", help="The raw line, when it is no text."),
+    Column("payload_bytes", "BYTES", help="The raw line, if it is not text."),
     Column(
         "attributes",
         "RECORD",
@@ -114,36 +114,36 @@ DEAD_LETTER_COLUMNS: tuple[Column, ...] = (
 
 SUMMARY_COLUMNS: tuple[Column, ...] = (
     Column("run_id", "STRING", "REQUIRED", "The run."),
-    Column("started_at", "TIMESTAMP", "REQUIRED", "When it was launched."),
-    Column("finished_at", "TIMESTAMP", "REQUIRED", "When everything had been written."),
+    Column("started_at", "TIMESTAMP", "REQUIRED", "When the run was launched."),
+    Column("finished_at", "TIMESTAMP", "REQUIRED", "When all its output was written."),
     Column("pipeline_version", "STRING", help="The release that ran."),
     Column("config", "STRING", help="Its options as JSON text; no secrets."),
-    Column("records", "INT64", help="Inputs that were read, unreadable ones included."),
-    Column("results", "INT64", help="Rows that the result sink holds for this run."),
-    Column("dead_letters", "INT64", help="Rows that the dead-letter sink holds for this run."),
+    Column("records", "INT64", help="Inputs read, unreadable ones included."),
+    Column("results", "INT64", help="Rows of this run in the result sink."),
+    Column("dead_letters", "INT64", help="Rows of this run in the dead-letter sink."),
     Column("dead_letters_by_error_type", "STRING", help="JSON text: error type to count."),
-    Column("duplicate_ids", "INT64", help="Records whose id an earlier record has too."),
-    Column("requests_sent", "INT64", help="Calls made, by the records that ended."),
+    Column("duplicate_ids", "INT64", help="Records with the id of an earlier record."),
+    Column("requests_sent", "INT64", help="Calls made for the records that ended."),
     Column("retries", "INT64", help="Calls beyond a record's first."),
-    Column("throttled_ms", "INT64", help="Time that records waited because a server asked for it."),
-    Column("from_ledger", "INT64", help="Answers that an earlier run had paid for."),
+    Column("throttled_ms", "INT64", help="Time that records waited because a server required it."),
+    Column("from_ledger", "INT64", help="Answers that an earlier run paid for."),
     Column("input_tokens", "INT64", help="Sum, failures included."),
     Column("cached_input_tokens", "INT64", help="Sum."),
     Column("output_tokens", "INT64", help="Sum, failures included."),
     Column("reasoning_tokens", "INT64", help="Sum."),
-    Column("cost_usd", "NUMERIC", help="Sum of what is known."),
+    Column("cost_usd", "NUMERIC", help="Sum of the known list prices."),
     Column("reconciled", "BOOL", "REQUIRED", "records = results + dead letters, in every sink."),
 )
 
 Row = dict[str, Json]
 Price = Callable[[Any, str | None], str | None]
 """The list price of a `Usage` at the service tier that was served, in US dollars, as a decimal
-string; None when it is not known."""
+string; None if unknown."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """What every row of a run carries.
+    """The values common to all rows of a run.
 
     Attributes:
       run_id: The run.
@@ -159,7 +159,7 @@ class RunInfo:
 
 
 def now() -> str:
-    """The present time as an RFC 3339 string, in UTC."""
+    """The current time as an RFC 3339 string, in UTC."""
     return json_values.rfc3339(dt.datetime.now(dt.timezone.utc))
 
 
@@ -196,12 +196,12 @@ def result_row(answer: Answer, run: RunInfo, price: Price) -> Row:
 
 
 def dead_letter_row(letter: DeadLetter, run: RunInfo, price: Price) -> Row:
-    """The dead-letter row, its payload whole; `cut_payload` makes it fit a table."""
+    """The dead-letter row with its whole payload; `cut_payload` cuts it for a table."""
     usage = letter.usage
     payload = letter.payload
     if payload is None and letter.fields is not None:
         payload = json_values.dumps(letter.fields).decode("utf-8")
-    asked = letter.stage not in ("read", "render")
+    rendered = letter.stage not in ("read", "render")
     billed = [n for n in (usage.output_tokens, usage.reasoning_tokens) if type(n) is int]
     return {
         "timestamp": now(),
@@ -212,8 +212,8 @@ def dead_letter_row(letter: DeadLetter, run: RunInfo, price: Price) -> Row:
         "error_message": json_values.clean_text(letter.error_message),
         "retryable": letter.retryable,
         "attempts": letter.attempts,
-        "backend": run.backend if asked else None,
-        "model": run.model if asked else None,
+        "backend": run.backend if rendered else None,
+        "model": run.model if rendered else None,
         "fingerprint": letter.fingerprint,
         "finish_reason": letter.finish_reason,
         "output": letter.output,
@@ -233,7 +233,7 @@ def dead_letter_row(letter: DeadLetter, run: RunInfo, price: Price) -> Row:
 
 
 def cut_payload(row: Row) -> Row:
-    """The row with no text or payload beyond what a table's dead letter holds."""
+    """The row with its texts and payload cut to the limit of a table's dead letter."""
     short = dict(row)
     for name in ("payload", "payload_bytes", "output", "stacktrace", "error_message"):
         text = row[name]
@@ -286,7 +286,7 @@ def _check_floats(column: Column, values: list[Any]) -> None:
 def _is_float(value: Any) -> bool:
     try:
         return type(value) in (float, int) and math.isfinite(value)
-    except OverflowError:  # an integer beyond any float
+    except OverflowError:  # an integer that no float can hold
         return False
 
 

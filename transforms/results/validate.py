@@ -1,7 +1,7 @@
-r"""Validating: the model's text as JSON, checked against a JSON Schema.
+r"""Validation: the model's text as JSON, checked against a JSON Schema.
 
-`extract_json` finds the JSON where there is exactly one, in fences or among prose; the rest is a
-``schema_violation``. The schema is checked by the ``jsonschema`` library, in the draft that its
+`extract_json` finds the JSON if there is exactly one value, in fences or in prose; anything else is
+a ``schema_violation``. The ``jsonschema`` library checks it by the draft that the schema's
 ``$schema`` names (else 2020-12).
 
 >>> extract_json('Sure! ```json\n{"category": "billing"}\n``` Anything else?')
@@ -48,8 +48,8 @@ def check_schema(schema: Any, name: str = "`output_schema`") -> None:
             root.lookup(reference)
         except referencing.exceptions.Unresolvable:
             raise ConfigurationError(
-                f"{name} refers to {reference!r}, which is not in it: put what it refers to under "
-                "$defs; nothing is fetched while a run works"
+                f"{name} refers to {reference!r}, which it does not contain: move that schema into "
+                "$defs; a run fetches no schemas"
             ) from None
 
 
@@ -57,7 +57,7 @@ _NOTHING_REMOTE: "referencing.Registry[Any]" = referencing.Registry()
 
 
 def _references(schema: Json) -> Iterator[str]:
-    """Every ``$ref`` of a schema."""
+    """All ``$ref`` of a schema."""
     if isinstance(schema, dict):
         if isinstance(schema.get("$ref"), str):
             yield schema["$ref"]
@@ -72,7 +72,7 @@ def extract_json(text: str) -> Json:
     """The one JSON value of an answer: the whole text, one fenced block, or one object or array.
 
     Raises:
-      SchemaViolation: There is none, or more than one.
+      SchemaViolation: There is no value, or more than one.
     """
     try:
         return _strict(text.strip())
@@ -93,7 +93,7 @@ def extract_json(text: str) -> Json:
 
 
 def _strict(text: str) -> Json:
-    """JSON as the standard has it: no NaN."""
+    """Parses strict JSON, without NaN."""
     try:
         value = json.loads(text, parse_constant=_no_constant)
         json_values.check_depth(value)
@@ -107,10 +107,10 @@ def _no_constant(name: str) -> None:
 
 
 def _embedded(text: str) -> list[Json]:
-    """The outermost objects and arrays that stand in a text.
+    """The outermost objects and arrays in a text.
 
-    A bracket with no JSON behind it is prose; JSON that breaks off is an error, because a part of
-    it is not the answer.
+    A bracket without JSON after it is prose; JSON that breaks off is an error, because a part of it
+    is not the answer.
     """
     decoder = json.JSONDecoder(parse_constant=_no_constant)
     values: list[Json] = []
@@ -139,7 +139,7 @@ def _embedded(text: str) -> list[Json]:
 
 
 class OutputCheck:
-    """A compiled schema: calls turn an answer into one with ``output_json``. Not picklable."""
+    """A compiled schema; a call returns the answer with ``output_json``. Not picklable."""
 
     def __init__(self, schema: Mapping[str, Json]) -> None:
         kind = jsonschema.validators.validator_for(schema)
@@ -149,7 +149,7 @@ class OutputCheck:
         """The answer with its JSON, compact, in ``output_json``.
 
         Raises:
-          SchemaViolation: No unambiguous JSON, or not by the schema; the message says where.
+          SchemaViolation: No unambiguous JSON, or against the schema; the message says where.
         """
         completion = answer.completion
         if completion.output_json is not None:
@@ -185,7 +185,7 @@ class _ValidateDoFn(beam.DoFn):
     ) -> Iterator[Answer | TaggedOutput[Literal["invalid"], DeadLetter]]:
         try:
             valid = self._check(answer)
-        except Exception as error:  # what nobody foresaw is this record's `internal`
+        except Exception as error:  # an unforeseen error is this record's `internal`
             yield TaggedOutput("invalid", answered_dead_letter(error, "validate", answer))
         else:
             yield valid
@@ -194,7 +194,7 @@ class _ValidateDoFn(beam.DoFn):
 def answered_dead_letter(
     error: Exception, stage: Literal["validate", "write"], answer: Answer
 ) -> DeadLetter:
-    """The dead letter of a record that was answered: it keeps what was paid for."""
+    """The dead letter of a record with an answer: it keeps the text, tokens and calls paid for."""
     completion = answer.completion
     output = completion.output if completion.output is not None else completion.output_json
     return DeadLetter.of(
@@ -217,7 +217,7 @@ class ValidateOutputs(beam.PTransform):
     """Checks each answer against a JSON Schema; bounded and unbounded, stateless.
 
     Args:
-      schema: The JSON Schema; checked when the transform is made.
+      schema: The JSON Schema; checked when the transform is constructed.
 
     Returns:
       ``(valid, invalid)``: PCollections of `Answer` with ``output_json``, and of `DeadLetter`

@@ -1,1 +1,1 @@
-"""Where records come from: one file per source, `ReadRecords` around any of them."""
+"""Sources of records: one file per source, and `ReadRecords`, which reads any of them."""

@@ -1,4 +1,4 @@
-"""What every source shares: how fields become a `Record`, and the transform around any source."""
+"""Common to all sources: how fields become a `Record`, and the transform that reads any source."""
 
 import dataclasses
 import hashlib
@@ -18,12 +18,12 @@ DEFAULT_ID_FIELD = "id"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class IdRule:
-    """Which field names a record.
+    """The field that holds a record's id.
 
     Attributes:
       field: The field's name.
-      required: True when the user named it: a record without it is then a dead letter. False for
-        the default, which falls back to a hash of the record's canonical JSON.
+      required: True if the user named the field: a record without it is a dead letter. False for
+        the default field: a record without it gets a hash of its canonical JSON as its id.
     """
 
     field: str = DEFAULT_ID_FIELD
@@ -47,7 +47,7 @@ class IdRule:
 
 
 def make_record(fields: dict[str, Json], source: str, id_rule: IdRule) -> Record | DeadLetter:
-    """A record, or the ``missing_field`` dead letter of one that lacks its required id."""
+    """A record, or a ``missing_field`` dead letter if it lacks a required id."""
     try:
         return Record(id_rule.record_id(fields), fields, {}, source)
     except MissingField as error:
@@ -55,11 +55,11 @@ def make_record(fields: dict[str, Json], source: str, id_rule: IdRule) -> Record
 
 
 ReadResult = tuple["beam.PCollection[Record]", "beam.PCollection[DeadLetter]"]
-"""What a source's transform gives: ``(records, unread)``."""
+"""The output of a source's transform: ``(records, unread)``."""
 
 
 class Source(Protocol):
-    """A frozen description of a source; `transform` makes the Beam read."""
+    """A frozen description of a source; `transform` returns the Beam read."""
 
     @property
     def bounded(self) -> bool:
@@ -67,30 +67,30 @@ class Source(Protocol):
         ...
 
     def transform(self, id_rule: IdRule) -> beam.PTransform:
-        """A root transform that gives ``(records, unread)``; construction does no I/O."""
+        """A root transform that returns ``(records, unread)``; its construction does no I/O."""
         ...
 
     def first(self, id_rule: IdRule, count: int) -> Iterator[Record | DeadLetter]:
-        """The first inputs, read in this process: for a preview."""
+        """The first inputs, read in this process for a preview."""
         ...
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class ReadRecords(beam.PTransform):
-    """Reads every record of a source; what cannot be read is a dead letter.
+    """Reads every record of a source; unreadable input becomes dead letters.
 
-    A shuffle stands behind the read: one compressed file would else be one worker, and a message is
-    not acknowledged before the model has answered. What was read is counted in front of the shuffle,
-    so that the reconciliation sees a record that a shuffle loses. Order is not kept.
+    A reshuffle follows the read: without it, one compressed file would stay on one worker, and a
+    message would not be acknowledged before the model's answer. Records are counted before the
+    reshuffle, so that the reconciliation notices if a shuffle loses one. Order is not kept.
 
     Args:
-      source: What to read.
-      id_rule: Which field names a record.
+      source: The source to read.
+      id_rule: The field that holds a record's id.
 
     Returns:
       ``(records, unread, tallies)``: PCollections of `Record`, of `DeadLetter` (stage ``read``) and
-      of `Tally`: how many were read, and how many ids occur again. Of a source that never ends
-      `MinuteTally` instead: how many were read in which minute.
+      of `Tally` with the numbers of records and of repeated ids. An unbounded source has
+      `MinuteTally` instead, with the number of records per minute.
     """
 
     source: Source

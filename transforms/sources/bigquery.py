@@ -1,7 +1,7 @@
-"""BigQuery as a source: a table with fields and filter, or a query, by the Storage Read API.
+"""BigQuery as a source: a table with fields and filter, or a query, read by the Storage Read API.
 
-Values become JSON in the one way of `transforms.records.json_values`: NUMERIC as a string, BYTES as
-base64, timestamps as RFC 3339, NaN as ``"NaN"``.
+`transforms.records.json_values` converts values to JSON: NUMERIC to a string, BYTES to base64,
+timestamps to RFC 3339, NaN to ``"NaN"``.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ class TableSource:
     Attributes:
       table: The table.
       fields: The columns to read; () for all.
-      filter: SQL, as in WHERE.
-      limit: Read only so many rows; this goes through a query.
-      job_project: Who pays; None for the pipeline's project.
+      filter: A SQL condition, like in WHERE.
+      limit: The number of rows to read, by a query; None for all.
+      job_project: The project that pays; None for the pipeline's project.
       temp_dataset: ``project:dataset`` for a query's temporary result.
       location: Where query jobs run.
       labels: Labels of query jobs.
@@ -56,7 +56,7 @@ class TableSource:
         return f"SELECT {columns} FROM `{self.table}`{where}{limit}"
 
     def transform(self, id_rule: IdRule) -> beam.PTransform:
-        """The transform that reads it."""
+        """The transform that reads the table."""
         if self.limit is not None:
             query = QuerySource(
                 query=self.sql(),
@@ -77,7 +77,7 @@ class TableSource:
         return ReadRows(rows=read, name=str(self.table), id_rule=id_rule)
 
     def first(self, id_rule: IdRule, count: int) -> Iterator[Record | DeadLetter]:
-        """The first rows, by a query from this process."""
+        """The first rows, queried by this process."""
         return _first_rows(self, id_rule, count)
 
 
@@ -87,10 +87,10 @@ class QuerySource:
 
     Attributes:
       query: The query.
-      limit: Read only so many rows of its result.
-      job_project: Who pays; None for the pipeline's project.
+      limit: The number of rows of its result to read; None for all.
+      job_project: The project that pays; None for the pipeline's project.
       temp_dataset: ``project:dataset`` for its temporary result.
-      location: Where the query job runs.
+      location: The location of the query job.
       labels: Labels of the query job.
       name: What records call their source.
       bounded: True: a result ends.
@@ -114,7 +114,7 @@ class QuerySource:
         return f"SELECT * FROM (\n{query}\n) LIMIT {self.limit}"
 
     def transform(self, id_rule: IdRule) -> beam.PTransform:
-        """The transform that reads it."""
+        """The transform that reads the query's result."""
         temporary = {"temp_dataset": _dataset(self.temp_dataset)} if self.temp_dataset else {}
         read = ReadFromBigQuery(
             method=ReadFromBigQuery.Method.DIRECT_READ,
@@ -127,7 +127,7 @@ class QuerySource:
         return ReadRows(rows=read, name=self.name, id_rule=id_rule)
 
     def first(self, id_rule: IdRule, count: int) -> Iterator[Record | DeadLetter]:
-        """The first rows, by the query from this process."""
+        """The first rows, queried by this process."""
         return _first_rows(self, id_rule, count)
 
 
@@ -160,12 +160,12 @@ class _RowRecordsDoFn(beam.DoFn):
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class ReadRows(beam.PTransform):
-    """Makes records of the rows that a Beam read gives as dictionaries; bounded.
+    """Turns the rows of a Beam read, which are dictionaries, into records; bounded.
 
     Args:
       rows: The read.
-      name: What records call their source.
-      id_rule: Which field names a record.
+      name: The ``source`` of the records.
+      id_rule: The field that holds a record's id.
 
     Returns:
       ``(records, unread)``: PCollections of `Record` and of `DeadLetter` (stage ``read``).

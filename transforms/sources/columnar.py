@@ -13,22 +13,22 @@ from transforms.records.errors import ParseError
 from transforms.records.records import DeadLetter, Record
 from transforms.sources.base import IdRule, make_record
 
-_ROWS_AT_ONCE = 1000
+_BATCH_ROWS = 1000
 
 
 def row_groups(file: BinaryIO) -> int:
-    """How many row groups a Parquet file has: each is read by itself.
+    """The number of row groups of a Parquet file; each is read separately.
 
     Raises:
-      ParseError: It is no Parquet file.
+      ParseError: The file is not Parquet.
     """
-    with _damage_told_apart():
+    with _arrow_damage_as_parse_error():
         return int(pq.ParquetFile(file).metadata.num_row_groups)
 
 
 @contextlib.contextmanager
-def _damage_told_apart() -> Iterator[None]:
-    """Arrow tells damage by a plain OSError without errno; what the storage raises has more."""
+def _arrow_damage_as_parse_error() -> Iterator[None]:
+    """Arrow reports damage as a plain OSError without errno; storage errors have more."""
     try:
         yield
     except OSError as error:
@@ -41,10 +41,10 @@ def read_parquet(
     file: BinaryIO, path: str, id_rule: IdRule, start: int = 0, stop: int | None = None
 ) -> Iterator[Record | DeadLetter]:
     """The rows of the row groups ``[start, stop)``."""
-    with _damage_told_apart():
+    with _arrow_damage_as_parse_error():
         parquet = pq.ParquetFile(file)
         groups = range(start, parquet.metadata.num_row_groups if stop is None else stop)
-        for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=list(groups)):
+        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=list(groups)):
             coarse = _microseconds(batch)
             try:
                 rows = coarse.to_pylist()
@@ -56,7 +56,7 @@ def read_parquet(
 
 
 def _row_by_row(batch: pa.RecordBatch, path: str, id_rule: IdRule) -> Iterator[Record | DeadLetter]:
-    """The same rows; one with a value that Python cannot hold is a dead letter of the others."""
+    """The same rows, but one with a value that Python cannot hold is a dead letter of its own."""
     for number in range(batch.num_rows):
         fields: dict[str, Any] = {}
         errors = []
@@ -73,7 +73,7 @@ def _row_by_row(batch: pa.RecordBatch, path: str, id_rule: IdRule) -> Iterator[R
 
 
 def _microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Nanoseconds as microseconds, nested ones too: Python's types hold no finer ones."""
+    """Rounds nanoseconds to microseconds, also nested: Python's types hold nothing finer."""
     columns = []
     for column in batch.columns:
         kind = _microsecond_type(column.type)
@@ -101,7 +101,7 @@ def _microsecond_type(kind: pa.DataType) -> pa.DataType:
 def read_avro(
     file: BinaryIO, path: str, id_rule: IdRule, start: int = 0, stop: int | None = None
 ) -> Iterator[Record | DeadLetter]:
-    """The records of an Avro container file. Not splittable here."""
+    """The records of an Avro container file; not split here."""
     del start, stop
     for row in fastavro.reader(file):
         fields = row if isinstance(row, dict) else {"value": row}

@@ -1,7 +1,7 @@
 """Dead letters of earlier runs as a source: a table or files.
 
-Each row gives its record back, under its old id. A row whose payload is no record (a raw line that
-could not be parsed, a payload that a table has cut) is a dead letter again, with its payload.
+Each row becomes its record again, with its old id. A row whose payload is not a record (a raw line
+that could not be parsed, a payload cut for a table) becomes a dead letter again, with its payload.
 """
 
 import base64
@@ -22,24 +22,25 @@ from transforms.sources.files import FileSource
 
 
 def revive(row: dict[str, Json], source: str, id_rule: IdRule) -> Record | DeadLetter:
-    """The record of a dead-letter row, or the dead letter that it becomes again.
+    """The record of a dead-letter row, or a dead letter again if its payload is not a record.
 
     Args:
-      row: A row as any of our sinks writes it.
-      source: What the record calls its source.
-      id_rule: A required id field decides the id; else the row's own ``record_id`` does.
+      row: A row in the form that all sinks write.
+      source: The record's ``source``.
+      id_rule: Its field holds the id if it is required; else the row's own ``record_id`` does.
     """
     payload = row.get("payload")
     raw = row.get("payload_bytes")
     try:
         if "error_type" not in row or "payload" not in row:
-            raise ParseError("the row is no dead letter: it has no error_type or no payload")
+            raise ParseError("the row is not a dead letter: it lacks error_type or payload")
         if row.get("payload_truncated"):
             raise ParseError(
-                "the payload was cut for the table: read the dead letters in files, which are whole"
+                "the payload was cut for the table: read the dead letters from files, which hold "
+                "all of it"
             )
         if not isinstance(payload, str):
-            raise ParseError("the payload is no text")
+            raise ParseError("the payload is not text")
         fields = _object(payload)
     except RecordError as error:
         if not isinstance(payload, str) and not isinstance(raw, str):
@@ -67,7 +68,7 @@ def _object(payload: str) -> dict[str, Json]:
     except ValueError as error:
         raise ParseError(f"the payload is not JSON: {error}") from None
     if not isinstance(fields, dict):
-        raise ParseError("the payload is no JSON object")
+        raise ParseError("the payload is not a JSON object")
     return fields
 
 
@@ -103,8 +104,8 @@ class ReadDeadLetters(beam.PTransform):
     """Reads dead letters back as records; bounded, every row once, in no order.
 
     Args:
-      rows: Where the rows are.
-      id_rule: Which field names a record; by default each keeps its id.
+      rows: The source of the rows.
+      id_rule: The field that holds a record's id; by default each record keeps its id.
 
     Returns:
       ``(records, unread)``: PCollections of `Record` and of `DeadLetter` (stage ``read``).
@@ -129,7 +130,7 @@ class DeadLetterSource:
     """Dead letters to retry: see `ReadDeadLetters`.
 
     Attributes:
-      rows: Where the rows are: files, or a table with a filter.
+      rows: The source of the rows: files, or a table with a filter.
     """
 
     rows: FileSource | TableSource
@@ -140,7 +141,7 @@ class DeadLetterSource:
         return self.rows.bounded
 
     def transform(self, id_rule: IdRule) -> beam.PTransform:
-        """The transform that reads it."""
+        """The transform that reads the dead letters."""
         return ReadDeadLetters(rows=self.rows, id_rule=id_rule)
 
     def first(self, id_rule: IdRule, count: int) -> Iterator[Record | DeadLetter]:
@@ -153,7 +154,7 @@ class DeadLetterSource:
 
 
 def is_table(text: str) -> bool:
-    """Whether a value names a table rather than files.
+    """Whether a value names a table, not files.
 
     >>> is_table("my-project:sales.tickets_dead_letters"), is_table("out/dead_letters/*.jsonl")
     (True, False)

@@ -1,9 +1,9 @@
 """Files by glob, local or ``gs://``: JSON lines, CSV, Parquet, Avro, plain text, whole objects.
 
-Large uncompressed text is read in ranges and Parquet by row group, each wherever a worker is free.
-A file that turns out to be damaged gives the records before the damage and one ``parse_error``
-dead letter for the rest; an error of the storage service is no property of the file and is raised,
-so that the runner tries again.
+Large uncompressed text is read in ranges and Parquet by row group, in parallel by all workers.
+A damaged file yields the records before the damage and one ``parse_error`` dead letter for the
+rest; an error of the storage service says nothing about the file and is raised, so that the runner
+tries again.
 """
 
 import dataclasses
@@ -78,10 +78,10 @@ _READERS: dict[str, _Reader] = {
 
 
 def format_of(path: str, given: str | None = None) -> str:
-    """The format of a file: the given one, else by its name.
+    """The format of a file: the given one, else the one that its name implies.
 
     Raises:
-      ConfigurationError: The name does not tell.
+      ConfigurationError: The name implies none.
     """
     if given:
         return given
@@ -95,13 +95,13 @@ def format_of(path: str, given: str | None = None) -> str:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Part:
-    """A part of a file that is read by itself.
+class FilePart:
+    """A part of a file that one worker reads.
 
     Attributes:
       path: The file.
       format: One of `FORMATS`.
-      start, stop: Bytes of text, row groups of Parquet; ``stop`` None is the end.
+      start, stop: A range of bytes in text, of row groups in Parquet; ``stop`` None is the end.
     """
 
     path: str
@@ -111,11 +111,11 @@ class Part:
 
 
 class _Unzipped(gzip.GzipFile):
-    """Gives all that stands before a damage; closes the file below."""
+    """Returns all data before a damage; closes the underlying file."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         super().__init__(fileobj=file)
-        self.myfileobj = file  # type: ignore[assignment] # what `close` closes
+        self.myfileobj = file  # type: ignore[assignment] # `close` closes it
 
     def readinto(self, buffer: Any) -> int:
         data = self.read1(len(buffer))
@@ -124,7 +124,7 @@ class _Unzipped(gzip.GzipFile):
 
 
 def open_file(path: str) -> BinaryIO:
-    """A file for reading, decompressed when it *is* gzip, whatever its name says."""
+    """Opens a file for reading, decompressed if its content is gzip, whatever its name says."""
     raw = FileSystems.open(path, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
     file = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 20)
     if file.peek(2)[:2] == _GZIP_MAGIC:
@@ -132,31 +132,31 @@ def open_file(path: str) -> BinaryIO:
     return file
 
 
-def plan_parts(path: str, size_bytes: int, given_format: str | None = None) -> list[Part]:
-    """How a file is read: in ranges where its format allows it, else in one part."""
+def plan_parts(path: str, size_bytes: int, given_format: str | None = None) -> list[FilePart]:
+    """The parts in which a file is read: ranges if its format allows it, else one part."""
     kind = format_of(path, given_format)
     if kind == "parquet":
         with open_file(path) as file:
             return [
-                Part(path, kind, group, group + 1) for group in range(columnar.row_groups(file))
+                FilePart(path, kind, group, group + 1) for group in range(columnar.row_groups(file))
             ]
     if kind not in _SPLITTABLE or size_bytes <= _RANGE_BYTES:
-        return [Part(path, kind)]
+        return [FilePart(path, kind)]
     with open_file(path) as file:
         if isinstance(getattr(file, "raw", None), gzip.GzipFile):
-            return [Part(path, kind)]
+            return [FilePart(path, kind)]
     starts = range(0, size_bytes, _RANGE_BYTES)
     return [
-        Part(path, kind, start, None if start == starts[-1] else start + _RANGE_BYTES)
+        FilePart(path, kind, start, None if start == starts[-1] else start + _RANGE_BYTES)
         for start in starts
     ]
 
 
-def read_part(part: Part, id_rule: IdRule) -> Iterator[Record | DeadLetter]:
-    """Every record of one part; damage ends it with one dead letter for the rest.
+def read_part(part: FilePart, id_rule: IdRule) -> Iterator[Record | DeadLetter]:
+    """The records of one part; damage ends them with one dead letter for the rest.
 
     Raises:
-      OSError: The storage failed, or the file has gone.
+      OSError: The storage failed, or the file has been deleted.
     """
     if part.format == "objects":
         mime_type = guess_mime_type(part.path) or "application/octet-stream"
@@ -187,12 +187,12 @@ class _PlanPartsDoFn(beam.DoFn):
     def __init__(self, given_format: str | None) -> None:
         self._given_format = given_format
 
-    def process(self, file: FileMetadata) -> Iterator[Part | Unread]:
+    def process(self, file: FileMetadata) -> Iterator[FilePart | Unread]:
         for part in _parts_or_damage(file, self._given_format):
-            yield part if isinstance(part, Part) else TaggedOutput("unread", part)
+            yield part if isinstance(part, FilePart) else TaggedOutput("unread", part)
 
 
-def _parts_or_damage(file: FileMetadata, given_format: str | None) -> list[Part | DeadLetter]:
+def _parts_or_damage(file: FileMetadata, given_format: str | None) -> list[FilePart | DeadLetter]:
     try:
         return list(plan_parts(file.path, file.size_in_bytes, given_format))
     except _DAMAGE as error:
@@ -203,12 +203,12 @@ class _ReadPartDoFn(beam.DoFn):
     def __init__(self, id_rule: IdRule) -> None:
         self._id_rule = id_rule
 
-    def process(self, part: Part) -> Iterator[Record | Unread]:
+    def process(self, part: FilePart) -> Iterator[Record | Unread]:
         yield from _tagged(read_part(part, self._id_rule))
 
 
 class _ReadFirstDoFn(beam.DoFn):
-    """The first records of all files, in the order of their names, in one worker."""
+    """Reads the first records, in the order of the files' names, in one worker."""
 
     def __init__(self, given_format: str | None, id_rule: IdRule, limit: int) -> None:
         self._given_format = given_format
@@ -231,14 +231,14 @@ def _read_in_order(
 ) -> Iterator[Record | DeadLetter]:
     for file in sorted(match(pattern), key=lambda file: file.path):
         for part in _parts_or_damage(file, given_format):
-            if isinstance(part, Part):
+            if isinstance(part, FilePart):
                 yield from read_part(part, id_rule)
             else:
                 yield part
 
 
 def match(pattern: str) -> list[FileMetadata]:
-    """The files that a pattern matches: no folders, no markers of folders."""
+    """The files that a pattern matches, without folders and their markers."""
     found = FileSystems.match([pattern])[0].metadata_list
     return [file for file in found if not file.path.endswith("/")]
 
@@ -259,9 +259,10 @@ class ReadFiles(beam.PTransform):
 
     Args:
       pattern: A glob, local or ``gs://``.
-      format: One of `FORMATS`; None reads it off each file's name.
-      id_rule: Which field names a record.
-      limit: Read only so many inputs, unreadable ones counted, in the order of the files' names.
+      format: One of `FORMATS`; None for the one that each file's name implies.
+      id_rule: The field that holds a record's id.
+      limit: The number of inputs to read, unreadable ones included, in the order of the files'
+        names; None for all.
 
     Returns:
       ``(records, unread)``: PCollections of `Record` and of `DeadLetter` (stage ``read``).
@@ -315,7 +316,7 @@ class FileSource:
     limit: int | None = None
 
     def transform(self, id_rule: IdRule) -> beam.PTransform:
-        """The transform that reads it."""
+        """The transform that reads the files."""
         return ReadFiles(
             pattern=self.pattern, format=self.format, id_rule=id_rule, limit=self.limit
         )

@@ -1,8 +1,8 @@
 """Text formats, line by line: JSON lines, CSV with a header, plain text.
 
-Pure functions over an open binary file. They give one `Record` or one ``parse_error`` dead letter
-for each input, with the raw line as its payload; blank lines are no input. Whatever one bad line
-is, the next one is read as if it had not been there.
+Pure functions over an open binary file. They yield one `Record` or one ``parse_error`` dead letter
+per input, with the raw line as its payload; blank lines are skipped. A bad line never affects the
+next one.
 """
 
 import collections
@@ -16,20 +16,20 @@ from transforms.records.records import DeadLetter, Json, Record
 from transforms.sources.base import IdRule, make_record
 
 MAX_LINE_BYTES = 96 << 20
-"""BigQuery loads rows of at most 100 MB: a longer line could not be written anywhere."""
+"""BigQuery loads rows of at most 100 MB: no sink could write a longer line."""
 
 MAX_ROW_LINES = 10_000
-"""A quoted CSV value that runs over more lines than this is taken as a quote never closed."""
+"""A quoted CSV value with more lines than this counts as a quote that is never closed."""
 
 _BOM = b"\xef\xbb\xbf"
 csv.field_size_limit(MAX_LINE_BYTES)
 
 Line = tuple[int, bytes]
-"""A line's place (1-based number, or byte offset within a later range) and its bytes."""
+"""A line's position (1-based number, or byte offset in a later range) and its bytes."""
 
 
 def dead_line(error: Exception, raw: bytes) -> DeadLetter:
-    """The dead letter of one raw line or message: as text where it is UTF-8, else as bytes."""
+    """The dead letter of a raw line or message: with text if it is UTF-8, else with bytes."""
     try:
         return DeadLetter.of(error, stage="read", payload=raw.decode("utf-8"))
     except UnicodeDecodeError:
@@ -39,8 +39,8 @@ def dead_line(error: Exception, raw: bytes) -> DeadLetter:
 def read_lines(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterator[Line]:
     r"""The lines whose first byte lies in ``[start, stop)``, without their ``\r\n``.
 
-    Ranges that cover a file give each of its lines exactly once. A line beyond `MAX_LINE_BYTES`
-    is cut there; it is the only kind that is as long.
+    Ranges that cover a file yield each of its lines exactly once. A line of `MAX_LINE_BYTES` or
+    more is cut to that length; no other line is as long.
     """
     if start:
         file.seek(start - 1)
@@ -52,19 +52,19 @@ def read_lines(file: BinaryIO, start: int = 0, stop: int | None = None) -> Itera
         raw = file.readline(MAX_LINE_BYTES)
         if not raw:
             return
-        place = position if start else (number := number + 1)
+        where = position if start else (number := number + 1)
         position += len(raw)
         if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
             position += _skip_line(file)
-            yield place, raw
+            yield where, raw
             continue
         if position == len(raw) and raw.startswith(_BOM):
             raw = raw[len(_BOM) :]
-        yield place, raw.rstrip(b"\r\n")
+        yield where, raw.rstrip(b"\r\n")
 
 
 def _skip_line(file: BinaryIO) -> int:
-    """Reads on to the next line, in bounded memory; returns how many bytes that were."""
+    """Skips to the next line, in bounded memory; returns the number of bytes skipped."""
     skipped = 0
     while rest := file.readline(1 << 20):
         skipped += len(rest)
@@ -73,8 +73,8 @@ def _skip_line(file: BinaryIO) -> int:
     return skipped
 
 
-def _place(path: str, place: int, start: int) -> str:
-    return f"{path}, {'byte' if start else 'line'} {place}"
+def _position(path: str, where: int, start: int) -> str:
+    return f"{path}, {'byte' if start else 'line'} {where}"
 
 
 def read_json_lines(
@@ -99,14 +99,14 @@ def _read_each(
     stop: int | None,
     parse: Callable[[bytes], dict[str, Json]],
 ) -> Iterator[Record | DeadLetter]:
-    for place, line in read_lines(file, start, stop):
+    for where, line in read_lines(file, start, stop):
         if not line:
             continue
         try:
             _check_length(line)
             fields = parse(line)
         except RecordError as error:
-            yield dead_line(type(error)(f"{_place(path, place, start)}: {error}"), line)
+            yield dead_line(type(error)(f"{_position(path, where, start)}: {error}"), line)
         else:
             yield make_record(fields, path, id_rule)
 
@@ -117,10 +117,10 @@ def _check_length(line: bytes) -> None:
 
 
 def json_object(line: bytes) -> dict[str, Json]:
-    """The JSON object that a line or a message holds.
+    """The JSON object in a line or a message.
 
     Raises:
-      ParseError: It is not UTF-8, not JSON, or no object.
+      ParseError: It is not UTF-8, not JSON, or not an object.
     """
     try:
         fields = json_values.loads(line)
@@ -161,9 +161,9 @@ def read_csv(
 ) -> Iterator[Record | DeadLetter]:
     """Comma-separated values (RFC 4180) with a header; every value is a string.
 
-    A row whose number of values is not the header's is a ``parse_error``. A quote that is never
-    closed costs its own line alone: reading goes on with the next line. Not splittable: ``start``
-    and ``stop`` are for the shape of the other readers.
+    A row with another number of values than the header is a ``parse_error``. A quote that is never
+    closed costs only its own line: reading continues with the next line. A file is not split:
+    ``start`` and ``stop`` only match the other readers' signature.
     """
     del start, stop
     rows = _csv_rows(read_lines(file))
@@ -176,14 +176,14 @@ def read_csv(
         _check_header(names)
     except ParseError as error:
         raise ParseError(f"{path}: the header {error}") from None
-    for place, row in rows:
+    for where, row in rows:
         try:
             _check_length(row)
             values = _csv_values(row)
             if len(values) != len(names):
                 raise ParseError(f"{len(values)} values, but the header has {len(names)}")
         except RecordError as error:
-            yield dead_line(type(error)(f"{_place(path, place, 0)}: {error}"), row)
+            yield dead_line(type(error)(f"{_position(path, where, 0)}: {error}"), row)
         else:
             yield make_record(dict(zip(names, values, strict=True)), path, id_rule)
 
@@ -197,10 +197,10 @@ def _check_header(names: list[str]) -> None:
 
 
 def _csv_rows(lines: Iterator[Line]) -> Iterator[Line]:
-    r"""Joins the lines of a quoted value, with ``\n``: a row is whole when its quotes are even.
+    r"""Joins the lines of a quoted value with ``\n``: a row is complete if its quotes are even.
 
-    Lines that make no row together had a quote that is never closed, or that is none: the first
-    of them stands for itself, and the others are read again.
+    Lines that do not form a row together had a quote that is never closed, or a stray one: the
+    first of them is a row by itself, and the others are read again.
     """
     again: collections.deque[Line] = collections.deque()
     waiting: list[Line] = []

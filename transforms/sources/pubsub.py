@@ -1,7 +1,7 @@
-"""Pub/Sub as a source: one record per message, unbounded; what cannot be read is a dead letter.
+"""Pub/Sub as a source: one record per message, unbounded; unreadable messages are dead letters.
 
-`parse_message` is the pure part. It never raises: a message that makes a reader fail would be
-delivered, fail and be delivered again for as long as the subscription keeps it.
+`parse_message` is the pure part. It never raises: a message that made the reader fail would be
+delivered and fail again for as long as the subscription keeps it.
 """
 
 import dataclasses
@@ -34,21 +34,21 @@ def parse_message(
     id_rule: IdRule,
     read_minute: int,
 ) -> Record | DeadLetter:
-    """The record of one message, or the dead letter that says why it is none; never raises.
+    """The record of one message, or a dead letter that says why there is none; never raises.
 
     A dead letter holds the whole body, the attributes, and an id: the attribute that the rule
     names, else the message id.
 
     Args:
       data: The body: a JSON object in UTF-8.
-      attributes: The message's attributes; they are kept, and are no fields.
-      message_id: The service's id of the message; ``""`` when it is not known.
+      attributes: The message's attributes; they are kept, but not as fields.
+      message_id: The service's id of the message; ``""`` if unknown.
       source: The subscription.
-      id_rule: Names a field or, where the record has no such field, an attribute.
+      id_rule: Names a field or, for a record without that field, an attribute.
       read_minute: Minutes since the Unix epoch.
     """
     known: dict[str, Any] = {"attributes": dict(attributes), "read_minute": read_minute}
-    place = f"{source}, message {message_id or 'without an id'}"
+    position = f"{source}, message {message_id or 'without an id'}"
     fields: dict[str, Json] | None = None
     try:
         if not data:
@@ -59,8 +59,8 @@ def parse_message(
     except MissingField as error:
         letter = DeadLetter.of(error, stage="read", fields=fields)
     except RecordError as error:
-        letter = dead_line(type(error)(f"{place}: {error}"), data)
-    except Exception as error:  # what nobody foresaw is this message's `internal`
+        letter = dead_line(type(error)(f"{position}: {error}"), data)
+    except Exception as error:  # an unforeseen error is this message's `internal`
         letter = dead_line(error, data)
     known["record_id"] = attributes.get(id_rule.field) or message_id or None
     return dataclasses.replace(letter, **known)
@@ -69,10 +69,10 @@ def parse_message(
 def _record_id(
     fields: dict[str, Json], attributes: Mapping[str, str], message_id: str, id_rule: IdRule
 ) -> str:
-    """The field's value as text, else the attribute's; by default then the message id.
+    """The field's value as text, else the attribute's; for the default rule then the message id.
 
     Raises:
-      MissingField: The user named the id, and the message has it nowhere.
+      MissingField: The user named the id field, and the message has no such field or attribute.
     """
     if fields.get(id_rule.field) in (None, ""):
         if attribute := attributes.get(id_rule.field):
@@ -112,16 +112,17 @@ class _ParseDoFn(beam.DoFn):
 class ReadMessages(beam.PTransform):
     """Reads a subscription; unbounded, at least once, in no order.
 
-    A message that is no JSON object is a dead letter and is acknowledged like any other: it does
-    not come back. On Dataflow a message is acknowledged when what was made of it is committed, and
-    then delivered again only in rare cases; ``id_attribute`` has Dataflow drop copies of what it
-    has seen in the last ten minutes. Local runners refuse ``id_attribute``.
+    A message that is not a JSON object is a dead letter and is acknowledged like any other: it is
+    not redelivered. Dataflow acknowledges a message when its output is committed, and then
+    redelivers it only in rare cases; with ``id_attribute`` Dataflow drops copies of messages of the
+    last ten minutes. Local runners refuse ``id_attribute``.
 
     Args:
       subscription: ``projects/P/subscriptions/S``.
-      id_rule: Which field, or else attribute, names a record; by default also the message id.
-      id_attribute: The attribute by which Dataflow de-duplicates; None for not at all.
-      minute: The present minute since the Unix epoch.
+      id_rule: The field, or else attribute, that holds a record's id; by default also the message
+      id.
+      id_attribute: The attribute by which Dataflow de-duplicates; None to not de-duplicate.
+      minute: Returns the current minute since the Unix epoch.
 
     Returns:
       ``(records, unread)``: PCollections of `Record` and of `DeadLetter` (stage ``read``), in the
@@ -170,13 +171,13 @@ class PubSubSource:
             )
 
     def transform(self, id_rule: IdRule) -> beam.PTransform:
-        """The transform that reads it."""
+        """The transform that reads the subscription."""
         return ReadMessages(
             subscription=self.subscription, id_rule=id_rule, id_attribute=self.id_attribute
         )
 
     def first(self, id_rule: IdRule, count: int) -> Iterator[Record | DeadLetter]:
-        """Up to so many of the messages that wait; all are given back and will be read again."""
+        """Up to ``count`` waiting messages; all return to the subscription and are read again."""
         from google.api_core.exceptions import DeadlineExceeded
         from google.cloud import pubsub_v1
 

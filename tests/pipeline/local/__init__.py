@@ -1,1 +1,1 @@
-"""Mirrors `pipeline.local`."""
+"""Tests of `pipeline.local`."""

@@ -1,4 +1,4 @@
-"""The local stream: leases until processed, drains when asked, gives everything back when it fails."""
+"""The local stream: holds leases until messages are processed, drains, returns them on failure."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ DEADLINE_S = 60.0
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Returns when it is true."""
+    """Returns once the condition holds."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline, f"not true within {DEADLINE_S:g} s"
@@ -33,7 +33,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 class Stream:
-    """A pipeline that reads a subscription, on the local streaming runner, in a thread."""
+    """A pipeline that reads a subscription on the local streaming runner, in a thread."""
 
     def __init__(
         self, subscription: str, then: Callable[[beam.PCollection[bytes]], object]
@@ -53,13 +53,13 @@ class Stream:
             self.failure = error
 
     def join(self) -> None:
-        """Returns when it has ended."""
+        """Returns when the stream has ended."""
         self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive()
 
 
 class Seen:
-    """What steps have seen; in the runner's only thread."""
+    """Items that steps have seen, in the runner's only thread."""
 
     items: ClassVar[list[Any]] = []
 
@@ -77,7 +77,7 @@ def see(item: Any) -> None:
 
 
 def subscribed(pubsub: PubSubEmulator, *bodies: bytes) -> str:
-    """A subscription in which these messages wait."""
+    """A subscription with these messages waiting."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
     pubsub.publish(topic, [(body, {}) for body in bodies])
@@ -85,7 +85,7 @@ def subscribed(pubsub: PubSubEmulator, *bodies: bytes) -> str:
 
 
 def test_a_drained_stream_ends_as_a_bounded_pipeline(pubsub: PubSubEmulator) -> None:
-    """What was taken is finished, side inputs included, and does not come again."""
+    """Messages taken are processed, side inputs included, and not redelivered."""
     bodies = [b"%d" % n for n in range(700)]
     subscription = subscribed(pubsub, *bodies)
 
@@ -104,21 +104,21 @@ def test_a_drained_stream_ends_as_a_bounded_pipeline(pubsub: PubSubEmulator) -> 
     assert pubsub.unacknowledged(subscription) == []
 
 
-def test_an_empty_side_input_is_no_obstacle(pubsub: PubSubEmulator) -> None:
-    """A stream in which nothing came drains too."""
+def test_an_empty_stream_drains(pubsub: PubSubEmulator) -> None:
+    """Its side inputs are empty."""
 
     def steps(messages: beam.PCollection[bytes]) -> None:
         once = messages.pipeline | beam.Create([None])
         _ = once | "Whole" >> beam.Map(lambda _, whole: see(whole), AsList(messages))
 
-    local_streaming.drain()  # before it has begun
+    local_streaming.drain()  # before it starts
     stream = Stream(subscribed(pubsub), steps)
     stream.join()
     assert (stream.failure, Seen.items) == (None, [[]])
 
 
-def test_a_failing_step_gives_its_messages_back(pubsub: PubSubEmulator) -> None:
-    """All of them, the untouched ones too: nothing is acknowledged that was not processed."""
+def test_a_failing_step_returns_its_messages(pubsub: PubSubEmulator) -> None:
+    """All of them, also the untouched ones: no unprocessed message is acknowledged."""
 
     def fail(body: bytes) -> None:
         raise ValueError("unlucky")
@@ -133,32 +133,34 @@ def test_a_failing_step_gives_its_messages_back(pubsub: PubSubEmulator) -> None:
 
 
 @pytest.mark.parametrize("processed", [False, True])
-def test_what_a_lease_gives_back_comes_again(pubsub: PubSubEmulator, processed: bool) -> None:
-    """And what was processed does not."""
+def test_a_closed_lease_returns_unprocessed_messages(
+    pubsub: PubSubEmulator, processed: bool
+) -> None:
+    """Processed ones are acknowledged and not redelivered."""
     subscription = subscribed(pubsub, b"0")
-    lease = local_streaming.Lease(subscription)
+    lease = local_streaming.MessageLease(subscription)
     wait_until(lambda: bool(lease.take()))
     lease.close(processed=processed)
     back = pubsub.unacknowledged(subscription)
     assert [received.message.data for received in back] == ([] if processed else [b"0"])
 
 
-def test_nothing_is_taken_or_acknowledged_behind_a_failure() -> None:
-    """The runner asks for more before it has noticed: it gets nothing."""
+def test_nothing_is_taken_or_acknowledged_after_a_failure() -> None:
+    """The runner requests more before it notices the failure: it gets nothing."""
 
-    class NotToBeAsked:
+    class Untouchable:
         def take(self) -> list[Any]:
-            raise AssertionError("taken behind a failure")
+            raise AssertionError("taken after a failure")
 
     stream = local_streaming._Stream()
-    stream.leases["s"] = NotToBeAsked()
+    stream.leases["s"] = Untouchable()
     stream.failed = True
     read = object.__new__(type("_Read", (local_streaming._DrainableRead,), {"stream": stream}))
     assert read._bundles_of("s") == []
 
 
-def test_a_cancelled_stream_gives_back_what_it_has_not_processed(pubsub: PubSubEmulator) -> None:
-    """Between two steps."""
+def test_a_cancelled_stream_returns_unprocessed_messages(pubsub: PubSubEmulator) -> None:
+    """It stops between two steps."""
     entered, go_on = threading.Event(), threading.Event()
     Seen.items.append((entered, go_on))
 
@@ -201,8 +203,8 @@ class _BatchUntilTimer(beam.DoFn):
         bag.clear()
 
 
-def test_timers_fire_while_nothing_comes(pubsub: PubSubEmulator) -> None:
-    """A batch that waits for more does not wait for the next message."""
+def test_timers_fire_while_no_message_arrives(pubsub: PubSubEmulator) -> None:
+    """An open batch is flushed without waiting for the next message."""
     subscription = subscribed(pubsub, b"a", b"b")
 
     def steps(messages: beam.PCollection[bytes]) -> None:
@@ -216,8 +218,8 @@ def test_timers_fire_while_nothing_comes(pubsub: PubSubEmulator) -> None:
     assert stream.failure is None
 
 
-def test_what_a_step_keeps_is_not_acknowledged(pubsub: PubSubEmulator) -> None:
-    """Though later bundles are: a process that is killed would lose it."""
+def test_a_message_in_state_is_not_acknowledged(pubsub: PubSubEmulator) -> None:
+    """A killed process would lose it."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
 
@@ -250,8 +252,8 @@ class _CountAndBatch(_BatchUntilTimer):
         count.write((count.read() or 0) + 1)
 
 
-def test_what_no_step_keeps_any_more_is_acknowledged(pubsub: PubSubEmulator) -> None:
-    """While the stream goes on, and whatever else steps remember."""
+def test_a_message_that_left_state_is_acknowledged(pubsub: PubSubEmulator) -> None:
+    """While the stream runs, whatever other state steps keep."""
     topic = pubsub.new_topic()
     subscription, mirror = pubsub.new_subscription(topic), pubsub.new_subscription(topic)
     pubsub.publish(topic, [(b"a", {}), (b"b", {})])
@@ -288,8 +290,8 @@ class _BatchUntilTheEnd(beam.DoFn):
         bag.clear()
 
 
-def test_what_a_timer_hands_over_at_the_end_is_not_lost(pubsub: PubSubEmulator) -> None:
-    """It passes two groupings, one behind the other's state, and is in the side input of the whole."""
+def test_output_of_a_timer_at_the_end_is_not_lost(pubsub: PubSubEmulator) -> None:
+    """It passes two stateful steps in a row, and is part of the side input."""
     subscription = subscribed(pubsub, b"a", b"b")
 
     def steps(messages: beam.PCollection[bytes]) -> None:
@@ -314,7 +316,7 @@ def test_what_a_timer_hands_over_at_the_end_is_not_lost(pubsub: PubSubEmulator) 
     assert pubsub.unacknowledged(subscription) == []
 
 
-def test_a_subscription_that_is_gone_fails_the_stream(pubsub: PubSubEmulator) -> None:
+def test_a_missing_subscription_fails_the_stream(pubsub: PubSubEmulator) -> None:
     """With the service's own error."""
     subscription = f"{subscribed(pubsub)}-not"
     stream = Stream(subscription, lambda messages: messages | beam.Map(see))
@@ -322,8 +324,8 @@ def test_a_subscription_that_is_gone_fails_the_stream(pubsub: PubSubEmulator) ->
     assert "NotFound" in type(stream.failure).__name__
 
 
-def test_beam_is_left_as_it_was(pubsub: PubSubEmulator) -> None:
-    """Another pipeline of this process reads with Beam's own evaluators."""
+def test_beam_is_restored(pubsub: PubSubEmulator) -> None:
+    """Another pipeline in this process uses Beam's own evaluators."""
     before = (transform_evaluator._PubSubReadEvaluator, executor._CompletionCallback)
     local_streaming.drain()
     stream = Stream(subscribed(pubsub), lambda messages: messages | beam.Map(see))

@@ -1,4 +1,4 @@
-"""Steps of the local stream: a DoFn lives as long as the run, and a shuffle costs nothing."""
+"""Steps of the local stream: a DoFn lives as long as the run, and a reshuffle costs nothing."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -17,20 +17,20 @@ Events = list[tuple[str, Any]]
 
 
 class Heard:
-    """What the DoFns of a test have lived through; the runner unpickles them."""
+    """Life-cycle events of a test's DoFns, which the runner unpickles."""
 
     events: ClassVar[Events] = []
 
 
 @pytest.fixture(autouse=True)
 def events() -> Events:
-    """Of this test alone."""
+    """The events of this test."""
     Heard.events.clear()
     return Heard.events
 
 
 class Life(beam.DoFn):
-    """Tells what happens to it."""
+    """Records its life cycle."""
 
     def setup(self) -> None:
         Heard.events.append(("setup", None))
@@ -50,7 +50,7 @@ class Life(beam.DoFn):
 
 
 class Numbered(beam.DoFn):
-    """How many of a key have come, itself included."""
+    """Numbers the elements of a key from 1."""
 
     COUNT = ReadModifyWriteStateSpec("count", VarIntCoder())
 
@@ -67,29 +67,29 @@ class Numbered(beam.DoFn):
 
 
 def run(*bundles: list[Any], step: beam.PTransform) -> beam.Pipeline:
-    """Every bundle through one step, then its output to the events; the pipeline as it was run."""
+    """Runs bundles through one step, with its output as events; returns the pipeline as run."""
     stream = test_stream.TestStream()
     for bundle in bundles:
         stream.add_elements(bundle)
     stream.advance_watermark_to_infinity()
     built = beam.Pipeline(local_streaming.RUNNER, options=PipelineOptions(["--streaming"]))
     _ = built | stream | "Step" >> step | beam.Map(lambda out: Heard.events.append(("out", out)))
-    built.run(test_runner_api=False).wait_until_finish()  # itself, not a copy
+    built.run(test_runner_api=False).wait_until_finish()  # the pipeline itself, not a copy
     return built
 
 
 def labels(part: Any) -> list[str]:
-    """Of a step and all that it is made of."""
+    """The labels of a step and its parts."""
     return [part.full_label, *(label for inner in part.parts for label in labels(inner))]
 
 
 def named(events: Events, *names: str) -> Events:
-    """Those of these names."""
+    """The events with these names."""
     return [event for event in events if event[0] in names]
 
 
 def test_a_dofn_is_set_up_once(events: Events) -> None:
-    """For all bundles, and is torn down when the run ends."""
+    """It serves all bundles and is torn down when the run ends."""
     run(["a"], ["b", "c"], step=beam.ParDo(Life()))
     assert [name for name, _ in named(events, "setup", "process", "teardown")] == [
         "setup",
@@ -101,7 +101,7 @@ def test_a_dofn_is_set_up_once(events: Events) -> None:
 
 
 def test_a_dofn_whose_bundle_failed_is_replaced(events: Events) -> None:
-    """The bundle is done again by another; what the first gave is forgotten."""
+    """Another DoFn processes the bundle again; the first one's output is dropped."""
     run(["a"], ["b", "unlucky"], ["c"], step=beam.ParDo(Life()))
     assert [name for name, _ in named(events, "setup", "failed", "teardown")] == [
         "setup",
@@ -114,21 +114,21 @@ def test_a_dofn_whose_bundle_failed_is_replaced(events: Events) -> None:
 
 
 def test_state_is_kept_between_bundles_and_not_from_failed_ones(events: Events) -> None:
-    """A bundle's changes are committed with it."""
+    """A bundle's state changes are committed with it."""
     step = beam.ParDo(Numbered()).with_input_types(tuple[str, str])
     run([("k", "a")], [("k", "b"), ("k", "unlucky")], [("l", "c")], step=step)
     assert [item for _, item in named(events, "out")] == [("k", 1), ("k", 2), ("k", 3), ("l", 1)]
 
 
-def test_a_shuffle_is_one_step(events: Events) -> None:
-    """Elements pass it as they are, and nothing is grouped."""
+def test_a_reshuffle_is_one_step(events: Events) -> None:
+    """Elements pass unchanged, and nothing is grouped."""
     built = run(["a", "b"], step=beam.Reshuffle())
     assert not [label for label in labels(built.transforms_stack[0]) if "GroupByKey" in label]
     assert named(events, "out") == [("out", "a"), ("out", "b")]
 
 
-def test_only_shuffles_are_replaced() -> None:
-    """A grouping is none."""
+def test_only_reshuffles_are_replaced() -> None:
+    """A GroupByKey is not."""
     built = beam.Pipeline(options=PipelineOptions([]))
     pairs = built | beam.Create([(1, 2)])
     _ = pairs | "Group" >> beam.GroupByKey()

@@ -1,1 +1,1 @@
-"""Mirrors `pipeline.terminal`."""
+"""Tests of `pipeline.terminal`."""

@@ -1,4 +1,4 @@
-"""What a run shows: the last seconds as figures, figures as lines, lines on a console."""
+"""Progress: the last seconds as a view, a view as lines, lines on a console."""
 
 import io
 import itertools
@@ -28,46 +28,51 @@ def seen(*samples: tuple[float, dict[str, int]]) -> View:
 
 
 def test_counts_are_those_of_the_last_sample() -> None:
-    """Dead letters of every type are added up."""
-    counts = {"read": 900, "asked": 600, "results": 400, "retried": 7}
+    """Dead letters of all types are summed."""
+    counts = {"read": 900, "completed": 600, "results": 400, "retried": 7}
     letters = {"dead_letters_blocked": 3, "dead_letters_internal": 1}
     view = seen((1.0, {"read": 100}), (4.0, {**counts, **letters}))
-    assert (view.elapsed_s, view.read, view.asked, view.written) == (4.0, 900, 600, 400)
+    assert (view.elapsed_s, view.read, view.completed, view.written) == (4.0, 900, 600, 400)
     assert (view.dead_letters, view.retries) == (4, 7)
 
 
-def test_at_least_as_many_were_read_as_asked() -> None:
-    """Sources count in steps, and may be behind."""
-    assert seen((1.0, {"read": 0, "asked": 600})).read == 600
+def test_at_least_as_many_were_read_as_completed() -> None:
+    """Sources count in steps and may lag behind."""
+    assert seen((1.0, {"read": 0, "completed": 600})).read == 600
 
 
 def test_counters_of_a_remote_job_have_other_names() -> None:
-    """It has no gauges, so nothing is known of its pace but the throttled time."""
-    view = seen((1.0, {"records": 9, "asked_records": 5, "retries": 2, "throttled_ms": 35_400}))
-    assert (view.read, view.asked, view.retries, view.in_flight) == (9, 5, 2, None)
+    """It has no gauges: only the throttled time says anything about its pace."""
+    view = seen((1.0, {"records": 9, "completed_records": 5, "retries": 2, "throttled_ms": 35_400}))
+    assert (view.read, view.completed, view.retries, view.in_flight) == (9, 5, 2, None)
     assert pace_line(view) == "throttled 35 s, all threads"
 
 
 def test_the_speed_is_that_of_the_last_ten_seconds() -> None:
-    """What was before, a long start for instance, does not count."""
-    view = seen(*((float(second), {"asked": max(0, second - 60) * 20}) for second in range(1, 81)))
+    """Earlier time, such as a long start, does not count."""
+    view = seen(
+        *((float(second), {"completed": max(0, second - 60) * 20}) for second in range(1, 81))
+    )
     assert view.per_s == pytest.approx(20)
 
 
 def test_the_speed_falls_to_nothing() -> None:
     """Ten seconds after the last record there is no speed."""
-    assert seen((1.0, {"asked": 90}), (5.0, {"asked": 90}), (15.0, {"asked": 90})).per_s == 0
+    assert (
+        seen((1.0, {"completed": 90}), (5.0, {"completed": 90}), (15.0, {"completed": 90})).per_s
+        == 0
+    )
 
 
-def test_nothing_is_known_before_the_first_sample() -> None:
-    """A line can be had all the same."""
+def test_a_view_before_the_first_sample() -> None:
+    """It has zeros, and no pace."""
     view = Recent(0.0).view(0.0)
-    assert counts_line(view) == "0:00  read 0 · asked 0 · 0/s · written 0"
+    assert counts_line(view) == "0:00  read 0 · completed 0 · 0/s · written 0"
     assert pace_line(view) == ""
 
 
 def test_calls_in_flight_and_a_learnt_rate_are_means_of_the_last_seconds() -> None:
-    """Both swing around their level many times a minute."""
+    """Both oscillate many times a minute."""
     rates, flying = (1100, 1300, 1500), (0, 3, 6)
     samples = [
         (second, {**HELD, "rate_limit_per_minute": rate, "in_flight_requests": calls})
@@ -79,23 +84,23 @@ def test_calls_in_flight_and_a_learnt_rate_are_means_of_the_last_seconds() -> No
 
 
 def test_requests_between_two_attempts_are_those_of_the_last_sample() -> None:
-    """Of those that wait."""
+    """Like the requests that wait."""
     view = seen((1.0, HELD), (2.0, {**HELD, "waiting_requests": 9, "backing_off_requests": 7}))
     assert (view.waiting, view.backing_off) == (9, 7)
 
 
 @pytest.mark.parametrize("rate", [{}, {"rate_limit_per_minute": 0}])
 def test_no_learnt_rate_is_none(rate: dict[str, int]) -> None:
-    """A gauge cannot be infinite: it is absent or 0."""
+    """A gauge cannot be infinite: without a rate it is absent or 0."""
     assert seen((1.0, {**FULL, **rate})).rate_per_minute is None
 
 
 @pytest.mark.parametrize(
     ("counts", "held"),
     [
-        pytest.param(HELD, True, id="fewer in flight than there may be"),
-        pytest.param(FULL, False, id="as many in flight as there may be"),
-        pytest.param({**FULL, "in_flight_requests": 30}, False, id="another is on its way"),
+        pytest.param(HELD, True, id="fewer in flight than the limit"),
+        pytest.param(FULL, False, id="as many in flight as the limit"),
+        pytest.param({**FULL, "in_flight_requests": 30}, False, id="another is about to start"),
         pytest.param({**HELD, "waiting_requests": 0}, False, id="nothing waits"),
         pytest.param({**HELD, "outage_s": 5}, False, id="an outage"),
         pytest.param({}, False, id="no gauges"),
@@ -104,12 +109,12 @@ def test_no_learnt_rate_is_none(rate: dict[str, int]) -> None:
 def test_requests_are_held_when_they_wait_although_more_could_be_sent(
     counts: dict[str, int], held: bool
 ) -> None:
-    """By a quota, a Retry-After, or the wait before another attempt."""
+    """A quota, a Retry-After or the wait before another attempt holds them."""
     assert seen((1.0, counts)).held is held
 
 
 def test_a_single_sample_changes_no_state() -> None:
-    """What is shown neither appears nor vanishes for an instant."""
+    """Nothing appears or vanishes for an instant."""
     recent = Recent(0.0)
     quarters = itertools.count(1)
 
@@ -127,7 +132,7 @@ def test_a_single_sample_changes_no_state() -> None:
 
 
 def test_silence_is_the_time_since_anything_moved() -> None:
-    """Only while calls are in flight: nothing is expected of an idle run."""
+    """Only while calls are in flight: an idle run is not silent."""
     busy, idle = {**FULL, "sent": 32}, {**FULL, "sent": 32, "in_flight_requests": 0}
     assert seen((1.0, busy), (21.0, busy)).silent_s == 20
     assert seen((1.0, busy), (21.0, {**busy, "sent": 33})).silent_s == 0
@@ -139,7 +144,7 @@ def test_silence_is_the_time_since_anything_moved() -> None:
 LARGE = View(
     elapsed_s=45_296,
     read=1_234_567,
-    asked=1_234_567,
+    completed=1_234_567,
     per_s=8_928,
     written=1_234_567,
     dead_letters=12_345,
@@ -151,21 +156,21 @@ LARGE = View(
 
 
 def test_speeds_below_ten_have_a_decimal() -> None:
-    """A language model on one machine answers a few a second."""
+    """A language model on one machine answers a few requests per second."""
     shown = [counts_line(View(per_s=per_s)).split(" · ")[2] for per_s in (0.42, 9.94, 9.96, 8928)]
     assert shown == ["0.4/s", "9.9/s", "10/s", "8,928/s"]
 
 
 def test_the_counts_of_a_large_run_fit_a_terminal() -> None:
-    """In 80 columns without what can be looked up later; the clock, asked and speed always stay."""
+    """The least important counts go first; clock and speed always stay."""
     assert counts_line(LARGE, 98) == (
-        "12:34:56  read 1,234,567 · asked 1,234,567 · 8,928/s · written 1,234,567 · "
+        "12:34:56  read 1,234,567 · completed 1,234,567 · 8,928/s · written 1,234,567 · "
         "dead letters 12,345"
     )
     assert counts_line(LARGE, 78) == (
-        "12:34:56  read 1,234,567 · asked 1,234,567 · 8,928/s · dead letters 12,345"
+        "12:34:56  read 1,234,567 · completed 1,234,567 · 8,928/s · dead letters 12,345"
     )
-    assert counts_line(LARGE, 40) == "12:34:56  asked 1,234,567 · 8,928/s"
+    assert counts_line(LARGE, 40) == "12:34:56  completed 1,234,567 · 8,928/s"
     assert counts_line(LARGE, 20) == "12:34:56  8,928/s"
 
 
@@ -180,28 +185,28 @@ def test_the_counts_of_a_large_run_fit_a_terminal() -> None:
         ),
         pytest.param(
             {"in_flight": 2, "limit": 32, "waiting": 9, "held": True, "rate_per_minute": 1187.3},
-            "in flight 2 · waiting for a quota (~1,200/min)",
-            id="a quota that refusals have taught",
+            "in flight 2 · waiting for quota (~1,200/min)",
+            id="a quota learnt from 429s",
         ),
         pytest.param(
             {"in_flight": 2, "limit": 32, "waiting": 9, "held": True, "retries": 30},
-            "in flight 2 · waiting for a quota · retries 30",
-            id="a quota that was given, or a Retry-After",
+            "in flight 2 · waiting for quota · retries 30",
+            id="a configured quota, or a Retry-After",
         ),
         pytest.param(
             {"in_flight": 0, "limit": 32, "waiting": 3, "held": True, "backing_off": 3},
-            "in flight 0 · 3 wait to be asked again",
+            "in flight 0 · 3 waiting to retry",
             id="the last ones, between two attempts",
         ),
         pytest.param(
             {"in_flight": 2, "limit": 32, "waiting": 9, "held": True, "backing_off": 8},
-            "in flight 2 · waiting for a quota",
-            id="another waits for a quota",
+            "in flight 2 · waiting for quota",
+            id="another waits for quota",
         ),
         pytest.param(
             {"in_flight": 1, "limit": 32, "rate_per_minute": 1187.0},
             "in flight 1 (limit 32)",
-            id="a learnt rate that holds nothing back",
+            id="a learnt rate that delays nothing",
         ),
         pytest.param(
             {"in_flight": 512, "limit": 32, "waiting": 512},
@@ -210,57 +215,59 @@ def test_the_counts_of_a_large_run_fit_a_terminal() -> None:
         ),
         pytest.param(
             {"in_flight": 8, "limit": 8, "silent_s": 40},
-            "in flight 8 (limit 8) · no call has ended for 40 s",
+            "in flight 8 (limit 8) · no call completed for 40 s",
             id="silence",
         ),
         pytest.param(
             {"in_flight": 8, "limit": 8, "silent_s": 14}, "in flight 8 (limit 8)", id="a pause"
         ),
         pytest.param(
-            {"in_flight": 1, "down_s": 3}, "backend is down for 3 s, asking again", id="it is down"
+            {"in_flight": 1, "down_s": 3}, "backend down for 3 s, probing", id="an outage"
         ),
         pytest.param(
             {"in_flight": 0, "down_s": 35},
-            "backend is down for 35 s, asking every 10 s",
-            id="it is down for longer",
+            "backend down for 35 s, probing every 10 s",
+            id="a longer outage",
         ),
         pytest.param(
             {"in_flight": 0, "down_s": 125, "silent_s": 30, "retries": 9, "waiting": 900},
-            "backend is down for 2 min 5 s, asking every 10 s · the run stops after 15 min",
-            id="it is down for minutes",
+            "backend down for 2 min 5 s, probing every 10 s · the run stops after 15 min",
+            id="an outage of minutes",
         ),
         pytest.param(
             {"in_flight": 0, "down_s": 125, "holds": True},
-            "backend is down for 2 min 5 s, asking every 10 s · messages are held",
-            id="it is down for minutes, and the run is a stream",
+            "backend down for 2 min 5 s, probing every 10 s · holding messages",
+            id="an outage of minutes in a stream",
         ),
-        pytest.param({"in_flight": 0, "limit": 41}, "", id="nothing is asked"),
-        pytest.param({}, "", id="nobody tells"),
+        pytest.param({"in_flight": 0, "limit": 41}, "", id="no requests"),
+        pytest.param({}, "", id="no gauges"),
         pytest.param({"throttled_s": 0.9}, "", id="a remote job that was hardly throttled"),
     ],
 )
 def test_the_pace_in_words(given: dict[str, Any], line: str) -> None:
-    """What holds the calls back, or how many there are."""
+    """How many calls are in flight, and why others wait."""
     assert pace_line(View(**given)) == line
 
 
 def test_the_pace_of_a_large_run_fits_a_terminal() -> None:
-    """Why nothing moves stays longest."""
+    """The reason for waiting stays longest."""
     held = {"held": True, "rate_per_minute": 1_234_567.0}
     view = View(in_flight=2_047, limit=2_048, waiting=900_000, retries=123_456, **held)  # type: ignore[arg-type]
     assert pace_line(view, 78) == (
-        "in flight 2,047 · waiting for a quota (~1,200,000/min) · retries 123,456"
+        "in flight 2,047 · waiting for quota (~1,200,000/min) · retries 123,456"
     )
-    assert pace_line(view, 60) == "in flight 2,047 · waiting for a quota (~1,200,000/min)"
-    assert pace_line(view, 50) == "waiting for a quota (~1,200,000/min)"
+    assert pace_line(view, 60) == "in flight 2,047 · waiting for quota (~1,200,000/min)"
+    assert pace_line(view, 50) == "waiting for quota (~1,200,000/min)"
     down = View(in_flight=0, down_s=899)
     assert len(pace_line(down, 78)) <= 78
-    assert pace_line(down, 60) == "backend is down for 14 min 59 s, asking every 10 s"
+    assert pace_line(down, 60) == "backend down for 14 min 59 s, probing every 10 s"
 
 
 def test_a_plain_line_of_a_usual_run_fits_100_columns() -> None:
-    """Plain lines are never cut: they go to files."""
-    view = View(elapsed_s=610, read=100_000, asked=89_856, per_s=892, written=50_000, in_flight=64)
+    """Plain lines are never cut, because they go to files."""
+    view = View(
+        elapsed_s=610, read=100_000, completed=89_856, per_s=892, written=50_000, in_flight=64
+    )
     line = f"{counts_line(view)} · {pace_line(view)}"
     assert line.endswith("written 50,000 · in flight 64")
     assert len(line) <= 100
@@ -270,7 +277,7 @@ def test_a_plain_line_of_a_usual_run_fits_100_columns() -> None:
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -278,36 +285,38 @@ class Clock:
 
 
 def test_plain_lines_come_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts and pace in one line, without any control codes."""
+    """Counts and pace in one line, without control codes."""
     clock, file = Clock(monkeypatch), io.StringIO()
-    shown = Progress(Console(file=file, width=40, soft_wrap=True), lambda: {"asked": 100, **FULL})
+    shown = Progress(
+        Console(file=file, width=40, soft_wrap=True), lambda: {"completed": 100, **FULL}
+    )
     with shown:
         for _ in range(50):
             clock.now += 0.5
             shown.tick()
     pace = "in flight 32 (limit 32)"
     assert file.getvalue().splitlines() == [
-        f"0:10  read 100 · asked 100 · 10/s · written 0 · {pace}",
-        f"0:20  read 100 · asked 100 · 0/s · written 0 · {pace} · no call has ended for 19 s",
+        f"0:10  read 100 · completed 100 · 10/s · written 0 · {pace}",
+        f"0:20  read 100 · completed 100 · 0/s · written 0 · {pace} · no call completed for 19 s",
     ]
 
 
-def test_a_stream_is_not_said_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It holds its messages however long the backend is down."""
+def test_a_stream_holds_messages_instead_of_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the outage lasts."""
     clock, file = Clock(monkeypatch), io.StringIO()
     down = {**FULL, "outage_s": 125}
     shown = Progress(Console(file=file, width=120, soft_wrap=True), lambda: down, holds=True)
     clock.now += 10
     shown.tick()
     assert file.getvalue() == (
-        "0:10  read 0 · asked 0 · 0/s · written 0 · "
-        "backend is down for 2 min 5 s, asking every 10 s · messages are held\n"
+        "0:10  read 0 · completed 0 · 0/s · written 0 · "
+        "backend down for 2 min 5 s, probing every 10 s · holding messages\n"
     )
 
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_bar_always_has_two_lines_that_fit(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    """Whatever there is to say: a bar that changes its height makes a terminal flicker."""
+    """A bar that changes its height would make the terminal flicker."""
     clock, large = Clock(monkeypatch), 10**7
     counts: dict[str, int] = {}
     console = Console(file=io.StringIO(), width=width, force_terminal=True, soft_wrap=True)
@@ -315,7 +324,7 @@ def test_the_bar_always_has_two_lines_that_fit(monkeypatch: pytest.MonkeyPatch, 
     for more in (
         {},
         {"read": 5},
-        {**FULL, "asked": large},
+        {**FULL, "completed": large},
         {**HELD, "sent": large, "retried": large, "dead_letters_blocked": large},
         {**FULL, "outage_s": 899},
     ):
@@ -329,26 +338,26 @@ def test_the_bar_always_has_two_lines_that_fit(monkeypatch: pytest.MonkeyPatch, 
         assert "…" not in "".join(text)
 
 
-def test_counts_that_take_long_are_asked_for_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A remote job's come over the network; the clock goes on without them."""
-    clock, asked = Clock(monkeypatch), []
+def test_slow_counts_are_fetched_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A remote job's counts come over the network; the clock goes on meanwhile."""
+    clock, fetched = Clock(monkeypatch), []
 
     def counts() -> dict[str, int]:
-        asked.append(clock.now)
+        fetched.append(clock.now)
         clock.now += 0.1
-        return {"asked_records": 7}
+        return {"completed_records": 7}
 
     shown = Progress(Console(file=io.StringIO()), counts)
     for _ in range(200):
         clock.now += 0.1
         shown.tick()
-    assert [round(later - sooner) for sooner, later in itertools.pairwise(asked)] == [5, 5, 5, 5]
+    assert [round(later - sooner) for sooner, later in itertools.pairwise(fetched)] == [5, 5, 5, 5]
 
 
-def test_counts_that_cannot_be_had_do_not_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job goes on, and so does its line, with what was known before."""
+def test_unavailable_counts_do_not_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job goes on, and its line shows the last known counts."""
     clock, file = Clock(monkeypatch), io.StringIO()
-    replies = iter([{"asked_records": 50}])
+    replies = iter([{"completed_records": 50}])
 
     def counts() -> dict[str, int]:
         try:
@@ -360,11 +369,11 @@ def test_counts_that_cannot_be_had_do_not_end_the_wait(monkeypatch: pytest.Monke
     for _ in range(11):
         clock.now += 1
         shown.tick()
-    assert file.getvalue() == "0:10  read 50 · asked 50 · 50/s · written 0\n"
+    assert file.getvalue() == "0:10  read 50 · completed 50 · 50/s · written 0\n"
 
 
 def test_logged_lines_stand_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handler that writes past the bar would tear it; afterwards it writes where it did."""
+    """Output past the bar would tear it; afterwards the handler writes where it did before."""
     file, stderr = io.StringIO(), io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     handler, root = logging.StreamHandler(), logging.getLogger()

@@ -1,4 +1,4 @@
-"""What a run tells while it works: Beam's metrics, and the same figures in this process."""
+"""Metrics of a running job: Beam's, and the same counts in this process."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +17,14 @@ from transforms.records.records import Completion, Usage
 
 @pytest.fixture(autouse=True)
 def live(monkeypatch: pytest.MonkeyPatch) -> LiveCounts:
-    """Counts of this test's own."""
+    """Live counts for this test alone."""
     live = LiveCounts()
     monkeypatch.setattr(metrics, "LIVE", live)
     return live
 
 
 class Calls:
-    """A dispatcher that says what the test tells it to."""
+    """A dispatcher whose values the test sets."""
 
     def __init__(self, throttled_s: float = 0.0) -> None:
         self.throttled = throttled_s
@@ -51,7 +51,7 @@ class _Script(beam.DoFn):
 
 
 def _told(script: Any) -> dict[str, dict[str, Any]]:
-    """What Beam knows after a bundle in which the function has run, by kind and name."""
+    """Beam's metrics after a bundle in which the function ran, by kind and name."""
     with pipeline() as p:
         _ = p | beam.Create([script]) | beam.ParDo(_Script())
     found = p.result.metrics().query(beam.metrics.MetricsFilter().with_namespace("batch_inference"))
@@ -65,7 +65,7 @@ def _told(script: Any) -> dict[str, dict[str, Any]]:
 
 
 def test_live_counts(live: LiveCounts) -> None:
-    """Adds, replaces, copies, forgets."""
+    """Adds, sets, copies and clears."""
     live.add("read", 2)
     live.add("read", 3)
     live.set({"waiting": 7, "read_files": 1})
@@ -88,7 +88,7 @@ def test_live_counts_of_many_threads(live: LiveCounts) -> None:
 
 
 def test_failed_calls_are_taken_once() -> None:
-    """By type; who takes them next gets what came since."""
+    """By type; the next take returns only newer ones."""
     failed = FailedCalls()
     for error_type in ("timeout", "internal", "timeout"):
         failed.add(error_type)
@@ -132,10 +132,10 @@ def _every_kind() -> None:
 
 
 def test_counts(live: LiveCounts) -> None:
-    """Records, calls, tokens (of billed failures, too) and failed calls, however often reported."""
+    """Records, calls, tokens (also of billed failures) and failed calls, in several reports."""
     told = _told(_every_kind)
     assert told["counters"] == {
-        "asked_records": 7,
+        "completed_records": 7,
         "attempts": 9,
         "retries": 3,
         "input_tokens": 111,
@@ -154,7 +154,7 @@ def test_counts(live: LiveCounts) -> None:
     }
     latency_ms = told["distributions"]["latency_ms"]
     assert (latency_ms.count, latency_ms.sum, latency_ms.max) == (4, 300, 120)
-    assert live.snapshot() == {"asked": 7, "in_flight_requests": 4, "concurrency_limit": 64}
+    assert live.snapshot() == {"completed": 7, "in_flight_requests": 4, "concurrency_limit": 64}
 
 
 def _throttled() -> None:
@@ -166,7 +166,7 @@ def _throttled() -> None:
 
 
 def test_throttled_time() -> None:
-    """From when this thread began to wait; Dataflow's counter takes whole seconds, and none is lost."""
+    """Counts since this thread began to wait; Dataflow's counter gets all whole seconds."""
     counters = _told(_throttled)["counters"]
     assert counters == {"throttled_ms": 4250, "cumulativeThrottlingSeconds": 4}
 
@@ -180,7 +180,7 @@ def _throttled_backwards() -> None:
 
 
 def test_throttled_time_never_falls() -> None:
-    """A reading that another thread has just changed takes nothing back, and counts nothing twice."""
+    """An older reading of another thread subtracts nothing, and nothing counts twice."""
     counters = _told(_throttled_backwards)["counters"]
     assert counters == {"throttled_ms": 3000, "cumulativeThrottlingSeconds": 3}
 
@@ -189,14 +189,14 @@ def _nothing() -> None:
     CallMetrics(Calls()).report()
 
 
-def test_nothing_to_tell(live: LiveCounts) -> None:
-    """A report of nothing is no trouble."""
+def test_nothing_to_report(live: LiveCounts) -> None:
+    """An empty report does no harm."""
     assert _told(_nothing) == {
         "counters": {"throttled_ms": 0},
         "distributions": {},
         "gauges": {},
     }
-    assert live.snapshot() == {"asked": 0}
+    assert live.snapshot() == {"completed": 0}
 
 
 def _two_threads() -> None:
@@ -209,8 +209,8 @@ def _two_threads() -> None:
     second.report()
 
 
-def test_each_thread_tells_its_own_time() -> None:
-    """Who came later has waited less: five seconds and three."""
+def test_each_thread_reports_its_own_time() -> None:
+    """A later thread has waited less: five seconds and three."""
     counters = _told(_two_threads)["counters"]
     assert counters == {"throttled_ms": 8000, "cumulativeThrottlingSeconds": 8}
 
@@ -221,6 +221,6 @@ def _count() -> None:
 
 
 def test_count(live: LiveCounts) -> None:
-    """Beam and `LIVE` get the same."""
+    """Beam and `LIVE` get the same amount."""
     assert _told(_count)["counters"] == {"records_read": 7}
     assert live.snapshot() == {"records_read": 7}

@@ -60,7 +60,7 @@ def _tally(records: int = 0, results: int = 0, **dead_letters: int) -> Tally:
 
 
 def _rows(*events: Any, **arguments: Any) -> list[str]:
-    """What a stream of tallies makes: ``minute.revision records-results-dead_letters`` each."""
+    """The rows of a stream of tallies: ``minute.revision records-results-dead_letters`` each."""
     lines = collected_from(
         lambda root: (
             root
@@ -94,7 +94,7 @@ def test_revised_until_it_reconciles() -> None:
 
 
 def test_the_first_row_waits_for_the_minute() -> None:
-    """What comes until `every_s` after the minute's end is in it."""
+    """It includes everything up to `every_s` after the minute's end."""
     early, late = (179, [(1, _tally(results=1))]), (181, [(1, _tally(results=1))])
     assert _rows((60, [(1, _tally(records=2))]), early) == ["01.1 2-1-0"]
     assert _rows((60, [(1, _tally(records=2))]), late) == ["01.1 2-0-0", "01.2 2-1-0"]
@@ -102,7 +102,7 @@ def test_the_first_row_waits_for_the_minute() -> None:
 
 
 def test_two_minutes() -> None:
-    """Each has its own sums, revisions and row, in whatever order their parts come."""
+    """Each has its own sums, revisions and row, in whatever order tallies arrive."""
     rows = _rows(
         (61, [(1, _tally(records=2)), (2, _tally(results=1)), (1, _tally(results=1))]),
         (130, [(2, _tally(records=1)), (1, _tally(results=1))]),
@@ -111,24 +111,24 @@ def test_two_minutes() -> None:
     assert rows == ["01.1 2-2-0", "02.1 1-1-0", "02.2 5-1-0"]
 
 
-def test_drain_writes_what_is_pending() -> None:
-    """No real time passes, and the row is there."""
+def test_drain_writes_the_pending_row() -> None:
+    """The row comes without real time passing."""
     assert _rows((61, [(1, _tally(records=3, results=2, blocked=1))])) == ["01.1 3-2-1"]
 
 
 def test_late_tallies() -> None:
-    """They count for the minute that they name, however far behind the watermark they come."""
+    """They count for the minute that they name, however far behind the watermark."""
     events = ((61, [(1, _tally(records=1))], 100), 5_000, (62, [(1, _tally(results=1))], 1))
     assert _rows(*events) == ["01.1 1-1-0"]
 
 
 def test_empty_input() -> None:
-    """Nothing read, nothing written."""
+    """Nothing is read, and nothing written."""
     assert _rows(100) == []
 
 
 def test_expiry(caplog: pytest.LogCaptureFixture) -> None:
-    """After `keep_s` without a change the state is gone; a minute that lost records says so, once."""
+    """After `keep_s` without a change the state is gone; a lossy minute reports it once."""
     clock = (10_000, [(9, _tally())])
     with caplog.at_level(logging.ERROR):
         rows = _rows(
@@ -146,11 +146,11 @@ def test_expiry(caplog: pytest.LogCaptureFixture) -> None:
         "01.1 0-1-0",
         "02.1 0-1-0",
     ]
-    assert "minute 1 is given up: 2 of its records have not ended" in caplog.text
+    assert "minute 1 expired: 2 of its records have not ended" in caplog.text
 
 
 def test_state_that_still_changes_is_kept() -> None:
-    """The watermark may run ahead of the last change: nothing is dropped before its time."""
+    """Even if the watermark runs ahead of the last change, nothing is dropped too early."""
     rows = _rows(
         (61, [(1, _tally(records=2))]),
         (500, [(1, _tally(results=1))]),
@@ -162,8 +162,8 @@ def test_state_that_still_changes_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("every_s", "keep_s"), [(-1, 100), (50, 100), (60, 60), (float("nan"), 9)])
-def test_times_that_cannot_be(every_s: float, keep_s: float) -> None:
-    """They are refused when made; the message holds both."""
+def test_impossible_times(every_s: float, keep_s: float) -> None:
+    """The constructor refuses them; the message holds both."""
     with pytest.raises(ConfigurationError, match=rf"every_s is {every_s}, .*\({keep_s}\)"):
         SummariseMinutes(spec=SPEC, every_s=every_s, keep_s=keep_s)
 
@@ -187,7 +187,7 @@ def test_gauges_follow_the_rows() -> None:
 
 
 def test_backlog() -> None:
-    """A finished minute leaves it; the oldest one that is left counts."""
+    """A finished minute leaves it; the oldest remaining one counts."""
     backlog = watch(watch(watch(Backlog(), 10, 4), 12, 1), 11, 2)
     assert gauges(backlog, 13 * 60) == {
         "backlog_records": 7,
@@ -244,7 +244,7 @@ def test_a_sum_beyond_its_column() -> None:
 
 
 def test_minute_tallies() -> None:
-    """They take what a `Tally` takes, by minute, and start anew when taken."""
+    """They count like a `Tally`, by minute, and start at zero after `take`."""
     tallies = MinuteTallies()
     row = result_row(answer_of("x"), RunInfo(run_id="r", backend="b", model="m"), lambda *_: "0.5")
     tallies.of(5).add_result(row, 3)
@@ -262,8 +262,8 @@ def test_minute_tallies() -> None:
     assert tallies.take() == []
 
 
-def test_what_was_read() -> None:
-    """Records and what could not be read, by the minute that they carry."""
+def test_inputs_read() -> None:
+    """Records and unreadable inputs, by the minute that they carry."""
     records = [Record(str(n), {}, read_minute=minute) for n, minute in enumerate([5, 5, 6, None])]
     unread = [DeadLetter("read", "parse_error", "", read_minute=6)]
     with pipeline() as root:
@@ -291,13 +291,13 @@ def _read_or_answered(data: bytes) -> MinuteTally:
 
 
 def test_real_time() -> None:
-    """On a real clock: the result comes only when the row without it has been written, by its timer."""
+    """On a real clock: the result arrives only after the timer has written the row without it."""
     waiting = [b"read", b"answered"]
 
     def pull() -> list[bytes]:
         if waiting and len(_seen) == 2 - len(waiting):
             return [waiting.pop(0)]
-        _two_seen.wait(0.01)  # the runner asks again and again
+        _two_seen.wait(0.01)  # the runner polls
         return []
 
     with messages_from(pull) as read:
@@ -341,7 +341,7 @@ STEPS = [
 
 
 def test_steps_state_and_coders_are_stable() -> None:
-    """What a streaming job that is updated has to find again; a change here needs a drain."""
+    """An updated streaming job has to find them again; a change here requires a drain."""
     root = streaming_pipeline()
     tallies = root | stream() | beam.Map(at).with_output_types(MinuteTally)
     _ = tallies | "SummariseMinutes" >> SummariseMinutes(spec=SPEC)

@@ -1,4 +1,4 @@
-"""What a sink's bundle counts, as a whole or by minute; and that it waits for the table's word."""
+"""The counts of a sink's bundle, as a whole or by minute."""
 
 from transforms.accounting.minute_tally import BundleTallies
 
@@ -13,7 +13,7 @@ def _outputs(tallies: BundleTallies) -> list[tuple[str, int | None, int]]:
 
 
 def test_one_sum_of_a_bounded_input() -> None:
-    """Whatever the minutes."""
+    """Minutes do not matter."""
     tallies = BundleTallies(by_minute=False)
     for minute in (None, 7, 8):
         tallies.of(minute).counts["results"] += 1
@@ -21,7 +21,7 @@ def test_one_sum_of_a_bounded_input() -> None:
 
 
 def test_one_sum_per_minute_of_a_stream() -> None:
-    """A record without a minute is counted under 0; a bundle without records says nothing."""
+    """A record without a minute counts under 0; a bundle without records emits nothing."""
     tallies = BundleTallies(by_minute=True)
     assert _outputs(tallies) == []
     for minute in (None, 7, 8, 7):

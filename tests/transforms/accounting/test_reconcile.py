@@ -1,4 +1,4 @@
-"""The reconciliation: it holds only if every sink holds exactly what was counted."""
+"""The reconciliation: it holds only if every sink holds exactly the rows counted for it."""
 
 import dataclasses
 import decimal
@@ -84,7 +84,7 @@ def test_reconciled(
 
 
 def test_stopped_early() -> None:
-    """It reconciles, and yet the run has failed: some records were never sent."""
+    """It reconciles, but the run has failed: some records were never sent."""
     row = {**_summary((7, 5, 2), [5], [2]), "dead_letters_by_error_type": '{"not_attempted":2}'}
     with pytest.raises(StoppedEarly, match=r"^run run-1 stopped early: 2 records were not attemp"):
         check_reconciled(row)
@@ -101,9 +101,9 @@ def test_stopped_early() -> None:
         ((7, 5, 2), [5], [], "5 results and 0 dead letters: 2 missing"),
         ((7, 5, 2), [5, 4], [2], "4 results and 2 dead letters: 1 missing"),
         ((7, 5, 2), [5], [2, 0], "5 results and 0 dead letters: 2 missing"),
-        ((7, 5, 2), [5, 10], [2], "5 results and 2 dead letters: in all none is missing, but a "),
-        ((7, 5, 2), [4], [3], "4 results and 3 dead letters: in all none is missing, but a sink "),
-        ((7, 4, 2), [5], [2], "5 results and 2 dead letters: in all none is missing, but a sink "),
+        ((7, 5, 2), [5, 10], [2], "5 results and 2 dead letters: the total is right, but a "),
+        ((7, 5, 2), [4], [3], "4 results and 3 dead letters: the total is right, but a sink "),
+        ((7, 4, 2), [5], [2], "5 results and 2 dead letters: the total is right, but a sink "),
         ((8, 5, 2), [5], [2], "5 results and 2 dead letters: 1 missing"),
         ((6, 5, 2), [5], [2], "5 results and 2 dead letters: 1 too many"),
         ((2_000_000, 2_000_000, 0), [0], [0], "0 results and 0 dead letters: 2,000,000 missing"),
@@ -112,7 +112,7 @@ def test_stopped_early() -> None:
 def test_not_reconciled(
     counted: tuple[int, int, int], results: list[int], dead_letters: list[int], message: str
 ) -> None:
-    """One sink short, one doubled, two that differ, two errors that cancel: none is overlooked."""
+    """One sink short, one doubled, two that differ, two errors that cancel: all are noticed."""
     row = _summary(counted, results, dead_letters)
     assert row["reconciled"] is False
     with pytest.raises(NotReconciled) as caught:
@@ -129,10 +129,10 @@ def test_not_reconciled(
     st.lists(st.integers(0, 6), max_size=3),
     st.lists(st.integers(0, 6), max_size=3),
 )
-def test_reconciled_means_what_it_says(
+def test_reconciled_is_exact(
     results: int, letters: int, records: int, held: list[int], held_letters: list[int]
 ) -> None:
-    """Whatever is counted and held: true only if nothing is lost or doubled anywhere."""
+    """For any counts, it is true only if no row is lost or doubled in any sink."""
     row = _summary((records, results, letters), held, held_letters)
     whole = set(held) <= {results} and set(held_letters) <= {letters}
     present = (bool(held) or not results) and (bool(held_letters) or not letters)
@@ -140,7 +140,7 @@ def test_reconciled_means_what_it_says(
 
 
 def test_a_sink_that_reports_each_bundle_is_one_sink() -> None:
-    """A topic says at the beginning that it has none, and then of each bundle how many it took."""
+    """A topic reports zero at the start, and then the rows of each bundle."""
     reports = _reports([4], [0]) + [SinkReport("dead_letters", "files", "d0", n) for n in (2, 3)]
     spec = dataclasses.replace(SPEC, sinks=2)
     row = summarise(spec, _tally(9, 4, 5), reports)
@@ -149,7 +149,7 @@ def test_a_sink_that_reports_each_bundle_is_one_sink() -> None:
 
 
 def test_summary_row() -> None:
-    """Every column, from the tallies and from the sinks."""
+    """Every column, from the counts and from the sinks."""
     tally = _tally(
         7,
         5,
@@ -211,7 +211,7 @@ def test_write_summary(tmp_path: Path) -> None:
 
 
 def test_sums_beyond_their_columns(tmp_path: Path) -> None:
-    """What a server made up empties its own column; the summary is written all the same."""
+    """A nonsense value of a server empties its own column; the summary is still written."""
     path = tmp_path / "run.json"
     spec = SummarySpec(
         run_id="r",
@@ -248,7 +248,7 @@ def _run(path: Path, tallies: list[Tally], reports: list[SinkReport]) -> None:
 
 
 def test_write_run_summary(tmp_path: Path) -> None:
-    """The tallies of all bundles, one summary row, one file."""
+    """The tallies of all bundles make one summary row in one file."""
     path = tmp_path / "run.json"
     _run(path, [_tally(4, 3, 1), _tally(3, 2, 1)], _reports([5], [2]))
     written = json.loads(path.read_bytes())
@@ -258,16 +258,16 @@ def test_write_run_summary(tmp_path: Path) -> None:
 
 
 def test_an_empty_run_is_summarised_too(tmp_path: Path) -> None:
-    """No record, no tally, no report: still one row."""
+    """Without any record, tally or report there is still one row."""
     path = tmp_path / "run.json"
     _run(path, [], [])
     assert json.loads(path.read_bytes())["reconciled"] is True
 
 
-def test_a_report_that_lies_fails_the_run(
+def test_a_wrong_report_fails_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The summary is written once, says so, and then the run fails by as many records."""
+    """The summary is written once, and then the run fails with the number of records."""
     path = tmp_path / "run.json"
     written = []
 

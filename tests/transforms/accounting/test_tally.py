@@ -1,4 +1,4 @@
-"""Tallies: what each stage counts, summed exactly, whatever a server reports."""
+"""Tallies: the counts of each stage, summed exactly, whatever a server reports."""
 
 import collections
 import decimal
@@ -38,7 +38,7 @@ def _result(**known: Any) -> dict[str, Any]:
 
 
 def test_results() -> None:
-    """Rows, calls, retries, waiting, the ledger, tokens and cost."""
+    """Rows, calls, retries, waiting time, the ledger, tokens and cost."""
     tally = Tally()
     tally.add_result(
         _result(
@@ -92,7 +92,7 @@ def test_dead_letters() -> None:
 
 
 def test_no_known_cost_is_none_and_not_zero() -> None:
-    """A free call costs 0; a call without a price costs nobody knows what."""
+    """A free call costs 0; the cost of a call without a price is unknown."""
     tally = Tally()
     tally.add_result(_result(), 0)
     assert tally.cost_usd is None
@@ -102,8 +102,8 @@ def test_no_known_cost_is_none_and_not_zero() -> None:
 
 
 @pytest.mark.parametrize("reported", ["12", 1.5, True, [1], {"a": 1}])
-def test_tokens_that_are_no_count(reported: Any) -> None:
-    """They are left out, rather than fail every record of the bundle."""
+def test_tokens_that_are_not_counts(reported: Any) -> None:
+    """They are ignored, instead of failing every record of the bundle."""
     tally = Tally()
     letter = DeadLetter("infer", "truncated", "cut", usage=Usage(reported, 1, reported, None))
     tally.add_dead_letter({"cost_usd": None}, letter)
@@ -135,8 +135,8 @@ def test_total(tallies: list[Tally]) -> None:
     assert Tally.total([Tally.total(tallies[:2]), Tally.total(tallies[2:])]) == total
 
 
-def test_total_leaves_its_parts_alone() -> None:
-    """Beam may hand the same tally out again."""
+def test_total_does_not_change_its_parts() -> None:
+    """Beam may pass the same tally again."""
     tally = Tally()
     tally.add_result(_result(cost_usd="1"), 0)
     assert Tally.total([tally, tally]).counts["results"] == 2
@@ -145,7 +145,7 @@ def test_total_leaves_its_parts_alone() -> None:
 
 
 def test_emit_tally() -> None:
-    """One tagged element, at the end of the global window: a bundle's own sum."""
+    """One tagged element at the end of the global window, with the bundle's sum."""
     tally = Tally()
     tagged = emit_tally(tally)
     assert isinstance(tagged, TaggedOutput)
@@ -158,15 +158,15 @@ def test_emit_tally() -> None:
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 40).map(lambda n: n.to_bytes(8, "big")), max_size=60), st.data())
 def test_count_duplicates(hashes: list[bytes], data: st.DataObject) -> None:
-    """As many as the naive count says, however they were packed."""
+    """The same number as a naive count, however the hashes are packed."""
     cuts = sorted(data.draw(st.lists(st.integers(0, len(hashes)), max_size=4)))
     edges = zip([0, *cuts], [*cuts, len(hashes)], strict=True)
     packed = [b"".join(hashes[start:end]) for start, end in edges]
     assert count_duplicates(packed) == len(hashes) - len(set(hashes))
 
 
-def test_bundles_are_tallied_apart() -> None:
-    """A bundle's count and hashes leave with it: the next one starts at nothing."""
+def test_bundles_are_counted_separately() -> None:
+    """A bundle's count and hashes leave with it: the next one starts at zero."""
     dofn = _TallyRecordsDoFn()
     hashes: list[tuple[int, bytes]] = []
     for ids, expected in ((["a", "b", "a"], 3), (["a"], 1), ([], 0)):
@@ -214,7 +214,7 @@ def test_tally_records(arguments: tuple[str, ...]) -> None:
 
 
 def test_tally_records_without_input() -> None:
-    """Nothing read counts nothing."""
+    """Without input all counts are zero."""
     with pipeline() as root:
         records = root | "R" >> beam.Create([]).with_output_types(Record)
         unread = root | "U" >> beam.Create([]).with_output_types(DeadLetter)

@@ -641,7 +641,7 @@ def test_own_schema_wins() -> None:
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "media", "uri": "b/a.png"}]}]},
-            "a media part: 'b/a.png' is no gs:// or https:// URI",
+            "a media part: 'b/a.png' is not a gs:// or https:// URI",
         ),
         (
             {"messages": [{"role": "user", "content": [_image("https://h/a?key=secret")]}]},

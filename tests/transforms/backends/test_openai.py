@@ -142,7 +142,7 @@ def test_media(model_server: SimulatedModelServer) -> None:
                 "application/pdf; use the backend gemini"
             ),
         ),
-        ({"type": "media"}, "a media part: NULL is no gs:// or https:// URI"),
+        ({"type": "media"}, "a media part: NULL is not a gs:// or https:// URI"),
     ],
 )
 def test_media_that_cannot_be_sent(part: Any, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Tokens: fetched before they expire, once for all who wait, off the event loop."""
+"""Tokens: fetched before they expire, once for all waiting requests, off the event loop."""
 
 import asyncio
 import datetime as dt
@@ -17,7 +17,7 @@ from transforms.records.errors import BackendUnusable, Forbidden, Unavailable
 
 
 class _Credentials(google.auth.credentials.Credentials):
-    """Credentials whose refreshes are scripted: an exception, or the life of a token."""
+    """Credentials with scripted refreshes: an exception, or the lifetime of a token."""
 
     def __init__(self, *script: Exception | dt.timedelta) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class _Credentials(google.auth.credentials.Credentials):
         self.refreshed_in: list[int] = []
 
     def refresh(self, request: Any) -> None:
-        """Plays the next line of the script."""
+        """Executes the next line of the script."""
         self.refreshed_in.append(threading.get_ident())
         step = self.script.pop(0)
         if isinstance(step, Exception):
@@ -41,8 +41,8 @@ def _bearer(number: int) -> dict[str, str]:
     return {"Authorization": f"Bearer token-{number}"}
 
 
-def test_one_refresh_for_all_who_wait() -> None:
-    """A hundred requests at once cost one refresh, in another thread than the loop's."""
+def test_one_refresh_for_all_waiting_requests() -> None:
+    """A hundred concurrent requests cost one refresh, in another thread than the loop's."""
     credentials = _Credentials(PAST, HOUR)
 
     async def ask() -> list[Any]:
@@ -56,7 +56,7 @@ def test_one_refresh_for_all_who_wait() -> None:
 
 
 def test_refreshed_before_expiry() -> None:
-    """A token that has only a minute left is replaced."""
+    """A token with only a minute left is replaced."""
     credentials = _Credentials(MINUTE, HOUR)
 
     async def ask() -> list[Any]:
@@ -67,7 +67,7 @@ def test_refreshed_before_expiry() -> None:
 
 
 def test_the_old_token_serves_while_it_lives() -> None:
-    """A failing token endpoint costs nothing as long as the old token is accepted."""
+    """A failing token endpoint does no harm while the old token is accepted."""
     failure = google.auth.exceptions.TransportError("no route")
     credentials = _Credentials(MINUTE, failure)
 
@@ -80,7 +80,7 @@ def test_the_old_token_serves_while_it_lives() -> None:
 
 
 def test_expired_and_no_new_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then requests fail as retryable, each with an error of its own, and recover."""
+    """Requests then fail as retryable, each with its own error, and recover."""
     failure = google.auth.exceptions.RefreshError("503", {"a": "b"}, retryable=True)
     credentials = _Credentials(PAST, failure, HOUR)
 
@@ -100,7 +100,7 @@ def test_expired_and_no_new_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_revoked() -> None:
-    """A definite refusal is the record's `forbidden`, and fatal at the start."""
+    """A definite refusal is `forbidden` for the record, and fatal at the start."""
     credentials = _Credentials(PAST, google.auth.exceptions.RefreshError("invalid_grant"))
 
     async def ask() -> None:
@@ -120,13 +120,13 @@ def test_revoked() -> None:
     ],
 )
 def test_no_token_at_open(failure: Exception) -> None:
-    """The first token is fetched at once: its failure names the remedy."""
+    """`open` fetches the first token: its failure names the remedy."""
     with pytest.raises(BackendUnusable, match="gcloud auth application-default login"):
         asyncio.run(GoogleAuth.open(_Credentials(failure)))
 
 
 def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Missing credentials name the remedy, too; the scope is the cloud platform's."""
+    """Missing credentials name the remedy too; the scope is the cloud platform's."""
     asked: list[Any] = []
 
     def default(**arguments: Any) -> None:
@@ -140,7 +140,7 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_quota_project() -> None:
-    """A person's own credentials say which project is billed."""
+    """A user's own credentials name the project to bill."""
     credentials = _Credentials(HOUR)
     credentials._quota_project_id = "billed"
 
@@ -151,7 +151,7 @@ def test_quota_project() -> None:
 
 
 def test_no_real_token_over_plain_http(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain HTTP gets a made-up token; the environment's credentials are not even looked for."""
+    """Plain HTTP gets a fake token; nothing looks for the environment's credentials."""
     monkeypatch.setattr(google.auth, "default", None)
 
     async def ask() -> Any:
@@ -161,7 +161,7 @@ def test_no_real_token_over_plain_http(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_vertex_base_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hosts by location, as google-genai chooses them; overrides win."""
+    """Hosts by location, like google-genai's; overrides win."""
     monkeypatch.delenv("GOOGLE_VERTEX_BASE_URL", raising=False)
     assert [vertex_base_url(name) for name in ("us-central1", "global", "eu", "us")] == [
         "https://us-central1-aiplatform.googleapis.com",

@@ -1,4 +1,4 @@
-"""Secrets: read on the worker, by name; their values nowhere else."""
+"""Secrets: workers read them by name; their values are nowhere else."""
 
 import asyncio
 import doctest
@@ -39,20 +39,20 @@ def _refused(name: str = NAME) -> str:
 
 
 def test_examples() -> None:
-    """The docstrings' examples are true."""
+    """The docstrings' examples hold."""
     assert doctest.testmod(secrets).failed == 0
 
 
 def test_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One request; white space around the value is an editor's."""
+    """One request; white space around the value comes from an editor."""
     with serve_secrets({NAME: [f" {KEY}\n"]}) as (url, asked):
         monkeypatch.setenv(BASE_URL_VARIABLE, f"{url}/")
         assert _read() == KEY
     assert asked == [f"/v1/{NAME}:access"]
 
 
-def test_outages_are_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Throttling and server errors; not for ever."""
+def test_outages_are_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Throttling and server errors, but not for ever."""
     with serve_secrets({NAME: [503, 429, 500, KEY]}) as (url, asked):
         monkeypatch.setenv(BASE_URL_VARIABLE, url)
         assert _read() == KEY
@@ -64,8 +64,8 @@ def test_outages_are_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("status", [403, 404, 400])
-def test_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    """Asked once; the message has the name, the answer and the role."""
+def test_an_unreadable_secret(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    """It is requested once; the message has the name, the answer and the role."""
     with serve_secrets({NAME: [status]}) as (url, asked):
         monkeypatch.setenv(BASE_URL_VARIABLE, url)
         message = _refused()
@@ -76,21 +76,21 @@ def test_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch, status: int) -> No
 
 
 def test_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty version is no key."""
+    """An empty version is not a key."""
     with serve_secrets({NAME: [" \n"]}) as (url, _):
         monkeypatch.setenv(BASE_URL_VARIABLE, url)
         assert _refused() == f"the secret {NAME} is empty: add a version that holds the key"
 
 
 def test_google_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the variable of tests."""
+    """It applies without the tests' variable."""
     monkeypatch.delenv(BASE_URL_VARIABLE, raising=False)
     assert base_url(NAME) == "https://secretmanager.googleapis.com"
 
 
 @pytest.mark.parametrize("name", [KEY, "projects/p/secrets/openai", f"{NAME}/more", f" {NAME}"])
 def test_names(name: str) -> None:
-    """A key that was pasted instead of its name is refused, and not repeated."""
+    """A key pasted in place of its name is refused, and not repeated."""
     with pytest.raises(ConfigurationError, match="--flag is not the name") as raised:
         check_secret_name(name, "--flag")
     assert name.strip() not in str(raised.value)
@@ -98,7 +98,7 @@ def test_names(name: str) -> None:
 
 
 def test_the_flag() -> None:
-    """Its name reaches the backend; a key in its place is in no message; only openai takes it."""
+    """The name reaches the backend; a key in its place is in no message; only openai takes it."""
     argv = ["--input_files=a.jsonl", "--prompt=x", "--model=m", "--output_path=out"]
 
     def config(*more: str) -> RunConfig:
@@ -114,7 +114,7 @@ def test_the_flag() -> None:
 
 
 def test_the_key_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The secret's, before that of the environment."""
+    """The secret's key precedes the environment's."""
     monkeypatch.setenv("OPENAI_API_KEY", "of-the-environment")
 
     async def headers() -> object:
@@ -134,7 +134,7 @@ def test_a_run_with_a_secret(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The server gets a key; pickled backend, logs, messages, results and summary do not."""
+    """The server gets a key; the pickled backend, logs, messages, results and summary do not."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     model_server.reset()

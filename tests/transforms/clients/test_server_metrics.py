@@ -1,4 +1,4 @@
-"""A server's own figures."""
+"""A model server's own metrics."""
 
 import pytest
 
@@ -21,8 +21,8 @@ process_open_fds 34.0
 """
 
 
-def test_engines_are_added_up() -> None:
-    """Other figures are left out."""
+def test_engines_are_summed() -> None:
+    """Other metrics are ignored."""
     assert read_metrics(PAGE) == {
         "running": 5.0,
         "waiting": 7.0,
@@ -33,7 +33,7 @@ def test_engines_are_added_up() -> None:
 
 
 def test_gauges() -> None:
-    """Rates are of the time between two readings."""
+    """Rates cover the time between two readings."""
     before = {"cache_queries": 50.0, "cache_hits": 5.0, "output_tokens": 500.0}
     assert gauges_between({"a": before}, {"a": read_metrics(PAGE)}, 5.0) == {
         "vllm_running_requests": 5,
@@ -44,8 +44,8 @@ def test_gauges() -> None:
 
 
 @pytest.mark.parametrize("before", [{}, {"a": {}}, {"a": {"output_tokens": 2e9}}])
-def test_a_lifetime_is_not_what_was_made_just_now(before: dict[str, dict[str, float]]) -> None:
-    """At the first reading, after one that failed, and after a restart."""
+def test_a_counters_first_value_is_not_growth(before: dict[str, dict[str, float]]) -> None:
+    """At the first reading, after a failed one, and after a restart."""
     now = {"output_tokens": 1e9, "cache_queries": 1e6, "cache_hits": 1e5}
     assert gauges_between(before, {"a": now}, 1.0) == {
         "vllm_running_requests": 0,
@@ -54,15 +54,15 @@ def test_a_lifetime_is_not_what_was_made_just_now(before: dict[str, dict[str, fl
     }
 
 
-def test_servers_are_told_apart() -> None:
-    """One that restarts does not hide what another has made."""
+def test_servers_are_separate() -> None:
+    """A server that restarts does not hide the growth of another one."""
     before = {"a": {"output_tokens": 1e9}, "b": {"output_tokens": 100.0}}
     now = {"a": {"output_tokens": 5.0}, "b": {"output_tokens": 150.0}}
     assert gauges_between(before, now, 5.0)["vllm_output_tokens_per_s"] == 10
 
 
 def test_figures() -> None:
-    """Read more often while more and more is wanted; nothing is left when nobody tells."""
+    """Readings are frequent while more and more is wanted; without pages nothing is known."""
     figures = Figures()
     seen = []
     for second, (in_flight, page) in enumerate(
@@ -81,7 +81,7 @@ def test_figures() -> None:
 
 
 def _wanted(slots: int, processes: int, readings: int) -> list[list[int]]:
-    """What each of some processes gets that share a server, reading by reading."""
+    """The requests of each process that shares a server, reading by reading."""
     wanted, seen = [0] * processes, []
     for _ in range(readings):
         in_flight = [max(32, each) for each in wanted]
@@ -92,19 +92,19 @@ def _wanted(slots: int, processes: int, readings: int) -> list[list[int]]:
     return seen
 
 
-def test_the_queue_says_how_many_are_wanted() -> None:
-    """It doubles until something waits, then a quarter waits; a quiet server changes nothing."""
+def test_the_queue_determines_how_many_are_wanted() -> None:
+    """They double until some wait, then a quarter waits; a quiet server changes nothing."""
     assert [*zip(*_wanted(256, 1, 6), strict=True)] == [(64, 128, 256, 512, 320, 320)]
     assert wanted_in_flight({}, 0, 320) == 320
     assert wanted_in_flight({"running": 100.0, "waiting": 220.0}, 320, 320) == 125
 
 
 def test_processes_that_share_a_server() -> None:
-    """All together they get to the queue that one alone would have."""
+    """Together they arrive at the queue that a single one would have."""
     assert _wanted(256, 4, 8)[-1] == [80] * 4
 
 
 @pytest.mark.parametrize(("in_flight", "wanted"), [(100, 200), (125, 250), (126, 150), (1000, 150)])
-def test_what_does_not_run_is_not_doubled(in_flight: int, wanted: int) -> None:
-    """A hundred run and none waits: what else is in flight is held up before the queue."""
+def test_requests_that_do_not_run_are_not_doubled(in_flight: int, wanted: int) -> None:
+    """A hundred run and none waits: something before the queue delays the others."""
     assert wanted_in_flight({"running": 100.0, "waiting": 0.0}, in_flight, 150) == wanted

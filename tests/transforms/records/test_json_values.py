@@ -1,4 +1,4 @@
-"""One way to JSON: total, exact where JSON is, escaped where it is not."""
+"""One conversion to JSON: total, exact where JSON is, escaped where it is not."""
 
 import base64
 import datetime as dt
@@ -91,7 +91,7 @@ def _is_json(value: Any) -> bool:
 @example(-(2**63) - 1)
 @example([2**63 - 1, 2**63, 1e22, 1e300, 5e-324, -0.0, {"a": [10**4000]}])
 def test_round_trip(value: Any) -> None:
-    """Any JSON value comes back as it was: types, digits, order of keys."""
+    """Any JSON value survives unchanged: types, digits, order of keys."""
     assert repr(loads(dumps(value))) == repr(value)
     assert repr(loads(dumps(value).decode())) == repr(value)
 
@@ -99,7 +99,7 @@ def test_round_trip(value: Any) -> None:
 @settings(deadline=None)
 @given(JSON_VALUES)
 def test_dumps_is_compact_json(value: Any) -> None:
-    """The standard library reads the same value, and no byte of it is a line break."""
+    """The standard library reads the same value, and no byte is a line break."""
     line = dumps(value)
     assert repr(json.loads(line)) == repr(value)
     assert b"\n" not in line
@@ -108,7 +108,7 @@ def test_dumps_is_compact_json(value: Any) -> None:
 @settings(deadline=None)
 @given(JSON_VALUES)
 def test_canonical(value: Any) -> None:
-    """Equal values give equal bytes, whatever the order of their keys; unequal ones do not."""
+    """Equal values have equal bytes, whatever the order of their keys; unequal ones do not."""
     line = canonical(value)
     assert canonical(_reversed_keys(value)) == line
     assert canonical(loads(dumps(value))) == line
@@ -132,7 +132,7 @@ def test_canonical_sorts_at_every_depth() -> None:
 @example(dt.datetime.max.replace(tzinfo=dt.timezone(-dt.timedelta(hours=1))))
 @example({None: 1, 2: b"\xff", "\ud83d": ()})
 def test_to_json_value_is_total(value: Any) -> None:
-    """Any Python value becomes a JSON value, which stays what it is."""
+    """Any Python value becomes a JSON value, and stays the same when converted again."""
     made = to_json_value(value)
     assert _is_json(made)
     assert repr(to_json_value(made)) == repr(made)
@@ -187,21 +187,21 @@ class _Colour(enum.Enum):
     ],
 )
 def test_to_json_value(value: Any, expected: Any) -> None:
-    """The module's table, line by line."""
+    """Every line of the module's table."""
     made = to_json_value(value)
     assert made == expected
     assert _is_json(loads(dumps(made)))
 
 
-def test_bytes_can_be_had_back() -> None:
-    """Base64 of exactly the bytes."""
+def test_bytes_survive() -> None:
+    """They become base64 of exactly the bytes."""
     assert base64.b64decode(to_json_value(bytes(range(256)))) == bytes(range(256))
 
 
 @settings(deadline=None)
 @given(SURROGATES)
 def test_clean_text(text: str) -> None:
-    """Always UTF-8; the same object where it was so before; idempotent."""
+    """The result is UTF-8, the same object if the text already was, and stable."""
     clean = clean_text(text)
     assert clean.encode("utf-8").decode("utf-8") == clean
     assert clean_text(clean) is clean
@@ -213,7 +213,7 @@ def test_clean_text(text: str) -> None:
 @settings(deadline=None)
 @given(SURROGATES)
 def test_loads_escapes_lone_surrogates(text: str) -> None:
-    """A legal JSON escape never makes a text that cannot be written."""
+    """A legal JSON escape never becomes a text that cannot be written."""
     value = loads(json.dumps({text: [text]}))
     assert _is_json(value)
     assert loads(dumps(value)) == value
@@ -235,7 +235,7 @@ def test_loads_escapes_lone_surrogates(text: str) -> None:
     ],
 )
 def test_loads(text: bytes | str, expected: Any) -> None:
-    """What other parsers refuse or round is read, exactly where JSON is exact."""
+    """Values that other parsers refuse or round, read exactly where JSON is exact."""
     assert repr(loads(text)) == repr(expected)
 
 
@@ -244,13 +244,13 @@ def test_loads(text: bytes | str, expected: Any) -> None:
     [b"", b"{", b"[1,]", b"{'a': 1}", b"nul", b"1 2", b"\xef\xbb\xbf1x", "\ud83d", "1" * 5000],
 )
 def test_loads_refuses_what_is_not_json(text: bytes | str) -> None:
-    """Always a `ValueError`, which sources turn into a parse error."""
+    """It is always a `ValueError`, which sources turn into a parse error."""
     with pytest.raises(ValueError):
         loads(text)
 
 
 def test_loads_refuses_other_encodings() -> None:
-    """Bytes that are not UTF-8 are named as such."""
+    """The error says that the bytes are not UTF-8."""
     with pytest.raises(UnicodeDecodeError):
         loads(b'"\xff"')
 
@@ -258,7 +258,7 @@ def test_loads_refuses_other_encodings() -> None:
 @pytest.mark.parametrize("kind", ["list", "dict"])
 @pytest.mark.parametrize("number", ["", "1e30,", "123456789012345678901234567890,"])
 def test_depth(kind: str, number: str) -> None:
-    """`MAX_DEPTH` levels are read and written again, one more is refused, as are very many."""
+    """`MAX_DEPTH` levels can be read and written again; one more is refused, and so are many."""
     extra = number.encode()
     for depth in (MAX_DEPTH - 1, MAX_DEPTH - 2):
         value = loads(b"[" + extra + _nested(depth, kind) + b"]")
@@ -271,7 +271,7 @@ def test_depth(kind: str, number: str) -> None:
 
 
 def test_check_depth_counts_containers() -> None:
-    """Scalars have none; lists and objects count alike, wide ones no more than narrow ones."""
+    """Scalars have no depth; lists and objects count alike, wide or narrow."""
     check_depth("text", 0)
     check_depth([1, {}, []], 2)
     check_depth({"a": [{"b": 1}], "c": [1] * 1_000}, 3)
@@ -294,7 +294,7 @@ def test_check_depth_counts_containers() -> None:
     ],
 )
 def test_rfc3339(moment: dt.datetime, expected: str) -> None:
-    """UTC with a Z; the offset where UTC has no such year."""
+    """UTC with a Z; the offset if UTC has no such year."""
     assert rfc3339(moment) == expected
 
 
@@ -302,7 +302,7 @@ def test_rfc3339(moment: dt.datetime, expected: str) -> None:
 @given(JSON_VALUES, JSON_VALUES)
 @example(1e-9, 2**64)
 @example(1e16, {"\ud83d": -(2**63) - 1})
-def test_a_value_is_written_alike_wherever_it_stands(value: Any, beside: Any) -> None:
-    """What stands beside it changes no byte of it: not a huge integer, not a surrogate."""
+def test_a_value_has_the_same_bytes_in_any_context(value: Any, beside: Any) -> None:
+    """A neighbour changes no byte of it: neither a huge integer nor a surrogate."""
     assert dumps([value, beside]) == b"[%b,%b]" % (dumps(value), dumps(beside))
     assert canonical([value, beside]) == b"[%b,%b]" % (canonical(value), canonical(beside))

@@ -1,4 +1,4 @@
-"""Media: URIs become parts, MIME types are told the same everywhere, errors hold no secret."""
+"""Media: URIs become parts, MIME types are the same everywhere, errors hold no secret."""
 
 import mimetypes
 import pathlib
@@ -53,7 +53,7 @@ def test_parse(text: str, field: MediaField) -> None:
     ],
 )
 def test_parse_refuses(text: str, remedy: str) -> None:
-    """Anything else, with how to write it."""
+    """Any other text is refused, with the right form."""
     with pytest.raises(ConfigurationError) as raised:
         MediaField.parse(text)
     assert str(raised.value) == (
@@ -63,7 +63,7 @@ def test_parse_refuses(text: str, remedy: str) -> None:
 
 
 def test_a_field_named_twice() -> None:
-    """Even with another type: which one counts is not clear."""
+    """It is refused even with another type: which one counts would be unclear."""
     check_fields([MediaField("a"), MediaField("b", "image/png")])
     with pytest.raises(ConfigurationError, match=r"^`media_fields` names 'a' twice: remove one$"):
         check_fields([MediaField("a"), MediaField("b"), MediaField("a", "image/png")])
@@ -73,7 +73,7 @@ def test_a_field_named_twice() -> None:
 
 
 def test_one_uri_and_a_list() -> None:
-    """In order, each with the type of its own extension."""
+    """Parts keep the order, each with the type of its extension."""
     assert _parts("gs://b/a b.jpg") == [_part("gs://b/a b.jpg", "image/jpeg")]
     assert _parts(["https://h/x.png?size=1.jpg", "gs://b/y/z.PDF"]) == [
         _part("https://h/x.png?size=1.jpg", "image/png"),
@@ -82,7 +82,7 @@ def test_one_uri_and_a_list() -> None:
 
 
 def test_a_given_type_wins() -> None:
-    """Over the extension, and over the record's own."""
+    """It precedes the extension and the record's own."""
     assert _parts("gs://b/a.png", "photo:image/jpeg") == [_part("gs://b/a.png", "image/jpeg")]
     assert _parts(["https://h/1"], "photo:video/mp4") == [_part("https://h/1", "video/mp4")]
     field = MediaField("uri", "image/webp", "mime_type")
@@ -102,7 +102,7 @@ def test_a_given_type_wins() -> None:
     ],
 )
 def test_the_records_own_type(given: Any, expected: str) -> None:
-    """Where it says something; else the extension tells."""
+    """It counts if it is a MIME type; else the extension decides."""
     field = MediaField("uri", mime_type_field="mime_type")
     assert parts_of(field, "gs://b/a.png", {"mime_type": given}) == [
         _part("gs://b/a.png", expected)
@@ -113,20 +113,20 @@ def test_the_records_own_type(given: Any, expected: str) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("", "field 'photo': '' is no gs:// or https:// URI"),
-        ("a.jpg", "field 'photo': 'a.jpg' is no gs:// or https:// URI"),
-        ("http://h/a.jpg", "field 'photo': 'http://h/a.jpg' is no gs:// or https:// URI"),
-        ("https://h/a b.jpg", "field 'photo': 'https://h/a b.jpg' is no gs:// or https:// URI"),
-        ("https:///a.jpg", "field 'photo': 'https:///a.jpg' is no gs:// or https:// URI"),
-        ("gs://b", "field 'photo': 'gs://b' is no gs:// or https:// URI"),
-        ("gs://b/a.jpg\nx", "field 'photo': 'gs://b/a.jpg\\nx' is no gs:// or https:// URI"),
+        ("", "field 'photo': '' is not a gs:// or https:// URI"),
+        ("a.jpg", "field 'photo': 'a.jpg' is not a gs:// or https:// URI"),
+        ("http://h/a.jpg", "field 'photo': 'http://h/a.jpg' is not a gs:// or https:// URI"),
+        ("https://h/a b.jpg", "field 'photo': 'https://h/a b.jpg' is not a gs:// or https:// URI"),
+        ("https:///a.jpg", "field 'photo': 'https:///a.jpg' is not a gs:// or https:// URI"),
+        ("gs://b", "field 'photo': 'gs://b' is not a gs:// or https:// URI"),
+        ("gs://b/a.jpg\nx", "field 'photo': 'gs://b/a.jpg\\nx' is not a gs:// or https:// URI"),
         (
             "ftp://me:word@h/a.jpg?key=secret",
-            "field 'photo': 'ftp://h/a.jpg' is no gs:// or https:// URI",
+            "field 'photo': 'ftp://h/a.jpg' is not a gs:// or https:// URI",
         ),
-        (7, "field 'photo': a value of type int is no gs:// or https:// URI"),
-        ({"uri": "gs://b/a"}, "field 'photo': a value of type dict is no gs:// or https:// URI"),
-        (["gs://b/a.jpg", None], "field 'photo', item 2: NULL is no gs:// or https:// URI"),
+        (7, "field 'photo': a value of type int is not a gs:// or https:// URI"),
+        ({"uri": "gs://b/a"}, "field 'photo': a value of type dict is not a gs:// or https:// URI"),
+        (["gs://b/a.jpg", None], "field 'photo', item 2: NULL is not a gs:// or https:// URI"),
         (
             "https://me:word@h/a?signature=secret.png",
             f"field 'photo': the MIME type of 'https://h/a' cannot be told from its name; {REMEDY}",
@@ -140,7 +140,7 @@ def test_the_records_own_type(given: Any, expected: str) -> None:
         ),
     ],
 )
-def test_what_is_no_medium(value: Any, message: str) -> None:
+def test_values_that_are_not_media(value: Any, message: str) -> None:
     """The record is refused with the value, short and without secrets, and the remedy."""
     with pytest.raises(InvalidRequest) as raised:
         _parts(value)
@@ -155,7 +155,7 @@ def test_an_empty_list_is_missing() -> None:
 
 @given(JSON_VALUES)
 def test_any_value_is_parts_or_an_error(value: Any) -> None:
-    """Never a failure that nobody foresaw."""
+    """No other error occurs."""
     try:
         parts = _parts(value, "photo:image/png")
     except (InvalidRequest, MissingField):
@@ -191,12 +191,14 @@ def test_any_value_is_parts_or_an_error(value: Any) -> None:
     ],
 )
 def test_guess_mime_type(uri: str, expected: str | None) -> None:
-    """By the extension of the path; a query belongs to https URLs only."""
+    """The extension of the path decides; only https URLs have a query."""
     assert guess_mime_type(uri) == expected
 
 
-def test_the_machine_has_no_say(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The type is part of the fingerprint: a worker's own tables do not count."""
+def test_the_machines_tables_do_not_count(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The type is part of the fingerprint: it must not depend on the worker."""
     (tmp_path / "mime.types").write_text("image/odd png xyz\n")
     mimetypes.init([str(tmp_path / "mime.types")])
     try:
@@ -210,7 +212,7 @@ def test_the_machine_has_no_say(tmp_path: pathlib.Path, monkeypatch: pytest.Monk
 
 @given(st.text(), st.text())
 def test_shown_is_short_and_has_no_query(before: str, secret: str) -> None:
-    """Whatever stands behind a question mark is left out."""
+    """Everything after a question mark is omitted."""
     text = shown(f"{before}?{secret}")
     assert text == shown(f"{before}?")
     assert len(shown("x" * 1000)) == media._SHOWN_CHARS + 2

@@ -1,4 +1,4 @@
-"""Order: what a model reads decides, nothing is lost, and prefixes end up side by side."""
+"""Order: the text a model reads decides, nothing is lost, and prefixes end up side by side."""
 
 import doctest
 import itertools
@@ -29,7 +29,7 @@ def _texts(count: int) -> list[Request]:
 
 
 def test_examples() -> None:
-    """The docstring's example is true."""
+    """The docstring's example holds."""
     assert doctest.testmod(order).failed == 0
 
 
@@ -55,7 +55,7 @@ def test_text(body: dict[str, Any], text: str) -> None:
 
 
 def test_groups() -> None:
-    """Alike beginnings share few groups, others none; the same in every process."""
+    """Common beginnings share few groups, others none; the same in every process."""
     requests = _texts(300)
     groups = {
         letter: {group_of(one, 40, 4) for one in requests if prefix_text(one)[0] == letter}
@@ -69,7 +69,7 @@ def test_groups() -> None:
 
 
 def test_a_batch_in_order() -> None:
-    """Each batch by itself; without the argument as they came."""
+    """Each batch is ordered by itself; without the argument its order is that of arrival."""
     requests = _texts(20)
     limits = BatchLimits(max_batch_size=10)
     plain = requests | BatchRequests(limits=limits)
@@ -79,7 +79,7 @@ def test_a_batch_in_order() -> None:
 
 
 def _runs(requests: list[Request]) -> int:
-    """How often the prefix changes."""
+    """The number of times the prefix changes."""
     return sum(1 for _ in itertools.groupby(requests, key=lambda one: prefix_text(one)[0]))
 
 
@@ -104,6 +104,6 @@ def test_a_data_set_in_order() -> None:
 
 @pytest.mark.parametrize("name", ["prefix_chars", "shards"])
 def test_values_out_of_range(name: str) -> None:
-    """With the value."""
+    """The message holds the value."""
     with pytest.raises(ConfigurationError, match=f"{name} is 0, but must be at least 1"):
         OrderByPrefix(**{name: 0})

@@ -183,7 +183,7 @@ def test_media_are_part_of_the_fingerprint() -> None:
         (
             {"photo": "1.png"},
             InvalidRequest,
-            "field 'photo': '1.png' is no gs:// or https:// URI",
+            "field 'photo': '1.png' is not a gs:// or https:// URI",
         ),
     ],
 )

@@ -53,7 +53,7 @@ def _render(source: str, fields: dict[str, Any] | None = None) -> str:
     ],
 )
 def test_renders(source: str, expected: str) -> None:
-    """Fields are variables, all of them also in ``record``; nothing is escaped."""
+    """Fields are variables, and all are also in ``record``; nothing is escaped."""
     assert _render(source) == expected
 
 
@@ -81,7 +81,7 @@ def test_renders(source: str, expected: str) -> None:
     ],
 )
 def test_a_missing_field(source: str, field: str) -> None:
-    """Any use of it is an error that names it, in a condition too."""
+    """Any use of it is an error that names it, also in a condition."""
     with pytest.raises(MissingField, match=f"^field '{field}' is missing$"):
         _render(source)
 
@@ -136,7 +136,7 @@ def test_a_missing_field(source: str, field: str) -> None:
     ],
 )  # fmt: skip
 def test_a_null_field(source: str, field: str) -> None:
-    """NULL at any depth is as good as missing where it is used, and never the text "None"."""
+    """NULL at any depth is an error where it is used, and never the text "None"."""
     with pytest.raises(MissingField, match=f"^field '{field}' is NULL$"):
         _render(source)
 
@@ -167,7 +167,7 @@ def test_a_null_field(source: str, field: str) -> None:
     ],
 )
 def test_default(source: str, expected: str) -> None:
-    """``default()`` stands in for what is missing or NULL, at any depth."""
+    """``default()`` replaces a missing or NULL value, at any depth."""
     assert _render(source) == expected
 
 
@@ -208,7 +208,7 @@ def test_default(source: str, expected: str) -> None:
     ],
 )
 def test_conditions(source: str, *, expected: bool) -> None:
-    """``if``, ``is defined`` and ``is none`` see that a field is not there."""
+    """``if``, ``is defined`` and ``is none`` recognise an absent field."""
     assert _render(f"{{% if {source} %}}yes{{% else %}}no{{% endif %}}") == (
         "yes" if expected else "no"
     )
@@ -219,7 +219,7 @@ def test_conditions(source: str, *, expected: bool) -> None:
     "name", ["items", "keys", "values", "get", "loop", "range", "dict", "self"]
 )
 def test_fields_with_names_of_other_things(name: str) -> None:
-    """The field is what ``record.NAME`` gives, not a method or a function of Jinja's."""
+    """The field wins over a method or a function of Jinja."""
     fields = {name: "mine"}
     assert _render(f"{{{{ record.{name} }}}}", fields) == "mine"
     assert _render(f"{{{{ record['{name}'] }}}}", fields) == "mine"
@@ -231,13 +231,13 @@ def test_fields_with_names_of_other_things(name: str) -> None:
 
 
 def test_a_field_called_record() -> None:
-    """``record`` stays the whole; the field is in it."""
+    """``record`` stays the whole record, which contains the field."""
     fields = {"record": "mine", "a": 1}
     assert _render("{{ record.record }} {{ record.a }}", fields) == "mine 1"
 
 
 def test_a_field_called_self() -> None:
-    """Jinja takes the bare name for itself: the error says how to write it."""
+    """Jinja reserves the bare name: the error says how to write the field."""
     with pytest.raises(RenderError, match=r"^'self' is Jinja's own name: write record\['self'\]"):
         _render("{{ self }}", {"self": "mine"})
 
@@ -245,8 +245,8 @@ def test_a_field_called_self() -> None:
 @pytest.mark.parametrize(
     "name", ["true", "in", "if", "a-b", "2nd", "naïve name", "__class__", "'", ""]
 )
-def test_names_that_are_no_identifiers(name: str) -> None:
-    """Each of them is to be had with brackets."""
+def test_names_that_are_not_identifiers(name: str) -> None:
+    """Brackets access each of them."""
     assert _render(f'{{{{ record["{name}"] }}}}', {name: "mine"}) == "mine"
 
 
@@ -264,17 +264,17 @@ def test_names_that_are_no_identifiers(name: str) -> None:
         "{% macro m() %}{% endmacro %}{{ m }}",
     ],
 )
-def test_a_function_is_no_field(source: str) -> None:
-    """What would print an address in memory, and so another fingerprint each time, is refused."""
-    with pytest.raises(MissingField, match=r"^the template prints the function '.*', which is no"):
+def test_a_function_is_not_a_field(source: str) -> None:
+    """Printing it would print a memory address, and so another fingerprint each time."""
+    with pytest.raises(MissingField, match=r"^the template prints the function '.*', which is not"):
         _render(source)
 
 
 def test_printing_none() -> None:
-    """A NULL that comes from no field is not printed either."""
+    """A NULL that is not a field's is not printed either."""
     with pytest.raises(MissingField, match=r"^the template prints a value that is NULL$"):
         _render("{{ none }}")
-    with pytest.raises(MissingField, match=r"^what a function gives is NULL$"):
+    with pytest.raises(MissingField, match=r"^a function returned NULL$"):
         _render("{{ record.get('nothing') ~ 'x' }}")
 
 
@@ -315,7 +315,7 @@ def test_printing_none() -> None:
     ],
 )
 def test_the_sandbox(source: str) -> None:
-    """No way to Python's insides, to files or to the record itself; each is that record's error."""
+    """No access to Python's internals, files or the record itself; each is the record's error."""
     fields = {"title": "Lamp", "gone": None, "tags": ["a"]}
     with pytest.raises((RenderError, MissingField)):
         _render(source, fields)
@@ -323,7 +323,7 @@ def test_the_sandbox(source: str) -> None:
 
 
 def test_messages_of_failures() -> None:
-    """They say what went wrong, in the words of the exception."""
+    """They contain the exception's message."""
     with pytest.raises(RenderError, match=r"^the template failed: ZeroDivisionError: division by"):
         _render("{{ 1 / 0 }}")
     with pytest.raises(
@@ -358,7 +358,7 @@ def test_messages_of_failures() -> None:
     ],
 )
 def test_syntax_errors_name_the_line(source: str, line: int, text: str) -> None:
-    """The option, the line's number and the line itself."""
+    """The message has the option, the line's number and the line itself."""
     with pytest.raises(ConfigurationError) as caught:
         PromptTemplate(source, "prompt.jinja")
     message = str(caught.value)
@@ -373,7 +373,7 @@ def test_the_default_name() -> None:
 
 
 def test_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A template that multiplies its input stops at the limit, which itself is allowed."""
+    """A template that multiplies its input stops above the limit."""
     monkeypatch.setattr(templating, "MAX_PROMPT_CHARACTERS", 10)
     assert _render("{{ 'x' * 10 }}") == "x" * 10
     with pytest.raises(TooLarge, match=r"^the rendered prompt has 11 characters"):
@@ -381,12 +381,12 @@ def test_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lone_surrogates_in_a_template() -> None:
-    """They come out escaped, as everywhere."""
+    """They are escaped, as everywhere."""
     assert _render("{{ a }}\ud83d", {"a": "é"}) == r"é\ud83d"
 
 
 def test_a_template_serves_many_records() -> None:
-    """Nothing of one record is seen by the next, and no record is changed."""
+    """No record's values reach the next one, and no record is changed."""
     template = PromptTemplate("{{ a | default('-') }}{% set b = 1 %}{{ c | default('-') }}")
     records: list[dict[str, Any]] = [{"a": 1}, {"a": None}, {"c": 2}, {}]
     assert [template.render(fields) for fields in records] == ["1-", "--", "-2", "--"]
@@ -396,7 +396,7 @@ def test_a_template_serves_many_records() -> None:
 @settings(deadline=None)
 @given(JSON_OBJECTS)
 def test_record_as_json(fields: dict[str, Any]) -> None:
-    """``record | tojson`` is the record, whatever is in it."""
+    """``record | tojson`` is the record, whatever it holds."""
     assert _render("{{ record | tojson }}", fields) == json_values.dumps(fields).decode()
     indented = _render("{{ record | tojson(indent=2) }}", fields)
     assert repr(json_values.loads(indented)) == repr(fields)
@@ -410,7 +410,7 @@ def _holds_null(value: Any) -> bool:
 @settings(deadline=None)
 @given(JSON_VALUES)
 def test_a_printed_null_is_an_error_at_any_depth(value: Any) -> None:
-    """Printing a value fails exactly when there is a NULL in it."""
+    """Printing a value fails exactly if it contains a NULL."""
     if _holds_null(value):
         with pytest.raises(MissingField, match=r"is NULL$"):
             _render("{{ x }}", {"x": value})
@@ -426,6 +426,6 @@ def test_a_printed_null_is_an_error_at_any_depth(value: Any) -> None:
     JSON_VALUES,
 )
 def test_a_failure_is_always_the_records(source: str, value: Any) -> None:
-    """No other exception than the two of rendering."""
+    """Only the two rendering errors occur."""
     with contextlib.suppress(MissingField, RenderError):
         _render(source, {"x": value})

@@ -1,4 +1,4 @@
-"""List prices: linear in the tokens, none where none is known, never a failure."""
+"""List prices: linear in the tokens, none if unknown, never a failure."""
 
 import dataclasses
 import decimal
@@ -33,13 +33,13 @@ def test_list_price() -> None:
 
 
 def test_reasoning_is_billed_as_output() -> None:
-    """Thinking tokens cost what the answer's cost."""
+    """Thinking tokens cost the same as the answer's."""
     assert _dollars(FLASH, 0, 0, 10, 5) == _dollars(FLASH, 0, 0, 15, 0)
     assert _dollars(FLASH, 0, 0, None, 15) == _dollars(FLASH, 0, 0, 15, None)
 
 
-def test_unknown_counts_are_nothing() -> None:
-    """An embedding has input only; what the server does not say is not billed."""
+def test_unknown_counts_cost_nothing() -> None:
+    """An embedding has only input; counts that the server omits are not billed."""
     assert _dollars(FLASH, 100) == _dollars(FLASH, 100, 0, 0, 0)
     assert _dollars(TokenPrices("google", "gemini-embedding-001"), 1_000) > 0
 
@@ -54,12 +54,12 @@ def test_unknown_counts_are_nothing() -> None:
     ],
 )
 def test_no_price(prices: TokenPrices) -> None:
-    """What the tables do not know has no price, rather than a guessed one."""
+    """Models that the tables do not know have no price, rather than a guessed one."""
     assert prices(Usage(1_000, 0, 1_000, 0)) is None
 
 
 def test_no_usage_has_no_price() -> None:
-    """A server that counts nothing has not said that the call was free."""
+    """A server without counts has not said that the call was free."""
     assert FLASH(NO_USAGE) is None
     assert FLASH(Usage(0, 0, 0, 0)) == "0.000000000"
 
@@ -79,8 +79,8 @@ def test_no_usage_has_no_price() -> None:
         Usage(1, 0, {"a": 1}),  # type: ignore[arg-type]
     ],
 )
-def test_figures_that_cannot_be_tokens(usage: Usage) -> None:
-    """A server may report anything: it has no price, and fails nothing."""
+def test_values_that_cannot_be_tokens(usage: Usage) -> None:
+    """A server may report anything: such usage has no price, and nothing fails."""
     assert FLASH(usage) is None
 
 
@@ -90,7 +90,7 @@ def test_figures_that_cannot_be_tokens(usage: Usage) -> None:
     st.builds(Usage, ANYTHING, ANYTHING, ANYTHING, ANYTHING),
 )
 def test_a_price_always_fits_its_column(counted: Usage, reported: Usage) -> None:
-    """A decimal string that every sink can hold, or None; for any usage at all."""
+    """For any usage: a decimal string that every sink can hold, or None."""
     for usage in (counted, reported):
         price = FLASH(usage)
         encode_row({"cost_usd": price}, (Column("cost_usd", "NUMERIC"),))
@@ -116,12 +116,12 @@ def test_a_price_always_fits_its_column(counted: Usage, reported: Usage) -> None
     ],
 )
 def test_service_tiers(prices: TokenPrices, tier: Any, expected: str | None) -> None:
-    """What was served is what costs; a tier without a known price has none, not the standard one."""
+    """The tier served decides; one without a known price has none, not the standard price."""
     assert prices(Usage(1_000_000, 0, 0, 0), tier) == expected
 
 
 def test_flex_halves_everything() -> None:
-    """Input, cached input, output and thoughts alike."""
+    """Input, cached input, output and reasoning tokens."""
     whole = FLASH(Usage(2_000_000, 1_000_000, 400_000, 600_000), "ON_DEMAND")
     half = FLASH(Usage(2_000_000, 1_000_000, 400_000, 600_000), "ON_DEMAND_FLEX")
     assert (whole, half) == ("2.830000000", "1.415000000")
@@ -129,14 +129,14 @@ def test_flex_halves_everything() -> None:
 
 @pytest.mark.parametrize("count", [2**63 - 1, 10**18, 10**12])
 def test_the_largest_counts_have_a_price(count: int) -> None:
-    """Whatever INT64 holds can be priced, in a NUMERIC."""
+    """Any INT64 can be priced, within NUMERIC."""
     price = FLASH(Usage(count, 0, count, count))
     assert price is not None
     encode_row({"cost_usd": price}, (Column("cost_usd", "NUMERIC"),))
 
 
 def test_frozen_and_picklable() -> None:
-    """It travels inside a DoFn."""
+    """A DoFn's pickle contains it."""
     twin: Any = pickle.loads(pickle.dumps(FLASH))
     assert twin == FLASH
     with pytest.raises(dataclasses.FrozenInstanceError):

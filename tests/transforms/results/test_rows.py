@@ -1,4 +1,4 @@
-"""Rows: the contract's columns, and nothing that would fail a load."""
+"""Rows: the contract's columns, and no value that would fail a load."""
 
 import base64
 import contextlib
@@ -143,7 +143,7 @@ def _one(kind: str, value: Any, mode: str = "NULLABLE") -> bytes:
     ids=["results", "dead letters", "summary"],
 )
 def test_columns(columns: tuple[Column, ...], contract: list[tuple[str, str, str]]) -> None:
-    """Names, types, modes and order are the contract's; each column says what it holds."""
+    """Names, types, modes and order are the contract's; each column has a description."""
     assert [(column.name, column.type, column.mode) for column in columns] == contract
     assert all(column.help.endswith(".") for column in columns)
 
@@ -196,7 +196,7 @@ def test_result_row() -> None:
 
 
 def test_an_empty_result_row() -> None:
-    """A model that says nothing about itself leaves NULLs, and a list that is empty."""
+    """A model that reports nothing about itself leaves NULLs and an empty list."""
     row = result_row(Answer(Record("1", {}), "f", Completion()), RUN, _price)
     assert {name: value for name, value in row.items() if value is not None} == {
         "record_id": "1",
@@ -224,7 +224,7 @@ def test_an_empty_result_row() -> None:
     ],
 )
 def test_record_fields(kept: tuple[str, ...] | None, expected: str | None) -> None:
-    """``all``, ``none`` or those named, in the order in which they are named."""
+    """``all``, ``none`` or the named ones, in the order of their naming."""
     run = RunInfo(run_id="run-1", backend="b", model="m", record_fields=kept)
     assert result_row(ANSWER, run, _price)["record"] == expected
 
@@ -288,7 +288,7 @@ def test_dead_letter_row() -> None:
     ],
 )
 def test_dead_letter_output_tokens(usage: Usage, expected: int | None) -> None:
-    """What is known of the output, reasoning included; nothing that is no number."""
+    """The known part of the output, reasoning included; nothing that is not a number."""
     letter = DeadLetter("infer", "truncated", "cut", usage=usage)
     assert dead_letter_row(letter, RUN, _price)["output_tokens"] == expected
 
@@ -298,13 +298,13 @@ def test_dead_letter_output_tokens(usage: Usage, expected: int | None) -> None:
     [("read", False), ("render", False), ("infer", True), ("validate", True), ("write", True)],
 )
 def test_dead_letter_backend(stage: Any, *, asked: bool) -> None:
-    """Backend and model stand only where the model was to be asked."""
+    """Backend and model are set only if the record reached the model's stage."""
     row = dead_letter_row(DeadLetter(stage, "internal", "m"), RUN, _price)
     assert (row["backend"], row["model"]) == (("gemini", "m-1") if asked else (None, None))
 
 
-def test_cost_follows_the_tier_that_was_served() -> None:
-    """Of a result and of a failure that was billed."""
+def test_cost_follows_the_tier_served() -> None:
+    """For a result and for a billed failure."""
     for tier, cost in (("ON_DEMAND", "0.000000120"), ("PROVISIONED_THROUGHPUT", None)):
         completion = Completion(usage=Usage(1), service_tier=tier)
         assert result_row(Answer(Record("1", {}), "f", completion), RUN, _price)["cost_usd"] == cost
@@ -313,7 +313,7 @@ def test_cost_follows_the_tier_that_was_served() -> None:
 
 
 def test_a_raw_payload_goes_first() -> None:
-    """The line as it was read, rather than what was made of it; none of both is NULL."""
+    """The raw line, rather than its parsed form; with neither it is NULL."""
     both = DeadLetter("read", "missing_field", "m", payload="{ raw", fields={"a": 1})
     assert dead_letter_row(both, RUN, _price)["payload"] == "{ raw"
     assert dead_letter_row(DeadLetter("read", "internal", "m"), RUN, _price)["payload"] is None
@@ -325,7 +325,7 @@ def _letter_row(**known: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("text", ["x" * MAX_PAYLOAD_BYTES, "é" * (MAX_PAYLOAD_BYTES // 2), "", "x"])
 def test_a_payload_up_to_the_limit_is_whole(text: str) -> None:
-    """1 MiB of UTF-8 is not cut, and not called so."""
+    """1 MiB of UTF-8 is neither cut nor marked as cut."""
     row = _letter_row(payload=text)
     assert cut_payload(row) == row
 
@@ -341,7 +341,7 @@ def test_a_payload_up_to_the_limit_is_whole(text: str) -> None:
     ],
 )
 def test_cut_payload(text: str, kept: str) -> None:
-    """Whole characters, at most 1 MiB; the row says so and the given one stays as it was."""
+    """Whole characters, at most 1 MiB; the row says so and the original is unchanged."""
     row = _letter_row(payload=text)
     short = cut_payload(row)
     assert short == {**row, "payload": kept, "payload_truncated": True}
@@ -351,7 +351,7 @@ def test_cut_payload(text: str, kept: str) -> None:
 
 
 def test_cut_bytes_are_still_base64() -> None:
-    """What is kept decodes to the beginning of what there was."""
+    """The kept part decodes to the start of the original."""
     raw = bytes(range(256)) * 8_192
     short = cut_payload(_letter_row(payload_bytes=raw))
     kept = base64.b64decode(short["payload_bytes"], validate=True)
@@ -362,7 +362,7 @@ def test_cut_bytes_are_still_base64() -> None:
 
 @pytest.mark.parametrize("name", ["output", "stacktrace", "error_message"])
 def test_other_long_texts_are_cut_too(name: str) -> None:
-    """They fit the table as well; only a payload's cut is marked."""
+    """They fit the table too; only a cut payload is marked."""
     row = {**_letter_row(payload="x"), name: "é" * MAX_PAYLOAD_BYTES}
     assert cut_payload(row) == {**row, name: "é" * (MAX_PAYLOAD_BYTES // 2)}
 
@@ -370,7 +370,7 @@ def test_other_long_texts_are_cut_too(name: str) -> None:
 @settings(deadline=None)
 @given(st.text(st.sampled_from("aé€😀"), max_size=12), st.integers(4, 40))
 def test_cut_anywhere(text: str, limit: int) -> None:
-    """A prefix in whole characters, within the limit, and no shorter than it must be."""
+    """A prefix of whole characters, within the limit, and no shorter than necessary."""
     kept = rows._cut(text, limit)
     assert text.startswith(kept)
     assert len(kept.encode()) <= limit
@@ -380,7 +380,7 @@ def test_cut_anywhere(text: str, limit: int) -> None:
 
 @pytest.mark.parametrize("columns", [RESULT_COLUMNS, DEAD_LETTER_COLUMNS, SUMMARY_COLUMNS])
 def test_required(columns: tuple[Column, ...]) -> None:
-    """A required column that is missing or NULL is named."""
+    """The message names a required column that is missing or NULL."""
     sample: dict[str, Any] = {"STRING": "x", "TIMESTAMP": NOW, "BOOL": True}
     row = {c.name: sample[c.type] for c in columns if c.mode == "REQUIRED"}
     assert json.loads(encode_row(row, columns)) == row
@@ -394,13 +394,13 @@ def test_required(columns: tuple[Column, ...]) -> None:
 
 @pytest.mark.parametrize("value", [0, -(2**63), 2**63 - 1])
 def test_int64(value: int) -> None:
-    """The whole range, exactly."""
+    """The whole range is exact."""
     assert _one("INT64", value) == b'{"c":%d}' % value
 
 
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**30, 1.0, "1", True, [1], {}, math.nan])
 def test_int64_refuses(value: Any) -> None:
-    """What BigQuery would refuse, and with it the whole load; the message holds the value."""
+    """BigQuery would refuse such a value, and the whole load; the message holds the value."""
     with pytest.raises(WriteRejected) as caught:
         _one("INT64", value)
     assert str(caught.value) == f"column 'c' (INT64) cannot hold {value!r}"
@@ -409,14 +409,14 @@ def test_int64_refuses(value: Any) -> None:
 @pytest.mark.parametrize("kind", ["STRING", "TIMESTAMP", "BYTES"])
 @pytest.mark.parametrize("value", [1, 1.5, True, b"x", ["x"], {"x": 1}, math.nan])
 def test_text_refuses(kind: str, value: Any) -> None:
-    """Only text is text."""
+    """Only text fits."""
     with pytest.raises(WriteRejected, match=rf"^column 'c' \({kind}\) cannot hold "):
         _one(kind, value)
 
 
 @pytest.mark.parametrize("value", [0, 1, "true", 1.0, []])
 def test_bool_refuses(value: Any) -> None:
-    """Only true and false are."""
+    """Only true and false fit."""
     with pytest.raises(WriteRejected, match=r"^column 'c' \(BOOL\) cannot hold "):
         _one("BOOL", value)
 
@@ -437,7 +437,7 @@ def test_bool_refuses(value: Any) -> None:
     ],
 )
 def test_numeric(value: Any) -> None:
-    """29 digits before the point, 9 behind it: what NUMERIC and decimal128(38, 9) hold."""
+    """29 digits before the point, 9 after it: the range of NUMERIC and decimal128(38, 9)."""
     assert json.loads(_one("NUMERIC", value)) == {"c": value}
 
 
@@ -449,13 +449,13 @@ def test_numeric(value: Any) -> None:
     ],
 )  # fmt: skip
 def test_numeric_refuses(value: Any) -> None:
-    """Nothing that a load job or Parquet would fail on."""
+    """Values on which a load job or Parquet would fail."""
     with pytest.raises(WriteRejected, match=r"^column 'c' \(NUMERIC\) cannot hold "):
         _one("NUMERIC", value)
 
 
 def test_embedding() -> None:
-    """Floats and integers, in order; none is an empty list."""
+    """Floats and integers, in order; None becomes an empty list."""
     assert _one("FLOAT64", [0.1, 1, -2.5e-300], "REPEATED") == b'{"c":[0.1,1,-2.5e-300]}'
     assert _one("FLOAT64", [], "REPEATED") == b'{"c":[]}'
 
@@ -464,7 +464,7 @@ def test_embedding() -> None:
     "value", [math.nan, math.inf, -math.inf, 10**400, "NaN", "1", None, True, [0.5], {}]
 )
 def test_embedding_refuses(value: Any) -> None:
-    """One bad number among many is found and named."""
+    """The message names the one bad number among many."""
     with pytest.raises(WriteRejected) as caught:
         _one("FLOAT64", [0.5] * 1_000 + [value], "REPEATED")
     shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
@@ -473,7 +473,7 @@ def test_embedding_refuses(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [(0.5,), "0.5", 0.5, {"a": 1}])
 def test_repeated_refuses(value: Any) -> None:
-    """Only a list is one."""
+    """Only a list fits."""
     with pytest.raises(WriteRejected, match=r"^column 'c' holds a list, not "):
         _one("FLOAT64", value, "REPEATED")
 
@@ -489,7 +489,7 @@ def test_a_row_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_row_is_one_line() -> None:
-    """Line breaks, NUL and what else stands in a text are escaped."""
+    """Line breaks, NUL and other control characters in a text are escaped."""
     line = _one("STRING", "a\nb\r\u2028\x00\ud83d")
     assert len(line.splitlines()) == 1
     assert json.loads(line) == {"c": "a\nb\r\u2028\x00\\ud83d"}
@@ -511,7 +511,7 @@ def test_a_row_is_one_line() -> None:
     JSON_OBJECTS,
 )
 def test_whatever_a_model_reports(completion: Completion, fields: dict[str, Any]) -> None:
-    """It is either one line that reads back as the row, or a rejection; so is its dead letter."""
+    """The row is one line that reads back the same, or a rejection; so is its dead letter."""
     row = result_row(Answer(Record("1", fields), "f", completion), RUN, _price)
     try:
         line = encode_row(row, RESULT_COLUMNS)

@@ -1,4 +1,4 @@
-"""Validation: exactly one JSON value or a schema violation, in bounded work, tokens kept."""
+"""Validation: exactly one JSON value or a schema violation, in bounded work; tokens are kept."""
 
 import json
 import logging
@@ -99,7 +99,7 @@ TEXTS = st.lists(PIECES, max_size=25).map("".join) | st.text()
     ],
 )
 def test_extract_json(text: str, value: Any) -> None:
-    """The whole text, one fenced block, or the one object or array in it."""
+    """The whole text, one fenced block, or the only object or array in it."""
     assert repr(extract_json(text)) == repr(value)
 
 
@@ -141,7 +141,7 @@ def test_extract_json(text: str, value: Any) -> None:
     ],
 )
 def test_extract_json_refuses(text: str, message: str) -> None:
-    """None, more than one, or one that breaks off: a part of it is never taken for the answer."""
+    """None, several, or a broken one: a part of it is never the answer."""
     with pytest.raises(SchemaViolation) as caught:
         extract_json(text)
     assert str(caught.value).startswith(message)
@@ -167,7 +167,7 @@ def test_extract_json_refuses(text: str, message: str) -> None:
 @example("1" * 1_000_000)
 @example("x [" + "1" * 1_000_000)
 def test_extract_json_is_total(text: str) -> None:
-    """Whatever the text, a value that can be written or a violation; nothing takes its square."""
+    """Any text yields a value that can be written or a violation, without quadratic work."""
     try:
         value = extract_json(text)
     except SchemaViolation:
@@ -178,7 +178,7 @@ def test_extract_json_is_total(text: str) -> None:
 @settings(deadline=None)
 @given(JSON_VALUES)
 def test_any_json_is_found(value: Any) -> None:
-    """Alone and fenced, any value; among prose, any object or array."""
+    """Any value, alone or fenced; any object or array in prose."""
     text = json_values.dumps(value).decode()
     assert repr(extract_json(text)) == repr(value)
     assert repr(extract_json(json.dumps(value, indent=2))) == repr(value)
@@ -190,8 +190,8 @@ def test_any_json_is_found(value: Any) -> None:
 
 @settings(deadline=None)
 @given(JSON_OBJECTS, st.data())
-def test_a_broken_answer_is_never_half_taken(value: Any, data: st.DataObject) -> None:
-    """An object that ends early has no part that passes for the answer."""
+def test_a_broken_answer_is_never_partly_accepted(value: Any, data: st.DataObject) -> None:
+    """No part of an object that ends early passes for the answer."""
     text = json_values.dumps(value).decode()
     end = data.draw(st.integers(0, len(text) - 1))
     with pytest.raises(SchemaViolation):
@@ -203,7 +203,7 @@ def _checked(value: Any, schema: Any = None) -> Answer:
 
 
 def test_output_json() -> None:
-    """Compact, in the model's order of keys; everything else of the answer stays."""
+    """Compact, with the model's order of keys; the rest of the answer is unchanged."""
     answer = answer_of('Sure: {"items": [{"price": 1.50}],\n "category": "billing"}')
     checked = OutputCheck(SCHEMA)(answer)
     assert checked.completion.output_json == '{"items":[{"price":1.5}],"category":"billing"}'
@@ -213,7 +213,7 @@ def test_output_json() -> None:
 
 
 def test_a_prediction_is_checked_too() -> None:
-    """What a backend gives as JSON is not looked for in the text."""
+    """JSON from a backend is checked itself, not the text."""
     check = OutputCheck({"type": "object"})
     answer = Answer(Record("1", {}), "f", Completion(output="no JSON", output_json='{ "a": 1 }'))
     assert check(answer).completion.output_json == '{"a":1}'
@@ -222,7 +222,7 @@ def test_a_prediction_is_checked_too() -> None:
 
 
 def test_no_output_at_all() -> None:
-    """It holds no JSON."""
+    """The message says that there is no JSON."""
     with pytest.raises(SchemaViolation, match=r"^the answer holds no JSON$"):
         OutputCheck({})(answer_of(None))
 
@@ -248,14 +248,14 @@ def test_no_output_at_all() -> None:
     ],
 )
 def test_violations_name_the_path(value: Any, message: str) -> None:
-    """Where it is and what was wrong, through references too."""
+    """The message says where and what is wrong, also through references."""
     with pytest.raises(SchemaViolation) as caught:
         _checked(value)
     assert str(caught.value) == message
 
 
 def test_a_long_message_is_cut() -> None:
-    """A message repeats the value: it is kept short, with the keyword that failed."""
+    """A message repeats the value: it is cut, and ends with the keyword that failed."""
     with pytest.raises(SchemaViolation) as caught:
         _checked({"category": "x" * 5_000})
     message = str(caught.value)
@@ -291,7 +291,7 @@ def test_schemas(schema: Any, good: Any, bad: Any) -> None:
 
 @pytest.mark.parametrize("depth", [150, 200, 201, 400, 5_000])
 def test_deep_answers_to_a_recursive_schema(depth: int) -> None:
-    """Valid or a violation, whichever is hit first, and never an internal error."""
+    """They are valid or a violation, never an internal error."""
     check = OutputCheck({"type": "array", "items": {"$ref": "#"}})
     answer = answer_of("[" * depth + "]" * depth)
     try:
@@ -319,8 +319,8 @@ def test_a_schema_that_is_no_object(schema: Any) -> None:
         ({"$schema": DRAFT_7, "definitions": []}, r"\$\.definitions"),
     ],
 )
-def test_a_schema_that_is_none(schema: Any, path: str) -> None:
-    """The message says where; the transform refuses it when it is made."""
+def test_an_invalid_schema(schema: Any, path: str) -> None:
+    """The message says where; the transform's constructor refuses it."""
     with pytest.raises(ConfigurationError, match=rf"^s\.json is not a JSON Schema: at {path}: "):
         check_schema(schema, "s.json")
     with pytest.raises(ConfigurationError, match=r"^`output_schema` is not a JSON Schema"):
@@ -366,7 +366,7 @@ def _letter(message: str, output: str | None, stage: Any = "validate") -> DeadLe
 
 
 def test_answered_dead_letter() -> None:
-    """What was paid for is kept: text or prediction, tokens, calls, waiting, model."""
+    """It keeps everything paid for: text or prediction, tokens, calls, waiting time, model."""
     error = SchemaViolation("why")
     assert answered_dead_letter(error, "validate", _full("text")) == _letter("why", "text")
     assert answered_dead_letter(error, "validate", _full("", "{}")) == _letter("why", "")
@@ -397,10 +397,10 @@ def _boom(text: str) -> Any:
     raise InvalidRequest(text) if text == "known" else KeyError(text)
 
 
-def test_the_unforeseen_is_internal(
+def test_an_unforeseen_error_is_internal(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It costs its record, keeps what was paid for, and leaves a stack trace."""
+    """It costs its record, keeps the paid answer, and has a stacktrace."""
     monkeypatch.setattr(validate, "extract_json", _boom)
     with caplog.at_level(logging.CRITICAL), pipeline() as root:
         valid, invalid = root | beam.Create([_full("secret")]) | ValidateOutputs(schema=SCHEMA)

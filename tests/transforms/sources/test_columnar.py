@@ -1,4 +1,4 @@
-"""Parquet and Avro: every type as JSON, one bad value costs one record, damage is told apart."""
+"""Parquet and Avro: every type as JSON, one bad value costs one record, damage is a parse error."""
 
 import datetime as dt
 import decimal
@@ -29,7 +29,7 @@ def _parquet(table: pa.Table, **options: Any) -> io.BytesIO:
 
 
 def _column(array: pa.Array) -> list[Any]:
-    """What one column's values become."""
+    """The JSON values of one column."""
     items = read_parquet(_parquet(pa.table({"v": array})), PATH, IdRule())
     return [item.fields["v"] for item in items if item.fields]
 
@@ -88,7 +88,7 @@ D = decimal.Decimal
     ],
 )  # fmt: skip
 def test_parquet_types(array: pa.Array, expected: list[Any]) -> None:
-    """Each type in the one way of `transforms.records.json_values`, nested or not."""
+    """Each type, nested or not, becomes JSON by `transforms.records.json_values`."""
     assert _column(array) == expected
 
 
@@ -116,7 +116,7 @@ def test_parquet_rows_and_groups() -> None:
 
 
 def test_parquet_many_rows() -> None:
-    """More than are converted at once."""
+    """More than one conversion batch."""
     table = pa.table({"id": range(2500)})
     ids = [item.record_id for item in read_parquet(_parquet(table), PATH, IdRule())]
     assert ids == [str(n) for n in range(2500)]
@@ -124,7 +124,7 @@ def test_parquet_many_rows() -> None:
 
 @pytest.mark.parametrize("rows", [0, 3])
 def test_parquet_without_rows(rows: int) -> None:
-    """No rows is no error."""
+    """No rows are no error."""
     table = pa.table({"id": pa.array([None] * rows, pa.int64())})
     file = _parquet(table.slice(0, 0))
     assert list(read_parquet(file, PATH, IdRule())) == []
@@ -146,7 +146,7 @@ def test_parquet_without_rows(rows: int) -> None:
     ],
 )
 def test_parquet_value_that_python_cannot_hold(array: pa.Array, error: str) -> None:
-    """It costs its row alone; the dead letter holds the row's other values."""
+    """It costs only its row; the dead letter holds the row's other values."""
     file = _parquet(pa.table({"id": [1, 2, 3], "v": array}))
     before, dead, after = read_parquet(file, PATH, IdRule())
     assert dead == DeadLetter(
@@ -159,7 +159,7 @@ def test_parquet_value_that_python_cannot_hold(array: pa.Array, error: str) -> N
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
 def test_parquet_damage_is_a_parse_error(compression: str) -> None:
-    """Wherever a byte is wrong, reading gives rows or a damage that is told as such."""
+    """With any byte wrong, reading yields rows or raises a damage error."""
     table = pa.table({"id": list(range(100)), "s": [f"text {n}" for n in range(100)]})
     data = _parquet(table, compression=compression).getvalue()
     told = 0
@@ -173,8 +173,8 @@ def test_parquet_damage_is_a_parse_error(compression: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"x" * 1000, b"PAR1" + b"\0" * 100 + b"PAR1"])
-def test_no_parquet(data: bytes) -> None:
-    """What is no Parquet at all."""
+def test_not_parquet(data: bytes) -> None:
+    """Data without any Parquet structure."""
     for read in (
         lambda: row_groups(io.BytesIO(data)),
         lambda: list(read_parquet(io.BytesIO(data), PATH, IdRule())),
@@ -184,7 +184,7 @@ def test_no_parquet(data: bytes) -> None:
 
 
 class _FailingDisk(io.RawIOBase):
-    """A file whose storage fails behind the first reads."""
+    """A file whose storage fails after the first reads."""
 
     def __init__(self, data: bytes, error: OSError, reads: int) -> None:
         super().__init__()
@@ -207,12 +207,12 @@ class _FailingDisk(io.RawIOBase):
 
 
 class _StorageError(OSError):
-    """What an object store's client raises."""
+    """An error of an object store's client."""
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), _StorageError("503")])
-def test_failing_storage_is_no_damage(error: OSError) -> None:
-    """It is raised as it is, so that the runner tries again."""
+def test_failing_storage_is_not_damage(error: OSError) -> None:
+    """It is raised unchanged, so that the runner tries again."""
     table = pa.table({"id": range(1000), "s": [f"text {n}" for n in range(1000)]})
     data = _parquet(table, row_group_size=100).getvalue()
     healthy = _FailingDisk(data, error, 10_000)
@@ -231,7 +231,7 @@ def test_failing_storage_is_no_damage(error: OSError) -> None:
 
 
 def test_avro_types() -> None:
-    """Unions, bytes, nested types and logical types, in the one way of `json_values`."""
+    """Unions, bytes, nested types and logical types become JSON by `json_values`."""
     schema = _avro_record(
         id="string",
         u=["null", "string", "long"],
@@ -295,7 +295,7 @@ def test_avro_types() -> None:
 
 @pytest.mark.parametrize("codec", ["null", "deflate"])
 def test_avro_many_blocks(codec: str) -> None:
-    """Every record of every block, in order; an id that is NULL is dead when it was named."""
+    """Every record of every block, in order; without a required id it is a dead letter."""
     schema = _avro_record(k=["null", "long"])
     rows = [{"k": None if n == 7 else n} for n in range(1000)]
     file = _avro(schema, rows, codec=codec, sync_interval=100)
@@ -308,12 +308,12 @@ def test_avro_many_blocks(codec: str) -> None:
     ]  # fmt: skip
 
 
-def test_avro_of_something_else_than_records() -> None:
-    """A value that is no record is the field ``value``."""
+def test_avro_of_other_values_than_records() -> None:
+    """A value that is not a record becomes the field ``value``."""
     (item,) = read_avro(_avro("string", ["x"]), PATH, IdRule())
     assert item.fields == {"value": "x"}
 
 
 def test_avro_without_records() -> None:
-    """No records is no error."""
+    """No records are no error."""
     assert list(read_avro(_avro(_avro_record(k="long"), []), PATH, IdRule())) == []

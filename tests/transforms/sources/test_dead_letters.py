@@ -1,4 +1,4 @@
-"""Dead letters read back: every kind of row gives its record, or a dead letter again."""
+"""Dead letters read back: every row becomes its record, or a dead letter again."""
 
 import base64
 import json
@@ -34,14 +34,14 @@ def _letter(record: Record) -> DeadLetter:
 
 
 def test_round_trip() -> None:
-    """The record comes back as it was: id, fields, attributes."""
+    """The record returns unchanged: id, fields, attributes."""
     record = Record("T-1", {"id": "other", "n": 2**70, "x": None}, {"k": "v"}, "tickets.jsonl")
     back = revive(_row(_letter(record)), "letters.jsonl", IdRule())
     assert back == Record("T-1", record.fields, {"k": "v"}, "letters.jsonl")
 
 
 def test_a_required_id_field_decides() -> None:
-    """With --id_field the field names the record, as everywhere."""
+    """With --id_field the field holds the id, as for every source."""
     record = Record("T-1", {"key": 7})
     back = revive(_row(_letter(record)), "f", IdRule("key", required=True))
     assert back == Record("7", {"key": 7}, {}, "f")
@@ -51,7 +51,7 @@ def test_a_required_id_field_decides() -> None:
 
 
 def test_a_raw_line_is_a_dead_letter_again() -> None:
-    """What could not be parsed then cannot be parsed now; its payload is kept."""
+    """It still cannot be parsed; its payload is kept."""
     row = _row(DeadLetter("read", "parse_error", "bad", payload="{broken"))
     again = revive(row, "f", IdRule())
     assert isinstance(again, DeadLetter)
@@ -59,7 +59,7 @@ def test_a_raw_line_is_a_dead_letter_again() -> None:
 
 
 def test_raw_bytes_are_a_dead_letter_again() -> None:
-    """Bytes that are no text come back as the same bytes."""
+    """Bytes that are not text remain the same bytes."""
     row = _row(DeadLetter("read", "parse_error", "bad", payload_bytes=b"\xff\xfe"))
     again = revive(row, "f", IdRule())
     assert isinstance(again, DeadLetter)
@@ -69,8 +69,8 @@ def test_raw_bytes_are_a_dead_letter_again() -> None:
     assert odd.payload_bytes == b"not base64!"
 
 
-def test_a_cut_payload_is_no_record() -> None:
-    """A table's cut payload is never taken for the record."""
+def test_a_cut_payload_is_not_a_record() -> None:
+    """A table's cut payload never becomes a record."""
     row = cut_payload(_row(_letter(Record("T-1", {"text": "x" * (2 << 20)}))))
     assert row["payload_truncated"]
     again = revive(row, "f", IdRule())
@@ -81,15 +81,15 @@ def test_a_cut_payload_is_no_record() -> None:
 
 @pytest.mark.parametrize("row", [{"a": 1}, {"error_type": "x"}, {"payload": "{}"}])
 def test_other_rows(row: dict[str, Any]) -> None:
-    """Rows of something else are dead letters that say so, whole."""
+    """Other rows are dead letters that say so, with the whole row."""
     again = revive(row, "f", IdRule())
     assert isinstance(again, DeadLetter)
-    assert "no dead letter" in again.error_message
+    assert "not a dead letter" in again.error_message
     assert again.payload == (row.get("payload") or json.dumps(row, separators=(",", ":")))
 
 
 def test_the_source(tmp_path: pathlib.Path) -> None:
-    """Files of dead letters, through a pipeline: each row once, as a record or again dead."""
+    """Through a pipeline, each row of the files becomes a record or a dead letter again, once."""
     rows = [
         _row(_letter(Record("a", {"t": "1"}))),
         _row(DeadLetter("read", "parse_error", "bad", payload="[1]")),
@@ -125,7 +125,7 @@ def test_bytes_survive_base64() -> None:
     ],
 )
 def test_is_table(text: str, table: bool) -> None:
-    """A path, a glob or a file's suffix is files; dots and colons are a table."""
+    """A path, a glob or a file's suffix means files; dots and colons mean a table."""
     assert is_table(text) is table
 
 

@@ -1,4 +1,4 @@
-"""Files by glob: formats, gzip, damage, splitting, limits, and what is raised rather than dead."""
+"""Files by glob: formats, gzip, damage, splitting, limits, and errors that are raised."""
 
 import bz2
 import collections
@@ -23,8 +23,8 @@ from transforms.sources import files
 from transforms.sources.base import IdRule, ReadRecords
 from transforms.sources.files import (
     FORMATS,
+    FilePart,
     FileSource,
-    Part,
     ReadFiles,
     format_of,
     match,
@@ -62,7 +62,7 @@ def _avro(path: pathlib.Path, ids: Any) -> str:
 
 
 def _read(path: str, given: str | None = None, rule: IdRule = DEFAULT) -> list[Item]:
-    """Every item of a file, part by part."""
+    """The items of a file, part by part."""
     parts = plan_parts(path, os.path.getsize(path), given)
     return [item for part in parts for item in read_part(part, rule)]
 
@@ -74,7 +74,7 @@ def _ids(items: list[Item]) -> list[str | None]:
 def _check_read(
     transform: beam.PTransform, ids: list[str], unread: list[DeadLetter] | None = None
 ) -> None:
-    """Runs a root transform; compares the ids that it read, in any order, and the dead letters."""
+    """Runs a root transform; compares the ids that it reads, in any order, and the dead letters."""
     with beam.Pipeline(RUNNER) as root:
         records, dead, *_ = root | transform
         assert_that(records | beam.Map(lambda record: record.record_id), equal_to(ids), "Records")
@@ -98,13 +98,13 @@ def _check_read(
     ],
 )
 def test_format_by_name(name: str, kind: str) -> None:
-    """By its suffix, whatever its case, a ``.gz`` behind it set aside."""
+    """The suffix decides, in any case and before a ``.gz``."""
     assert format_of(name) == kind
     assert format_of(name, "objects") == "objects"
 
 
 @pytest.mark.parametrize("name", ["a", "a.xml", "a.gz", "jsonl", "a.jsonl.bak"])
-def test_format_that_the_name_does_not_tell(name: str) -> None:
+def test_a_name_without_a_known_suffix(name: str) -> None:
     """The message holds the name and the remedy."""
     with pytest.raises(ConfigurationError) as raised:
         format_of(name)
@@ -116,7 +116,7 @@ def test_format_that_the_name_does_not_tell(name: str) -> None:
 
 
 def test_unknown_suffix_stops_the_run(tmp_path: pathlib.Path) -> None:
-    """A file of no known format is wrong use, not a dead letter."""
+    """An unknown format is wrong use, not a dead letter."""
     path = _write(tmp_path / "a.xml", "<a/>")
     with pytest.raises(ConfigurationError, match="set `format`, one of jsonl"):
         list(read_first(path, None, IdRule(), 5))
@@ -125,7 +125,7 @@ def test_unknown_suffix_stops_the_run(tmp_path: pathlib.Path) -> None:
 
 
 def test_each_format(tmp_path: pathlib.Path) -> None:
-    """The same two records in every format, and the given format before the name's."""
+    """The same two records in every format; a given format precedes the name's."""
     paths = [
         _write(tmp_path / "a.jsonl", '{"id":1}\n{"id":2}\n'),
         _write(tmp_path / "a.csv", "id\r\n1\r\n2\r\n"),
@@ -142,7 +142,7 @@ def test_each_format(tmp_path: pathlib.Path) -> None:
 
 
 def test_objects(tmp_path: pathlib.Path) -> None:
-    """One record per file, unopened, with its address and type; the address may be the id."""
+    """One record per file, unopened, with its URI and type; the URI may be the id."""
     for name in ("a.png", "b.pdf", "c.unknown", "d"):
         _write(tmp_path / name, "\0")
     types = ["image/png", "application/pdf", "application/octet-stream", "application/octet-stream"]
@@ -160,7 +160,7 @@ def test_objects(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl", "a.JSON.GZ"])
 def test_gzip_by_content(tmp_path: pathlib.Path, name: str) -> None:
-    """What is gzip is decompressed and what is none is not, whatever the name says."""
+    """The content decides, whatever the name says."""
     data = _json_lines(range(5)).encode()
     expected = [str(n) for n in range(5)]
     assert _ids(_read(_write(tmp_path / name, gzip.compress(data)))) == expected
@@ -175,7 +175,7 @@ def test_gzip_by_content(tmp_path: pathlib.Path, name: str) -> None:
 def test_gzipped_containers(
     tmp_path: pathlib.Path, make: Callable[[pathlib.Path, Any], str]
 ) -> None:
-    """They are read through the decompression, too."""
+    """They are decompressed too."""
     path = tmp_path / make.__name__.replace("_", "a.")
     make(path, range(5))
     path.write_bytes(gzip.compress(path.read_bytes()))
@@ -183,7 +183,7 @@ def test_gzipped_containers(
 
 
 def test_truncated_gzip(tmp_path: pathlib.Path) -> None:
-    """The lines before the damage are read; one dead letter stands for the rest."""
+    """The lines before the damage are read; one dead letter represents the rest."""
     whole = gzip.compress(_json_lines(range(50_000)).encode())
     path = _write(tmp_path / "a.jsonl.gz", whole[: len(whole) // 2])
     *records, dead = _read(path)
@@ -208,7 +208,7 @@ def test_truncated_gzip(tmp_path: pathlib.Path) -> None:
     ids=["header", "checksum", "trailing"],
 )
 def test_damaged_gzip(tmp_path: pathlib.Path, data: bytes, reason: str) -> None:
-    """A dead letter in the words of what noticed it, never an exception."""
+    """A dead letter with the decoder's message, never an exception."""
     path = _write(tmp_path / "a.jsonl", data)
     dead = _read(path)[-1]
     assert isinstance(dead, DeadLetter)
@@ -219,7 +219,7 @@ def test_damaged_gzip(tmp_path: pathlib.Path, data: bytes, reason: str) -> None:
     assert reason in dead.error_message
 
 
-def test_other_compression_is_no_text(tmp_path: pathlib.Path) -> None:
+def test_other_compression_is_not_text(tmp_path: pathlib.Path) -> None:
     """bzip2 is not decompressed: its lines are dead letters with their bytes, not a crash."""
     path = _write(tmp_path / "a.jsonl", bz2.compress(b'{"id":1}\n'))
     assert {item.error_type for item in _read(path)} == {"parse_error"}  # type: ignore[union-attr]
@@ -233,7 +233,7 @@ def test_other_compression_is_no_text(tmp_path: pathlib.Path) -> None:
 def test_corrupt_container(
     tmp_path: pathlib.Path, make: Callable[[pathlib.Path, Any], str], limit: int | None
 ) -> None:
-    """One dead letter for the file, by both ways of reading; the other files are read."""
+    """One dead letter for the file, whole or in parts; the other files are read."""
     suffix = make.__name__.replace("_", ".")
     make(tmp_path / f"a{suffix}", range(3))
     path = _write(tmp_path / f"b{suffix}", b"none of these formats" * 10)
@@ -262,7 +262,7 @@ def test_truncated_avro(tmp_path: pathlib.Path) -> None:
 
 
 def test_avro_moment_that_python_cannot_hold(tmp_path: pathlib.Path) -> None:
-    """It ends the file as damage does: Avro cannot be read on behind it."""
+    """It ends the file like damage: Avro cannot be read after it."""
     kind = {"type": "long", "logicalType": "timestamp-micros"}
     schema = {"type": "record", "name": "r", "fields": [{"name": "id", "type": kind}]}
     with (tmp_path / "a.avro").open("wb") as file:
@@ -277,7 +277,7 @@ def test_avro_moment_that_python_cannot_hold(tmp_path: pathlib.Path) -> None:
 
 
 def test_any_wrong_byte_of_avro(tmp_path: pathlib.Path) -> None:
-    """Whatever byte is wrong, reading ends with records or with one dead letter."""
+    """Whichever byte is wrong, reading ends with records or with one dead letter."""
     path = _avro(tmp_path / "a.avro", range(30))
     data = pathlib.Path(path).read_bytes()
     kinds: collections.Counter[str] = collections.Counter()
@@ -291,7 +291,7 @@ def test_any_wrong_byte_of_avro(tmp_path: pathlib.Path) -> None:
 
 
 def test_corrupt_row_group_costs_itself(tmp_path: pathlib.Path) -> None:
-    """The other row groups are read, as each is read by itself."""
+    """The other row groups are read, because each is read separately."""
     path = tmp_path / "a.parquet"
     table = pa.table({"id": [str(n) * 30 for n in range(300)]})
     pq.write_table(table, path, row_group_size=100, compression="snappy")
@@ -326,20 +326,20 @@ def test_bad_csv_header_costs_the_file(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
 def test_empty_text(tmp_path: pathlib.Path, name: str) -> None:
-    """Nothing in it, nothing wrong with it."""
+    """It has no records and no errors."""
     assert _read(_write(tmp_path / name, b"")) == []
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.avro"])
 def test_empty_container(tmp_path: pathlib.Path, name: str) -> None:
-    """A container has a header at least: an empty file is a damaged one."""
+    """A container has at least a header: an empty file is damaged."""
     path = _write(tmp_path / name, b"")
     for items in (
         list(read_first(path, None, IdRule(), 5)),
         [
             item
             for part in files._parts_or_damage(FileMetadata(path, 0), None)
-            for item in (read_part(part, IdRule()) if isinstance(part, Part) else [part])
+            for item in (read_part(part, IdRule()) if isinstance(part, FilePart) else [part])
         ],
     ):
         assert [(i.stage, i.error_type, i.payload) for i in items] == [  # type: ignore[union-attr]
@@ -352,13 +352,13 @@ def test_empty_container(tmp_path: pathlib.Path, name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "txt", "avro", "parquet"])
 def test_vanished_file(tmp_path: pathlib.Path, kind: str) -> None:
-    """A file that was there when the glob was read and is not any more: the runner tries again."""
+    """A file deleted after the glob was matched raises: the runner tries again."""
     with pytest.raises(OSError, match="No such file"):
-        list(read_part(Part(f"{tmp_path}/a.{kind}", kind), IdRule()))
+        list(read_part(FilePart(f"{tmp_path}/a.{kind}", kind), IdRule()))
 
 
 def test_vanished_parquet_when_planning(tmp_path: pathlib.Path) -> None:
-    """Likewise while it is planned."""
+    """The same while its parts are planned."""
     with pytest.raises(OSError, match="No such file"):
         files._parts_or_damage(FileMetadata(f"{tmp_path}/a.parquet", 10), None)
 
@@ -367,7 +367,7 @@ def test_vanished_parquet_when_planning(tmp_path: pathlib.Path) -> None:
 def test_failing_storage(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """An error of the storage is no property of the file: it is raised as it is."""
+    """An error of the storage says nothing about the file: it is raised unchanged."""
 
     class StorageError(OSError):
         pass
@@ -378,14 +378,14 @@ def test_failing_storage(
     path = _write(tmp_path / f"a.{kind}", "x")
     monkeypatch.setattr(files.FileSystems, "open", failing)
     with pytest.raises(StorageError, match=r"^503$"):
-        list(read_part(Part(path, kind), IdRule()))
+        list(read_part(FilePart(path, kind), IdRule()))
 
 
 # Globs
 
 
 def test_match(tmp_path: pathlib.Path) -> None:
-    """Files only: a folder, also one that is called like a file, is none."""
+    """Only files: a folder is none, even with a file's name."""
     (tmp_path / "d.jsonl").mkdir()
     (tmp_path / "sub").mkdir()
     _write(tmp_path / "a.jsonl", "")
@@ -400,7 +400,7 @@ def test_match(tmp_path: pathlib.Path) -> None:
 
 
 def test_no_match_is_empty(tmp_path: pathlib.Path) -> None:
-    """The transform reads nothing; that it is wrong use is a check of the command line."""
+    """The transform reads nothing; the command line checks for it."""
     _check_read(ReadFiles(pattern=f"{tmp_path}/*.jsonl"), [])
 
 
@@ -408,22 +408,22 @@ def test_no_match_is_empty(tmp_path: pathlib.Path) -> None:
 
 
 def test_plan(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long text is read in ranges and Parquet by row group; what cannot be split in one part."""
+    """Ranges of long text and row groups of Parquet; one part for everything else."""
     monkeypatch.setattr(files, "_RANGE_BYTES", 10)
     lines = _write(tmp_path / "a.jsonl", b"x" * 25)
     assert plan_parts(lines, 25) == [
-        Part(lines, "jsonl", 0, 10),
-        Part(lines, "jsonl", 10, 20),
-        Part(lines, "jsonl", 20, None),
+        FilePart(lines, "jsonl", 0, 10),
+        FilePart(lines, "jsonl", 10, 20),
+        FilePart(lines, "jsonl", 20, None),
     ]
-    assert plan_parts(lines, 25, "txt")[1:2] == [Part(lines, "txt", 10, 20)]
-    assert plan_parts(lines, 10) == [Part(lines, "jsonl")]
-    assert plan_parts(lines, 25, "csv") == [Part(lines, "csv")]
-    assert plan_parts(lines, 25, "objects") == [Part(lines, "objects")]
+    assert plan_parts(lines, 25, "txt")[1:2] == [FilePart(lines, "txt", 10, 20)]
+    assert plan_parts(lines, 10) == [FilePart(lines, "jsonl")]
+    assert plan_parts(lines, 25, "csv") == [FilePart(lines, "csv")]
+    assert plan_parts(lines, 25, "objects") == [FilePart(lines, "objects")]
     packed = _write(tmp_path / "b.jsonl", gzip.compress(bytes(range(256))))
-    assert plan_parts(packed, 100) == [Part(packed, "jsonl")]
+    assert plan_parts(packed, 100) == [FilePart(packed, "jsonl")]
     groups = _parquet(tmp_path / "a.parquet", range(25), group=10)
-    assert plan_parts(groups, 100) == [Part(groups, "parquet", n, n + 1) for n in range(3)]
+    assert plan_parts(groups, 100) == [FilePart(groups, "parquet", n, n + 1) for n in range(3)]
     assert _read(_parquet(tmp_path / "b.parquet", [])) == []
 
 
@@ -431,7 +431,7 @@ def test_plan(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ranges_read_each_line_once(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """Through the transform, whatever the ranges are."""
+    """Through the transform, for any ranges."""
     monkeypatch.setattr(files, "_RANGE_BYTES", size)
     lines = [json.dumps({"id": n, "text": "é" * (n % 9)}, ensure_ascii=False) for n in range(40)]
     path = _write(tmp_path / "a.jsonl", "\ufeff" + "\r\n".join(lines))
@@ -440,7 +440,7 @@ def test_ranges_read_each_line_once(
 
 
 def test_read_records(tmp_path: pathlib.Path) -> None:
-    """Files of several formats by one glob; what cannot be read is dead, exactly once."""
+    """Files of several formats by one glob; each unreadable input is one dead letter."""
     _write(tmp_path / "a.jsonl", '{"k":1}\n{"k":2')
     _write(tmp_path / "b.csv", "k\n3\n\n4\n")
     _write(tmp_path / "c.jsonl.gz", gzip.compress(b'{"k":5}\n{"id":6}\n'))
@@ -470,7 +470,7 @@ def test_read_records(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize(("limit", "read"), [(1, 1), (4, 4), (5, 5), (6, 6), (9, 9), (100, 9)])
 def test_limit_is_exact(tmp_path: pathlib.Path, limit: int, read: int) -> None:
-    """So many inputs in the order of the names, unreadable ones counted, blank lines not."""
+    """The first inputs by file name; unreadable ones count, blank lines do not."""
     _write(tmp_path / "b.jsonl", _json_lines([4, 5]))
     _write(tmp_path / "a.jsonl", '{"id":0}\n\nbad\n{"id":2}\n{"id":3}\n')
     _parquet(tmp_path / "c.parquet", [6, 7, 8], group=2)
@@ -479,14 +479,14 @@ def test_limit_is_exact(tmp_path: pathlib.Path, limit: int, read: int) -> None:
 
 
 def test_limit_reads_no_further(tmp_path: pathlib.Path) -> None:
-    """Files behind the limit are not even opened."""
+    """Later files are not even opened."""
     _write(tmp_path / "a.jsonl", _json_lines([0, 1]))
     _write(tmp_path / "b.xml", "")
     assert _ids(list(read_first(f"{tmp_path}/*", None, IdRule(), 2))) == ["0", "1"]
 
 
 def test_limit_through_the_transform(tmp_path: pathlib.Path) -> None:
-    """Records and dead letters together are the limit."""
+    """Records and dead letters together count."""
     _write(tmp_path / "a.txt", b"a\n\xff\nb\nc\n")
     dead = DeadLetter(
         "read",
@@ -502,7 +502,7 @@ def test_limit_through_the_transform(tmp_path: pathlib.Path) -> None:
 
 
 def test_open_file_of_one_byte(tmp_path: pathlib.Path) -> None:
-    """Shorter than the mark of gzip."""
+    """It is shorter than gzip's magic number."""
     for data in (b"", b"\x1f", b"x"):
         with open_file(_write(tmp_path / "a", data)) as file:
             assert file.read() == data

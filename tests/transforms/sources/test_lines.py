@@ -1,4 +1,4 @@
-"""Text, line by line: every line is one record or one dead letter, whatever its neighbours are."""
+"""Text, line by line: every line is one record or one dead letter, whatever its neighbours hold."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ def _csv(data: bytes, rule: IdRule = DEFAULT) -> list[Item]:
 
 
 def _fields(items: list[Item]) -> list[Any]:
-    """The fields of records; the payload of dead letters."""
+    """The fields of records; the payloads of dead letters."""
     return [item.fields if isinstance(item, Record) else item.payload for item in items]
 
 
@@ -73,7 +73,7 @@ def test_default_id_golden() -> None:
     ],
 )
 def test_ids_of_any_type(value: Any, record_id: str) -> None:
-    """An id that is no string is its canonical JSON: equal ids are equal text."""
+    """An id that is not a string becomes its canonical JSON: equal ids are equal text."""
     assert make_record({"k": value}, PATH, IdRule("k", required=True)) == Record(
         record_id, {"k": value}, {}, PATH
     )
@@ -83,16 +83,16 @@ def test_ids_of_any_type(value: Any, record_id: str) -> None:
     ("fields", "state"),
     [({"id": 1}, "missing"), ({"k": None}, "NULL or empty"), ({"k": ""}, "NULL or empty")],
 )
-def test_required_id_is_not_there(fields: dict[str, Any], state: str) -> None:
-    """An id that the user named is never replaced by a hash; the dead letter holds the record."""
+def test_required_id_is_missing(fields: dict[str, Any], state: str) -> None:
+    """A hash never replaces an id that the user named; the dead letter holds the record."""
     assert make_record(fields, PATH, IdRule("k", required=True)) == DeadLetter(
         "read", "missing_field", f"id field 'k' is {state}", fields=fields
     )
 
 
 @pytest.mark.parametrize("fields", [{"n": 1}, {"id": None}, {"id": ""}])
-def test_default_id_is_not_there(fields: dict[str, Any]) -> None:
-    """The default falls back to the hash, and equal records have equal ids."""
+def test_default_id_is_missing(fields: dict[str, Any]) -> None:
+    """The record gets the hash, and equal records have equal ids."""
     first, again = make_record(fields, "a", IdRule()), make_record(dict(fields), "b", IdRule())
     assert isinstance(first, Record)
     assert isinstance(again, Record)
@@ -104,8 +104,8 @@ def test_default_id_is_not_there(fields: dict[str, Any]) -> None:
 # JSON lines
 
 
-def test_json_blank_lines_are_no_input() -> None:
-    """They count as lines, though: the place of an error is the place in the file."""
+def test_json_blank_lines_are_skipped() -> None:
+    """They still count as lines: an error names its position in the file."""
     assert _json(b'\n\r\n{"id":1}\n\n\nx\n\n') == [
         Record("1", {"id": 1}, {}, PATH),
         _dead(f"{PATH}, line 6: not JSON: Expecting value: line 1 column 1 (char 0)", "x"),
@@ -129,7 +129,7 @@ def test_json_blank_lines_are_no_input() -> None:
     ],
 )  # fmt: skip
 def test_json_bad_line_costs_itself(line: str, message: str) -> None:
-    """One bad line is one dead letter with the raw line; its neighbours are read."""
+    """It is one dead letter with the raw line; its neighbours are read."""
     before, dead, after = _json(b'{"id":1}\n' + line.encode() + b'\n{"id":2}\n')
     assert isinstance(dead, DeadLetter)
     assert dead.error_message.startswith(f"{PATH}, line 2: {message}")
@@ -142,7 +142,7 @@ def test_json_bad_line_costs_itself(line: str, message: str) -> None:
 
 @pytest.mark.parametrize("read", [_json, _text])
 def test_not_utf8(read: Callable[[bytes], list[Item]]) -> None:
-    """Bytes that are no text are kept as bytes."""
+    """Bytes that are not text are kept as bytes."""
     (dead,) = read(b'{"a":"\xff"}\n')
     assert dead == DeadLetter(
         "read",
@@ -153,7 +153,7 @@ def test_not_utf8(read: Callable[[bytes], list[Item]]) -> None:
 
 
 def test_json_odd_values() -> None:
-    """What JSON cannot hold everywhere is escaped; digits are never lost."""
+    """Values outside JSON's common ground are escaped; digits are never lost."""
     data = rb'{"id":1,"n":NaN,"s":"\ud83d","big":123456789012345678901234567890,"e":"\ud83d\ude00"}'
     assert _fields(_json(data)) == [
         {"id": 1, "n": "NaN", "s": "\\ud83d", "big": 123456789012345678901234567890, "e": "😀"}
@@ -161,7 +161,7 @@ def test_json_odd_values() -> None:
 
 
 def test_json_missing_id_in_file() -> None:
-    """An explicit id field: the record that lacks it is dead, its neighbours are not."""
+    """With an explicit id field, only the record that lacks it is a dead letter."""
     assert _json(b'{"k":1}\n{"k":null}\n{"k":3}', IdRule("k", required=True)) == [
         Record("1", {"k": 1}, {}, PATH),
         DeadLetter(
@@ -175,7 +175,7 @@ def test_json_missing_id_in_file() -> None:
 
 
 def test_text() -> None:
-    """One field; blank lines are no input, other white space is kept."""
+    """One field; blank lines are skipped, other white space is kept."""
     assert _fields(_text(b" a \r\n\nb\tc\n  \nd")) == [
         {"text": " a "},
         {"text": "b\tc"},
@@ -186,13 +186,13 @@ def test_text() -> None:
 
 @pytest.mark.parametrize("read", [_json, _text, _csv])
 @pytest.mark.parametrize("data", [b"", b"\n", b"\r\n\r\n", BOM, BOM + b"\n"])
-def test_nothing_in_it(read: Callable[[bytes], list[Item]], data: bytes) -> None:
+def test_empty_input(read: Callable[[bytes], list[Item]], data: bytes) -> None:
     """Empty files are no error."""
     assert read(data) == []
 
 
-def test_bom_is_no_text() -> None:
-    """A byte-order mark is dropped at the file's start, and kept anywhere else."""
+def test_bom_is_not_text() -> None:
+    """A byte-order mark is dropped at the start of the file, and kept elsewhere."""
     assert _fields(_text(BOM + b"a\n" + BOM + b"b")) == [{"text": "a"}, {"text": "\ufeffb"}]
     assert _fields(_json(BOM + b'{"id":1}')) == [{"id": 1}]
     assert _fields(_csv(BOM + b"id,a\r\n1,2")) == [{"id": "1", "a": "2"}]
@@ -204,7 +204,7 @@ def test_bom_is_no_text() -> None:
 
 @pytest.fixture
 def short_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No line may be longer than 15 bytes."""
+    """Limits lines to 15 bytes."""
     monkeypatch.setattr(lines, "MAX_LINE_BYTES", 16)
 
 
@@ -212,7 +212,7 @@ def short_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
 @pytest.mark.parametrize("length", [16, 17, 40])
 def test_long_line(length: int, end: bytes) -> None:
-    """It is dead, with as much of it as is held; the next line is read."""
+    """It is a dead letter with its first bytes; the next line is read."""
     long = _dead(f"{PATH}, line 2: the line is longer than 0 MiB", "x" * 16, "too_large")
     after = b"b" if end else b""
     items = _text(b"a\n" + b"x" * length + end + after)
@@ -222,7 +222,7 @@ def test_long_line(length: int, end: bytes) -> None:
 
 @pytest.mark.usefixtures("short_lines")
 def test_longest_line() -> None:
-    """One byte less than the limit is read."""
+    """A line one byte below the limit is read."""
     assert _fields(_text(b"x" * 15 + b"\n" + b"y" * 15)) == [
         {"text": "x" * 15},
         {"text": "y" * 15},
@@ -230,8 +230,8 @@ def test_longest_line() -> None:
 
 
 @pytest.mark.usefixtures("short_lines")
-def test_long_line_that_is_cut_at_a_carriage_return() -> None:
-    """A cut line is never taken for a whole one."""
+def test_long_line_cut_at_a_carriage_return() -> None:
+    """A cut line never passes for a whole one."""
     assert _text(b"x" * 15 + b"\ryyy\nb")[0] == _dead(
         f"{PATH}, line 1: the line is longer than 0 MiB", "x" * 15 + "\r", "too_large"
     )
@@ -239,7 +239,7 @@ def test_long_line_that_is_cut_at_a_carriage_return() -> None:
 
 @pytest.mark.usefixtures("short_lines")
 def test_long_csv_rows() -> None:
-    """A long row is dead rather than silently cut, also one that runs over several lines."""
+    """A long row is a dead letter and not silently cut, also over several lines."""
     items = _csv(b"id,a\n1," + b"x" * 30 + b'\n2,"xxxxxxx\nyyyyyyy"\n3,y\n')
     assert items[:2] == [
         _dead(f"{PATH}, line 2: the line is longer than 0 MiB", "1," + "x" * 14, "too_large"),
@@ -271,7 +271,7 @@ def _expected_lines(data: bytes) -> list[bytes]:
 @example(b"a\nb\nc", [1, 3])
 @example(b"ab", [1])
 def test_each_line_is_in_one_range(data: bytes, cuts: list[int]) -> None:
-    """Whatever the content and wherever it is cut, each line is read exactly once, in order."""
+    """Whatever the content and the cuts, each line is read exactly once, in order."""
     places = [0, *sorted({cut for cut in cuts if cut < len(data)}), None]
     found = [
         line
@@ -284,7 +284,7 @@ def test_each_line_is_in_one_range(data: bytes, cuts: list[int]) -> None:
 @settings(deadline=None)
 @given(_content, st.lists(st.integers(1, 200), max_size=6))
 def test_long_lines_are_in_one_range(data: bytes, cuts: list[int]) -> None:
-    """Likewise when lines are longer than may be."""
+    """The same with lines above the limit."""
     places = [0, *sorted({cut for cut in cuts if cut < len(data)}), None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "MAX_LINE_BYTES", 8)
@@ -298,8 +298,8 @@ def test_long_lines_are_in_one_range(data: bytes, cuts: list[int]) -> None:
     assert len(whole) == len(_expected_lines(data))
 
 
-def test_places_in_a_later_range() -> None:
-    """Line numbers are not known there: the message names the byte."""
+def test_positions_in_a_later_range() -> None:
+    """Line numbers are unknown there: the message names the byte."""
     data = b'{"id":1}\n{"id":2}\nx\n{"id":3}\n'
     assert _fields(_json(data, stop=5)) == [{"id": 1}]
     dead, last = _json(data, start=10)
@@ -308,7 +308,7 @@ def test_places_in_a_later_range() -> None:
     assert last == Record("3", {"id": 3}, {}, PATH)
 
 
-def test_range_behind_a_very_long_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_range_after_a_very_long_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """A range that begins inside a long line skips it in bounded memory."""
     monkeypatch.setattr(lines, "MAX_LINE_BYTES", 8)
     data = b"x" * (3 << 20) + b"\nb"
@@ -327,7 +327,7 @@ def test_range_behind_a_very_long_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_csv_rfc_4180() -> None:
-    """Quotes, doubled quotes, commas and lines inside quotes, CRLF, no end of the last line."""
+    """Quotes, doubled quotes, commas and lines inside quotes, CRLF, no newline at the end."""
     data = (
         b'id,"a ""b""",c\r\n'
         b'1,"x, y","say ""hi"""\r\n'
@@ -345,7 +345,7 @@ def test_csv_rfc_4180() -> None:
 
 
 def test_csv_header_only() -> None:
-    """No rows is no error."""
+    """No rows are no error."""
     assert _csv(b"id,a\n") == _csv(b"id,a") == _csv(b"\r\nid,a\r\n\r\n") == []
 
 
@@ -360,7 +360,7 @@ def test_csv_header_only() -> None:
     ],
 )
 def test_csv_bad_row_costs_itself(row: str, message: str) -> None:
-    """Also a quote that is never closed: reading goes on with the next line."""
+    """Also a quote that is never closed: reading continues with the next line."""
     before, dead, *after = _csv(f"id,a\n1,x\n{row}\n3,y\n4,z\n".encode())
     assert dead == _dead(f"{PATH}, line 3: {message}", row)
     assert [before, *after] == [
@@ -370,7 +370,7 @@ def test_csv_bad_row_costs_itself(row: str, message: str) -> None:
 
 
 def test_csv_two_unclosed_quotes() -> None:
-    """They do not swallow what stands between them."""
+    """They do not swallow the rows between them."""
     items = _csv(b'id,a\n1,"x\n2,ok\n3,"y\n4,"two\nlines"\n5,z\n')
     assert _fields(items) == [
         '1,"x',
@@ -382,7 +382,7 @@ def test_csv_two_unclosed_quotes() -> None:
 
 
 def test_csv_quotes_that_are_text() -> None:
-    """A quote inside an unquoted value is itself: inches, not the start of a value."""
+    """A quote inside an unquoted value is literal: inches, not the start of a value."""
     items = _csv(b'id,a\n1,5" pipe\n2,ok\n3,6" pipe\n4,7" pipe\n')
     assert _fields(items) == [
         {"id": "1", "a": '5" pipe'},
@@ -393,7 +393,7 @@ def test_csv_quotes_that_are_text() -> None:
 
 
 def test_csv_unclosed_quote_far_from_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quote is not sought for ever: memory stays bounded."""
+    """The search for the closing quote is bounded, and so is memory."""
     monkeypatch.setattr(lines, "MAX_ROW_LINES", 3)
     rows = "".join(f"{n},x\n" for n in range(10))
     items = _csv(f'id,a\nbad,"x\n{rows}10,"two\nlines"\n'.encode())
@@ -405,7 +405,7 @@ def test_csv_unclosed_quote_far_from_the_end(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_csv_row_that_is_not_utf8() -> None:
-    """It costs itself."""
+    """It costs only itself."""
     before, dead, after = _csv(b"id,a\n1,x\n2,\xff\n3,y")
     assert dead == DeadLetter(
         "read",
@@ -427,7 +427,7 @@ def test_csv_row_that_is_not_utf8() -> None:
     ],
 )
 def test_csv_bad_header(header: bytes, message: str) -> None:
-    """Without a header nothing can be read: the file is damaged."""
+    """Without a header nothing can be read: the file counts as damaged."""
     with pytest.raises(ParseError) as raised:
         _csv(header + b"\n1,2,3\n")
     assert str(raised.value) == f"{PATH}: the header {message}"
@@ -446,7 +446,7 @@ _value = st.text(
     st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
 )
 def test_csv_round_trip(rows: list[tuple[str, str]], end: str, quoting: Any) -> None:
-    """Whatever the standard library writes is read back, value by value."""
+    """Everything that the standard library writes is read back, value by value."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator=end, quoting=quoting)
     writer.writerow(("a", "b"))

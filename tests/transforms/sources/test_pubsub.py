@@ -34,12 +34,12 @@ def parsed(
     rule: IdRule = IdRule(),  # noqa: B008 - frozen
     message_id: str = "77",
 ) -> Record | DeadLetter:
-    """What one message becomes in minute 5."""
+    """The record or dead letter of one message, read in minute 5."""
     return parse_message(data, attributes or {}, message_id, SUBSCRIPTION, rule, 5)
 
 
 def dead(message: str, **known: Any) -> DeadLetter:
-    """A ``parse_error`` of message 77 in minute 5."""
+    """A ``parse_error`` of message 77, read in minute 5."""
     message = f"{SUBSCRIPTION}, message 77: {message}"
     return DeadLetter("read", "parse_error", message, record_id="77", read_minute=5, **known)
 
@@ -61,13 +61,13 @@ def dead(message: str, **known: Any) -> DeadLetter:
     ],
 )
 def test_the_id(data: bytes, attributes: dict[str, str], rule: IdRule, record_id: str) -> None:
-    """The field, so that a backfill of the same data has the same ids; else attribute, else id."""
+    """The field, so that a backfill has the same ids; else the attribute, else the message id."""
     fields = json.loads(data)
     assert parsed(data, attributes, rule) == Record(record_id, fields, attributes, SUBSCRIPTION, 5)
 
 
-def test_an_id_that_was_asked_for_and_is_nowhere() -> None:
-    """A dead letter, under the message id, with its fields."""
+def test_a_required_id_is_missing() -> None:
+    """The message is a dead letter with its fields, under the message id."""
     assert parsed(b'{"ticket":""}', {"a": "b"}, NAMED) == DeadLetter(
         "read",
         "missing_field",
@@ -80,7 +80,7 @@ def test_an_id_that_was_asked_for_and_is_nowhere() -> None:
 
 
 def test_no_id_at_all() -> None:
-    """A record has its hash, as in a file; a dead letter has none."""
+    """A record gets its hash, as in a file; a dead letter has no id."""
     record, letter = (parsed(data, message_id="") for data in (b'{"a":1}', b"x"))
     assert record.record_id == IdRule().record_id({"a": 1})
     assert letter.record_id is None
@@ -103,30 +103,30 @@ def test_no_id_at_all() -> None:
     ],
 )
 def test_malformed(data: bytes, letter: DeadLetter) -> None:
-    """A dead letter with the whole body, as text where it is text."""
+    """A dead letter with the whole body, as text if it is text."""
     found = parsed(data)
     assert isinstance(found, DeadLetter)
     assert found.error_message.startswith(letter.error_message)
     assert dataclasses.replace(found, error_message=letter.error_message) == letter
 
 
-def test_a_malformed_message_keeps_the_id_that_its_attributes_give() -> None:
-    """And all of its attributes."""
+def test_a_malformed_message_keeps_the_id_of_its_attributes() -> None:
+    """It keeps all of its attributes."""
     attributes = {"ticket": "t-1", "tenant": "x"}
     letter = parsed(b"{", attributes, NAMED)
     assert (letter.record_id, letter.attributes) == ("t-1", attributes)
 
 
-def test_nan_is_no_malformed_message() -> None:
-    """It becomes text, as everywhere."""
+def test_nan_is_not_malformed() -> None:
+    """It becomes text, as for every source."""
     record = parsed(b'{"a":NaN,"b":[-Infinity],"id":Infinity}')
     assert isinstance(record, Record)
     assert record.fields == {"a": "NaN", "b": ["-Infinity"], "id": "Infinity"}
     assert record.record_id == "Infinity"
 
 
-def test_what_nobody_foresaw_is_a_dead_letter_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its stacktrace; the next message is read."""
+def test_an_unforeseen_error_is_a_dead_letter_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has its stacktrace; the next message is read."""
 
     def fails(data: bytes) -> Any:
         raise RuntimeError("who knows")
@@ -141,7 +141,7 @@ def test_what_nobody_foresaw_is_a_dead_letter_too(monkeypatch: pytest.MonkeyPatc
 
 @given(st.binary(), ATTRIBUTES, MESSAGE_IDS, ID_RULES)
 def test_any_bytes(data: bytes, attributes: dict[str, str], message_id: str, rule: IdRule) -> None:
-    """Never an exception; a dead letter holds every byte; all of it survives its coder."""
+    """No exception; a dead letter holds every byte; its coder preserves all of it."""
     item = parse_message(data, attributes, message_id, SUBSCRIPTION, rule, 5)
     assert (item.attributes, item.read_minute) == (attributes, 5)
     layout = layout_of(type(item))
@@ -159,7 +159,7 @@ def test_any_bytes(data: bytes, attributes: dict[str, str], message_id: str, rul
 def test_any_object(
     fields: dict[str, Any], attributes: dict[str, str], message_id: str, rule: IdRule
 ) -> None:
-    """A record with these fields and an id, unless an id was asked for and is nowhere."""
+    """A record with these fields and an id, unless a required id is missing."""
     item = parse_message(
         json_values.dumps(fields), attributes, message_id, SUBSCRIPTION, rule, read_minute=5
     )
@@ -173,7 +173,7 @@ def test_any_object(
 
 @given(JSON_VALUES.filter(lambda value: not isinstance(value, dict)))
 def test_any_other_json(value: Any) -> None:
-    """A ``parse_error``."""
+    """It is a ``parse_error``."""
     letter = parsed(json_values.dumps(value))
     assert isinstance(letter, DeadLetter)
     assert letter.error_type == "parse_error"
@@ -182,8 +182,8 @@ def test_any_other_json(value: Any) -> None:
 # The transform and the source
 
 
-def test_the_transform_sorts_messages_out() -> None:
-    """Records in one output, dead letters in the other, each with the minute of reading."""
+def test_the_transform_separates_messages() -> None:
+    """Records in one output, dead letters in the other, each with its minute of reading."""
     messages = [
         PubsubMessage(b'{"n":1}', {"a": "b"}, message_id="1"),
         PubsubMessage(b"", {"only": "attributes"}, message_id="2"),
@@ -200,8 +200,8 @@ def test_the_transform_sorts_messages_out() -> None:
     ]
 
 
-def test_the_read_is_unbounded_and_de_duplicates_only_when_told() -> None:
-    """The attribute reaches Beam's read, which hands it to Dataflow."""
+def test_the_read_is_unbounded_and_de_duplicates_only_on_request() -> None:
+    """The attribute reaches Beam's read, which passes it to Dataflow."""
     for attribute in (None, "event_id"):
         built = pipeline("--streaming")
         source = PubSubSource(subscription=SUBSCRIPTION, id_attribute=attribute)
@@ -225,8 +225,8 @@ def test_the_read_is_unbounded_and_de_duplicates_only_when_told() -> None:
 @pytest.mark.parametrize(
     "name", ["tickets", "projects/a-project/topics/t", "", "projects/p/subscriptions/tickets"]
 )
-def test_a_name_that_is_not_written_in_full(name: str) -> None:
-    """Is refused with the form that it needs."""
+def test_an_incomplete_name(name: str) -> None:
+    """It is refused, with the required form."""
     with pytest.raises(ConfigurationError) as refused:
         PubSubSource(subscription=name)
     assert str(refused.value) == (
@@ -235,10 +235,10 @@ def test_a_name_that_is_not_written_in_full(name: str) -> None:
     )
 
 
-def test_a_preview_gives_every_message_back(
+def test_a_preview_returns_every_message(
     pubsub: PubSubEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It sees as many as it asks for, or all there are, and takes none away."""
+    """It reads as many as requested, or all there are, and removes none."""
     monkeypatch.setattr(pubsub_source, "PREVIEW_TIMEOUT_S", 1.0)
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic, ack_deadline_s=600)
@@ -250,7 +250,7 @@ def test_a_preview_gives_every_message_back(
         assert set(seen) <= set(ids)
 
 
-def test_read_messages_describes_itself() -> None:
-    """Usable alone, with its own clock."""
+def test_read_messages_alone() -> None:
+    """It works without `PubSubSource`, with its own clock."""
     read = ReadMessages(subscription=SUBSCRIPTION, minute=lambda: 3)
     assert (read.minute(), read.id_attribute, read.id_rule) == (3, None, IdRule())

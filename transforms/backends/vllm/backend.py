@@ -1,10 +1,10 @@
-"""vLLM on the workers' own GPUs: one server per machine, which survives its crashes.
+"""vLLM on the workers' own GPUs: one server per machine, which is restarted after a crash.
 
-`transforms.backends.vllm` starts the server, shares it among the processes of the machine and starts
-it again; here is what is asked of it. A crash is ``unavailable``, costs no record an attempt, and
-its requests are sent to the next generation of the server: while there is none they are held, so that
-it is full from its first moment. A request that crashes the server again and again is found, and is a
-dead letter (`transforms.backends.vllm.poison_requests`).
+The modules beside this one start the server, share it among the machine's processes and restart it;
+this one is the backend that sends it requests. A crash is ``unavailable`` and does not count as an
+attempt: its requests wait for the next generation of the server, so that it is full from its first
+moment. A request that crashes the server again and again becomes a dead letter
+(`transforms.backends.vllm.poison_requests`).
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from transforms.backends.base import CallLimits, Capabilities
 from transforms.backends.vllm.keeper import Settings
 from transforms.backends.vllm.launch import ServerSpec, interpreter, plan, server_environment
-from transforms.backends.vllm.lease import Lease, acquire, release
+from transforms.backends.vllm.lease import ServerLease, acquire, release
 from transforms.backends.vllm.poison_requests import Suspects
 from transforms.backends.vllm.weights import local_model
 from transforms.clients import server_metrics as server_gauges
@@ -37,7 +37,7 @@ from transforms.records.records import Completion, Json, Request
 
 _POLL_S = 0.05
 _TURN_S = 0.1
-"""How soon a request is tried again that has to wait for its turn."""
+"""How often a suspect that has to wait for its turn asks again."""
 _IGNORED = "guided_"
 _TEXTS_PER_CALL = 32
 """vLLM has no limit of its own: enough that a call's cost hardly counts, and few enough that a call
@@ -51,15 +51,15 @@ class VLLMBackend:
     Attributes:
       model: A name on the Hugging Face hub, a local folder, or a ``gs://`` folder, which is copied
         once per machine.
-      task: ``generate``, or ``embed``.
-      api: How texts are generated: by the model's chat template, or (``completions``) for base
-        models, from the messages' text as it stands.
-      python: The interpreter that has vLLM; else ``VLLM_PYTHON`` in the workers' environment, else
-        the one that runs Beam.
-      args: Arguments of vLLM's server, such as ``("--max-model-len=8192",)``; they win over ours.
-      environment: Further variables of its environment.
-      folder: For locks, state and copied weights; the same for all processes of a machine. By
-        default below the temporary folder.
+      task: ``generate`` or ``embed``.
+      api: ``chat`` applies the model's chat template; ``completions``, for base models, sends the
+        messages' text unchanged.
+      python: The interpreter that has vLLM; by default ``VLLM_PYTHON`` in the workers' environment,
+        else the interpreter that runs Beam.
+      args: Arguments for vLLM's server, such as ``("--max-model-len=8192",)``; they override ours.
+      environment: Additional environment variables for the server.
+      folder: Holds locks, state and copied weights, for all processes of a machine. By default it
+        is below the temporary folder.
       start_timeout_s: How long loading the model may take, in seconds.
       accept_truncated: An answer that ended at its token limit is a result, not a failure.
       max_texts_per_call: The most texts to embed in one request; None for 32.
@@ -87,18 +87,18 @@ class VLLMBackend:
         return Capabilities(media_schemes=("https",))
 
     async def open(self) -> "VLLMClient":
-        """Waits until the machine's server is ready; starts it where it is not.
+        """Waits until the machine's server is ready; starts it if none runs.
 
         Raises:
-          BackendUnusable: vLLM, the model or the arguments cannot be used; with the end of the
-            server's log.
+          BackendUnusable: vLLM, the model or the arguments cannot be used; the message ends with
+            the last lines of the server's log.
         """
         servers = await asyncio.to_thread(self._servers)
         client = VLLMClient if self.task == "generate" else VLLMEmbeddingClient
         return client(self, servers)
 
     def interpreter(self, environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        """The Python that would run vLLM in such an environment, and its own environment there."""
+        """The Python that runs vLLM in a given environment, and the environment it runs with."""
         spec = ServerSpec(
             model=self.model,
             served_name=self.model,
@@ -134,7 +134,7 @@ class VLLMBackend:
 class _Server:
     """One accelerator group's server, as a client sees it."""
 
-    def __init__(self, lease: Lease, settings: Settings) -> None:
+    def __init__(self, lease: ServerLease, settings: Settings) -> None:
         self.lease = lease
         self.settings = settings
         self.in_flight = 0
@@ -144,7 +144,7 @@ class _Server:
 
 
 class VLLMClient:
-    """A connection to the machine's servers; the least loaded one is asked."""
+    """A connection to the machine's servers; each request goes to the least loaded one."""
 
     def __init__(self, backend: VLLMBackend, servers: list[_Server]) -> None:
         self._backend = backend
@@ -168,10 +168,10 @@ class VLLMClient:
         )
 
     def held(self, request: Request) -> asyncio.Future[None] | None:
-        """Until a server is ready, or until others that may crash it have been answered.
+        """Holds a request until a server is ready and, if it is a suspect, until its turn.
 
         Raises:
-          BackendUnusable: No server will be ready again.
+          BackendUnusable: All servers have failed for good.
         """
         if not any(map(_ready, self._servers)):
             if all(map(_failed, self._servers)):
@@ -182,7 +182,7 @@ class VLLMClient:
         return None
 
     async def close(self) -> None:
-        """Lets go of the servers; they end a little later, unless others use them."""
+        """Releases the servers; they end a little later, unless other users hold them."""
         for task in (self._watch, *self._waits.values()):
             task.cancel()
         await self._http.close()
@@ -190,7 +190,7 @@ class VLLMClient:
             server.close()
 
     def gauges(self) -> dict[str, int]:
-        """The state of the moment: load time, restarts, the servers' queues, tokens and cache."""
+        """Current gauges: load time, restarts, the servers' queues, tokens and cache."""
         states = [server.lease.state for server in self._servers]
         return {
             "vllm_load_s": round(max(state.load_s for state in states)),
@@ -199,7 +199,7 @@ class VLLMClient:
         }
 
     def wanted_in_flight(self) -> int:
-        """How many requests the servers can use at once, as their queues say; 0: not known yet."""
+        """How many requests the servers can process at once, by their queues; 0 while unknown."""
         return self._figures.wanted
 
     async def _ask(
@@ -251,19 +251,19 @@ class VLLMClient:
     def _wait(
         self, what: str, wait: Callable[[], Coroutine[Any, Any, None]]
     ) -> asyncio.Future[None]:
-        """What all wait for that wait for the same."""
+        """One task for all requests that wait for the same thing."""
         task = self._waits.get(what)
         if task is None or task.done():
             task = self._waits[what] = asyncio.get_running_loop().create_task(wait())
         return task
 
     async def _until_ready(self) -> None:
-        """Or until none will be."""
+        """Returns when a server is ready, or when all have failed for good."""
         while not (any(map(_ready, self._servers)) or all(map(_failed, self._servers))):  # noqa: ASYNC110
-            await asyncio.sleep(_POLL_S)  # a thread of the lease changes it
+            await asyncio.sleep(_POLL_S)  # the lease's thread changes the state
 
     async def _watch_metrics(self) -> None:
-        """Reads the servers' own figures now and then."""
+        """Reads the servers' metrics at intervals."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._figures.again_s)
@@ -348,14 +348,15 @@ def _restarting(message: str) -> Unavailable:
 
 
 def body_of(request: Request, backend: VLLMBackend) -> tuple[str, dict[str, Json]]:
-    """Where a request goes, below ``/v1/``, and what with.
+    """A request's path below ``/v1/`` and its body.
 
-    A whole request (``{"request": …}``) goes where its content belongs, with the model filled in;
-    it is how each record has parameters of its own. Names that are not OpenAI's pass through:
-    ``top_k``, ``min_tokens``, ``ignore_eos``, ``structured_outputs``.
+    The content of a whole request (``{"request": …}``), with which each record has parameters of
+    its own, decides the path; the model is filled in. Parameters that OpenAI does not have pass
+    through: ``top_k``, ``min_tokens``, ``ignore_eos``, ``structured_outputs``.
 
     Raises:
-      InvalidRequest: It is no request for this task, or asks for what vLLM would silently ignore.
+      InvalidRequest: The request does not fit the task, or has parameters that vLLM silently
+      ignores.
     """
     whole = request.body.get("request")
     if whole is not None:

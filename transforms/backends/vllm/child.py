@@ -1,4 +1,4 @@
-"""One start of a server, seen from its keeper: its guard, its health and its log."""
+"""One start of a server, from its keeper's side: its guard, its health and its log."""
 
 import collections
 import contextlib
@@ -22,15 +22,15 @@ STARTUP_CODE = (
 
 
 class Child:
-    """A server on a port of its own, below a guard; used by one thread.
+    """A server on its own port, below a guard; for use by one thread.
 
     Args:
-      command: ``{port}`` in it becomes a free port.
+      command: The server's command; ``{port}`` in it is replaced by a free port.
       environment: The server's whole environment.
       package: The folder of the package ``transforms``.
-      record: The file that shall say which process the server is.
-      lock: A file descriptor that the guard holds open until nothing of the server is left.
-      tell: Gets each line of the server's log.
+      record: The file into which the guard writes the server's process number.
+      lock: A file descriptor that the guard holds open until every process of the server is gone.
+      tell: Called with each line of the server's log.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class Child:
 
     @property
     def url(self) -> str:
-        """Where it listens, or will."""
+        """Where the server listens, or will listen."""
         return f"http://127.0.0.1:{self.port}"
 
     def status(self) -> int | None:
-        """How it ended, 128 and more for a signal; None while anything of it is left."""
+        """The exit status, 128 and more for a signal; None while any of its processes is left."""
         return self._guard.poll()
 
     def health(self) -> int | None:
-        """The status of /health; 0 when nobody listens, None when nobody answers in time."""
+        """The status of /health; 0 if nothing listens, None if there is no answer in time."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_HEALTH_TIMEOUT_S)
         try:
             connection.request("GET", "/health")
@@ -91,17 +91,17 @@ class Child:
             connection.close()
 
     def kill(self) -> None:
-        """Has its guard kill it; `status` says when its last process is gone."""
+        """Has the guard kill the server; `status` tells when its last process is gone."""
         with contextlib.suppress(OSError):
             self._life.close()
 
     def end(self, within_s: float) -> None:
-        """Ends it and waits until its last process is gone, but for one that cannot be killed.
+        """Ends the server and waits until its last process is gone, except an unkillable one.
 
         Args:
-          within_s: How long it may take to end by itself; it is killed then.
+          within_s: How long the server may take to end by itself, before it is killed.
         """
-        with contextlib.suppress(OSError, ValueError):  # it may be killed already
+        with contextlib.suppress(OSError, ValueError):  # it may have been killed already
             self._life.write(b"t")
             self._life.flush()
             self._await(within_s)
@@ -109,19 +109,19 @@ class Child:
         self._await(_KILL_WAIT_S)
 
     def close(self) -> None:
-        """Lets go of the guard's pipes; without an end before, that kills the server."""
+        """Closes the guard's pipes; that kills the server if it has not been ended."""
         self.output.close()
         self.kill()
 
     def _await(self, within_s: float) -> None:
-        """Waits for the end; a log that nobody reads must not hold it up."""
+        """Waits for the end; reads the log, because a full pipe would block the server."""
         until = time.monotonic() + within_s
         while self._guard.poll() is None and time.monotonic() < until:
             self.read_log()
             time.sleep(0.02)
 
     def read_log(self) -> bool:
-        """Tells the lines that there are now; False when no more can come."""
+        """Passes on the lines available now; False when no more can come."""
         while not self.output.closed:
             try:
                 received = os.read(self.output.fileno(), 65536)

@@ -1,4 +1,4 @@
-"""Which accelerators a machine has, and how one server's share of them is told to it."""
+"""The accelerators of a machine, and how each server gets its share of them."""
 
 import glob
 import os
@@ -14,15 +14,15 @@ _PARALLEL = (
 
 
 def accelerators(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The machine's GPUs, by the names that ``CUDA_VISIBLE_DEVICES`` takes; none on a CPU."""
+    """The machine's GPUs, as ``CUDA_VISIBLE_DEVICES`` names them; empty on a CPU machine."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         names = [name.strip() for name in visible.split(",")]
-        hidden = next((place for place, name in enumerate(names) if name in ("", "-1")), len(names))
+        hidden = next((index for index, name in enumerate(names) if name in ("", "-1")), len(names))
         return tuple(names[:hidden])
     try:
         listed = subprocess.run(
-            ["nvidia-smi", "--list-gpus"],  # noqa: S607 - where the driver puts it differs
+            ["nvidia-smi", "--list-gpus"],  # noqa: S607 - its path differs between machines
             capture_output=True,
             text=True,
             check=True,
@@ -38,28 +38,28 @@ def accelerators(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def option(args: Sequence[str], *names: str) -> str | None:
-    """The value of a flag; the last one counts, ``-`` and ``_`` are alike. ``""`` for a switch.
+    """A flag's value: the last occurrence wins, ``-`` and ``_`` are equal, ``""`` for a switch.
 
     >>> option(["--max-num-seqs=256", "--tensor_parallel_size", "2"], "--tensor-parallel-size")
     '2'
     >>> option(["--enforce-eager"], "--seed")
     """
     found = None
-    for place, word in enumerate(args):
+    for index, word in enumerate(args):
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             name = name.replace("_", "-")
         if name not in names:
             continue
-        following = args[place + 1] if place + 1 < len(args) else ""
+        following = args[index + 1] if index + 1 < len(args) else ""
         found = value if equals else "" if following.startswith("-") else following
     return found
 
 
 def groups(devices: Sequence[str], args: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """One server each: as many accelerators as the arguments ask for, else all of them.
+    """The accelerators of each server: as many as the arguments request, else all of them.
 
-    Tensor parallelism divides a model's heads, so that "all" is the largest power of two.
+    Tensor parallelism divides a model's heads, so "all" is the largest power of two.
 
     >>> groups(["0", "1", "2", "3"], ["--tensor-parallel-size=2"])
     (('0', '1'), ('2', '3'))
@@ -69,7 +69,7 @@ def groups(devices: Sequence[str], args: Sequence[str]) -> tuple[tuple[str, ...]
     ((),)
 
     Raises:
-      ValueError: The arguments ask for more than there are.
+      ValueError: The arguments request more accelerators than there are.
     """
     asked = [option(args, *names) for names in _PARALLEL]
     size = 1
@@ -82,7 +82,7 @@ def groups(devices: Sequence[str], args: Sequence[str]) -> tuple[tuple[str, ...]
     if asked[0] is None:
         size *= 1 << ((len(devices) // size).bit_length() - 1) if len(devices) >= size else 1
     if size > len(devices):
-        raise ValueError(f"the arguments ask for {size} GPUs, and there are {len(devices)}")
+        raise ValueError(f"the arguments request {size} GPUs, but the machine has {len(devices)}")
     whole = len(devices) // size * size
     if asked[0] is None:
         whole = size
@@ -90,7 +90,7 @@ def groups(devices: Sequence[str], args: Sequence[str]) -> tuple[tuple[str, ...]
 
 
 def tensor_parallel_size(group: Sequence[str], args: Sequence[str]) -> int | None:
-    """What to add to the arguments for one group; None when they say it, or one GPU is enough."""
+    """The size to add to the arguments of a group; None if they set it or one GPU is enough."""
     if option(args, *_PARALLEL[0]) is not None or len(group) < 2:
         return None
     others = [int(option(args, *names) or 1) for names in _PARALLEL[1:]]

@@ -1,8 +1,8 @@
-"""The process between the keeper and a server: when the keeper is gone, so is the server.
+"""The process between the keeper and a server: when the keeper goes, the server goes too.
 
 Its standard input is the keeper's end of a pipe. A byte asks the server to end (SIGTERM); the end
-of the pipe, however the keeper came to its own, kills it. The guard ends when the last process of
-the server has, with the server's status; until then it holds the lock that it inherited, however
+of the pipe, for whatever reason the keeper ended, kills it. The guard ends with the server's status
+when the server's last process has ended; until then it holds the lock that it inherited, however
 long a process takes to go.
 """
 
@@ -21,14 +21,14 @@ def main(argv: list[str]) -> int:
     """Runs a server and outlives it.
 
     Args:
-      argv: The file that shall say which process the server is, then the server's command.
+      argv: The file to write the server's process number to, then the server's command.
 
     Returns:
       The server's status; negative for the signal that ended it.
     """
     record, *command = argv
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # it ends with the keeper, not with a terminal
+        signal.signal(number, signal.SIG_IGN)  # the guard ends with the keeper, not a terminal
     processes.adopt_orphans()
     asleep, awake = os.pipe()
     os.set_blocking(awake, False)
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 
 def _killed(server: subprocess.Popen[bytes]) -> int:
-    """The status of a server that may still have to be killed, with what it has started."""
+    """The server's status; kills the server and its descendants if they still run."""
     while True:
         processes.kill(one.pid for one in processes.descendants(os.getpid()))
         try:
@@ -69,7 +69,7 @@ def _killed(server: subprocess.Popen[bytes]) -> int:
 
 
 def _report(text: str) -> None:
-    """A line of the server's log, as long as somebody reads it."""
+    """Writes a line to the server's log, as long as the keeper reads it."""
     with contextlib.suppress(OSError):
         os.write(1, text.encode() + b"\n")
 

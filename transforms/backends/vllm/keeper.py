@@ -1,16 +1,17 @@
-"""The process that owns a machine's vLLM server: starts it, watches it, starts it again, ends it.
+"""The process that owns a machine's vLLM server: starts, watches, restarts and ends it.
 
-One keeper per accelerator group, in a session of its own, so that it outlives the process that
-started it as long as another one uses the server. A connection is a use; the kernel closes it
-however its process ends, and without any the keeper ends the server and itself.
+There is one keeper per accelerator group, in its own session, so that it outlives the process that
+started it while another one uses the server. Each connection is a user; the kernel closes it
+however its process ends, and without any user the keeper ends the server and itself.
 
 .. code-block:: text
 
     starting ──/health 200──► ready ──crash──► restarting ──gone, after a while──► starting
         └── ended, or not ready in time: again after a while, a few times ──► failed
 
-A lock file is held by the keeper and by the guard of the server: while anything of a server is
-left, no other one is started for its accelerators, and who is waited for is told. Single-threaded: one loop over sockets.
+The keeper and the server's guard hold a lock file: while any process of a server is left, no other
+server starts on its accelerators, and the log names the processes still alive. Single-threaded: one
+loop over sockets.
 """
 
 import contextlib
@@ -32,11 +33,11 @@ from transforms.backends.vllm.wire import Lines, ServerState, Status, line
 _HEALTH_EVERY_S = 5.0
 _HEALTH_WHILE_STARTING_S = 0.25
 _SILENT_S = 120.0
-"""A server that accepts connections and answers no /health for so long hangs: it is restarted."""
+"""A server that accepts connections but answers no /health for this long hangs: it is restarted."""
 _CALM_S = 300.0
-"""A server that was ready for so long has put earlier crashes behind it."""
+"""After this long in state ready, earlier crashes no longer count."""
 _LONGEST_BACKOFF_S = 10.0
-"""Short, because loading a model slows a loop of crashes down by itself."""
+"""Short, because the time to load a model already slows a loop of crashes."""
 _MOST_BACKLOG = 1 << 20
 _LOCK_WAIT_S = 90.0
 _FIRST_USER_S = 15.0
@@ -44,21 +45,21 @@ _FIRST_USER_S = 15.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a keeper is told, as JSON on its standard input.
+    """A keeper's settings, as JSON on its standard input.
 
     Attributes:
       package: The folder of the package ``transforms``.
-      folder: Of this accelerator group: lock, socket, state.
-      identity: Tells one server's settings from another's.
-      description: Of the server, for people.
-      command: ``{port}`` in it becomes a free port.
+      folder: The folder of this accelerator group: lock, socket, state.
+      identity: Differs between servers with different settings.
+      description: The server's description in messages.
+      command: The server's command; ``{port}`` in it is replaced by a free port.
       environment: The server's whole environment.
-      start_timeout_s: From the start of the process to the first successful /health.
-      linger_s: How long a server outlives its last user, unless that said goodbye.
-      stop_timeout_s: How long a server may take to end before it is killed.
-      most_starts: Starts in a row that may fail once the server has worked; before, two.
-      most_crashes: Crashes in a row, none of which came after `_CALM_S` of work.
-      backoff_s: The wait before the second restart in a row; it doubles with each.
+      start_timeout_s: From the start of the process to the first successful /health, in seconds.
+      linger_s: How long a server outlives its last user in seconds, unless that user said goodbye.
+      stop_timeout_s: How long a server may take to end before it is killed, in seconds.
+      most_starts: Failed starts in a row before giving up, once the server has worked; before, two.
+      most_crashes: Crashes in a row before giving up; `_CALM_S` of work resets them.
+      backoff_s: The wait before the second restart in a row, in seconds; it doubles each time.
     """
 
     package: str
@@ -115,7 +116,7 @@ class _Keeper:
         self._selector.register(self._listener, selectors.EVENT_READ)
 
     def run(self) -> None:
-        """Until the last user has gone; leaves no process behind."""
+        """Runs until the last user has left; leaves no process behind."""
         try:
             while not self._over():
                 self._step(time.monotonic())
@@ -123,7 +124,7 @@ class _Keeper:
                 for key, events in self._selector.select(0.1 if busy else 0.5):
                     self._handle(key.fileobj, events)
         finally:
-            self._listener.close()  # whoever comes now starts a new keeper, which awaits the lock
+            self._listener.close()  # the next process starts a keeper, which awaits the lock
             self._set("stopping")
             if self._child is not None:
                 self._child.end(self._settings.stop_timeout_s)
@@ -132,7 +133,7 @@ class _Keeper:
                 user.connection.close()
 
     def stop(self, *_: Any) -> None:
-        """Ends as soon as the loop comes round."""
+        """Ends the loop in its next round."""
         self._asked_to_stop = True
 
     def _over(self) -> bool:
@@ -182,12 +183,12 @@ class _Keeper:
                 if ended is not None:
                     self._ended(self._child, ended, time.monotonic())
                 elif not (self._silent and time.monotonic() < self._health_at):
-                    self._look(self._child)  # a silent one would be waited for by every check
+                    self._look(self._child)  # every check would wait for a silent server
             self._send(user, {"checked": message["check"]})
         elif "bye" in message:
             if len(self._users) > 1:
                 self._drop(user)
-            else:  # its connection stays until everything is gone: that is what it waits for
+            else:  # the user waits for its connection to close, when everything is gone
                 self._asked_to_stop = True
 
     def _drop(self, user: _User) -> None:
@@ -271,7 +272,7 @@ class _Keeper:
         )
 
     def _look(self, child: Child) -> None:
-        """Asks a server that is ready how it is; one that is ill is ended."""
+        """Checks the health of a ready server; kills an unhealthy one."""
         status = child.health()
         now = time.monotonic()
         self._health_at = now + _HEALTH_EVERY_S
@@ -280,18 +281,18 @@ class _Keeper:
             self._answered_at = now
         elif status is not None:
             self._kill(child, f"/health answered {status or 'nothing: no connection'}")
-        elif now - self._answered_at > _SILENT_S:
+            self._kill(child, f"/health did not answer for {_SILENT_S:g} s")
             self._kill(child, f"/health has not answered for {_SILENT_S:g} s")
 
     def _kill(self, child: Child, why: str) -> None:
-        """From now on it is not asked; `_ended` follows when the last of its processes is gone."""
+        """Kills the server: no more requests; `_ended` follows when its processes are gone."""
         self._why_killed = why
         self._count_end(time.monotonic())
         self._set("restarting")
         child.kill()
 
     def _count_end(self, now: float) -> None:
-        """As a crash or as a failed start; once, as it is ``restarting`` then."""
+        """Counts a crash or a failed start; once, as the state is ``restarting`` afterwards."""
         if self._state.status == "ready":
             calm = now - self._ready_at > _CALM_S
             self._crashes = 1 if calm else self._crashes + 1
@@ -299,7 +300,7 @@ class _Keeper:
             self._failed_starts += 1
 
     def _ended(self, child: Child, status: int, now: float) -> None:
-        """Nothing of the server is left: it is started again, or that makes no sense any more."""
+        """All processes of the server are gone: schedules a restart, or gives up."""
         if child.read_log() or child.output.fileno() in self._selector.get_map():
             self._selector.unregister(child.output)
         child.close()
@@ -311,22 +312,22 @@ class _Keeper:
         if self._failed_starts >= most_starts or self._crashes >= self._settings.most_crashes:
             times = f"{self._failed_starts or self._crashes} times in a row"
             log = "\n".join(child.log)
-            self._set("failed", error=f"the server {said}, {times}; its log ends:\n{log}")
+            self._set("failed", error=f"the server {said}, {times}; the end of its log:\n{log}")
             return
         again = max(self._crashes, self._failed_starts + 1) - 1
         wait_s = min(_LONGEST_BACKOFF_S, self._settings.backoff_s * 2.0 ** (again - 1))
         wait_s = wait_s if again else 0.0
         self._start_at = now + wait_s
-        self._tell(f"WARNING the vLLM server {said}; it is started again in {wait_s:g} s")
+        self._tell(f"WARNING the vLLM server {said}; restarting it in {wait_s:g} s")
         self._set("restarting")
 
     def _end_leftovers(self) -> None:
-        """What a keeper and a guard that were killed together could not end."""
+        """Kills the processes of an earlier server whose keeper and guard were killed together."""
         if (known := _known(self._record)) is not None:
             processes.kill_session(*known, report=self._report)
 
     def _earlier(self) -> ServerState:
-        """What an earlier keeper has written last; of one that was killed, its count goes on."""
+        """The last state of an earlier keeper; a killed keeper's count of restarts goes on."""
         try:
             with open(self._state_file, encoding="utf-8") as file:
                 return ServerState.of(json.load(file))
@@ -338,12 +339,12 @@ class _Keeper:
         return known[0] if known else 0
 
     def _report(self, text: str) -> None:
-        """A line for whoever looks: there may be no user."""
+        """Writes a line to the keeper's log as well: there may be no user."""
         sys.stderr.write(f"{text}\n")
         self._tell(text)
 
     def _tell(self, text: str) -> None:
-        """A line of log, to the user that came first."""
+        """Sends a line of the log to the first user."""
         for user in self._users.values():
             if user.accepted:
                 self._send(user, {"log": text})
@@ -351,7 +352,7 @@ class _Keeper:
 
 
 def _known(record: str) -> tuple[int, int] | None:
-    """What the guard wrote of the server: its process and when that began."""
+    """The server's process number and start time, as its guard wrote them."""
     try:
         with open(record, encoding="utf-8") as file:
             known = json.load(file)
@@ -361,7 +362,7 @@ def _known(record: str) -> tuple[int, int] | None:
 
 
 def lock_of(folder: str, within_s: float) -> int | None:
-    """The open lock of an accelerator group; None when somebody holds it for too long."""
+    """The open lock of an accelerator group; None if another process holds it for too long."""
     lock = os.open(os.path.join(folder, "server.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     until = time.monotonic() + within_s
     while True:
@@ -384,7 +385,7 @@ def run() -> None:
         known = _known(os.path.join(settings.folder, "server.json"))
         left = processes.in_session(known[0]) if known else []
         said = processes.waiting_for(one.pid for one in left)
-        sys.exit(f"{settings.folder} is held by what is left of an earlier server: {said}")
+        sys.exit(f"{settings.folder} is locked by processes of an earlier server: {said}")
     keeper = _Keeper(settings, lock)
     signal.signal(signal.SIGTERM, keeper.stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

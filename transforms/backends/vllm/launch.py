@@ -1,4 +1,4 @@
-"""From what a user asks for to the command of each accelerator group's server."""
+"""From a server's specification to the command of each accelerator group's server."""
 
 import dataclasses
 import hashlib
@@ -15,8 +15,8 @@ from transforms.backends.vllm.paths import FOLDER_VARIABLE, base_folder
 from transforms.records.errors import BackendUnusable
 
 PYTHON_VARIABLE = "VLLM_PYTHON"
-"""Names the interpreter where the description does not, such as in a worker's container."""
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+"""Names the interpreter where the backend does not, for example in a worker's container."""
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _LONGEST_SOCKET_PATH = 100
 _FACTS = (
     "import importlib.util, json, pathlib\n"
@@ -29,19 +29,19 @@ _FACTS = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSpec:
-    """The server of a model, on whatever machine.
+    """The server of a model, independent of the machine.
 
     Attributes:
-      model: What vLLM loads: a name on the Hugging Face hub, or the full path of a local folder.
-      served_name: What requests call it.
-      pooling: It embeds; else it generates.
-      python: The interpreter that has vLLM; else `PYTHON_VARIABLE`, else this one.
-      args: Further arguments of vLLM's server; they win over the defaults. Files by their full
+      model: The model to load: a name on the Hugging Face hub, or the full path of a local folder.
+      served_name: The model's name in requests.
+      pooling: Serve embeddings instead of generating text.
+      python: The interpreter that has vLLM; by default `PYTHON_VARIABLE`, else this interpreter.
+      args: Additional arguments for vLLM's server; they override the defaults. Files need full
         paths: the server runs in ``/``.
-      environment: Further variables of its environment.
-      folder: For locks and state, one machine-wide; None for that of `base_folder`.
+      environment: Additional environment variables for the server.
+      folder: The machine-wide folder for locks and state; None for that of `base_folder`.
       start_timeout_s: How long loading the model may take, in seconds.
-      linger_s: How long a server outlives a user that was killed, in seconds.
+      linger_s: How long a server outlives a killed user, in seconds.
     """
 
     model: str
@@ -56,19 +56,19 @@ class ServerSpec:
 
 
 class Facts(NamedTuple):
-    """What is known of an installed vLLM without loading it (that takes ten seconds)."""
+    """Facts about an installed vLLM, found without loading it (that takes ten seconds)."""
 
     performance_mode: bool
 
 
 def interpreter(spec: ServerSpec, environment: Mapping[str, str]) -> str:
-    """The interpreter that runs vLLM; a path from here on, as its server runs elsewhere."""
+    """The interpreter that runs vLLM; as a full path, because the server runs in another folder."""
     python = spec.python or environment.get(PYTHON_VARIABLE) or sys.executable
     return os.path.abspath(python) if os.sep in python else python
 
 
 def facts_of(python: str, environment: Mapping[str, str]) -> Facts:
-    """Looks at an interpreter's vLLM.
+    """Inspects an interpreter's vLLM.
 
     Raises:
       BackendUnusable: There is no such interpreter, or it has no vLLM.
@@ -97,9 +97,10 @@ def facts_of(python: str, environment: Mapping[str, str]) -> Facts:
 def server_environment(
     spec: ServerSpec, python: str, inherited: Mapping[str, str]
 ) -> dict[str, str]:
-    """The environment of a server: this process's, without what is about this interpreter.
+    """The environment of a server: this process's, without the variables of its interpreter.
 
-    Nor with ``VLLM_API_KEY``: the server would refuse us, who are the only ones to reach it.
+    It also lacks ``VLLM_API_KEY``: the server would refuse our requests, and nobody else reaches
+    it.
     """
     environment = {name: value for name, value in inherited.items() if name != "VLLM_API_KEY"}
     if python != sys.executable:
@@ -110,11 +111,11 @@ def server_environment(
 
 
 def command(spec: ServerSpec, python: str, facts: Facts, group: Sequence[str]) -> list[str]:
-    """The command of one group's server; ``{port}`` is filled in when it starts.
+    """The command of one group's server; ``{port}`` is filled in at its start.
 
     The defaults are for throughput: performance mode (it doubles ``max-num-seqs`` and the tokens
-    of a step) where this vLLM has it, prefix caching, no line of log per request. Whatever the
-    user's arguments say wins.
+    per step) if this vLLM has it, prefix caching, no log line per request. The user's arguments
+    override them.
     """
     words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", spec.model]
     words += ["--served-model-name", spec.served_name, "--host", "127.0.0.1", "--port", "{port}"]
@@ -136,7 +137,7 @@ def command(spec: ServerSpec, python: str, facts: Facts, group: Sequence[str]) -
 
 
 def plan(spec: ServerSpec) -> list[Settings]:
-    """One server for each group of this machine's accelerators.
+    """The settings of one server for each group of this machine's accelerators.
 
     Raises:
       BackendUnusable: The interpreter, the arguments or the folder cannot be used.
@@ -175,14 +176,15 @@ def _settings(
 
 
 def _folder(spec: ServerSpec, group: str) -> str:
-    """The folder of one group, made for this user alone."""
+    """The folder of one group, created for this user alone."""
     base = base_folder(spec.folder)
     folder = os.path.join(base, hashlib.sha256(group.encode()).hexdigest()[:8])
     if len(group) < 16:
         folder = os.path.join(base, group)
     if len(folder) > _LONGEST_SOCKET_PATH - len("/keeper.sock"):
         raise BackendUnusable(
-            f"{base!r} is too long a path for a Unix socket: set {FOLDER_VARIABLE} to a shorter one"
+            f"the path {base!r} is too long for a Unix socket: set {FOLDER_VARIABLE} to a "
+            "shorter one"
         )
     os.makedirs(folder, mode=0o700, exist_ok=True)
     return folder

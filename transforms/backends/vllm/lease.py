@@ -1,7 +1,7 @@
-"""A process's share of a machine's server: who holds one keeps the server alive.
+"""A process's share of a machine's server: as long as a process holds a lease, the server lives.
 
-One `Lease` per server and process, however many clients it has. A thread of its own reads what the
-keeper tells, and starts another keeper when that one has been killed.
+There is one `ServerLease` per server and process, however many clients it has. Its thread reads the
+keeper's messages, and starts another keeper when that one was killed.
 """
 
 import asyncio
@@ -30,15 +30,15 @@ _CONNECT_S = 120.0
 _CHECK_S = 60.0
 _END_S = 12.0
 _KEEPERS_LOST = 5
-"""So many keepers in a row that were lost before their server was ready: something kills them."""
+"""Give up after this many lost keepers in a row without a ready server: something kills them."""
 _LEVEL = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
 
 _log = logging.getLogger(__name__)
 _server_log = logging.getLogger("transforms.backends.vllm.log")
 
 
-class Lease:
-    """This process's use of one server; made by `acquire`, given back by `release`."""
+class ServerLease:
+    """This process's use of one server; made by `acquire`, returned by `release`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -51,35 +51,35 @@ class Lease:
         self._solo: int | None = None
         self.users = 0
         self.retired = False
-        """Nobody gets it any more; whoever wants its accelerators waits for its end."""
+        """Set when it is not handed out any more; the next lease of its group waits for its end."""
         self._thread = threading.Thread(target=self._run, name="vllm-lease", daemon=True)
         self._thread.start()
 
     @property
     def identity(self) -> str:
-        """Tells one server's settings from another's."""
+        """Differs between servers with different settings."""
         return self._settings.identity
 
     @property
     def state(self) -> ServerState:
-        """The server as it was last heard of."""
+        """The last known state of the server."""
         return self._state
 
     def wait_ready(self) -> ServerState:
         """Blocks until the server is ready.
 
         Raises:
-          BackendUnusable: It will not be; with the end of its log.
+          BackendUnusable: The server failed for good; the message has the end of its log.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._state.status in ("ready", "failed"))
         return self.checked()
 
     def checked(self) -> ServerState:
-        """The state, unless it is that of a server that will not come back.
+        """The state of the server.
 
         Raises:
-          BackendUnusable: That is so.
+          BackendUnusable: The server failed for good.
         """
         state = self._state
         if state.status == "failed":
@@ -87,7 +87,7 @@ class Lease:
         return state
 
     async def still_serves(self, generation: int) -> bool:
-        """Whether the server of that generation is well: the keeper asks it before it answers."""
+        """Whether that generation of the server is healthy; the keeper checks it first."""
         answered: concurrent.futures.Future[None] = concurrent.futures.Future()
         with self._changed:
             if not self._serves(generation) or self._connection is None:
@@ -100,7 +100,7 @@ class Lease:
         return self._serves(generation)
 
     def take_solo(self) -> bool:
-        """The machine-wide right to one request that may crash the server; never waits."""
+        """Tries to get the machine-wide right to run the only suspect; never waits."""
         if self._solo is not None:
             return False
         file = os.open(
@@ -115,16 +115,15 @@ class Lease:
         return True
 
     def give_solo(self) -> None:
-        """Gives that right back."""
+        """Releases that right."""
         solo, self._solo = self._solo, None
         if solo is not None:
-            fcntl.flock(
-                solo, fcntl.LOCK_UN
-            )  # a process that is just being forked has the file, too
+            # unlock it first: a process that is being forked right now has the file open too
+            fcntl.flock(solo, fcntl.LOCK_UN)
             os.close(solo)
 
     def end(self) -> None:
-        """Says goodbye, and waits until the keeper has heard it: as the last one, for its end."""
+        """Says goodbye to the keeper and waits for its reply; the last user waits for its end."""
         with self._changed:
             self._closed = True
             if self._connection is not None:
@@ -160,7 +159,7 @@ class Lease:
                 self._fail(f"its keeper was lost {lost} times in a row: something kills it")
                 return
             if self._state.status != "stopping":
-                _log.warning("the keeper of the vLLM server was lost; another one is started")
+                _log.warning("the keeper of the vLLM server was lost; starting another one")
             self._set(dataclasses.replace(self._state, status="lost"))
 
     def _fail(self, why: str) -> None:
@@ -168,14 +167,14 @@ class Lease:
         self._set(dataclasses.replace(self._state, status="failed", error=why))
 
     def _follow(self, connection: socket.socket) -> bool:
-        """Takes in what the keeper tells until it ends; says whether the server was ready."""
+        """Reads the keeper's messages until they end; returns whether the server was ready."""
         with self._changed:
             self._connection = connection
         self._worked, lines = False, Lines()
         try:
             with contextlib.suppress(OSError):
                 connection.sendall(line({"hello": self._settings.identity}))
-                if self._closed:  # meanwhile: `end` had no connection to say it
+                if self._closed:  # closed meanwhile: `end` had no connection to say goodbye on
                     connection.sendall(line({"bye": True}))
                 while received := connection.recv(65536):
                     for message in lines.feed(received):
@@ -213,7 +212,7 @@ class Lease:
                 future.set_result(None)
 
     def _connect(self) -> socket.socket:
-        """A connection to the keeper, which is started where there is none."""
+        """A connection to the keeper; starts one if there is none."""
         until = time.monotonic() + _CONNECT_S
         while True:
             if (connection := self._try_connect()) is not None:
@@ -228,7 +227,7 @@ class Lease:
                         return connection
                     time.sleep(0.02)
             if time.monotonic() > until or self._closed:
-                raise BackendUnusable(f"its keeper did not start: {self._keeper_log()}")
+                raise BackendUnusable(f"the keeper did not start: {self._keeper_log()}")
             time.sleep(0.2)
 
     def _try_connect(self) -> socket.socket | None:
@@ -269,17 +268,17 @@ class Lease:
 
 
 def _forward(text: str) -> None:
-    """A line of the server's log, at the level that it names."""
+    """Logs a line of the server's log at the level that it names."""
     found = _LEVEL.search(text[:80])
     _server_log.log(getattr(logging, found[1]) if found else logging.INFO, "%s", text)
 
 
-_leases: dict[str, Lease] = {}
+_leases: dict[str, ServerLease] = {}
 _leasing = threading.Lock()
 
 
-def acquire(settings: Settings) -> Lease:
-    """This process's lease of a server; at once, however long the server takes to be ready.
+def acquire(settings: Settings) -> ServerLease:
+    """This process's lease of a server; returns immediately, the server may not be ready yet.
 
     Raises:
       BackendUnusable: This process uses another server on the same accelerators.
@@ -288,24 +287,24 @@ def acquire(settings: Settings) -> Lease:
         with _leasing:
             lease = _leases.get(settings.folder)
             if lease is None:
-                lease = _leases[settings.folder] = Lease(settings)
+                lease = _leases[settings.folder] = ServerLease(settings)
             another = lease.identity != settings.identity
             over = lease.state.status == "failed" or (another and not lease.users)
             lease.retired = lease.retired or over
             if not lease.retired:
                 if another:
                     raise BackendUnusable(
-                        "these accelerators serve another model already, and not "
-                        f"{settings.description}: one server per accelerator group; run one after "
-                        "the other"
+                        "these accelerators already serve another model, not "
+                        f"{settings.description}: there is one server per accelerator group; run "
+                        "one after the other"
                     )
                 lease.users += 1
                 return lease
         _end_retired(lease, settings.folder)
 
 
-def release(lease: Lease, settings: Settings) -> None:
-    """Gives a lease back: a while after the last user of this process, it ends."""
+def release(lease: ServerLease, settings: Settings) -> None:
+    """Returns a lease: it ends a while after the last user of this process."""
     with _leasing:
         lease.users -= 1
         if lease.users:
@@ -315,7 +314,7 @@ def release(lease: Lease, settings: Settings) -> None:
     timer.start()
 
 
-def _end_unused(lease: Lease, folder: str) -> None:
+def _end_unused(lease: ServerLease, folder: str) -> None:
     with _leasing:
         if lease.users or lease.retired or _leases.get(folder) is not lease:
             return
@@ -323,8 +322,8 @@ def _end_unused(lease: Lease, folder: str) -> None:
     _end_retired(lease, folder)
 
 
-def _end_retired(lease: Lease, folder: str) -> None:
-    """Waits for its end, without the lock: `release` takes that on the event loop."""
+def _end_retired(lease: ServerLease, folder: str) -> None:
+    """Waits for the end without holding the lock: `release` takes it on the event loop."""
     lease.end()
     with _leasing:
         if _leases.get(folder) is lease:
@@ -333,7 +332,7 @@ def _end_retired(lease: Lease, folder: str) -> None:
 
 @atexit.register
 def end_all() -> None:
-    """Gives every lease of this process back, whoever uses it: called when the process ends."""
+    """Ends all leases of this process, whoever uses them; called at the end of the process."""
     with _leasing:
         leases = list(_leases.values())
         _leases.clear()

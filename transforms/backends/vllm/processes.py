@@ -1,8 +1,9 @@
-"""Ending every process of a server, whatever it has become: what the keeper and the guard share.
+"""Ends every process of a server, whatever has become of it; for the keeper and the guard.
 
-A vLLM server is a tree. When its root is killed, the engine below lives on and holds the GPU
-(measured with 0.32), so ending the root is not enough. On Linux the keeper and the guard adopt the
-orphans of what they start (``PR_SET_CHILD_SUBREAPER``), and what is below them is theirs to kill.
+A vLLM server is a tree of processes. When its root is killed, the engine below survives and holds
+the GPU (measured with 0.32), so ending the root is not enough. On Linux the keeper and the guard
+adopt the orphans of the processes they start (``PR_SET_CHILD_SUBREAPER``) and kill everything below
+them.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 REPORT_EVERY_S = 30.0
-"""So often it is told who is waited for."""
+"""How often the log names the processes still alive."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LINUX = sys.platform.startswith("linux")
@@ -25,11 +26,11 @@ class Process(NamedTuple):
     """A line of ``/proc``.
 
     Attributes:
-      pid: Its number.
-      parent: Its parent's.
-      session: Its session's: the number of the process that began it.
-      started: Clock ticks since the machine started; tells a reused number.
-      zombie: It has ended, and nobody has asked how.
+      pid: The process number.
+      parent: Its parent's number.
+      session: Its session's number: that of the process that started the session.
+      started: Clock ticks from the start of the machine; distinguishes reused numbers.
+      zombie: It has ended, and nothing has read its status yet.
     """
 
     pid: int
@@ -40,7 +41,7 @@ class Process(NamedTuple):
 
 
 def process(pid: int) -> Process | None:
-    """A process of this machine; None when there is none, or no ``/proc``."""
+    """A process of this machine; None if it does not exist, or without ``/proc``."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             fields = stat.read().rpartition(b")")[2].split()  # the name may hold anything
@@ -61,7 +62,7 @@ def all_processes() -> list[Process]:
 
 
 def descendants(root: int) -> list[Process]:
-    """What a process has started, and what that has, without those that have ended."""
+    """The descendants of a process, without those that have ended."""
     children: dict[int, list[Process]] = {}
     for one in all_processes():
         children.setdefault(one.parent, []).append(one)
@@ -80,12 +81,12 @@ def in_session(session: int) -> list[Process]:
 
 
 def adopt_orphans() -> None:
-    """From now on orphans below this process become its children instead of init's (Linux)."""
+    """Makes this process, instead of init, adopt the orphans of its descendants (Linux)."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_with_parent() -> None:
-    """The kernel kills this process as soon as its parent is gone (Linux); survives ``exec``."""
+    """Has the kernel kill this process when its parent ends (Linux); survives ``exec``."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -96,32 +97,32 @@ def _prctl(option: int, value: int) -> None:
 
 
 def kill(pids: Iterable[int]) -> None:
-    """SIGKILL to each of them, as far as they exist."""
+    """Sends SIGKILL to those of the processes that exist."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
 
 
 def kill_descendants(report: Callable[[str], None]) -> None:
-    """Kills everything below this process; returns when it is gone, however long that takes.
+    """Kills all descendants of this process; returns when they are gone, however long that takes.
 
-    A process in uninterruptible sleep (a hung driver) ends when the kernel lets it.
+    A process in uninterruptible sleep (a hung driver) ends only when the kernel allows it.
 
     Args:
-      report: Is told now and then for whom it waits.
+      report: Called at intervals with a line that names the processes still alive.
     """
     _kill_until_gone(lambda: descendants(os.getpid()), report)
 
 
 def kill_session(session: int, started: int, report: Callable[[str], None]) -> None:
-    """Kills what is left of a session, unless its number belongs to another one by now.
+    """Kills the rest of a session, unless its number belongs to a newer session by now.
 
-    Returns when it is gone, however long that takes.
+    Returns when all its processes are gone, however long that takes.
 
     Args:
-      session: Its number.
-      started: When the process began that gave it the number.
-      report: Is told now and then for whom it waits.
+      session: The session's number.
+      started: The start time of the process that started the session.
+      report: Called at intervals with a line that names the processes still alive.
     """
     leader = process(session)
     if leader is not None and leader.started != started:
@@ -142,11 +143,11 @@ def _kill_until_gone(find: Callable[[], list[Process]], report: Callable[[str], 
 
 
 def waiting_for(pids: Iterable[int]) -> str:
-    """What to tell of processes that were killed and are still there."""
+    """The line to report about killed processes that are still alive."""
     numbers = ", ".join(map(str, pids))
     return (
-        f"WARNING waiting for process {numbers}: killed, but not gone; until then nothing is "
-        "started on its accelerators"
+        f"WARNING waiting for process {numbers}: killed, but still alive; no server starts on its "
+        "accelerators until it is gone"
     )
 
 

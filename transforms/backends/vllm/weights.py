@@ -1,9 +1,9 @@
-"""Model weights on a machine's disk: a ``gs://`` folder is copied once, and checked.
+"""Model weights on a machine's disk: copies a ``gs://`` folder once, and verifies it.
 
-Objects are copied in parts, several at once, under a lock: other processes of the machine wait and
-then find everything there. A copy that is interrupted goes on with the parts that are missing. What
-has arrived is compared with the bucket's CRC32C. A folder belongs to the generations of its
-objects: a model that changes in the bucket is a new folder, and a running server keeps its own.
+Objects are copied in parts, several at a time, under a lock: other processes of the machine wait
+and then find the whole copy. An interrupted copy continues with the missing parts. Each copied
+object is compared with the bucket's CRC32C. A copy belongs to the generations of its objects: a
+model that changes in the bucket gets a new folder, and a running server keeps the old one.
 """
 
 import base64
@@ -24,25 +24,25 @@ from transforms.backends.vllm.paths import base_folder
 from transforms.records.errors import BackendUnusable
 
 PART_BYTES = 32 << 20
-_AT_ONCE = 10
-"""Parts; as many connections as the storage client keeps."""
+_PARALLEL_PARTS = 10
+"""As many as the storage client keeps connections."""
 _COMPLETE = ".complete"
 _TRIES = 3
 _OTHER_FORMATS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot")
-"""The same weights again, where there are safetensors."""
+"""Formats that repeat the weights of a model with safetensors."""
 _READ_BYTES = 16 << 20
 
 _log = logging.getLogger(__name__)
 
 
-class Part(NamedTuple):
-    """Bytes of one object.
+class BlobPart(NamedTuple):
+    """A range of an object's bytes.
 
     Attributes:
       blob: The object.
-      path: Where it goes.
+      path: The file it is copied to.
       start: The first byte.
-      end: Behind the last one.
+      end: The byte after the last one.
     """
 
     blob: Any
@@ -52,13 +52,13 @@ class Part(NamedTuple):
 
 
 def local_model(model: str, folder: str | None = None) -> str:
-    """What vLLM loads: a copy of a ``gs://`` folder, the full path of a local one, a hub name.
+    """The model for vLLM to load: the copy of a ``gs://`` folder, a local folder, or a hub name.
 
-    A name on the Hugging Face hub is vLLM's to load (its cache is machine-wide as well).
+    vLLM itself loads a name on the Hugging Face hub (its cache is machine-wide as well).
 
     Args:
       model: A hub name, a local folder, or ``gs://bucket/folder``.
-      folder: Below which copies go; None for that of `base_folder`.
+      folder: The folder below which copies go; None for that of `base_folder`.
 
     Raises:
       BackendUnusable: The folder cannot be read, holds no model, or does not fit on the disk.
@@ -67,21 +67,23 @@ def local_model(model: str, folder: str | None = None) -> str:
         if os.path.isdir(model):
             return os.path.abspath(model)
         if model.startswith(("/", "./", "../")):
-            raise BackendUnusable(f"there is no model in {model!r}: no such folder on this machine")
+            raise BackendUnusable(
+                f"there is no model in {model!r}: this machine has no such folder"
+            )
         return model
     try:
         return copy_model(model, os.path.join(base_folder(folder), "weights"))
     except BackendUnusable:
         raise
-    except Exception as error:  # the storage client has many
+    except Exception as error:  # the storage client raises many types
         raise BackendUnusable(
-            f"the model {model!r} cannot be copied ({type(error).__name__}: {error}); the copy "
-            "goes on where it ended when it is tried again"
+            f"the model {model!r} cannot be copied ({type(error).__name__}: {error}); another try "
+            "continues the copy where it stopped"
         ) from error
 
 
 def copy_model(uri: str, folder: str) -> str:
-    """Copies a model's objects below a folder; returns where it is, complete and checked."""
+    """Copies a model's objects below a folder; returns the folder of the verified copy."""
     blobs = _wanted(uri)
     digest = hashlib.sha256(uri.encode())
     for name, blob in blobs.items():
@@ -104,7 +106,7 @@ def _exclusive(target: str) -> Iterator[None]:
 
 
 def _wanted(uri: str) -> dict[str, Any]:
-    """A folder's objects by their relative names; of several formats of weights, one."""
+    """A folder's objects by relative name; if it has several formats of weights, only one."""
     storage = importlib.import_module("google.cloud.storage")
     bucket, _, prefix = uri.removeprefix("gs://").partition("/")
     prefix = prefix.rstrip("/") + "/" if prefix.rstrip("/") else ""
@@ -115,11 +117,11 @@ def _wanted(uri: str) -> dict[str, Any]:
     }
     if "config.json" not in blobs:
         raise BackendUnusable(
-            f"{uri!r} holds no model: there is no config.json among its {len(blobs)} objects; "
-            "give the folder that holds it"
+            f"{uri!r} holds no model: there is no config.json among its {len(blobs)} objects; name "
+            "the folder that holds it"
         )
     if bad := next((name for name in blobs if ".." in name.split("/")), None):
-        raise BackendUnusable(f"{uri!r} holds an object that is named {bad!r}")
+        raise BackendUnusable(f"{uri!r} holds an object with an unsafe name: {bad!r}")
     if any(name.endswith(".safetensors") for name in blobs):
         blobs = {n: b for n, b in blobs.items() if not n.endswith(_OTHER_FORMATS)}
     return blobs
@@ -143,7 +145,7 @@ def _copy_all(uri: str, blobs: dict[str, Any], target: str) -> None:
         )
         wrong = [name for name in _copy(missing, target) if name]
         if wrong:
-            _log.warning("%s arrived with a wrong checksum: copied again", ", ".join(wrong))
+            _log.warning("%s arrived with a wrong checksum: copying again", ", ".join(wrong))
     if left := [name for name, blob in blobs.items() if not _is_there(target, name, blob)]:
         raise BackendUnusable(
             f"{uri!r}: {', '.join(left)} arrived with a wrong checksum {_TRIES} times"
@@ -151,7 +153,7 @@ def _copy_all(uri: str, blobs: dict[str, Any], target: str) -> None:
 
 
 def _size_of(path: str) -> int:
-    """Bytes on the disk; a part that is not there yet takes none."""
+    """Bytes on the disk; 0 for a missing file."""
     try:
         return os.stat(path).st_blocks * 512
     except FileNotFoundError:
@@ -166,8 +168,10 @@ def _is_there(target: str, name: str, blob: Any) -> bool:
 
 
 def _copy(blobs: dict[str, Any], target: str) -> list[str]:
-    """Copies objects; returns those that arrived with a wrong checksum."""
-    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="weights") as pool:
+    """Copies objects; returns the names of those that arrived with a wrong checksum."""
+    with concurrent.futures.ThreadPoolExecutor(
+        _PARALLEL_PARTS, thread_name_prefix="weights"
+    ) as pool:
         files = {name: _File(blob, os.path.join(target, name)) for name, blob in blobs.items()}
         copied = {
             pool.submit(file.fetch, part): name
@@ -186,7 +190,7 @@ def _copy(blobs: dict[str, Any], target: str) -> list[str]:
 
 
 class _File:
-    """One object on its way to the disk: ``NAME.part``, with a line per part in ``NAME.parts``."""
+    """An object being copied: its bytes in ``NAME.part``, a line per part in ``NAME.parts``."""
 
     def __init__(self, blob: Any, path: str) -> None:
         self._blob = blob
@@ -194,8 +198,8 @@ class _File:
         self._lock = threading.Lock()
         os.makedirs(os.path.dirname(path), exist_ok=True)
 
-    def missing(self) -> list[Part]:
-        """The parts that have not arrived."""
+    def missing(self) -> list[BlobPart]:
+        """The parts not copied yet."""
         there: set[int] = set()
         if os.path.exists(f"{self._path}.parts"):
             with open(f"{self._path}.parts", encoding="utf-8") as journal:
@@ -204,13 +208,13 @@ class _File:
             file.truncate(self._blob.size)
         starts = range(0, self._blob.size, PART_BYTES)
         return [
-            Part(self._blob, self._path, start, min(start + PART_BYTES, self._blob.size))
+            BlobPart(self._blob, self._path, start, min(start + PART_BYTES, self._blob.size))
             for start in starts
             if start not in there
         ]
 
-    def fetch(self, part: Part) -> None:
-        """Copies one part and notes it."""
+    def fetch(self, part: BlobPart) -> None:
+        """Copies one part and records it."""
         content: bytes = part.blob.download_as_bytes(
             start=part.start,
             end=part.end - 1,
@@ -231,7 +235,7 @@ class _File:
             journal.write(f"{part.start}\n")
 
     def finish(self) -> bool:
-        """Compares the checksum and gives the file its name, or forgets what has arrived."""
+        """Compares the checksum; renames the file if it is right, else deletes it."""
         good = self._blob.crc32c in (None, checksum(f"{self._path}.part"))
         if good:
             os.replace(f"{self._path}.part", self._path)
@@ -243,7 +247,7 @@ class _File:
 
 
 def checksum(path: str) -> str:
-    """A file's CRC32C as Cloud Storage writes it: four bytes, big-endian, in base64."""
+    """A file's CRC32C in Cloud Storage's form: four bytes, big-endian, in base64."""
     crc32c = importlib.import_module("google_crc32c").Checksum()
     with open(path, "rb") as file:
         while content := file.read(_READ_BYTES):
@@ -252,4 +256,4 @@ def checksum(path: str) -> str:
     return base64.b64encode(digest).decode()
 
 
-__all__: Sequence[str] = ("Part", "checksum", "copy_model", "local_model")
+__all__: Sequence[str] = ("BlobPart", "checksum", "copy_model", "local_model")

@@ -1,1 +1,1 @@
-"""Mirrors `transforms.backends.vllm`."""
+"""Tests of `transforms.backends.vllm`."""

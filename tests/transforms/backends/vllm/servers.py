@@ -1,4 +1,4 @@
-"""What the tests of the supervisor share: a spec of the stand-in, and what is left of processes."""
+"""Shared by the supervisor's tests: the stand-in's spec, and the processes that are left."""
 
 import os
 import sys
@@ -11,12 +11,12 @@ from transforms.backends.vllm.launch import ServerSpec
 from transforms.backends.vllm.processes import all_processes
 
 FAKE_VLLM = str(Path(__file__).parent / "fake_vllm")
-ROOT = str(Path(__file__).parents[3])
+ROOT = str(Path(__file__).parents[4])
 T = TypeVar("T")
 
 
 def fake_spec(folder: Path, **fields: Any) -> ServerSpec:
-    """The stand-in; its locks, its starts and its switches are files of the folder."""
+    """The stand-in's spec; its locks, record of starts and switches are files in the folder."""
     environment = {
         "PYTHONPATH": FAKE_VLLM,
         "CUDA_VISIBLE_DEVICES": "",
@@ -36,7 +36,7 @@ def fake_spec(folder: Path, **fields: Any) -> ServerSpec:
 
 
 def eventually(condition: Callable[[], T], within_s: float = 30.0) -> T:
-    """The first true value of a condition; fails when there is none in time."""
+    """The first true value of a condition; fails if there is none in time."""
     until = time.monotonic() + within_s
     while not (value := condition()):
         assert time.monotonic() < until, f"not within {within_s:g} s"
@@ -45,12 +45,12 @@ def eventually(condition: Callable[[], T], within_s: float = 30.0) -> T:
 
 
 def starts(folder: Path) -> int:
-    """How many servers have been started."""
+    """The number of servers started."""
     return len((folder / "starts").read_text().splitlines())
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Command lines of every process that a server in this folder has brought about."""
+    """Command lines of all processes of servers in this folder."""
     found = []
     for one in all_processes():
         try:

@@ -1,6 +1,6 @@
-"""What vLLM is asked, and what becomes of records when its server crashes.
+"""The requests that vLLM gets, and what happens to records when its server crashes.
 
-The server is the stand-in of `tests.transforms.backends.vllm`; `tests/vllm` asks the real one.
+The server is the stand-in of `tests.transforms.backends.vllm`; `tests/vllm` tests the real one.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ BASE = VLLMBackend(model="tiny", api="completions")
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """For one server; nothing of it is left at the end."""
+    """The folder of one server, of which no process is left at the end."""
     folder = tmp_path_factory.mktemp("s")
     yield folder
     (folder / "release").touch()
@@ -79,7 +79,7 @@ def _outcomes(
     meanwhile: Callable[[VLLMClient], None] = lambda _: None,
     **limits: Any,
 ) -> list[Outcome]:
-    """Through a dispatcher, as a pipeline asks."""
+    """The outcomes of requests through a dispatcher, as in a pipeline."""
     client = loop.run(backend.open())
     dispatcher = Dispatcher(client, DispatchLimits(first_backoff_s=0.05, **limits))
     thread = threading.Thread(target=meanwhile, args=(client,))
@@ -91,7 +91,7 @@ def _outcomes(
 
 
 def _kill_full(server: Any, generation: int) -> None:
-    """Kills a server as soon as it is ready and has 32 requests of ours."""
+    """Kills a server once it is ready and has 32 of our requests."""
 
     def full() -> Any:
         state = server.lease.state
@@ -101,11 +101,11 @@ def _kill_full(server: Any, generation: int) -> None:
     os.kill(eventually(full).pid, signal.SIGKILL)
 
 
-# What is asked
+# Requests
 
 
 def test_chat() -> None:
-    """Parameters go by vLLM's names; others pass through."""
+    """Parameters get vLLM's names; others pass through."""
     config = {"max_output_tokens": 5, "temperature": 0, "stop": ["x"], "seed": 1, "top_k": 3}
     path, body = body_of(prompt("hi", generation_config=config), MODEL)
     assert path == "chat/completions"
@@ -121,7 +121,7 @@ def test_chat() -> None:
 
 
 def test_structured_output_by_the_current_field() -> None:
-    """``response_format``; never ``guided_json``."""
+    """It is ``response_format``, never ``guided_json``."""
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
     for backend in (MODEL, BASE):
         body = body_of(prompt("hi", output_schema=schema), backend)[1]
@@ -130,13 +130,13 @@ def test_structured_output_by_the_current_field() -> None:
 
 
 def test_ignored_fields_are_refused() -> None:
-    """The answer would come without the constraint, and without a word."""
-    with pytest.raises(InvalidRequest, match="vLLM ignores guided_json without a word"):
+    """The answer would silently come without the constraint."""
+    with pytest.raises(InvalidRequest, match="vLLM silently ignores guided_json: use"):
         body_of(prompt("hi", request_options={"guided_json": {}}), MODEL)
 
 
 def test_a_base_model_continues_text() -> None:
-    """The messages' texts, without a chat template."""
+    """It gets the messages' texts, without a chat template."""
     request = request_of({"messages": [{"content": "one"}, {"content": "two"}]})
     assert body_of(request, BASE) == ("completions", {"model": "tiny", "prompt": "one\n\ntwo"})
     with pytest.raises(InvalidRequest, match="whose content is text"):
@@ -144,7 +144,7 @@ def test_a_base_model_continues_text() -> None:
 
 
 def test_embeddings() -> None:
-    """One text each."""
+    """Each request has one text."""
     path, body = body_of(request_of({"text": "hi"}), EMBED)
     assert (path, body["input"]) == ("embeddings", "hi")
 
@@ -211,19 +211,19 @@ def test_a_text_that_kills_the_server(folder: Path) -> None:
     ],
 )
 def test_a_whole_request_has_parameters_of_its_own(whole: dict[str, Any], path: str) -> None:
-    """It goes where its content belongs; the model is filled in."""
+    """Its content decides the path; the model is filled in."""
     assert body_of(request_of({"request": whole}), MODEL) == (path, {"model": "tiny", **whole})
 
 
 @pytest.mark.parametrize("whole", ["x", {"input": "x"}, {"max_tokens": 1}])
-def test_what_is_no_request_for_the_task(whole: Any) -> None:
-    """Costs its record, and says what is missing."""
+def test_a_request_that_does_not_fit_the_task(whole: Any) -> None:
+    """It costs its record, and the message says what is missing."""
     with pytest.raises(InvalidRequest, match="request"):
         body_of(request_of({"request": whole}), MODEL)
 
 
 def test_logprobs_are_in_the_json_output() -> None:
-    """When they were asked for."""
+    """If the request asks for them."""
     logprobs = {"content": [{"token": "a", "logprob": -0.5}]}
     choice = {"message": {"content": "a"}, "finish_reason": "stop", "logprobs": logprobs}
     completion = answer_of({"choices": [choice]}, "chat/completions", accept_truncated=False)
@@ -232,7 +232,7 @@ def test_logprobs_are_in_the_json_output() -> None:
 
 
 def test_backends_travel() -> None:
-    """They are pickled with the pipeline."""
+    """A pipeline's pickle contains them."""
     assert pickle.loads(pickle.dumps(MODEL)) == MODEL
     assert MODEL.family == "vllm"
 
@@ -241,7 +241,7 @@ def test_backends_travel() -> None:
 
 
 def test_answers(folder: Path) -> None:
-    """One server; chat, completions and its own figures."""
+    """One server answers chats and completions, and has gauges."""
 
     async def ask() -> tuple[Completion, Completion, dict[str, int]]:
         async with opened(_backend(folder)) as client:
@@ -255,8 +255,8 @@ def test_answers(folder: Path) -> None:
     assert gauges == {"vllm_load_s": gauges["vllm_load_s"], "vllm_restarts": 0}
 
 
-def test_it_serves_anybodys_run_inference(folder: Path) -> None:
-    """As a `ModelHandler`: outcomes in order, and the server ends with the process."""
+def test_it_serves_run_inference(folder: Path) -> None:
+    """As a `ModelHandler`: an answer per request, from one server."""
     handler = InferenceHandler(_backend(folder), max_batch_size=4)
     answers = _requests("a", "b", "c") | RunInference(handler)
     assert sorted(answer.record.record_id for answer in answers) == ["0", "1", "2"]
@@ -265,7 +265,7 @@ def test_it_serves_anybodys_run_inference(folder: Path) -> None:
 
 
 def test_a_server_per_group_of_accelerators(folder: Path) -> None:
-    """Four GPUs, two for each server: both are asked, each sees its own."""
+    """Four GPUs, two for each server: both get requests, each sees its own GPUs."""
 
     async def ask() -> list[Completion]:
         backend = _backend(folder, gpus="0,1,2,3", args=("--tensor-parallel-size=2",))
@@ -281,14 +281,14 @@ def test_a_server_per_group_of_accelerators(folder: Path) -> None:
 
 
 def test_an_interpreter_without_vllm_is_named(folder: Path) -> None:
-    """With the flag that helps."""
+    """With the flag that sets another one."""
     backend = VLLMBackend(model="tiny", python=sys.executable, folder=str(folder))
     with pytest.raises(BackendUnusable, match=r"no module named vllm.*`python`"):
         loop.run(backend.open())
 
 
 def test_a_killed_server_costs_no_record_and_no_attempt(folder: Path) -> None:
-    """Of 100, the 32 in flight are asked again, of the next server; one restart."""
+    """Of 100 requests, the 32 in flight go to the restarted server; one restart."""
 
     def kill(client: VLLMClient) -> None:
         server = client._servers[0]
@@ -302,8 +302,8 @@ def test_a_killed_server_costs_no_record_and_no_attempt(folder: Path) -> None:
     assert starts(folder) == 2
 
 
-def test_a_server_that_is_back_is_full_at_once(folder: Path) -> None:
-    """Before it has answered anything: nobody asks it carefully whether it works."""
+def test_a_restarted_server_is_full_immediately(folder: Path) -> None:
+    """Before its first answer: no probe with single requests precedes."""
 
     def kill(client: VLLMClient) -> None:
         server = client._servers[0]
@@ -317,8 +317,8 @@ def test_a_server_that_is_back_is_full_at_once(folder: Path) -> None:
     assert starts(folder) == 2
 
 
-def test_two_kills_that_no_request_has_caused(folder: Path) -> None:
-    """Whoever was there at both is suspected, and answered in the end; no attempt is charged."""
+def test_two_kills_without_a_poison_request(folder: Path) -> None:
+    """Requests in flight at both are suspects and get answers in the end; no attempt counts."""
 
     def kill(client: VLLMClient) -> None:
         server = client._servers[0]
@@ -333,7 +333,7 @@ def test_two_kills_that_no_request_has_caused(folder: Path) -> None:
 
 
 def test_a_server_that_fails_for_good_ends_the_run(folder: Path) -> None:
-    """What is held is not held for ever."""
+    """Held requests do not wait for ever."""
 
     async def ask() -> None:
         async with opened(_backend(folder)) as client:
@@ -347,19 +347,19 @@ def test_a_server_that_fails_for_good_ends_the_run(folder: Path) -> None:
 
 
 def test_a_request_that_kills_the_server_is_found(folder: Path) -> None:
-    """It is one dead letter after five crashes; everybody else is answered."""
+    """It is one dead letter after five crashes; all others get answers."""
     requests = _requests(*["x"] * 20, "DIE", *["x"] * 20)
     outcomes = _outcomes(_backend(folder), requests)
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
     assert outcomes[20] in failures
     assert isinstance(failures[0].error, InvalidRequest)
-    assert "crashed again and again" in str(failures[0].error)
+    assert "crashed each time it processed this request" in str(failures[0].error)
     assert len(failures) == 1
-    assert starts(folder) in (5, 6)  # the sixth may not have begun when the last record ended
+    assert starts(folder) in (5, 6)  # the sixth may not have started when the last record ended
 
 
-def test_a_failure_of_a_server_that_is_well_is_the_records_own(folder: Path) -> None:
-    """It costs attempts, and no restart."""
+def test_a_failure_of_a_healthy_server_is_the_records_own(folder: Path) -> None:
+    """It counts as an attempt, and causes no restart."""
     outcomes = _outcomes(_backend(folder), _requests("x", "FAIL"), max_attempts=2)
     assert isinstance(outcomes[0], Completion)
     assert isinstance(outcomes[1], Failure)

@@ -43,7 +43,7 @@ def test_defaults_are_for_throughput() -> None:
 
 
 def test_the_users_arguments_win() -> None:
-    """Also by the opposite switch, and with underscores."""
+    """Also in the form of the opposite switch, and with underscores."""
     words = command(
         _spec("--no-enable-prefix-caching", "--performance_mode=balanced"), "py", NEW, ()
     )
@@ -53,14 +53,14 @@ def test_the_users_arguments_win() -> None:
 
 
 def test_a_pooling_server() -> None:
-    """Embeds with any model, and takes no flags of generation."""
+    """It embeds with any model, and gets no flags for generation."""
     words = command(_spec(pooling=True), "py", OLD, ())
     assert words[-4:] == ["--runner", "pooling", "--convert", "embed"]
     assert "--enable-prefix-caching" not in words
 
 
-def test_tensor_parallelism_is_that_of_the_group() -> None:
-    """Unless the arguments say it."""
+def test_tensor_parallelism_follows_the_group() -> None:
+    """Unless the arguments set it."""
     assert command(SPEC, "py", OLD, ("0", "1"))[-2:] == ["--tensor-parallel-size", "2"]
     assert "--tensor-parallel-size" not in command(_spec("-tp", "2"), "py", OLD, ("0", "1"))
     assert tensor_parallel_size(("0", "1", "2", "3"), ["-pp=2"]) == 2
@@ -82,7 +82,7 @@ def test_tensor_parallelism_is_that_of_the_group() -> None:
     ],
 )
 def test_groups(devices: int, args: str, expected: list[int]) -> None:
-    """As many accelerators each as the arguments ask for; no accelerator twice."""
+    """Each has as many accelerators as the arguments request; no accelerator is in two."""
     found = groups([str(n) for n in range(devices)], args.split())
     assert list(map(len, found)) == expected
     assert len({device for group in found for device in group}) == sum(expected)
@@ -91,13 +91,13 @@ def test_groups(devices: int, args: str, expected: list[int]) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["-tp=4"], "ask for 4 GPUs, and there are 2"),
+        (["-tp=4"], "request 4 GPUs, but the machine has 2"),
         (["-tp=x"], "--tensor-parallel-size is 'x', but must be a number"),
         (["-tp=0"], "--tensor-parallel-size is '0', but must be a number"),
     ],
 )
-def test_arguments_that_ask_for_what_is_not_there(args: list[str], message: str) -> None:
-    """Before anything is started."""
+def test_arguments_that_request_too_much(args: list[str], message: str) -> None:
+    """They are refused before anything starts."""
     with pytest.raises(ValueError, match=message):
         groups(["0", "1"], args)
 
@@ -106,13 +106,13 @@ def test_arguments_that_ask_for_what_is_not_there(args: list[str], message: str)
     ("visible", "expected"),
     [("", ()), ("-1", ()), ("2,3", ("2", "3")), ("0,-1,1", ("0",)), ("GPU-a", ("GPU-a",))],
 )
-def test_visible_devices_are_believed(visible: str, expected: tuple[str, ...]) -> None:
-    """As CUDA reads them."""
+def test_visible_devices_limit_the_accelerators(visible: str, expected: tuple[str, ...]) -> None:
+    """As CUDA reads the variable."""
     assert accelerators({"CUDA_VISIBLE_DEVICES": visible}) == expected
 
 
-def test_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else its devices are counted."""
+def test_the_driver_lists_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its tool its devices are counted."""
     listed = subprocess.CompletedProcess([], 0, stdout="GPU 0: X\n  MIG 1g\nGPU 1: X\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: listed)
     assert accelerators({}) == ("0", "1")
@@ -126,14 +126,14 @@ def test_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert accelerators({}) == ("0",)
 
 
-def test_the_last_of_several_flags_counts() -> None:
-    """As argparse has it."""
+def test_the_last_of_repeated_flags_wins() -> None:
+    """Like in argparse."""
     assert option(["--a=1", "--a", "2"], "--a") == "2"
     assert option(["--a", "--b"], "--a") == ""
 
 
 def test_another_interpreter_gets_a_clean_environment() -> None:
-    """What is about Beam's own would break it; what the spec says is there."""
+    """Variables of Beam's interpreter would break it; those of the spec are set."""
     inherited = {"PYTHONPATH": "x", "PATH": "p", "HF_TOKEN": "t"}
     spec = _spec(environment=(("A", "b"),))
     other = server_environment(spec, "/other/python", inherited)
@@ -142,8 +142,8 @@ def test_another_interpreter_gets_a_clean_environment() -> None:
     assert server_environment(spec, sys.executable, inherited)["PYTHONPATH"] == "x"
 
 
-def test_our_own_server_asks_for_no_key() -> None:
-    """A key that is meant for somebody else's vLLM would make it refuse us."""
+def test_our_own_server_requires_no_key() -> None:
+    """With a key for another vLLM it would refuse our requests."""
     inherited = {"VLLM_API_KEY": "secret", "VLLM_LOGGING_LEVEL": "DEBUG"}
     environment = server_environment(SPEC, sys.executable, inherited)
     assert "VLLM_API_KEY" not in environment
@@ -158,8 +158,8 @@ def test_our_own_server_asks_for_no_key() -> None:
         ("python3", "python3"),
     ],
 )
-def test_an_interpreters_path_is_whole(python: str, expected: str) -> None:
-    """The server runs in another folder; a name is looked for on the PATH."""
+def test_an_interpreters_path_is_absolute(python: str, expected: str) -> None:
+    """The server runs in another folder; a bare name is searched on the PATH."""
     assert interpreter(_spec(python=python), {}) == expected
     assert interpreter(SPEC, {"VLLM_PYTHON": python}) == expected
 
@@ -170,15 +170,15 @@ def test_an_interpreter_that_is_not_there() -> None:
         plan(_spec(python="/no/python"))
 
 
-def test_the_interpreter_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For workers whose container knows it."""
+def test_the_interpreter_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For workers whose container sets it."""
     monkeypatch.setenv("VLLM_PYTHON", "/no/other")
     with pytest.raises(BackendUnusable, match="'/no/other' cannot run vLLM"):
         plan(SPEC)
 
 
 def test_groups_have_folders_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """And see only their own accelerators."""
+    """And their servers see only their own accelerators."""
     folder = tmp_path_factory.mktemp("s")
     spec = fake_spec(folder, environment={"CUDA_VISIBLE_DEVICES": "0,1"}, args=("-tp=1",))
     first, second = plan(spec)
@@ -188,15 +188,15 @@ def test_groups_have_folders_of_their_own(tmp_path_factory: pytest.TempPathFacto
 
 
 def test_a_folder_that_is_too_deep(tmp_path: Path) -> None:
-    """A Unix socket's path is short."""
-    with pytest.raises(BackendUnusable, match=r"too long a path.*VLLM_SERVER_FOLDER"):
+    """A Unix socket's path must be short."""
+    with pytest.raises(BackendUnusable, match=r"too long for a Unix socket.*VLLM_SERVER_FOLDER"):
         plan(fake_spec(tmp_path / ("x" * 100)))
 
 
-def test_a_folder_of_somebody_else(
+def test_a_folder_of_another_user(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Is not used: its owner could be anybody."""
+    """It is refused: its owner could be anybody."""
     folder = tmp_path_factory.mktemp("s")
     spec = fake_spec(folder)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
@@ -204,17 +204,17 @@ def test_a_folder_of_somebody_else(
         plan(spec)
 
 
-def test_a_folder_that_others_may_write_in(tmp_path: Path) -> None:
-    """Is not used either: what lies in it is believed."""
+def test_a_folder_that_others_can_write_to(tmp_path: Path) -> None:
+    """It is refused too: its files are trusted."""
     tmp_path.chmod(0o777)
-    with pytest.raises(BackendUnusable, match=r"others may write in .*chmod go-w"):
+    with pytest.raises(BackendUnusable, match=r"other users can write to .*chmod go-w"):
         plan(fake_spec(tmp_path))
 
 
 def test_the_folder_below_the_temporary_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Is made for this user alone; a link that lies in its place is not followed."""
+    """It belongs to this user alone; a link in its place is not followed."""
     monkeypatch.delenv("VLLM_SERVER_FOLDER", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = Path(base_folder())
@@ -226,8 +226,8 @@ def test_the_folder_below_the_temporary_one(
         base_folder()
 
 
-def test_the_folder_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless the description names one."""
+def test_the_folder_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the backend names one."""
     monkeypatch.setenv("VLLM_SERVER_FOLDER", str(tmp_path / "a"))
     assert base_folder() == str(tmp_path / "a")
     assert base_folder(str(tmp_path / "b")) == str(tmp_path / "b")

@@ -1,4 +1,4 @@
-"""Which request crashes the server is found in a handful of crashes, whatever else is in flight."""
+"""A request that crashes the server is found in a few crashes, whatever else is in flight."""
 
 import asyncio
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from transforms.backends.vllm.poison_requests import Suspects
 
 
 class Server:
-    """Crashes on some requests, and then takes everything in flight with it."""
+    """Crashes on some requests, and then takes all requests in flight with it."""
 
     def __init__(self, killers: Iterable[str]) -> None:
         self.killers = set(killers)
@@ -17,7 +17,7 @@ class Server:
         self.in_flight: dict[str, asyncio.Future[None]] = {}
 
     async def answer(self, request: str) -> None:
-        """Raises for a crash."""
+        """Raises if the server crashes."""
         mine = self.in_flight[request] = asyncio.get_running_loop().create_future()
         await asyncio.sleep(0)
         if request in self.killers and not mine.done():
@@ -37,9 +37,9 @@ class Server:
 
 
 async def _run(server: Server, requests: list[str]) -> list[str]:
-    """The guilty ones."""
+    """The poison requests."""
     suspects = Suspects(lambda: True, lambda: None)
-    guilty = []
+    poison = []
 
     async def ask(request: str) -> None:
         while True:
@@ -49,7 +49,7 @@ async def _run(server: Server, requests: list[str]) -> list[str]:
                 await server.answer(request)
             except ConnectionError:
                 if suspects.crashed(request):
-                    guilty.append(request)
+                    poison.append(request)
                     return
             else:
                 suspects.cleared(request)
@@ -58,27 +58,27 @@ async def _run(server: Server, requests: list[str]) -> list[str]:
                 suspects.back(request)
 
     await asyncio.gather(*map(ask, requests))
-    return guilty
+    return poison
 
 
 @pytest.mark.parametrize(
     ("count", "crashes"), [(1, 5), (2, 5), (32, 5), (33, 6), (40, 6), (300, 6)]
 )
 def test_a_killer_is_found(count: int, crashes: int) -> None:
-    """In five crashes, or in six of many requests; and nobody else is blamed."""
+    """In five crashes, or six with many requests; no other request is blamed."""
     server = Server(["0"])
     assert asyncio.run(_run(server, [str(n) for n in range(count)])) == ["0"]
     assert server.crashes == crashes
 
 
 def test_two_killers_are_both_found() -> None:
-    """Nobody else is blamed."""
+    """No other request is blamed."""
     server = Server(["3", "77"])
     assert sorted(asyncio.run(_run(server, [str(n) for n in range(100)]))) == ["3", "77"]
 
 
 def _suspects(**counts: int) -> Suspects:
-    """Some requests, each with its number of crashes: all were there at the first ones."""
+    """Requests, each with its number of crashes; all took part in the first ones."""
     suspects = Suspects(lambda: True, lambda: None)
     for crash in range(max(counts.values())):
         for request, crashes in counts.items():
@@ -86,38 +86,38 @@ def _suspects(**counts: int) -> Suspects:
     return suspects
 
 
-def _asked(suspects: Suspects, count: int) -> int:
-    """How many of so many requests may be asked at once."""
+def _admitted(suspects: Suspects, count: int) -> int:
+    """How many of so many requests are admitted at the same time."""
     return sum(suspects.may_go(f"r{n}") for n in range(count))
 
 
-def test_crashes_that_nobody_has_caused() -> None:
+def test_crashes_without_a_poison_request() -> None:
     """The first changes nothing, the second halves the suspects; none is blamed."""
     everybody = {f"r{n}": 1 for n in range(320)}
-    assert _asked(_suspects(**everybody), 320) == 320
+    assert _admitted(_suspects(**everybody), 320) == 320
     suspects = _suspects(**dict.fromkeys(everybody, 2))
     assert suspects.may_go("another")
-    assert _asked(suspects, 320) == 160
+    assert _admitted(suspects, 320) == 160
     for n in range(100):
         suspects.cleared(f"r{n}")
         suspects.back(f"r{n}")
     assert sum(suspects.may_go(f"r{n}") for n in range(160, 320)) == 100, "one for each"
 
 
-def test_a_group_is_as_small_as_its_worst_suspect_needs() -> None:
-    """Who was there three times has 15 companions at most; who was there more often, none."""
+def test_a_group_is_as_small_as_its_strongest_suspect_needs() -> None:
+    """A suspect of three crashes has at most 15 others beside it; of four or more, none."""
     crashes = {f"r{n}": 2 for n in range(100)}
-    assert _asked(_suspects(**{**crashes, "r0": 3}), 100) == 16
-    assert _asked(_suspects(**{**crashes, "r99": 3}), 100) == 50
+    assert _admitted(_suspects(**{**crashes, "r0": 3}), 100) == 16
+    assert _admitted(_suspects(**{**crashes, "r99": 3}), 100) == 50
     suspects = _suspects(**{**crashes, "r0": 4})
-    assert _asked(suspects, 100) == 1
+    assert _admitted(suspects, 100) == 1
     suspects.back("r0")
     assert suspects.may_go("r1")
     assert not suspects.may_go("r0")
 
 
-def test_the_right_to_be_alone() -> None:
-    """Another process may have it; it is given back once."""
+def test_the_right_to_run_alone() -> None:
+    """Another process may hold it; it is released once."""
     given = []
     refusals = iter([False, True])
     suspects = Suspects(lambda: next(refusals), lambda: given.append(1))
@@ -133,7 +133,7 @@ def test_the_right_to_be_alone() -> None:
 
 
 def test_an_answer_clears() -> None:
-    """What comes later is another matter."""
+    """A later crash starts a new count."""
     suspects = _suspects(a=4)
     suspects.cleared("a")
     assert not suspects.crashed("a")

@@ -1,4 +1,4 @@
-"""A server with vLLM's queue, as the pace and the server's figures together fill it."""
+"""Pace and server metrics together fill a server with vLLM's queue."""
 
 import pytest
 
@@ -10,7 +10,7 @@ _TICK_S = 0.25
 
 
 def _run(seconds: int, *, median_s: float, p99_s: float, seed: int) -> tuple[Outcome, list[int]]:
-    """What came of it, and how many it had of ours at each tick."""
+    """The outcome, and the number of our requests on the server at each tick."""
     server = Server(slots=_SLOTS, median_s=median_s, p99_s=p99_s, seed=seed)
     figures, in_flight, due = Figures(), [], [1.0]
 

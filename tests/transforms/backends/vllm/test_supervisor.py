@@ -1,6 +1,7 @@
-"""One server for everybody, alive as long as it is used, gone with its last user however that ends.
+"""One server for all processes, alive while one uses it, gone with its last user however that ends.
 
-The server is a stand-in of a process and a child, as vLLM's engine is one; `tests/vllm` has the real.
+The server is a stand-in: a process with a child, like vLLM and its engine; `tests/vllm` has the
+real one.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from tests.transforms.backends.vllm.servers import (
     starts,
 )
 from transforms.backends.vllm import launch, lease, processes
-from transforms.backends.vllm.lease import Lease
+from transforms.backends.vllm.lease import ServerLease
 from transforms.records.errors import BackendUnusable
 
 USER = """
@@ -33,8 +34,7 @@ plain = sys.modules["transforms"] = types.ModuleType("transforms")  # without lo
 plain.__path__ = ["transforms"]
 sys.path.insert(0, "tests/transforms/backends/vllm")
 from servers import fake_spec
-from transforms.backends.vllm.backend import launch
-from transforms.backends.vllm.backend import lease
+from transforms.backends.vllm import launch, lease
 (settings,) = launch.plan(fake_spec(pathlib.Path(sys.argv[1])))
 state = lease.acquire(settings).wait_ready()
 print(state.pid, state.keeper_pid, flush=True)
@@ -43,7 +43,7 @@ sys.stdin.readline()
 
 
 class User:
-    """Another process that uses the server of a folder; it ends in order when told to."""
+    """Another process that uses the server of a folder; it ends in order on request."""
 
     def __init__(self, folder: Path) -> None:
         self.process = subprocess.Popen(
@@ -55,30 +55,30 @@ class User:
         )
 
     def server_and_keeper(self) -> tuple[int, int]:
-        """Once the server is ready for it."""
+        """Process numbers of both, once the server is ready."""
         server, keeper = self.process.stdout.readline().split()
         return int(server), int(keeper)
 
     def end(self) -> None:
-        """Goes on to the end of its script."""
+        """Runs the script to its end."""
         self.process.communicate("\n", timeout=30)
 
     def kill(self) -> None:
-        """SIGKILL: nothing of its own runs any more."""
+        """Sends SIGKILL: none of its own code runs any more."""
         self.process.kill()
         self.process.communicate(timeout=30)
 
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A short path, for the socket; whatever a test leaves behind is ended and reported."""
+    """A short path, for the socket; fails if a test leaves a process behind."""
     folder = tmp_path_factory.mktemp("s")
     yield folder
     lease.end_all()
     eventually(lambda: not processes_of(folder))
 
 
-def _lease(folder: Path, **fields: object) -> Lease:
+def _lease(folder: Path, **fields: object) -> ServerLease:
     (settings,) = launch.plan(fake_spec(folder, **fields))
     return lease.acquire(settings)
 
@@ -89,7 +89,7 @@ def _gone(pid: int) -> bool:
 
 
 def test_many_processes_share_one_server(folder: Path) -> None:
-    """Started at once; none of them starts a second server, and the last one ends it."""
+    """They start at the same time: none starts a second server, and the last one ends it."""
     users = [User(folder) for _ in range(4)]
     seen = {user.server_and_keeper() for user in users}
     assert len(seen) == 1
@@ -105,7 +105,7 @@ def test_many_processes_share_one_server(folder: Path) -> None:
 
 
 def test_the_server_outlives_the_process_that_started_it(folder: Path) -> None:
-    """Another one uses it; when that one is killed too, nothing is left."""
+    """Others use it; when they are killed too, no process is left."""
     first = User(folder)
     server, keeper = first.server_and_keeper()
     second = User(folder)
@@ -119,7 +119,7 @@ def test_the_server_outlives_the_process_that_started_it(folder: Path) -> None:
 
 
 def test_a_crashed_server_is_started_again_once(folder: Path) -> None:
-    """SIGKILL to the server: its engine goes as well, and the next one has another number."""
+    """After SIGKILL to the server its engine ends too, and the next server has another process."""
     using = _lease(folder)
     before = using.wait_ready()
     engines = [one.pid for one in processes.descendants(before.pid)]
@@ -133,8 +133,8 @@ def test_a_crashed_server_is_started_again_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("victims", [["keeper"], ["guard"], ["keeper", "guard"]])
-def test_whoever_is_killed_there_is_one_server(folder: Path, victims: list[str]) -> None:
-    """The keeper, the guard, or both at once: the old server goes before a new one comes."""
+def test_there_is_one_server_whichever_process_is_killed(folder: Path, victims: list[str]) -> None:
+    """The keeper, the guard, or both: the old server ends before a new one starts."""
     using = _lease(folder)
     before = using.wait_ready()
     engines = [one.pid for one in processes.descendants(before.pid)]
@@ -148,8 +148,8 @@ def test_whoever_is_killed_there_is_one_server(folder: Path, victims: list[str])
     assert len(processes_of(folder)) >= 3  # a guard, a server, an engine
 
 
-def test_a_server_whose_engine_is_ill_is_started_again(folder: Path) -> None:
-    """``still_serves`` looks at once; a failure of one request is none of the server."""
+def test_a_server_with_a_failed_engine_is_restarted(folder: Path) -> None:
+    """``still_serves`` checks its health, and the server is replaced."""
     using = _lease(folder)
     state = using.wait_ready()
     assert asyncio.run(using.still_serves(state.generation))
@@ -160,7 +160,7 @@ def test_a_server_whose_engine_is_ill_is_started_again(folder: Path) -> None:
 
 
 def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
-    """After two tries, with the end of its log; and it is tried again when it is opened again."""
+    """After two tries, with the end of its log; opening it again starts it again."""
     (folder / "broken").touch()
     with pytest.raises(BackendUnusable, match="there is no such model") as raised:
         _lease(folder).wait_ready()
@@ -171,7 +171,7 @@ def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
 
 
 def test_another_model_on_the_same_accelerators_is_refused(folder: Path) -> None:
-    """In this process and in another one: never two servers on one GPU."""
+    """In this process and in another one: two servers never share a GPU."""
     _lease(folder).wait_ready()
     with pytest.raises(BackendUnusable, match="one server per accelerator group"):
         _lease(folder, args=("--max-model-len=8",))
@@ -188,19 +188,19 @@ def test_another_model_on_the_same_accelerators_is_refused(folder: Path) -> None
 
 
 def test_a_lease_ends_without_the_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may take long, and `release` takes the lock on the event loop."""
+    """Its end may take long, and `release` takes the lock on the event loop."""
     settings = [launch.plan(fake_spec(folder, args=(f"--seed={n}",)))[0] for n in range(2)]
     first = lease.acquire(settings[0])
     first.wait_ready()
     lease.release(first, settings[0])
     locked = []
-    end = Lease.end
+    end = ServerLease.end
 
-    def watched(self: Lease) -> None:
+    def watched(self: ServerLease) -> None:
         locked.append(lease._leasing.locked())
         end(self)
 
-    monkeypatch.setattr(Lease, "end", watched)
+    monkeypatch.setattr(ServerLease, "end", watched)
     second = lease.acquire(settings[1])
     assert second.wait_ready().status == "ready"
     assert second is not first
@@ -209,7 +209,7 @@ def test_a_lease_ends_without_the_lock(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_restarts_are_counted_across_keepers(folder: Path) -> None:
-    """Of a keeper that was killed; one that ended in order has no successor."""
+    """The successor of a killed keeper continues the count; after an orderly end it restarts."""
     using = _lease(folder)
     before = using.wait_ready()
     os.kill(before.pid, signal.SIGKILL)
@@ -221,8 +221,8 @@ def test_restarts_are_counted_across_keepers(folder: Path) -> None:
     assert _lease(folder).wait_ready().restarts == 0
 
 
-def test_a_released_server_is_there_for_a_while(folder: Path) -> None:
-    """Reopened at once it is the same; later it has ended, without the process's end."""
+def test_a_released_server_lingers(folder: Path) -> None:
+    """Reopened immediately it is the same; later it ends, although the process lives."""
     (settings,) = launch.plan(fake_spec(folder, linger_s=0.5))
     first = lease.acquire(settings)
     state = first.wait_ready()
@@ -234,7 +234,7 @@ def test_a_released_server_is_there_for_a_while(folder: Path) -> None:
 
 
 def test_the_servers_log_reaches_ours(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """At the level that each line names."""
+    """Each line has the level that it names."""
     _lease(folder).wait_ready()
     eventually(lambda: [r for r in caplog.records if r.name == "transforms.backends.vllm.log"])
     (record,) = [r for r in caplog.records if r.name == "transforms.backends.vllm.log"]
@@ -243,15 +243,15 @@ def test_the_servers_log_reaches_ours(folder: Path, caplog: pytest.LogCaptureFix
 
 
 def test_the_port_is_published_by_file(folder: Path) -> None:
-    """For people and for scripts."""
+    """People and scripts can read it."""
     state = _lease(folder).wait_ready()
     published = json.loads((folder / "cpu" / "state.json").read_text())
     assert published["url"] == state.url
     assert published["status"] == "ready"
 
 
-def test_only_one_process_may_ask_a_suspect(folder: Path) -> None:
-    """The right to be the only suspect is the machine's."""
+def test_only_one_suspect_runs_alone_per_machine(folder: Path) -> None:
+    """The right to run the only suspect is machine-wide."""
     using = _lease(folder)
     assert using.take_solo()
     assert not using.take_solo()
@@ -261,6 +261,6 @@ def test_only_one_process_may_ask_a_suspect(folder: Path) -> None:
 
 
 def test_specs_travel() -> None:
-    """They are pickled with the backend."""
+    """A backend's pickle contains them."""
     spec = launch.ServerSpec(model="m", served_name="m")
     assert pickle.loads(pickle.dumps(spec)) == spec

@@ -1,6 +1,6 @@
-"""A process that cannot be killed, such as one that a driver holds: the next server waits for it.
+"""The next server waits for a process that cannot be killed, such as one that a driver blocks.
 
-Keeper and guard run a copy of the package in which no engine dies of a signal until a file exists.
+Keeper and guard run a copy of the package that kills no engine until a file exists.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import pytest
 from tests.transforms.backends.vllm.servers import ROOT, eventually, fake_spec, processes_of, starts
 from transforms.backends.vllm import launch, lease, processes
 from transforms.backends.vllm.keeper import lock_of
-from transforms.backends.vllm.lease import Lease
+from transforms.backends.vllm.lease import ServerLease
 
 PATCH = """
 REPORT_EVERY_S = 0.2
@@ -33,7 +33,7 @@ def kill(pids):
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """For one server; at its end everything can be killed, and is."""
+    """The folder of one server; at its end all its processes can be killed."""
     folder = tmp_path_factory.mktemp("s")
     yield folder
     (folder / "killable").touch()
@@ -42,19 +42,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def using(folder: Path) -> Lease:
-    """A server whose engine stays."""
+def using(folder: Path) -> ServerLease:
+    """A server whose engine survives signals."""
     package = folder / "transforms"
-    shutil.copytree(Path(ROOT, "transforms/backends/vllm"), package / "vllm_server")
-    with (package / "vllm_server/processes.py").open("a") as module:
+    vllm = package / "backends" / "vllm"
+    shutil.copytree(Path(ROOT, "transforms/backends/vllm"), vllm)
+    shutil.copy(Path(ROOT, "transforms/backends/__init__.py"), vllm.parent)
+    with (vllm / "processes.py").open("a") as module:
         module.write(PATCH.format(killable=str(folder / "killable")))
-    with (package / "vllm_server/keeper.py").open("a") as module:
+    with (vllm / "keeper.py").open("a") as module:
         module.write("\n_LOCK_WAIT_S = 0.2\n")
     (settings,) = launch.plan(fake_spec(folder))
     return lease.acquire(dataclasses.replace(settings, package=str(package)))
 
 
-def _engine(using: Lease) -> int:
+def _engine(using: ServerLease) -> int:
     (engine,) = processes.descendants(using.wait_ready().pid)
     return engine.pid
 
@@ -69,9 +71,9 @@ def _lock_is_held(folder: Path) -> bool:
 
 
 def test_the_next_server_waits_for_the_last_process(
-    using: Lease, folder: Path, caplog: pytest.LogCaptureFixture
+    using: ServerLease, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server is killed, its engine is not: no second server, nothing asked, and it is said."""
+    """The server dies, its engine does not: no second server starts, and the log says why."""
     engine = _engine(using)
     os.kill(using.state.pid, signal.SIGKILL)
     eventually(lambda: f"waiting for process {engine}: killed" in caplog.text)
@@ -85,8 +87,8 @@ def test_the_next_server_waits_for_the_last_process(
 
 
 @pytest.mark.parametrize("victims", [["keeper"], ["keeper", "guard"]])
-def test_a_new_keeper_waits_as_well(using: Lease, folder: Path, victims: list[str]) -> None:
-    """For the guard that holds the lock, or for what is left of the session of the old server."""
+def test_a_new_keeper_waits_as_well(using: ServerLease, folder: Path, victims: list[str]) -> None:
+    """For the guard that holds the lock, or for the rest of the old server's session."""
     engine = _engine(using)
     before = using.state
     guard = processes.process(before.pid).parent

@@ -1,4 +1,4 @@
-"""A model's folder comes from Cloud Storage once, whole and checked."""
+"""A model's folder is copied from Cloud Storage once, complete and verified."""
 
 import concurrent.futures
 import os
@@ -25,7 +25,7 @@ WANTED = {name: content for name, content in FILES.items() if not name.endswith(
 
 @pytest.fixture
 def model(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder of a bucket; parts are small."""
+    """A model in a bucket; parts are small."""
     from google.cloud import storage
 
     for name, content in FILES.items():
@@ -43,7 +43,7 @@ def _there(folder: str) -> dict[str, bytes]:
 
 
 def test_a_model_is_copied_once(model: str, tmp_path: Path, counted: list[str]) -> None:
-    """Also when several ask for it at once; of two formats of weights, one."""
+    """Also if several processes need it at the same time; of two formats of weights, only one."""
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(lambda _: weights.local_model(model, str(tmp_path)), range(4)))
     (folder,) = folders
@@ -53,7 +53,7 @@ def test_a_model_is_copied_once(model: str, tmp_path: Path, counted: list[str]) 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The objects of which parts were asked for."""
+    """The objects of which parts were downloaded."""
     from google.cloud import storage
 
     asked: list[str] = []
@@ -68,20 +68,20 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_an_interrupted_copy_goes_on(
+def test_an_interrupted_copy_continues(
     model: str, tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the parts that are missing, and only those."""
+    """It fetches only the missing parts."""
     fetch = weights._File.fetch
 
-    def broken(self: Any, part: weights.Part) -> None:
+    def broken(self: Any, part: weights.BlobPart) -> None:
         if part.start == 5 * PART:
             raise OSError("the line is cut")
         fetch(self, part)
 
     with monkeypatch.context() as patched:
         patched.setattr(weights._File, "fetch", broken)
-        with pytest.raises(BackendUnusable, match=r"the line is cut.*goes on where it ended"):
+        with pytest.raises(BackendUnusable, match=r"the line is cut.*where it stopped"):
             weights.local_model(model, str(tmp_path))
     before = len(counted)
     folder = weights.local_model(model, str(tmp_path))
@@ -91,7 +91,7 @@ def test_an_interrupted_copy_goes_on(
 
 
 def test_a_changed_model_is_another_folder(model: str, tmp_path: Path) -> None:
-    """A server that runs keeps what it has loaded."""
+    """A running server keeps the copy that it has loaded."""
     from google.cloud import storage
 
     first = weights.local_model(model, str(tmp_path))
@@ -103,8 +103,8 @@ def test_a_changed_model_is_another_folder(model: str, tmp_path: Path) -> None:
     assert Path(second, "config.json").read_bytes() == b"[]"
 
 
-def test_what_is_no_model(bucket: str, tmp_path: Path) -> None:
-    """Is named with what it holds."""
+def test_a_folder_without_a_model(bucket: str, tmp_path: Path) -> None:
+    """The message says how many objects it holds."""
     with pytest.raises(BackendUnusable, match=r"no config\.json among its 0 objects"):
         weights.local_model(f"gs://{bucket}/nothing", str(tmp_path))
 
@@ -112,7 +112,7 @@ def test_what_is_no_model(bucket: str, tmp_path: Path) -> None:
 def test_a_wrong_checksum_is_copied_again(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A few times; a file that is wrong is never there."""
+    """A few times; a wrong file never gets its name."""
     right = weights.checksum
     wrong = iter([True])
     monkeypatch.setattr(
@@ -127,7 +127,7 @@ def test_a_wrong_checksum_is_copied_again(
 def test_a_disk_that_is_too_small(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the first byte."""
+    """It is refused before the first byte."""
     monkeypatch.setattr(
         weights.shutil, "disk_usage", lambda _: SimpleNamespace(free=10, total=0, used=0)
     )
@@ -135,16 +135,16 @@ def test_a_disk_that_is_too_small(
         weights.local_model(model, str(tmp_path))
 
 
-def test_names_and_folders_stay_as_they_are(tmp_path: Path) -> None:
-    """The hub is vLLM's to read; a folder must be there."""
+def test_names_and_folders_are_not_copied(tmp_path: Path) -> None:
+    """VLLM itself reads from the hub; a local folder must exist."""
     assert weights.local_model("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
     assert weights.local_model(str(tmp_path)) == str(tmp_path)
-    with pytest.raises(BackendUnusable, match="no such folder on this machine"):
+    with pytest.raises(BackendUnusable, match="this machine has no such folder"):
         weights.local_model(os.path.join(tmp_path, "missing"))
 
 
 @pytest.mark.parametrize("model", ["models/tiny", "./models/tiny", "../here/models/tiny"])
-def test_a_folder_is_named_in_full(
+def test_a_folder_becomes_an_absolute_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     """The server runs in another folder."""
@@ -153,15 +153,15 @@ def test_a_folder_is_named_in_full(
     assert weights.local_model(model) == str(tmp_path / "here/models/tiny")
 
 
-def test_copies_go_where_the_servers_folder_is(
+def test_copies_go_to_the_servers_folder(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the same variable: the machine's temporary folder may be small."""
+    """The same variable names it: the machine's temporary folder may be small."""
     monkeypatch.setenv("VLLM_SERVER_FOLDER", str(tmp_path))
     assert Path(weights.local_model(model)).parent == tmp_path / "weights"
 
 
 def test_the_checksum_is_cloud_storages(tmp_path: Path, loopback_cloud: LoopbackCloud) -> None:
-    """CRC32C of the check string of its standard."""
+    """The CRC32C of its standard's check string."""
     (tmp_path / "x").write_bytes(b"123456789")
     assert weights.checksum(str(tmp_path / "x")) == "4waSgw=="

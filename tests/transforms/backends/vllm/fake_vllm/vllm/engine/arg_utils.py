@@ -1,1 +1,1 @@
-"""Only its text is looked at: --performance-mode."""
+"""Only its text matters: --performance-mode."""

@@ -1,10 +1,10 @@
-"""A server with vLLM's addresses and its tree of processes, which is ready in no time.
+"""A server with vLLM's paths and process tree that is ready immediately.
 
-What a prompt holds decides what happens: ``DIE`` kills the server, ``SLOW`` is answered when the
-file that ``FAKE_RELEASE`` names exists, ``POISON`` is refused, ``FAIL`` is a 500, ``HANG-ENGINE``
-makes /health answer 503. ``FAKE_STARTS`` names a file that gets a line with the arguments of each
-start, ``FAKE_ASKED`` one that gets the process of each request; while the file that ``FAKE_BROKEN``
-names exists, a start fails.
+Words in a prompt select the behaviour: ``DIE`` kills the server, ``SLOW`` waits until the file
+named by ``FAKE_RELEASE`` exists, ``POISON`` is refused, ``FAIL`` is a 500, ``HANG-ENGINE`` makes
+/health answer 503. The server appends a line with its arguments to the file named by
+``FAKE_STARTS`` at each start, and its process number to the one named by ``FAKE_ASKED`` at each
+request; while the file named by ``FAKE_BROKEN`` exists, a start fails.
 """
 
 import http.server
@@ -17,7 +17,7 @@ import time
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers as vLLM does, as far as its clients look."""
+    """Answers like vLLM, as far as its clients look."""
 
     protocol_version = "HTTP/1.1"
     ill = False
@@ -31,7 +31,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._answer(503 if Handler.ill else 200, b"{}")
 
     def do_POST(self) -> None:
-        """Every model call; the answer repeats the request."""
+        """All model calls; the answer repeats the request."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = json.dumps(body)
         if name := os.environ.get("FAKE_ASKED"):
@@ -63,7 +63,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(200, json.dumps(answer).encode())
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
     def _answer(self, status: int, body: bytes) -> None:
         self.send_response(status)
@@ -73,7 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Serves until it is killed; an engine below it, as vLLM has."""
+    """Serves until it is killed; starts an engine below it, like vLLM."""
     if name := os.environ.get("FAKE_STARTS"):
         with open(name, "a", encoding="utf-8") as starts:
             starts.write(json.dumps(sys.argv[1:]) + "\n")
