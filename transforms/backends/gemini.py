@@ -124,7 +124,7 @@ class GeminiBackend:
         if self.embeds_content():
             return CallLimits()
         known = _PREDICT_LIMITS
-        if "gemini" in self.model.rsplit("/", 1)[-1]:
+        if self.model.rsplit("/", 1)[-1].startswith("gemini-"):
             known = dataclasses.replace(known, max_requests=1)
         return CallLimits(
             max_requests=self.max_texts_per_call or known.max_requests,

@@ -87,13 +87,13 @@ def _part(part: Any) -> Any:
     if uri.startswith("gs://"):
         raise InvalidRequest(
             f"{shown(uri)}: a server that speaks OpenAI's dialect cannot read gs:// objects; give "
-            "https:// URLs (signed ones, for instance), or use --backend=gemini"
+            "https:// URLs (signed ones, for instance), or use the backend gemini"
         )
     kind = _MEDIA_KINDS.get(mime_type.partition("/")[0].lower())
     if kind is None:
         raise InvalidRequest(
             f"{shown(uri)}: OpenAI's dialect takes images, audio and video by URL, but no "
-            f"{mime_type}; use --backend=gemini"
+            f"{mime_type}; use the backend gemini"
         )
     return {"type": kind, kind: {"url": uri}}
 

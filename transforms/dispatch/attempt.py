@@ -53,7 +53,7 @@ async def ask(
         if stopping():
             raise
         if timed_out:
-            failure = RequestTimeout(f"no answer within {timeout_s:g} s (--request_timeout_s)")
+            failure = RequestTimeout(f"no answer within {timeout_s:g} s (`request_timeout_s`)")
         else:
             failure = RuntimeError("the client cancelled its own call")
     except RunError:
