@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checks import all as checks
+from pipeline.checks import bigquery as checks
 from tests.end_to_end import hostile, runs
 from tests.end_to_end.test_hostile import CUT_AT, FAKE, check, check_rows, write_input
 from transforms.clients.bigquery import TableName, TableSpec
