@@ -251,8 +251,17 @@ def _cut(text: str, limit: int) -> str:
     return encoded[: limit // 4 * 4].decode("utf-8", "ignore")
 
 
-def encode_row(row: Row, columns: tuple[Column, ...]) -> bytes:
+def encode_row(
+    row: Row,
+    columns: tuple[Column, ...],
+    dumps: Callable[[Any], bytes] = json_values.dumps,
+) -> bytes:
     r"""The row as one JSON line, without its ``\n``.
+
+    Args:
+      row: The row.
+      columns: Its columns.
+      dumps: Writes the JSON.
 
     Raises:
       WriteRejected: A value does not fit its column; the message names both.
@@ -271,7 +280,7 @@ def encode_row(row: Row, columns: tuple[Column, ...]) -> bytes:
             raise WriteRejected(
                 f"column {column.name!r} ({column.type}) cannot hold {_short(value)}"
             )
-    line = json_values.dumps(row)
+    line = dumps(row)
     if len(line) > MAX_LOADED_ROW_BYTES:
         raise WriteRejected(f"the row has {len(line):,} bytes (limit {MAX_LOADED_ROW_BYTES:,})")
     return line

@@ -20,11 +20,8 @@ from transforms.records.errors import RecordError, TooLarge, WriteRejected
 from transforms.records.records import Answer
 from transforms.results.rows import Column, Row, encode_row
 
-_ESCAPED_SURROGATE = rb"\\ud"
-"""How `encode_row` escapes a lone surrogate: then the line differs from the row it was made of."""
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)  # not frozen: it caches, and is made for every row
 class EncodedRow:
     """One row as a JSON line, with what it takes to count it or to make a dead letter of it.
 
@@ -50,14 +47,16 @@ class EncodedRow:
         Raises:
           WriteRejected: A value does not fit its column; the message names both.
         """
-        line = encode_row(row, columns)
-        return cls(line, context, None if _ESCAPED_SURROGATE in line else row)
+        try:
+            return cls(encode_row(row, columns, orjson.dumps), context, row)
+        except TypeError:  # a lone surrogate, which the line holds as an escape: they differ
+            return cls(encode_row(row, columns), context)
 
     @property
     def values(self) -> Row:
         """What the line says, parsed at most once; shared by all sinks, so never to be changed."""
         if self._values is None:
-            object.__setattr__(self, "_values", orjson.loads(self.line))
+            self._values = orjson.loads(self.line)
         return self._values  # type: ignore[return-value]
 
 
