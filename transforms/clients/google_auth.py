@@ -33,7 +33,7 @@ class GoogleAuth:
         self._credentials = credentials
         self._lock = asyncio.Lock()
         self._headers: Mapping[str, str] = {}
-        self._failure: _Failure | None = None
+        self._failure: _NoToken | None = None
         self._pause_until = 0.0
 
     @classmethod
@@ -81,16 +81,16 @@ class GoogleAuth:
             self._headers = self._bearer()  # a stale token lives for minutes: better than none
             return self._headers
 
-    async def _refresh(self) -> "_Failure | None":
+    async def _refresh(self) -> "_NoToken | None":
         import google.auth.exceptions
         from google.auth.transport.requests import Request
 
         try:
             await asyncio.to_thread(self._credentials.refresh, Request())
         except google.auth.exceptions.RefreshError as error:
-            return _Failure(_said(error), refused=not error.retryable)
+            return _NoToken(_said(error), refused=not error.retryable)
         except google.auth.exceptions.GoogleAuthError as error:
-            return _Failure(_said(error), refused=False)
+            return _NoToken(_said(error), refused=False)
         return None
 
     def _bearer(self) -> Mapping[str, str]:
@@ -101,7 +101,7 @@ class GoogleAuth:
         return headers
 
 
-class _Failure(NamedTuple):
+class _NoToken(NamedTuple):
     """Why there is no token."""
 
     reason: str
