@@ -1,10 +1,10 @@
-"""One call to a client, with its timeout: a reply per request, or a failure of the whole call."""
+"""One call to a client, with its timeout: a response per request, or a failure of the whole call."""
 
 import asyncio
 from collections.abc import Callable, Sequence
 
 from transforms.backends.base import BatchClient, Client
-from transforms.dispatch.call import Reply
+from transforms.dispatch.call import Response
 from transforms.records.errors import BackendUnusable, RequestTimeout, RunError
 from transforms.records.records import Completion, Request
 
@@ -14,7 +14,7 @@ async def ask(
     requests: Sequence[Request],
     timeout_s: float | None,
     stopping: Callable[[], bool],
-) -> list[Reply] | Exception:
+) -> list[Response] | Exception:
     """Asks the client once, in the present task.
 
     Args:
@@ -24,7 +24,7 @@ async def ask(
       stopping: Whether a cancellation is the dispatcher's, which ends the task.
 
     Returns:
-      One reply per request, in order; or the exception that the call of several requests raised.
+      One response per request, in order; or the exception that the call of several requests raised.
 
     Raises:
       BackendUnusable: The client gave another number of outcomes.
@@ -45,10 +45,10 @@ async def ask(
     try:
         if len(requests) > 1 and isinstance(client, BatchClient):
             return _checked(client, await client.generate_many(requests), len(requests))
-        reply = await client.generate(requests[0])
-        if not isinstance(reply, Completion):
-            raise TypeError(f"generate gave a {type(reply).__name__}")
-        return [reply]
+        response = await client.generate(requests[0])
+        if not isinstance(response, Completion):
+            raise TypeError(f"generate gave a {type(response).__name__}")
+        return [response]
     except asyncio.CancelledError:
         if stopping():
             raise
@@ -66,15 +66,15 @@ async def ask(
     return failure if len(requests) > 1 else [failure]
 
 
-def _checked(client: Client, replies: Sequence[object], requests: int) -> list[Reply]:
-    if len(replies) != requests:
+def _checked(client: Client, responses: Sequence[object], requests: int) -> list[Response]:
+    if len(responses) != requests:
         raise BackendUnusable(
-            f"{type(client).__name__}.generate_many returned {len(replies)} outcomes "
+            f"{type(client).__name__}.generate_many returned {len(responses)} outcomes "
             f"for {requests} requests"
         )
     return [
-        reply
-        if isinstance(reply, (Completion, Exception))
-        else TypeError(f"generate_many gave a {type(reply).__name__} for a request")
-        for reply in replies
+        response
+        if isinstance(response, (Completion, Exception))
+        else TypeError(f"generate_many gave a {type(response).__name__} for a request")
+        for response in responses
     ]

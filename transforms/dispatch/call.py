@@ -10,7 +10,7 @@ from transforms.records.causes import Verdict
 from transforms.records.errors import RecordError
 from transforms.records.records import Completion, Request, Usage
 
-Reply = Completion | Exception
+Response = Completion | Exception
 """How one request of a call ended."""
 
 
@@ -90,14 +90,14 @@ def grouped(jobs: Sequence[Job], limits: CallLimits) -> Iterator[Sequence[Job]]:
     yield jobs[first:]
 
 
-def verdict(replies: Sequence[Reply]) -> Verdict:
-    """What a call's replies say about the backend: it works if one of them says so.
+def verdict(responses: Sequence[Response]) -> Verdict:
+    """What a call's responses say about the backend: it works if one of them says so.
 
     An exception that nobody foresaw says nothing against it.
     """
     verdicts = [
-        reply.consequence.verdict if isinstance(reply, RecordError) else Verdict.SERVED
-        for reply in replies
+        response.consequence.verdict if isinstance(response, RecordError) else Verdict.SERVED
+        for response in responses
     ]
     return Verdict.SERVED if Verdict.SERVED in verdicts else verdicts[0]
 
@@ -112,15 +112,17 @@ class TokenEstimate:
         """Their own, and as many for each as answers took lately."""
         return sum(job.request.estimated_tokens for job in jobs) + len(jobs) * self._output
 
-    def of_replies(self, replies: Sequence[Reply]) -> float | None:
+    def of_responses(self, responses: Sequence[Response]) -> float | None:
         """How many a call took; None when the server did not say."""
-        taken = [self._of_reply(reply) for reply in replies]
+        taken = [self._of_response(response) for response in responses]
         return None if None in taken else sum(filter(None, taken))
 
-    def _of_reply(self, reply: Reply) -> float | None:
-        usage = reply.usage if isinstance(reply, Completion) else getattr(reply, "usage", None)
+    def _of_response(self, response: Response) -> float | None:
+        usage = (
+            response.usage if isinstance(response, Completion) else getattr(response, "usage", None)
+        )
         if not isinstance(usage, Usage) or usage.input_tokens is None:
-            return None if isinstance(reply, Completion) else 0.0
+            return None if isinstance(response, Completion) else 0.0
         output = (usage.output_tokens or 0) + (usage.reasoning_tokens or 0)
         self._output += (output - self._output) / 16
         return usage.input_tokens + output

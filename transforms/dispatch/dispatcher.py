@@ -38,7 +38,7 @@ from transforms.backends.base import (
 )
 from transforms.dispatch import interrupt, loop
 from transforms.dispatch.attempt import ask
-from transforms.dispatch.call import Call, Reply
+from transforms.dispatch.call import Call, Response
 from transforms.dispatch.completion_queue import CompletionQueue, Failure, Outcome, gather
 from transforms.dispatch.intake import Intake
 from transforms.dispatch.job import Job
@@ -219,20 +219,22 @@ class Dispatcher:
 
     async def _ask(self, call: Call) -> None:
         """One call, and what follows from it."""
-        replies = await ask(
+        responses = await ask(
             self._client,
             [job.request for job in call.jobs],
             None if self._in_process else self._limits.request_timeout_s,
             lambda: self._broken is not None,
         )
         now = loop.now()
-        self._scheduler.ended(call, [replies] if isinstance(replies, Exception) else replies, now)
+        self._scheduler.ended(
+            call, [responses] if isinstance(responses, Exception) else responses, now
+        )
         if self._broken is not None:
             return
-        if isinstance(replies, Exception):
-            self._settle_failed_call(call, replies, now)
+        if isinstance(responses, Exception):
+            self._settle_failed_call(call, responses, now)
         else:
-            self._settle(call, replies, now)
+            self._settle(call, responses, now)
         if self._guard.suspicion and not self._scheduler.in_flight:
             self._confirm()
         self._pump()
@@ -249,22 +251,22 @@ class Dispatcher:
         except Exception as error:
             self._break(error)
 
-    # On the event loop: what a reply leads to
+    # On the event loop: what a response leads to
 
-    def _settle(self, call: Call, replies: Sequence[Reply], now: float) -> None:
+    def _settle(self, call: Call, responses: Sequence[Response], now: float) -> None:
         """Each request has an outcome, or is asked again."""
         failed = [
-            (job, reply)
-            for job, reply in zip(call.jobs, replies, strict=True)
-            if not isinstance(reply, Completion)
+            (job, response)
+            for job, response in zip(call.jobs, responses, strict=True)
+            if not isinstance(response, Completion)
         ]
         self._watch(failed[0][1] if failed else None)
-        if len(failed) < len(replies):
+        if len(failed) < len(responses):
             self._succeeded()
             latency_ms = None if self._in_process else round((now - call.sent_at) * 1000)
-            for job, reply in zip(call.jobs, replies, strict=True):
-                if isinstance(reply, Completion):
-                    self._deliver(job, _completed(job, reply, latency_ms))
+            for job, response in zip(call.jobs, responses, strict=True):
+                if isinstance(response, Completion):
+                    self._deliver(job, _completed(job, response, latency_ms))
         for _, error in failed:
             self._failed_calls.add(getattr(error, "error_type", Internal.error_type))
         if failed:
@@ -395,12 +397,12 @@ class Dispatcher:
             task.cancel()
 
 
-def _completed(job: Job, reply: Completion, latency_ms: int | None) -> Completion:
+def _completed(job: Job, response: Completion, latency_ms: int | None) -> Completion:
     return dataclasses.replace(
-        reply,
+        response,
         attempts=job.attempts,
         throttled_ms=job.throttled_ms,
-        latency_ms=reply.latency_ms if latency_ms is None else latency_ms,
+        latency_ms=response.latency_ms if latency_ms is None else latency_ms,
     )
 
 

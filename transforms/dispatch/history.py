@@ -31,7 +31,7 @@ class DeadlineClock:
             self._paused_at = None
 
     def elapsed_s(self, now: float, outage_s: float) -> float:
-        """The record's own time, of which outages (in all: `outage_s`) are none."""
+        """The record's own time: without pauses and outages, which have lasted `outage_s` in all."""
         return now - self.started_at - self._paused_s - (outage_s - self._outage_before_s)
 
 
@@ -41,14 +41,14 @@ class History:
     Attributes:
       clock: Its own time.
       error: The last failure.
-      charged: Failures that count against ``max_attempts``.
+      counted: Failures that counted as an attempt, against ``max_attempts``.
       failures: All but refusals that say nothing about the record.
       throttled_s: Time between such refusals and the next calls, in seconds.
     """
 
     __slots__ = (
-        "charged",
         "clock",
+        "counted",
         "error",
         "failed_at",
         "failures",
@@ -60,7 +60,7 @@ class History:
     def __init__(self, clock: DeadlineClock, error: RecordError) -> None:
         self.clock = clock
         self.error = error
-        self.charged = self.failures = self.refusals = 0
+        self.counted = self.failures = self.refusals = 0
         self.failed_at = clock.started_at
         self.refused_at: float | None = None
         self.throttled_s = 0.0

@@ -46,7 +46,7 @@ class Job:
     @property
     def blamed(self) -> bool:
         """Whether it has failed while others succeeded."""
-        return self.history is not None and self.history.charged > 0
+        return self.history is not None and self.history.counted > 0
 
     @property
     def throttled_ms(self) -> int:

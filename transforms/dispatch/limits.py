@@ -7,20 +7,23 @@ import dataclasses
 class DispatchLimits:
     """Per worker process. The pace below the ceilings adapts itself.
 
+    A call is one request, or several where the client takes them together.
+
     Attributes:
       max_concurrency: The most calls in flight at once.
-      requests_per_minute: This process's share of a known quota; None for none.
+      requests_per_minute: This process's share of a known quota, in calls; None for none.
       tokens_per_minute: Likewise, of input and output tokens.
-      max_attempts: Calls per record that may fail retryably.
+      max_attempts: Calls per record that may fail retryably. A record whose last such call also
+        asked others gets one more, of its own.
       request_timeout_s: Of one call, in seconds.
       record_deadline_s: Of one record from its first call, waiting included but the time of an
         outage not, in seconds.
-      give_up_after_s: When so long nothing has succeeded, a batch run stops, in seconds.
-      patience_s: When for so long nothing has succeeded, the last records, with which nothing can
-        be compared, are given up; longer than a server's restart, in seconds.
-      hold: A streaming run never stops: it keeps its messages and asks on.
+      give_up_after_s: A batch run stops when nothing has succeeded for so long, in seconds.
+      patience_s: The last records, with which nothing can be compared, are given up when nothing
+        has succeeded for so long; longer than a server's restart, in seconds.
+      hold: A streaming run never stops: it keeps its messages and goes on asking.
       max_dead_letter_ratio: When more than this share of at least 1,000 records has failed, the
-        run stops: what is left is ``not_attempted``. 1 for never.
+        run stops, and the remaining records are ``not_attempted``. 1 for never.
       first_backoff_s: The longest wait before the second attempt; it doubles with each.
       max_backoff_s: The longest wait of all.
     """

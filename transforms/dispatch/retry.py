@@ -11,8 +11,8 @@ others, when nothing succeeds any more, the backend may as well be the cause: th
 with which nothing can be compared, are given up when that has lasted for ``patience_s``; a
 streaming run keeps them until it knows.
 
-One of several requests may be why their call fails: when they fail again, they are asked in smaller
-calls, and none is given up before a call of its own has failed.
+One of several requests may be why their call fails: when they fail again outside an outage, they are
+asked in smaller calls, and none is given up for its failures before a call of its own has failed.
 """
 
 import math
@@ -97,7 +97,7 @@ class RetryPolicy:
             wait_s = self._asked_s(error) or self._backoff_s(history.refusals, spread)
         else:
             history.failures += 1
-            history.charged += self._is_its_own(history)
+            history.counted += self._is_its_own(history)
             history.failed_at = now
             if own and self._has_no_attempt_left(history, now):
                 return None
@@ -136,10 +136,12 @@ class RetryPolicy:
         history = job.history
         if history is None or history.refused_at is not None:
             return requests
-        last = history.charged >= max(1, self._limits.max_attempts - 1)
+        last = history.counted >= max(1, self._limits.max_attempts - 1)
         if last or self._has_no_attempt_left(history, now):
             return 1
-        return max(1, requests // _SMALLER) if history.charged > 1 else requests
+        if history.failures > 1 and not self._pace.in_outage:
+            return max(1, requests // _SMALLER)
+        return requests
 
     def _is_its_own(self, history: History) -> bool:
         """Whether a failure is the record's, as far as one can know."""
@@ -147,11 +149,11 @@ class RetryPolicy:
             return not self._limits.hold
         if self._pace.served_at > history.failed_at:
             return True
-        return history.charged > 0 and not self._pace.in_outage
+        return history.counted > 0 and not self._pace.in_outage
 
     def _has_no_attempt_left(self, history: History, now: float) -> bool:
         most = self._limits.max_attempts
-        if history.charged >= most or (most == 1 and not self._limits.hold):
+        if history.counted >= most or (most == 1 and not self._limits.hold):
             return True
         silent_s = now - max(self._pace.served_at, history.clock.started_at)
         given_up = silent_s > self._limits.patience_s and not self._limits.hold

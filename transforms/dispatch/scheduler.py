@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from transforms.backends.base import CallLimits
-from transforms.dispatch.call import Call, CallSize, Reply, TokenEstimate, grouped, verdict
+from transforms.dispatch.call import Call, CallSize, Response, TokenEstimate, grouped, verdict
 from transforms.dispatch.job import Job
 from transforms.dispatch.job_queue import Entry, JobQueue
 from transforms.dispatch.pace import Pace
@@ -90,22 +90,22 @@ class Scheduler:
     def ended(
         self,
         call: Call,
-        replies: Sequence[Reply],
+        responses: Sequence[Response],
         now: float,
     ) -> None:
-        """Notes a call's end, with a reply for each request or one for all."""
+        """Notes a call's end, with a response for each request or one for all."""
         self.in_flight -= len(call.jobs)
         if call.permit is None:
-            if any(isinstance(reply, Completion) for reply in replies):
+            if any(isinstance(response, Completion) for response in responses):
                 self._pace.works(now)
             return
-        errors = [reply for reply in replies if isinstance(reply, RecordError)]
+        errors = [response for response in responses if isinstance(response, RecordError)]
         self._pace.ended(
             call.permit,
             now,
-            verdict(replies),
+            verdict(responses),
             retry_after_s=max((error.retry_after_s or 0.0 for error in errors), default=None),
-            tokens=self._tokens.of_replies(replies),
+            tokens=self._tokens.of_responses(responses),
             blamed=call.blamed,
         )
 

@@ -63,7 +63,9 @@ class StopPolicy:
             return reason
         if not self._held:
             self._held = True
-            _log.error("%s; messages are held, and the model is asked on", reason)
+            _log.error(
+                "%s; messages are held, and requests are sent again until one succeeds", reason
+            )
         return None
 
     def ended(self, error: Exception | None) -> str | None:
@@ -82,8 +84,8 @@ class StopPolicy:
     def _too_many(self) -> str | None:
         if self._internal > max(INTERNAL_AT_LEAST, INTERNAL_RATIO * self._ended):
             return (
-                f"{self._internal:,} of {self._ended:,} records failed in a way that nobody "
-                f"foresaw; the last: {self._last_error}"
+                f"{self._internal:,} of {self._ended:,} records failed with an "
+                f"unforeseen exception; the last: {self._last_error}"
             )
         most = self._limits.max_dead_letter_ratio
         if self._ended >= RATIO_AFTER_RECORDS and self._dead > most * self._ended:

@@ -67,7 +67,7 @@ class Server:
         self._quota, self._left = quota, min(self._left, quota)
 
     def refuses(self, now: float) -> Verdict | None:
-        """What a call that arrives now is refused with; None when it is let in."""
+        """The refusal of a call that arrives now; None when it is admitted."""
         if self._quota:
             filled = self._left + (now - self._filled_at) * self._quota
             self._left, self._filled_at = min(self._quota, filled), now

@@ -1,4 +1,4 @@
-"""How many requests fit into one call, and what its replies say."""
+"""How many requests fit into one call, and what its responses say."""
 
 import itertools
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transforms.backends.base import CallLimits
-from transforms.dispatch.call import Reply, TokenEstimate, grouped, verdict
+from transforms.dispatch.call import Response, TokenEstimate, grouped, verdict
 from transforms.dispatch.completion_queue import CompletionQueue
 from transforms.dispatch.job import Job
 from transforms.records import json_values
@@ -77,7 +77,7 @@ def test_calls_keep_their_limits(
 
 
 @pytest.mark.parametrize(
-    ("replies", "said"),
+    ("responses", "said"),
     [
         ([Completion("")], Verdict.SERVED),
         ([RateLimited("429"), Completion("")], Verdict.SERVED),
@@ -87,9 +87,9 @@ def test_calls_keep_their_limits(
         ([RequestTimeout("504")], Verdict.OVERLOADED),
     ],
 )
-def test_verdict(replies: list[Reply], said: Verdict) -> None:
+def test_verdict(responses: list[Response], said: Verdict) -> None:
     """One request that was served shows that the backend works."""
-    assert verdict(replies) is said
+    assert verdict(responses) is said
 
 
 def test_tokens_of_calls() -> None:
@@ -97,10 +97,10 @@ def test_tokens_of_calls() -> None:
     tokens = TokenEstimate()
     assert tokens.of_requests([job(5), job(6)]) == 11
     billed = Completion("", usage=Usage(4, None, 16, 16))
-    assert tokens.of_replies([billed, billed]) == 72
+    assert tokens.of_responses([billed, billed]) == 72
     learnt = tokens.of_requests([job(5)]) - 5
     assert 3 < learnt < 4
     assert tokens.of_requests([job(5), job(6)]) == 11 + 2 * learnt
-    assert tokens.of_replies([billed, Completion("")]) is None
-    assert tokens.of_replies([billed, Unavailable("500")]) == 36
-    assert tokens.of_replies([Unavailable("500", usage=Usage(7, None, 0))]) == 7
+    assert tokens.of_responses([billed, Completion("")]) is None
+    assert tokens.of_responses([billed, Unavailable("500")]) == 36
+    assert tokens.of_responses([Unavailable("500", usage=Usage(7, None, 0))]) == 7

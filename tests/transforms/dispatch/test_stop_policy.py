@@ -83,7 +83,7 @@ def test_hold(caplog: pytest.LogCaptureFixture) -> None:
     rules = _rules(give_up_after_s=10.0, hold=True)
     with caplog.at_level(logging.ERROR, "transforms.dispatch.stop_policy"):
         assert [rules.failing(FULL, now) for now in (0.0, 11.0, 12.0, 13.0)] == [None] * 4
-    said = "nothing has succeeded for 10 s: 429; messages are held, and the model is asked on"
+    said = "nothing has succeeded for 10 s: 429; messages are held, and requests are sent again until one succeeds"
     assert caplog.messages == [said]
     rules.served()
     with caplog.at_level(logging.ERROR, "transforms.dispatch.stop_policy"):
@@ -152,7 +152,7 @@ def test_no_dead_letters_allowed() -> None:
     )
 
 
-# What nobody foresaw
+# Unforeseen exceptions
 
 
 def test_ten_unforeseen_failures() -> None:
@@ -161,7 +161,7 @@ def test_ten_unforeseen_failures() -> None:
     assert _end(rules, *[KeyError("usage")] * 10) == [None] * 10
     reason = rules.ended(KeyError("usage"))
     assert reason == (
-        "11 of 11 records failed in a way that nobody foresaw; the last: KeyError: 'usage'"
+        "11 of 11 records failed with an unforeseen exception; the last: KeyError: 'usage'"
     )
 
 
@@ -172,7 +172,7 @@ def test_unforeseen_ratio() -> None:
     assert rules.ended(BLOCKED) is None
     reason = rules.ended(KeyError("usage"))
     assert reason is not None
-    assert re.match(r"21 of 2,002 records failed in a way that nobody foresaw", reason)
+    assert re.match(r"21 of 2,002 records failed with an unforeseen exception", reason)
 
 
 def test_foreseen_failures_are_none() -> None:
@@ -274,7 +274,7 @@ def test_a_streaming_run_holds(caplog: pytest.LogCaptureFixture) -> None:
         outcomes = shared.answer(make_requests(200))
     assert outputs(outcomes) == [f"{n}" for n in range(200)]
     assert [record.getMessage() for record in caplog.records] == [
-        "nothing has succeeded for 900 s: 503; messages are held, and the model is asked on"
+        "nothing has succeeded for 900 s: 503; messages are held, and requests are sent again until one succeeds"
     ]
     assert 7200 < max(client.times) < 7220
 
@@ -328,7 +328,7 @@ def test_too_many_unforeseen_failures() -> None:
     """The eleventh of few stops the run."""
     client = Client(lambda n, _: ZeroDivisionError("boom"))
     reason = (
-        "the run stopped: 11 of 11 records failed in a way that nobody foresaw; "
+        "the run stopped: 11 of 11 records failed with an unforeseen exception; "
         "the last: ZeroDivisionError: boom"
     )
     assert failures(answer(client, 20, max_concurrency=1)) == (
