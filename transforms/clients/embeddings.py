@@ -5,7 +5,6 @@ the server turns out to take fewer; `share_tokens` divides the tokens of a call 
 dispatcher groups requests into calls and halves a refused call until the bad text stands alone.
 """
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -61,11 +60,8 @@ class SharedCalls:
     ) -> Sequence[Outcome]:
         """Asks for all requests in one call: one outcome per request, in order.
 
-        Requests that carry a body of their own cannot share a call; they are asked one by one, and
-        the next calls carry one request each.
-
         Args:
-          requests: At least one.
+          requests: Texts; or a single request that carries a body of its own.
           one: Asks for a single request.
           many: Asks for several texts in one call; raises InvalidRequest or TooLarge if the server
             refuses it.
@@ -73,10 +69,7 @@ class SharedCalls:
         Raises:
           RecordError: The call failed as a whole.
         """
-        if not all(isinstance(request.body.get("text"), str) for request in requests):
-            self.texts = 1
-            return await asyncio.gather(*(_outcome(one, request) for request in requests))
-        sent = [bool(request.body["text"]) or not self._refuses_empty for request in requests]
+        sent = [request.body.get("text") != "" or not self._refuses_empty for request in requests]
         texts = [request for request, is_sent in zip(requests, sent, strict=True) if is_sent]
         answers = iter(await self._ask(texts, one, many))
         return [next(answers) if is_sent else _empty_text() for is_sent in sent]
@@ -111,13 +104,6 @@ class SharedCalls:
                 half,
             )
             self.texts, self._refusals = half, 0
-
-
-async def _outcome(one: Callable[[Request], Awaitable[Completion]], request: Request) -> Outcome:
-    try:
-        return await one(request)
-    except RecordError as error:
-        return error
 
 
 def _empty_text() -> InvalidRequest:

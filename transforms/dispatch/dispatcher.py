@@ -72,8 +72,7 @@ class Dispatcher:
     def __init__(self, client: Client, limits: DispatchLimits) -> None:
         self._client = client
         self._limits = limits
-        call_limits = client.call_limits if isinstance(client, BatchClient) else CallLimits()
-        self._in_process = call_limits.in_process
+        self._in_process = isinstance(client, BatchClient) and client.call_limits.in_process
         self._pace = Pace(
             limits.max_concurrency,
             loop.now(),
@@ -85,8 +84,9 @@ class Dispatcher:
         self._retries = RetryPolicy(limits, self._pace, paced=not self._in_process)
         self._intake = Intake()
         self._scheduler = Scheduler(
-            call_limits,
+            (lambda: client.call_limits) if isinstance(client, BatchClient) else CallLimits,
             self._pace,
+            paced=not self._in_process,
             held=client.held if isinstance(client, HoldingClient) else lambda _: None,
             dropped=self._intake.drop,
             kept=self._retries.held,
@@ -168,7 +168,7 @@ class Dispatcher:
                 self._send(call)
             self._admit()
         else:
-            self._put([Entry([job]) for job in jobs])
+            self._put([Entry([job], fixed="request" in job.request.body) for job in jobs])
             self._pump_soon()
 
     def _put(self, entries: Sequence[Entry], wait_s: float = 0.0) -> None:

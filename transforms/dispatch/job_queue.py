@@ -16,7 +16,8 @@ class Entry:
     Attributes:
       jobs: The requests.
       fixed: They make up a call, which takes no others: they have failed together, or the request
-        may spoil a call for others. An entry that is not fixed holds one request.
+        may spoil a call for others, or has a body of its own. An entry that is not fixed holds one
+        request.
     """
 
     __slots__ = ("fixed", "jobs")
@@ -43,6 +44,11 @@ class JobQueue:
     def ready(self) -> bool:
         """Whether an entry may be sent."""
         return bool(self._ready)
+
+    @property
+    def entries(self) -> int:
+        """How many entries may be sent."""
+        return len(self._ready)
 
     @property
     def holds(self) -> bool:

@@ -1,8 +1,9 @@
 """Which requests make up the next call, and when it may be sent.
 
 The oldest request goes first. A client that takes several in one call gets as many as are ready,
-from whichever bundle, up to its limits; none waits for others to come. A call takes one permit of the
-pace, whatever it carries; a call to a model in this process takes none.
+from whichever bundle, up to its limits. A call that is not full waits for more requests while they
+keep coming, as Kafka's producer does (``linger.ms``): providers count and bill overhead by call. A call
+takes one permit of the pace, whatever it carries; a call to a model in this process takes none.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from transforms.backends.base import CallLimits
+from transforms.dispatch import loop
 from transforms.dispatch.call import Call, CallSize, Response, TokenEstimate, grouped, verdict
 from transforms.dispatch.job import Job
 from transforms.dispatch.job_queue import Entry, JobQueue
@@ -17,12 +19,16 @@ from transforms.dispatch.pace import Pace
 from transforms.records.errors import RecordError
 from transforms.records.records import Completion, Request
 
+_FILL_S = 0.1
+"""A call that is not full waits until no request has come for so long."""
+_FILL_AT_MOST_S = 1.0
+
 
 class Scheduler:
     """The queue of requests in front of the pace; used on the event loop.
 
     Args:
-      limits: How much one call may carry.
+      limits: How much one call may carry now; a client may learn that its server takes less.
       pace: When a call may be sent.
       held: What a request has to wait for, whatever the pace; None for nothing.
       dropped: Called with a request that nobody waits for any more.
@@ -31,15 +37,16 @@ class Scheduler:
 
     def __init__(
         self,
-        limits: CallLimits,
+        limits: Callable[[], CallLimits],
         pace: Pace,
         *,
+        paced: bool,
         held: Callable[[Request], asyncio.Future[None] | None],
         dropped: Callable[[Job], None],
         kept: Callable[[Job, float], None],
     ) -> None:
         self._limits = limits
-        self._paced = not limits.in_process
+        self._paced = paced
         self._pace = pace
         self._held = held
         self._dropped = dropped
@@ -50,6 +57,9 @@ class Scheduler:
         """Requests in flight: at least one for each call."""
         self.wait_s: float | None = None
         """How long requests that are ready wait for the next call; None when none is ready."""
+        self._fills = False
+        """They wait for others to share their call, and for nothing else."""
+        self._filling_since = self._came_at = -math.inf
 
     @property
     def backing_off(self) -> int:
@@ -60,12 +70,15 @@ class Scheduler:
         """Queues requests; if that is after a back-off, `wake` is called then."""
         if wait_s > 0:
             self._queue.put_later(entries, wait_s, wake)
-        else:
-            self._queue.put(entries)
+            return
+        self._came_at = loop.now()
+        if not self._queue.ready:
+            self._filling_since = self._came_at
+        self._queue.put(entries)
 
     def calls_of(self, jobs: Sequence[Job], now: float) -> list[Call]:
         """Sends a batch as it is to a model in this process: nothing there makes it wait."""
-        return [self._call(part, now) for part in grouped(jobs, self._limits)] if jobs else []
+        return [self._call(part, now) for part in grouped(jobs, self._limits())] if jobs else []
 
     def next_call(self, now: float, *, paused: bool, wake: Callable[[], None]) -> Call | None:
         """The next call, which is sent now; None while none may be sent: see `wait_s`.
@@ -73,10 +86,14 @@ class Scheduler:
         `wake` is called when requests are free that their client holds.
         """
         self.wait_s = None
+        self._fills = False
         while self._queue.ready:
             wait_s = math.inf if paused else self._pace.wait_s(now) if self._paced else 0.0
             if wait_s > 0:
                 self.wait_s = wait_s
+                return None
+            if (fill_s := self._fill_s(now)) > 0:
+                self.wait_s, self._fills = fill_s, True
                 return None
             if jobs := self._take(now, wake):
                 return self._call(jobs, now)
@@ -85,7 +102,7 @@ class Scheduler:
     def waiting(self, now: float) -> None:
         """Tells the pace why requests wait from now on."""
         held = self.wait_s is None and self._queue.holds
-        self._pace.waiting(0.0 if held else self.wait_s, now)
+        self._pace.waiting(0.0 if held else None if self._fills else self.wait_s, now)
 
     def ended(
         self,
@@ -119,11 +136,12 @@ class Scheduler:
 
     def _take(self, now: float, wake: Callable[[], None]) -> list[Job]:
         """The requests of the next call; none if all that were looked at are gone or held."""
+        limits = self._limits()
         entry = self._queue.pop()
         jobs = [job for job in entry.jobs if self._may_go(job, entry.fixed, now, wake)]
-        if entry.fixed or self._limits.max_requests == 1:
+        if entry.fixed or limits.max_requests == 1:
             return jobs
-        size = CallSize(self._limits)
+        size = CallSize(limits)
         for job in jobs:
             size.take(job.request)
         while self._queue.ready and not (entry := self._queue.first()).fixed:
@@ -134,6 +152,16 @@ class Scheduler:
                 jobs.append(job)
             self._queue.pop()
         return jobs
+
+    def _fill_s(self, now: float) -> float:
+        """How long the next call still waits for more requests; 0 if it goes as it is."""
+        most = self._limits().max_requests
+        if not self._paced or most == 1 or self._queue.first().fixed:
+            return 0.0
+        if most is not None and self._queue.entries >= most:
+            return 0.0
+        until = min(self._came_at + _FILL_S, self._filling_since + _FILL_AT_MOST_S)
+        return max(0.0, until - now)
 
     def _may_go(self, job: Job, fixed: bool, now: float, wake: Callable[[], None]) -> bool:
         if job.completions.abandoned:
@@ -148,4 +176,5 @@ class Scheduler:
     def _call(self, jobs: Sequence[Job], now: float) -> Call:
         permit = self._pace.sent(now, self._tokens.of_requests(jobs)) if self._paced else None
         self.in_flight += len(jobs)
+        self._filling_since = now
         return Call(jobs, now, self._pace.outage_s(now), permit)

@@ -163,15 +163,13 @@ def test_an_empty_text_costs_no_call_where_it_would_be_refused() -> None:
 
 
 def test_whole_requests_go_alone() -> None:
-    """They may differ in their parameters; the next calls carry one each, a failure costs its own."""
-    shared, server = SharedCalls(32), Server(holding("bad"))
-    whole = [request_of({"request": {"input": text}}) for text in "ab"]
-    outcomes = asyncio.run(
-        shared.outcomes([*whole, *requests_of(["bad", "c"])], server.one, server.many)
-    )
-    assert [type(one) for one in outcomes] == [Completion, Completion, InvalidRequest, Completion]
-    assert server.sizes == [1, 1, 1, 1]
-    assert shared.texts == 1
+    """The dispatcher shares no call with them; they lower no limit."""
+    shared, server = SharedCalls(32, refuses_empty=True), Server(holding("bad"))
+    whole = request_of({"request": {"input": "a"}})
+    (outcome,) = asyncio.run(shared.outcomes([whole], server.one, server.many))
+    assert isinstance(outcome, Completion)
+    assert server.sizes == [1]
+    assert shared.texts == 32
 
 
 def test_calls_that_a_server_can_use() -> None:

@@ -5,6 +5,7 @@ Tests run on virtual time: times are exact.
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import math
 import threading
 import weakref
@@ -27,6 +28,7 @@ from tests.transforms.dispatch.clients import (
     virtual_now,
 )
 from tests.transforms.dispatch.virtual_time import Clock
+from transforms.backends.base import CallLimits
 from transforms.dispatch import interrupt, loop
 from transforms.dispatch.completion_queue import CompletionQueue
 from transforms.dispatch.dispatcher import Dispatcher, DispatchLimits
@@ -81,7 +83,7 @@ def test_a_call_of_one_is_a_plain_call() -> None:
 
 
 def test_bundles_share_a_call(clock: Clock) -> None:
-    """Requests of any thread go together; nobody waits for more to come."""
+    """Requests of any thread go together, once none has come for a tenth of a second."""
     client = RemoteClient(completions, max_requests=100)
     shared = Dispatcher(client, DispatchLimits())
     first, second = CompletionQueue(), CompletionQueue()
@@ -94,8 +96,8 @@ def test_bundles_share_a_call(clock: Clock) -> None:
         loop.call(submit)
         clock.sleep(0.5)
         shared.submit(make_requests(2, 20), second, "third")
-        clock.sleep(0.1)
-        assert client.sets == [(0.0, [0, 1, 2, 10, 11]), (0.5, [20, 21])]
+        clock.sleep(0.2)
+        assert client.sets == [(0.1, [0, 1, 2, 10, 11]), (0.6, [20, 21])]
     assert [e.batch for e in collect(first)] == ["first"] * 3
     assert [e.batch for e in collect(second)] == ["second"] * 2 + ["third"] * 2
 
@@ -149,6 +151,52 @@ def test_a_quota_of_requests_counts_calls() -> None:
     assert [round(at) for at, _ in client.sets] == [0, 0, 1, 2, 3]
 
 
+def test_a_call_waits_while_requests_keep_coming(clock: Clock) -> None:
+    """It goes when it is full, after a pause of a tenth of a second, or after a second at the most."""
+    client = RemoteClient(completions, max_requests=100, seconds=0.0)
+    shared = Dispatcher(client, DispatchLimits())
+    queue = CompletionQueue()
+    with clock.hold():
+        for number in range(0, 60, 2):  # for 1.5 s
+            shared.submit(make_requests(2, number), queue)
+            clock.sleep(0.05)
+        clock.sleep(1.0)
+        shared.submit(make_requests(100, 60), queue)
+        clock.sleep(0.0)
+    assert [(pytest.approx(at), len(asked)) for at, asked in client.sets] == [
+        (1.0, 42),
+        (1.55, 18),
+        (2.5, 100),
+    ]
+    assert [e.request.record.record_id for e in collect(queue)] == [str(n) for n in range(160)]
+
+
+def test_a_body_of_its_own_shares_no_call() -> None:
+    """A whole request may differ in its parameters; it goes at once, and alone."""
+    client = RemoteClient(completions, max_requests=100, seconds=0.0)
+    requests = make_requests(4)
+    requests[2:] = [
+        dataclasses.replace(request, body={"request": {}, **request.body})
+        for request in requests[2:]
+    ]
+    shared = Dispatcher(client, DispatchLimits())
+    assert outputs(shared.answer(requests)) == ["0", "1", "alone 2", "alone 3"]
+    assert client.sets == [(0.1, [0, 1]), (0.1, [2]), (0.1, [3])]
+
+
+def test_a_client_may_learn_that_its_server_takes_less() -> None:
+    """The limits of each call are those of the moment."""
+    client = RemoteClient(completions, max_requests=4, seconds=1.0)
+
+    def learning(asked: list[int]) -> Any:
+        client.call_limits = CallLimits(max_requests=2)
+        return completions(asked)
+
+    client.many = learning
+    assert len(answer(client, 10, max_concurrency=1)) == 10
+    assert [len(asked) for _, asked in client.sets] == [4, 2, 2, 2]
+
+
 def test_a_quota_of_tokens_counts_all_requests() -> None:
     """Ten requests took a hundred tokens: one call a second."""
     client = RemoteClient(completions, max_requests=10, seconds=0.1)
@@ -161,7 +209,7 @@ def test_a_timeout_is_the_calls() -> None:
     """It is cancelled as a whole, costs each request an attempt, and they are asked again together."""
     client = RemoteClient(lambda asked: HANG if virtual_now() < 5 else completions(asked))
     outcomes = answer(client, 3, request_timeout_s=5, first_backoff_s=2)
-    assert client.sets == [(0, [0, 1, 2]), (7, [0, 1, 2])]
+    assert client.sets == [(0.1, [0, 1, 2]), (7.1, [0, 1, 2])]
     assert [o.attempts for o in outcomes] == [2] * 3
 
 
@@ -315,19 +363,19 @@ def test_failures_of_single_requests() -> None:
     outcomes = answer(client, 3, first_backoff_s=3)
     assert outputs(outcomes) == ["a", None, "late"]
     assert failures(outcomes)[1] == ("Blocked", "no", 1)
-    assert client.sets == [(0, [0, 1, 2]), (3, [2])]
+    assert client.sets == [(0.1, [0, 1, 2]), (3.1, [2])]
 
 
 def test_failures_come_back_together() -> None:
     """Requests of one call that failed each for itself wait equally long, and share the next."""
     client = RemoteClient(
         lambda asked: (
-            [Unavailable("500")] * len(asked) if virtual_now() == 0 else completions(asked)
+            [Unavailable("500")] * len(asked) if virtual_now() < 1 else completions(asked)
         ),
         seconds=0.0,
     )
     assert outputs(answer(client, 5)) == [f"{n}" for n in range(5)]
-    assert client.sets == [(0, [0, 1, 2, 3, 4]), (1, [0, 1, 2, 3, 4])]
+    assert client.sets == [(0.1, [0, 1, 2, 3, 4]), (1.1, [0, 1, 2, 3, 4])]
 
 
 @pytest.mark.parametrize("returned", [0, 1, 3])
