@@ -12,7 +12,7 @@ import orjson
 import pytest
 from google.cloud import bigquery
 
-from pipeline.checks import all as checks
+from pipeline.checks import bigquery as checks
 from tests.emulators.google_cloud import LoopbackCloud
 from tests.emulators.model_fixtures import SimulatedModelServer
 from tests.emulators.pubsub import PubSubEmulator

@@ -57,7 +57,7 @@ class EncodedRow:
         """What the line says, parsed at most once; shared by all sinks, so never to be changed."""
         if self._values is None:
             self._values = orjson.loads(self.line)
-        return self._values  # type: ignore[return-value]
+        return self._values
 
 
 Packed: TypeAlias = tuple[bytes, bytes]
