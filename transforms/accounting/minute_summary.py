@@ -43,7 +43,7 @@ MINUTE_COLUMNS: tuple[Column, ...] = (
 
 _LOGGER = logging.getLogger(__name__)
 
-Written: TypeAlias = bytes | TaggedOutput[Literal["watched"], tuple[int, tuple[int, int]]]
+Emitted: TypeAlias = bytes | TaggedOutput[Literal["watched"], tuple[int, tuple[int, int]]]
 """A row, or ``(0, (minute, difference))`` for the gauges."""
 
 
@@ -97,7 +97,7 @@ class _SumMinuteDoFn(beam.DoFn):
         count: Any = _count,
         row: Any = _row,
         expiry: Any = _expiry,
-    ) -> Iterator[Written]:
+    ) -> Iterator[Emitted]:
         minute, tally = counted
         now = self._clock()
         before: MinuteCount = count.read() or MinuteCount()
@@ -109,13 +109,13 @@ class _SumMinuteDoFn(beam.DoFn):
         return iter(())
 
     @on_timer(ROW)  # type: ignore[untyped-decorator]
-    def on_row(self, minute: Any = beam.DoFn.KeyParam, count: Any = _count) -> Iterator[Written]:
+    def on_row(self, minute: Any = beam.DoFn.KeyParam, count: Any = _count) -> Iterator[Emitted]:
         return self._write(minute, count)
 
     @on_timer(EXPIRY)  # type: ignore[untyped-decorator]
     def on_expiry(
         self, minute: Any = beam.DoFn.KeyParam, count: Any = _count, row: Any = _row
-    ) -> Iterator[Written]:
+    ) -> Iterator[Emitted]:
         row.clear()
         known: MinuteCount | None = count.read()
         if known is None:
@@ -131,7 +131,7 @@ class _SumMinuteDoFn(beam.DoFn):
             yield from self._outputs(minute, known, expired=bool(lost))
         count.clear()
 
-    def _write(self, minute: int, count: Any) -> Iterator[Written]:
+    def _write(self, minute: int, count: Any) -> Iterator[Emitted]:
         known: MinuteCount | None = count.read()
         if known is not None and known.pending:  # else a late timer: the row is already written
             yield from self._outputs(minute, known)
@@ -139,7 +139,7 @@ class _SumMinuteDoFn(beam.DoFn):
 
     def _outputs(
         self, minute: int, known: MinuteCount, *, expired: bool = False
-    ) -> Iterator[Written]:
+    ) -> Iterator[Emitted]:
         row = minute_row(self._spec, minute, known, expired=expired)
         yield encode_summary(row, MINUTE_COLUMNS)
         open_records = 0 if expired else difference(known.tally)

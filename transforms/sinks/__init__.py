@@ -1,1 +1,1 @@
-"""Where rows go: staged by `staging`, then finished as files or loaded into BigQuery."""
+"""Sinks: files, BigQuery and Pub/Sub behind the protocol of `base`."""

@@ -1,9 +1,9 @@
 """Encoded rows: their values are those of the line, and their contexts survive the coder."""
 
-import json
 from typing import Any
 
 import apache_beam as beam
+import orjson
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given
@@ -40,7 +40,7 @@ TEXT = st.text(st.characters() | st.sampled_from("\ud83d\\u\0"), max_size=20)
 def test_values_are_those_of_the_line(row: dict[str, Any]) -> None:
     """Whether the row is still at hand or the line is parsed: a row says one thing."""
     encoded = EncodedRow.of(row, COLUMNS)
-    assert encoded.values == EncodedRow(encoded.line).values == json.loads(encoded.line)
+    assert encoded.values == EncodedRow(encoded.line).values == orjson.loads(encoded.line)
 
 
 def test_a_line_is_parsed_once() -> None:

@@ -1,4 +1,4 @@
-"""Files as a sink: of an input that ends all rows or none, of a stream each bundle's as it ends."""
+"""Files as a sink: all rows of a bounded input or none; a stream's rows bundle by bundle."""
 
 import pathlib
 import re
@@ -51,7 +51,7 @@ def _staged(folder: pathlib.Path, run_id: str = "r", sizes: tuple[int, ...] = (1
 
 
 def test_finish_files(tmp_path: pathlib.Path) -> None:
-    """Numbered names, the rows that they hold, no temporary folder; again changes nothing."""
+    """Numbered names, the right row count, no temporary folder; a second call changes nothing."""
     staged = _staged(tmp_path)
     names = [f"r-0000{n}-of-00003.jsonl" for n in range(3)]
     for _ in range(2):
@@ -62,7 +62,7 @@ def test_finish_files(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("done", [1, 2, 3])
 def test_finish_files_after_a_partial_rename(tmp_path: pathlib.Path, done: int) -> None:
-    """An attempt that died between renames is taken up where it stopped."""
+    """The next attempt goes on where one that died between renames stopped."""
     staged = _staged(tmp_path)
     for n, file in enumerate(staged[:done]):
         pathlib.Path(file.path).rename(tmp_path / f"r-0000{n}-of-00003.jsonl")
@@ -89,7 +89,7 @@ def test_finish_files_without_any(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("gone", [False, True])
 def test_finish_files_of_a_wrong_size(tmp_path: pathlib.Path, gone: bool) -> None:
-    """A final file that is not what was written stops the run, also when its source has gone."""
+    """A final file of another size stops the run, even when its source has gone."""
     staged = _staged(tmp_path)
     wrong = pathlib.Path(staged[1].path)
     if gone:
@@ -118,7 +118,7 @@ def test_finish_files_that_are_lost(tmp_path: pathlib.Path) -> None:
 
 
 def test_replace_deletes_other_runs(tmp_path: pathlib.Path) -> None:
-    """Files of other runs go when the new ones are there; what no run wrote stays."""
+    """Files of other runs are deleted when the new ones are there; other files stay."""
     (tmp_path / "sub").mkdir()
     others = ["old-00000-of-00001.jsonl", "old-00000-of-00001.parquet", "r-00000-of-00009.jsonl"]
     kept = ["notes.txt", "data.jsonl", ".hidden", "sub/old-00000-of-00001.jsonl"]
@@ -141,7 +141,7 @@ def test_append_keeps_other_runs(tmp_path: pathlib.Path) -> None:
 
 
 def test_replace_without_rows(tmp_path: pathlib.Path) -> None:
-    """Nothing is what the run made, and all that is left."""
+    """A run without rows leaves an empty folder."""
     (tmp_path / "old-00000-of-00001.jsonl").write_bytes(b"x")
     assert finish_files([], str(tmp_path), "r", "jsonl", replace=True) == 0
     assert _names(tmp_path) == []
@@ -183,7 +183,7 @@ def test_write_parquet(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_write_no_rows(tmp_path: pathlib.Path, format: str) -> None:
-    """Zero rows are reported, too: the reconciliation counts on it."""
+    """Zero rows are reported: the reconciliation expects a report from every sink."""
     _write(tmp_path, [], SinkReport("results", "files", str(tmp_path), 0), format=format)
     assert _names(tmp_path) == []
 
@@ -246,7 +246,7 @@ def _lines(folder: pathlib.Path) -> list[bytes]:
 
 
 def test_publish_file(tmp_path: pathlib.Path) -> None:
-    """Visible at once, under a name of its own that an attempt behind it finds again."""
+    """Visible at once, under a name of its own that a repeated attempt finds again."""
     (staged,) = _bundle(tmp_path, 1, 2)
     assert _lines(tmp_path) == []
     unique = pathlib.Path(staged.path).stem
@@ -258,7 +258,7 @@ def test_publish_file(tmp_path: pathlib.Path) -> None:
 
 
 def test_publish_a_file_that_is_lost(tmp_path: pathlib.Path) -> None:
-    """The bundle fails: what is not there shall not be taken for done."""
+    """The bundle fails: a missing file must not count as done."""
     (staged,) = _bundle(tmp_path, 1)
     pathlib.Path(staged.path).unlink()
     with pytest.raises(RunError, match=r"jsonl holds 0 bytes, but 8 were written"):
@@ -266,7 +266,7 @@ def test_publish_a_file_that_is_lost(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_bundle_that_is_repeated_is_there_twice(tmp_path: pathlib.Path) -> None:
-    """Never fewer times: no attempt takes the name of another."""
+    """No attempt takes the file name of another, so no row is lost."""
     for _ in range(2):
         for staged in _bundle(tmp_path, 1, 2):
             publish_file(staged, str(tmp_path), "r")
@@ -275,7 +275,7 @@ def test_a_bundle_that_is_repeated_is_there_twice(tmp_path: pathlib.Path) -> Non
 
 @pytest.mark.parametrize("replace", [False, True])
 def test_end_stream(tmp_path: pathlib.Path, replace: bool) -> None:
-    """Sums rows; this run's files stay, of an attempt that nobody lists too; other runs' may go."""
+    """Sums rows; this run's files stay, even unlisted ones; ``replace`` deletes other runs'."""
     others = [
         "old-00000-of-00001.jsonl",
         f"old-stream-{HEX}.parquet",

@@ -1,4 +1,4 @@
-"""Dead letters as messages: within Pub/Sub's limits whatever they hold, and counted when taken."""
+"""Dead letters as messages: within Pub/Sub's limits, and counted when acknowledged."""
 
 import base64
 from typing import Any
@@ -121,7 +121,7 @@ def test_any_malformed_message_comes_out_as_it_went_in(
 
 
 def test_the_topic_is_written_in_full() -> None:
-    """Else it is refused when the pipeline is built."""
+    """Any other name is refused when the pipeline is built."""
     with pytest.raises(ConfigurationError, match=r"the topic is 'dead', but must be written as "):
         PublishDeadLetters(topic="dead")
 
@@ -141,7 +141,7 @@ def taken(pubsub: PubSubEmulator, subscription: str, count: int) -> list[tuple[b
 
 
 def test_a_batch_pipeline_publishes_each_dead_letter(pubsub: PubSubEmulator) -> None:
-    """One message each, in requests within the limit; the report counts what was taken."""
+    """One message each, in requests within the limit; the report counts acknowledged messages."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
     letters = [
@@ -199,7 +199,7 @@ def test_nothing_to_publish(pubsub: PubSubEmulator) -> None:
 
 
 def test_a_topic_that_is_gone_fails_the_run(pubsub: PubSubEmulator) -> None:
-    """And says which, and how many dead letters were not published."""
+    """The message names the topic, and the number of dead letters that were not published."""
     topic = f"{pubsub.new_topic()}-not"
     publish = _PublishDoFn(topic)
     publish.setup()

@@ -1,1 +1,1 @@
-"""Every way in which rows get into BigQuery."""
+"""BigQuery as a sink: load jobs, Storage Write API appends, streaming inserts."""

@@ -1,22 +1,21 @@
 """The view ``<table>_latest``: the newest result per record, with typed columns."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transforms.clients.bigquery import TableName
+from transforms.results.rows import RESULT_COLUMNS
 
-if TYPE_CHECKING:
-    pass
+_SQL_ESCAPES = (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r"))
+_SQL_TYPES = {"integer": "INT64", "number": "FLOAT64", "boolean": "BOOL"}
 
 
 def latest_view_sql(name: TableName, output_schema: Mapping[str, Any] | None = None) -> str:
-    """The view ``<table>_latest``: the newest row per record, its JSON parsed.
+    """The statement that creates the view ``<table>_latest``: the newest row per record.
 
-    Each top-level property of the output schema becomes a typed column; one whose name is a
-    column's already is called ``output_<name>``.
+    Its JSON columns are parsed. Each top-level property of the output schema becomes a typed column,
+    called ``output_<name>`` where a column has that name already.
     """
-    from transforms.results.rows import RESULT_COLUMNS
-
     taken = {column.name for column in RESULT_COLUMNS}
     typed = []
     for prop, schema in ((output_schema or {}).get("properties") or {}).items():
@@ -40,14 +39,8 @@ def latest_view_sql(name: TableName, output_schema: Mapping[str, Any] | None = N
     )
 
 
-_SQL_ESCAPES = (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r"))
-
-
-_SQL_TYPES = {"integer": "INT64", "number": "FLOAT64", "boolean": "BOOL"}
-
-
 def _typed_property(name: str, schema: Any) -> str:
-    quoted = name.replace('"', '\\"')  # as a JSONPath has it, then as a SQL literal has that
+    quoted = name.replace('"', '\\"')  # quoted for JSONPath, then escaped for a SQL literal
     for text, escape in _SQL_ESCAPES:
         quoted = quoted.replace(text, escape)
     path = f"'$.\"{quoted}\"'"
