@@ -8,27 +8,25 @@ one queue, the oldest first, so that the backend stays full while the slowest ca
     threads                           event loop
     ───────                           ──────────
     submit ─────────► Intake ───────► Scheduler ──call of 1..n requests──► ask
-                                       ▲     ▲                              │
-                                       │     └─ RetryPolicy ◄─ retryable ───┤
-                                       └─────── halves ◄─ refused as a whole┤
-    CompletionQueue ◄─ Intake ◄─ completion, or failure of the record ──────┘
+                                          ▲                                 │
+                                          └── asked again ◄── Settlement ◄──┘
+    CompletionQueue ◄─ Intake ◄─ completion or failure ◄──────────┘
 
 A failure that says something of the record (400, a blocked prompt) costs that record at once; one
 that may pass is retried. When a call of several requests is refused as a whole, its halves are asked,
-until the request that spoils it stands alone. `transforms.dispatch.start_guard` and
-`transforms.dispatch.stop_policy` say what ends the run, `transforms.dispatch.pace` how fast it goes.
+until the request that spoils it stands alone. `transforms.dispatch.retry` decides when a record is
+asked again, `transforms.dispatch.start_guard` and `transforms.dispatch.stop_policy` when the run ends,
+`transforms.dispatch.pace` how fast it goes.
 """
 
 import asyncio
-import collections
-import dataclasses
 import logging
 import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from transforms.accounting.metrics import LIVE, FailedCalls
+from transforms.accounting.metrics import LIVE
 from transforms.backends.base import (
     BatchClient,
     CallLimits,
@@ -38,19 +36,17 @@ from transforms.backends.base import (
 )
 from transforms.dispatch import interrupt, loop
 from transforms.dispatch.attempt import ask
-from transforms.dispatch.call import Call, Response
+from transforms.dispatch.call import Call
 from transforms.dispatch.completion_queue import CompletionQueue, Failure, Outcome, gather
 from transforms.dispatch.intake import Intake
-from transforms.dispatch.job import Job
 from transforms.dispatch.job_queue import Entry
 from transforms.dispatch.limits import DispatchLimits
 from transforms.dispatch.pace import Pace
 from transforms.dispatch.retry import RetryPolicy
 from transforms.dispatch.scheduler import Scheduler
-from transforms.dispatch.start_guard import StartGuard
-from transforms.dispatch.stop_policy import StopPolicy
-from transforms.records.errors import BackendUnusable, Internal, NotAttempted, RecordError
-from transforms.records.records import Completion, Request
+from transforms.dispatch.settlement import Settlement
+from transforms.records.errors import BackendUnusable
+from transforms.records.records import Request
 
 __all__ = ["DispatchLimits", "Dispatcher", "Failure", "Outcome"]
 
@@ -91,16 +87,12 @@ class Dispatcher:
             dropped=self._intake.drop,
             kept=self._retries.held,
         )
-        self._guard = StartGuard(limits)
-        self._stops = StopPolicy(limits)
-        self._failed_calls = FailedCalls()
+        self._settlement = Settlement(limits, self._pace, self._retries, self._intake)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.Handle | None = None
-        self._soon = False
+        self._soon = self._suspicious = False
         self._broken: BaseException | None = None
         """Why the run has ended at once."""
-        self._stopped: str | None = None
-        """Why the run ends in good order."""
         interrupt.register(self)
         weakref.finalize(self, _close, client)
 
@@ -146,7 +138,7 @@ class Dispatcher:
 
     def take_failed_calls(self) -> dict[str, int]:
         """Calls that failed, by error type, since this was asked last; retried ones included."""
-        return self._failed_calls.take()
+        return self._settlement.failed_calls.take()
 
     # On the event loop: sending
 
@@ -163,7 +155,7 @@ class Dispatcher:
             completions.put(self._broken)
             return
         jobs = self._intake.accept(requests, completions, batch)
-        if self._in_process and self._stopped is None and self._guard.suspicion is None:
+        if self._in_process and not (self._settlement.stopped or self._paused):
             for call in self._scheduler.calls_of(jobs, loop.now()):
                 self._send(call)
             self._admit()
@@ -189,17 +181,16 @@ class Dispatcher:
         if self._broken is not None:
             return
         now = loop.now()
-        if self._stopped is not None:
-            self._give_up_waiting(self._stopped)
-        paused = self._guard.suspicion is not None
-        while call := self._scheduler.next_call(now, paused=paused, wake=self._pump_soon):
+        if (stopped := self._settlement.stopped) is not None:
+            self._settlement.give_up(self._scheduler.drain(), stopped)
+        while call := self._scheduler.next_call(now, paused=self._paused, wake=self._pump_soon):
             self._send(call)
         self._scheduler.waiting(now)
         wait_s = self._scheduler.wait_s
         if wait_s is not None and (wait_s := min(wait_s, self._look_s)) < math.inf:
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._step, self._pump)
         if not self._intake.unfinished:
-            self._stops.idle()
+            self._settlement.idle()
         self._admit()
 
     def _admit(self) -> None:
@@ -232,11 +223,15 @@ class Dispatcher:
         if self._broken is not None:
             return
         if isinstance(responses, Exception):
-            self._settle_failed_call(call, responses, now)
+            again = self._settlement.settle_failed_call(call, responses, now)
         else:
-            self._settle(call, responses, now)
-        if self._guard.suspicion and not self._scheduler.in_flight:
-            self._confirm()
+            again = self._settlement.settle(call, responses, now)
+        for entries, wait_s in again:
+            self._put(entries, wait_s)
+        if self._settlement.unusable is not None:
+            self._break(self._settlement.unusable)
+        if self._paused:
+            self._await_confirmation()
         self._pump()
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
@@ -251,140 +246,24 @@ class Dispatcher:
         except Exception as error:
             self._break(error)
 
-    # On the event loop: what a response leads to
+    # On the event loop: the end of a run
 
-    def _settle(self, call: Call, responses: Sequence[Response], now: float) -> None:
-        """Each request has an outcome, or is asked again."""
-        failed = [
-            (job, response)
-            for job, response in zip(call.jobs, responses, strict=True)
-            if not isinstance(response, Completion)
-        ]
-        self._watch(failed[0][1] if failed else None)
-        if len(failed) < len(responses):
-            self._succeeded()
-            latency_ms = None if self._in_process else round((now - call.sent_at) * 1000)
-            for job, response in zip(call.jobs, responses, strict=True):
-                if isinstance(response, Completion):
-                    self._deliver(job, _completed(job, response, latency_ms))
-        for _, error in failed:
-            self._failed_calls.add(getattr(error, "error_type", Internal.error_type))
-        if failed:
-            self._settle_failures(call, failed, now)
+    @property
+    def _paused(self) -> bool:
+        """Whether the backend is suspect: nothing is sent."""
+        return self._settlement.guard.suspicion is not None
 
-    def _settle_failed_call(self, call: Call, error: Exception, now: float) -> None:
-        """The call of several requests failed as a whole."""
-        self._watch(error)
-        self._failed_calls.add(getattr(error, "error_type", Internal.error_type))
-        if isinstance(error, RecordError) and error.consequence.retry:
-            self._settle_failures(call, [(job, error) for job in call.jobs], now, own=False)
-            return
-        if isinstance(error, RecordError):
-            self._stops.served()
-            self._suspect(call.jobs[0], error, now)
-        for job in call.jobs:
-            job.attempts -= 1
-        half = (len(call.jobs) + 1) // 2
-        self._put([Entry(jobs, fixed=True) for jobs in (call.jobs[:half], call.jobs[half:])])
-
-    def _settle_failures(
-        self,
-        call: Call,
-        failed: Sequence[tuple[Job, Exception]],
-        now: float,
-        *,
-        own: bool = True,
-    ) -> None:
-        """Each request of these is given up, or asked again.
-
-        Args:
-          call: Their call.
-          failed: The requests, and how each failed.
-          now: The time.
-          own: Whether each failed for itself, and not the call as a whole.
-        """
-        spread = self._retries.spread()
-        again: dict[float, list[Job]] = collections.defaultdict(list)
-        for job, error in failed:
-            if self._broken is not None:
-                return
-            wait_s = self._settle_failure(call, job, error, now, own=own, spread=spread)
-            if wait_s is not None:
-                again[wait_s].append(job)
-        for wait_s, jobs in again.items():
-            LIVE.add("retried", len(jobs))
-            self._put(self._retries.entries(jobs, call, now, own=own), wait_s)
-
-    def _settle_failure(
-        self, call: Call, job: Job, error: Exception, now: float, *, own: bool, spread: float
-    ) -> float | None:
-        """Seconds until the request is asked again; None when it has its outcome."""
-        if not isinstance(error, RecordError):
-            self._deliver(job, job.failure(error))
-            return None
-        self._suspect(job, error, now)
-        if not error.consequence.retry:
-            self._stops.served()
-            if self._guard.suspicion is not None:
-                self._guard.hold_back(job, error)
-            else:
-                self._deliver(job, job.failure(error))
-            return None
-        if reason := self._stops.failing(error, now):
-            if not self._guard.proven:
-                self._break(BackendUnusable(reason))
-                return None
-            self._stop(reason)
-        wait_s = self._retries.wait_s(job, error, call, now, own=own, spread=spread)
-        if self._pace.in_outage:  # the breaker waits for all; another record asks next
-            self._intake.move_back(job)
-        if wait_s is None or self._stopped is not None:
-            self._deliver(job, job.failure(error))
-            return None
-        return wait_s
-
-    def _succeeded(self) -> None:
-        """A call has succeeded: failures that every record might share were those records' own."""
-        self._stops.served()
-        for job, error in self._guard.clear():
-            self._deliver(job, job.failure(error))
-
-    def _suspect(self, job: Job, error: RecordError, now: float) -> None:
-        if self._guard.failed(job.number, error, now):
+    def _await_confirmation(self) -> None:
+        """Gives calls in flight some time to clear the backend."""
+        if not self._scheduler.in_flight:
+            self._confirm()
+        elif not self._suspicious:
+            self._suspicious = True
             asyncio.get_running_loop().call_later(_CLEAR_WITHIN_S, self._step, self._confirm)
 
     def _confirm(self) -> None:
-        if self._guard.suspicion is not None:
-            self._break(BackendUnusable(str(self._guard.suspicion)))
-
-    def _watch(self, error: Exception | None) -> None:
-        if not self._guard.may_end_the_run(error):  # the run's end has the same message
-            self._stops.watch(self._pace.in_outage, error)
-
-    def _deliver(self, job: Job, outcome: Outcome) -> None:
-        self._intake.deliver(job, outcome)
-        if self._stopped is None:
-            error = outcome.error if isinstance(outcome, Failure) else None
-            if reason := self._stops.ended(error):
-                self._stop(reason)
-
-    # On the event loop: the end of a run
-
-    def _stop(self, reason: str) -> None:
-        """Stops in good order: answers are kept, what was not sent is not attempted."""
-        if self._stopped is not None:
-            return
-        self._stopped = f"the run stopped: {reason}"
-        _log.error("%s", self._stopped)
-        self._pump_soon()
-
-    def _give_up_waiting(self, reason: str) -> None:
-        for job in self._scheduler.drain():
-            if job.completions.abandoned:
-                self._intake.drop(job)
-            else:
-                error = job.history.error if job.history is not None else NotAttempted(reason)
-                self._deliver(job, job.failure(error))
+        if self._settlement.guard.suspicion is not None:
+            self._break(BackendUnusable(str(self._settlement.guard.suspicion)))
 
     def _break(self, error: BaseException) -> None:
         """Stops at once: every thread that waits gets the error, every call is cancelled."""
@@ -395,15 +274,6 @@ class Dispatcher:
         self._intake.end(error)
         for task in list(self._tasks):
             task.cancel()
-
-
-def _completed(job: Job, response: Completion, latency_ms: int | None) -> Completion:
-    return dataclasses.replace(
-        response,
-        attempts=job.attempts,
-        throttled_ms=job.throttled_ms,
-        latency_ms=response.latency_ms if latency_ms is None else latency_ms,
-    )
 
 
 def _close(client: Client) -> None:
