@@ -131,7 +131,7 @@ def test_structured_output_by_the_current_field() -> None:
 
 def test_ignored_fields_are_refused() -> None:
     """The answer would silently come without the constraint."""
-    with pytest.raises(InvalidRequest, match="vLLM silently ignores guided_json: use"):
+    with pytest.raises(InvalidRequest, match="vLLM ignores guided_json without a word"):
         body_of(prompt("hi", request_options={"guided_json": {}}), MODEL)
 
 
@@ -353,7 +353,7 @@ def test_a_request_that_kills_the_server_is_found(folder: Path) -> None:
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
     assert outcomes[20] in failures
     assert isinstance(failures[0].error, InvalidRequest)
-    assert "crashed each time it processed this request" in str(failures[0].error)
+    assert "crashed again and again" in str(failures[0].error)
     assert len(failures) == 1
     assert starts(folder) in (5, 6)  # the sixth may not have started when the last record ended
 

@@ -99,7 +99,7 @@ def test_many_processes_share_one_server(folder: Path) -> None:
     assert processes.process(server) is not None
     users[3].end()
     assert _gone(server)
-    assert _gone(keeper)
+    eventually(lambda: _gone(keeper))  # it ends right after its last connection
     assert processes_of(folder) == []
     assert starts(folder) == 1
 
