@@ -104,12 +104,12 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         command = [
-            *(sys.executable, "-m", "benchmarks.remote_embeddings", f"--child={texts_per_call}"),
+            *(sys.executable, "-m", "pipeline"),
             f"--input_files={source}",
             "--prompt={{ text }}",
             "--task=embed",
             f'--generation_config={{"output_dimensionality": {dimensions}}}',
-            f"--max_batch_size={provider.texts_per_call}",
+            f"--embedding_batch_size={texts_per_call}",
             f"--output_path={out}",
             *(flag.replace("URL", server.url) for flag in provider.flags),
         ]
@@ -153,18 +153,6 @@ def step_s(log: Log) -> float:
     return max(call.end_s or 0.0 for call in log) - min(call.arrival_s for call in log)
 
 
-def pipeline_with(texts_per_call: int, arguments: list[str]) -> int:
-    """Runs the pipeline with so many texts a call, whatever host serves."""
-    from pipeline.main import main as pipeline_main
-    from transforms.backends import gemini, openai
-
-    for backend in (openai.OpenAIBackend, gemini.GeminiBackend):
-        known = openai._OPENAI_LIMITS if backend is openai.OpenAIBackend else gemini._PREDICT_LIMITS
-        limits = dataclasses.replace(known, max_requests=texts_per_call)
-        backend.embedding_limits = lambda self, limits=limits: limits  # type: ignore[method-assign]
-    return pipeline_main(arguments)
-
-
 def line(provider: Provider, name: str, texts: int, runs: Sequence[Ran]) -> str:
     """A row of the table; medians."""
     step, whole = (
@@ -192,8 +180,6 @@ def ratio_of(many: Sequence[Ran], one: Sequence[Ran]) -> float:
 
 def main() -> None:
     """Measures both providers in turn; writes the section, and fails where a goal is missed."""
-    if len(sys.argv) > 1 and sys.argv[1].startswith("--child="):
-        raise SystemExit(pipeline_with(int(sys.argv[1].partition("=")[2]), sys.argv[2:]))
     parser = argparse.ArgumentParser()
     parser.add_argument("--texts", type=int, default=10_000)
     parser.add_argument("--pairs", type=int, default=3)

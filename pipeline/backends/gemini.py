@@ -6,6 +6,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.backends.base import BackendAdapter
 from pipeline.backends.shared import (
+    EMBEDDING_BATCH_SIZE,
     ENDPOINT,
     GROUP,
     MODEL,
@@ -69,6 +70,7 @@ def make(values: Values, options: PipelineOptions) -> GeminiBackend:
         endpoint=endpoint,
         accept_truncated=values[ACCEPT_TRUNCATED],
         service_tier=values[SERVICE_TIER],
+        max_texts_per_call=values[EMBEDDING_BATCH_SIZE],
     )
 
 
@@ -81,5 +83,5 @@ ADAPTER = BackendAdapter(
     name="gemini",
     make=make,
     check=check,
-    flags=(ENDPOINT, MODEL_PROJECT, MODEL_LOCATION, SERVICE_TIER),
+    flags=(ENDPOINT, MODEL_PROJECT, MODEL_LOCATION, SERVICE_TIER, EMBEDDING_BATCH_SIZE),
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.backends.base import BackendAdapter
-from pipeline.backends.shared import ENDPOINT, GROUP, MODEL, check_url
+from pipeline.backends.shared import EMBEDDING_BATCH_SIZE, ENDPOINT, GROUP, MODEL, check_url
 from pipeline.options.flag import Flag, Form, Kind, Place
 from pipeline.options.kinds import items, one_of_field
 from pipeline.options.request import ACCEPT_TRUNCATED, TASK
@@ -62,6 +62,7 @@ def make(values: Values, options: PipelineOptions) -> OpenAIBackend:
         api=values[GENERATE_API],
         accept_truncated=values[ACCEPT_TRUNCATED],
         api_key_secret=values[API_KEY_SECRET],
+        max_texts_per_call=values[EMBEDDING_BATCH_SIZE],
     )
     if backend.at_openai() and len(endpoints) > 1:
         raise ConfigurationError(
@@ -85,5 +86,5 @@ ADAPTER = BackendAdapter(
     name="openai",
     make=make,
     check=check,
-    flags=(ENDPOINT, GENERATE_API, API_KEY_SECRET),
+    flags=(ENDPOINT, GENERATE_API, API_KEY_SECRET, EMBEDDING_BATCH_SIZE),
 )

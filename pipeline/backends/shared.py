@@ -1,7 +1,7 @@
 """Flags, values and checks that several adapters have in common."""
 
 from pipeline.options.flag import BOTH, Flag, Place
-from pipeline.options.kinds import TEXT, text_kind
+from pipeline.options.kinds import COUNT, TEXT, text_kind
 from pipeline.options.messages import NO_CREDENTIALS
 from transforms.records.errors import ConfigurationError
 
@@ -25,6 +25,12 @@ ENDPOINT: Flag[str | None] = Flag(
         "^(https?://[^[:space:]]+|projects/[^[:space:]]+)$",
         "https://models.example.com/v1",
     ),
+)
+EMBEDDING_BATCH_SIZE: Flag[int | None] = Flag(
+    "embedding_batch_size",
+    GROUP,
+    "The most texts to embed in one request. By default as many as the provider takes.",
+    COUNT,
 )
 
 

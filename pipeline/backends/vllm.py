@@ -9,7 +9,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.backends.base import BackendAdapter, DataflowNeeds
 from pipeline.backends.openai import GENERATE_API
-from pipeline.backends.shared import GROUP, MODEL
+from pipeline.backends.shared import EMBEDDING_BATCH_SIZE, GROUP, MODEL
 from pipeline.options.flag import Flag, Form, Kind
 from pipeline.options.gpu import DISK_GB, GPU_FLAGS, Accelerator
 from pipeline.options.kinds import text_kind
@@ -102,6 +102,7 @@ def make(values: Values, options: PipelineOptions) -> VLLMBackend:
         python=values[VLLM_PYTHON],
         args=values[VLLM_ARGS],
         accept_truncated=values[ACCEPT_TRUNCATED],
+        max_texts_per_call=values[EMBEDDING_BATCH_SIZE],
     )
 
 
@@ -179,7 +180,7 @@ ADAPTER = BackendAdapter(
     make=make,
     check=check,
     check_gpu=check_gpu,
-    flags=(GENERATE_API, VLLM_ARGS, VLLM_PYTHON, *GPU_FLAGS),
+    flags=(GENERATE_API, VLLM_ARGS, VLLM_PYTHON, EMBEDDING_BATCH_SIZE, *GPU_FLAGS),
     # One process: containers share no folder, so each would start a server of its own.
     dataflow=DataflowNeeds(gpu=True, gpu_driver=DRIVER, one_process=True, disk_gb=DISK_GB),
     images=("gpu",),

@@ -6,7 +6,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.backends import ADAPTERS, adapter_of, backend_flags, takers
 from pipeline.backends.openai import GENERATE_API
-from pipeline.backends.shared import GROUP, MODEL
+from pipeline.backends.shared import EMBEDDING_BATCH_SIZE, GROUP, MODEL
 from pipeline.options.flag import Flag
 from pipeline.options.kinds import one_of
 from pipeline.options.request import (
@@ -51,6 +51,8 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
     if task == "embed":
         for flag in _GENERATING:
             values.only_with(flag, f"{TASK}=generate")
+    else:
+        values.only_with(EMBEDDING_BATCH_SIZE, f"{TASK}=embed")
     backend = chosen.make(values, options)
     tasks = capabilities_of(backend).tasks
     if task not in tasks:
