@@ -50,13 +50,11 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
             schema=config.output_schema
         )
         failures.append(invalid)
-    unwritten, results, result_tally = answered | "WriteResults" >> write_results(
-        config, bounded=bounded
-    )
+    unwritten, results, result_tally = answered | "WriteResults" >> write_results(config)
     letters, letter_tally = (
         (*failures, unwritten)
         | "AllDeadLetters" >> beam.Flatten()
-        | "WriteDeadLetters" >> write_dead_letters(config, bounded=bounded)
+        | "WriteDeadLetters" >> write_dead_letters(config)
     )
     tallies = (read_tally, result_tally, letter_tally) | "Tallies" >> beam.Flatten()
     reports = (results, letters) | "Reports" >> beam.Flatten()

@@ -3,7 +3,6 @@
 from pipeline.config import RunConfig
 from transforms.accounting.minute_summary import MINUTE_COLUMNS
 from transforms.clients.bigquery import TableSpec
-from transforms.records.errors import ConfigurationError
 from transforms.results.rows import DEAD_LETTER_COLUMNS, RESULT_COLUMNS, Column
 from transforms.sinks.base import Sink
 from transforms.sinks.bigquery.append import AppendRows, Delivery
@@ -17,7 +16,7 @@ from transforms.sinks.pubsub import PublishDeadLetters
 from transforms.sinks.write import WriteDeadLetters, WriteResults, shorten_dead_letter
 
 
-def write_results(config: RunConfig, *, bounded: bool) -> WriteResults:
+def write_results(config: RunConfig) -> WriteResults:
     """`WriteResults` into every sink that the configuration names."""
     wanted = config.sinks
     sinks: list[tuple[str, Sink]] = []
@@ -26,11 +25,11 @@ def write_results(config: RunConfig, *, bounded: bool) -> WriteResults:
     if wanted.output_table:
         view = latest_view_sql(wanted.output_table.name, config.output_schema)
         table = _table(config, wanted.output_table, "results", view)
-        sinks.append(_to_table(config, table, bounded=bounded))
+        sinks.append(_to_table(config, table))
     return WriteResults(run=config.run, price=config.prices, sinks=sinks)
 
 
-def write_dead_letters(config: RunConfig, *, bounded: bool) -> WriteDeadLetters:
+def write_dead_letters(config: RunConfig) -> WriteDeadLetters:
     """`WriteDeadLetters` into every sink that the configuration names."""
     wanted = config.sinks
     sinks: list[tuple[str, Sink]] = []
@@ -41,7 +40,7 @@ def write_dead_letters(config: RunConfig, *, bounded: bool) -> WriteDeadLetters:
         sinks.append(("PublishDeadLetters", PublishDeadLetters(topic=wanted.dead_letter_topic)))
     if wanted.dead_letter_table:
         table = _table(config, wanted.dead_letter_table, "dead_letters")
-        sinks.append(_to_table(config, table, bounded=bounded, fallback=shorten_dead_letter))
+        sinks.append(_to_table(config, table, fallback=shorten_dead_letter))
     return WriteDeadLetters(run=config.run, price=config.prices, sinks=sinks)
 
 
@@ -53,27 +52,13 @@ def minute_sinks(config: RunConfig) -> list[tuple[str, Sink]]:
     sinks: list[tuple[str, Sink]] = []
     if config.sinks.runs_table:
         table = _table(config, config.sinks.runs_table, "runs")
-        if table_write_method(config, bounded=False) == "streaming_inserts":
+        if config.sinks.write_method == "streaming_inserts":
             sinks.append(("AppendTable", InsertRows(table=table)))
         else:
             sinks.append(("AppendTable", AppendRows(table=table)))
     if config.sinks.runs_path:
         sinks.append(_files(config, config.sinks.runs_path, "runs", MINUTE_COLUMNS))
     return sinks
-
-
-def table_write_method(config: RunConfig, *, bounded: bool) -> str:
-    """How tables get their rows: as the configuration says, else as the input asks for.
-
-    Raises:
-      ConfigurationError: The configuration asks for a load job, but the input never ends.
-    """
-    method = config.sinks.write_method or ("file_loads" if bounded else "storage_write")
-    if method == "file_loads" and not bounded:
-        raise ConfigurationError(
-            "--write_method is 'file_loads', but the input never ends: use storage_write"
-        )
-    return method
 
 
 def _table(config: RunConfig, spec: TableSpec, kind: str, view: str | None = None) -> RunTable:
@@ -101,9 +86,9 @@ def _files(
 
 
 def _to_table(
-    config: RunConfig, table: RunTable, *, bounded: bool, fallback: Fallback | None = None
+    config: RunConfig, table: RunTable, fallback: Fallback | None = None
 ) -> tuple[str, Sink]:
-    method = table_write_method(config, bounded=bounded)
+    method = config.sinks.write_method
     if method == "file_loads":
         load = LoadRows(
             table=table,
@@ -115,11 +100,9 @@ def _to_table(
     if method == "streaming_inserts":
         insert = InsertRows(table=table, fallback=fallback, count_when_drained=drained)
         return "AppendTable", insert
-    wanted = config.sinks.exactly_once
-    once = bounded if wanted is None else wanted
     append = AppendRows(
         table=table,
-        delivery=Delivery.EXACTLY_ONCE if once else Delivery.AT_LEAST_ONCE,
+        delivery=Delivery.EXACTLY_ONCE if config.sinks.exactly_once else Delivery.AT_LEAST_ONCE,
         fallback=fallback,
         count_when_drained=drained,
     )

@@ -53,8 +53,8 @@ class Sinks:
       runs_table: Run summaries in BigQuery.
       write_mode: ``append``, ``replace``, ``fail`` or None for each sink's default.
       staging: The folder where rows wait for a load job.
-      write_method: How tables get their rows; None for the mode's default.
-      exactly_once: Whether appended rows are kept from being doubled; None for the mode's default.
+      write_method: How tables get their rows.
+      exactly_once: Whether rows that are appended are kept from being doubled.
     """
 
     output_table: TableSpec | None = None
@@ -66,8 +66,8 @@ class Sinks:
     runs_table: TableSpec | None = None
     write_mode: WriteMode | None = None
     staging: str | None = None
-    write_method: WriteMethod | None = None
-    exactly_once: bool | None = None
+    write_method: WriteMethod = "file_loads"
+    exactly_once: bool = True
 
     @property
     def count(self) -> int:
@@ -201,7 +201,6 @@ WRITE_METHOD: Flag[WriteMethod | None] = Flag(
     "How rows get into tables. Default: file_loads in batch (all rows or none), storage_write in "
     "streaming (rows are visible as they arrive).",
     one_of(WriteMethod),
-    of=Sinks,
     place=Place(parent="output_table"),
 )
 EXACTLY_ONCE: Flag[bool | None] = Flag(
@@ -210,7 +209,6 @@ EXACTLY_ONCE: Flag[bool | None] = Flag(
     "Whether storage_write appends each row only once even when work is repeated, at the cost of "
     "three shuffles. Default: true in batch, false in streaming.",
     BOOLEAN,
-    of=Sinks,
     place=Place(parent="output_table"),
 )
 RECORD_FIELDS: Flag[tuple[str, ...] | None] = Flag(
@@ -285,8 +283,9 @@ def make_sinks(
             "another table"
         )
     _check_writes(values, mode, to_table=letters is not None)
-    method = values[WRITE_METHOD]
-    loads = letters is not None and (method == "file_loads" or (method is None and mode.bounded))
+    method = values[WRITE_METHOD] or ("file_loads" if mode.bounded else "storage_write")
+    once = values[EXACTLY_ONCE]
+    loads = letters is not None and method == "file_loads"
     return Sinks(
         output_table=table(results, RESULT_COLUMNS, "created_at", "run_id", "record_id"),
         output_path=output_path,
@@ -304,7 +303,7 @@ def make_sinks(
         write_mode=values[WRITE_MODE],
         staging=_staging(options, run_id) if loads else None,
         write_method=method,
-        exactly_once=values[EXACTLY_ONCE],
+        exactly_once=mode.bounded if once is None else once,
     )
 
 

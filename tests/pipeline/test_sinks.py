@@ -4,25 +4,28 @@ import pytest
 
 from pipeline.config import RunConfig
 from pipeline.options.command_line import parse_flags
-from pipeline.sinks import minute_sinks, table_write_method, write_dead_letters, write_results
+from pipeline.sinks import minute_sinks, write_dead_letters, write_results
 from transforms.records.errors import ConfigurationError
 from transforms.sinks.bigquery.append import AppendRows, Delivery
 from transforms.sinks.bigquery.insert import InsertRows
 from transforms.sinks.bigquery.load import LoadRows
 from transforms.sinks.write import shorten_dead_letter
 
-BASE = ("--input_files=a.jsonl", "--prompt={{ text }}", "--backend=fake")
+ASKS = ("--prompt={{ text }}", "--backend=fake")
+BASE = ("--input_files=a.jsonl", *ASKS)
+STREAM = ("--input_subscription=projects/my-project/subscriptions/tickets", *ASKS)
 TO_TABLE = (*BASE, "--output_table=p:d.t")
 
 
-def _config(*argv: str) -> RunConfig:
-    return RunConfig.from_options(parse_flags([*TO_TABLE, *argv]))
+def _config(*argv: str, bounded: bool = True) -> RunConfig:
+    source = BASE if bounded else STREAM
+    return RunConfig.from_options(parse_flags([*source, "--output_table=p:d.t", *argv]))
 
 
 def test_an_input_that_ends_is_loaded() -> None:
     """All rows or none, and nothing is appended."""
     config = _config()
-    for write in (write_results(config, bounded=True), write_dead_letters(config, bounded=True)):
+    for write in (write_results(config), write_dead_letters(config)):
         assert [(label, type(sink)) for label, sink in write.sinks] == [("LoadTable", LoadRows)]
     assert config.sinks.staging is not None
 
@@ -38,12 +41,12 @@ def test_an_input_that_ends_is_loaded() -> None:
 )
 def test_rows_are_appended(flags: list[str], bounded: bool, expected: Delivery) -> None:
     """As often as flags and input ask for; dead letters are never rejected."""
-    config = _config(*flags)
-    ((label, append),) = write_results(config, bounded=bounded).sinks
+    config = _config(*flags, bounded=bounded)
+    ((label, append),) = write_results(config).sinks
     assert isinstance(append, AppendRows)
     assert (label, append.delivery, append.can_reject) == ("AppendTable", expected, True)
     assert append.table.view_sql is not None
-    ((_, letters),) = write_dead_letters(config, bounded=bounded).sinks
+    ((_, letters),) = write_dead_letters(config).sinks
     assert isinstance(letters, AppendRows)
     assert (letters.delivery, letters.fallback) == (expected, shorten_dead_letter)
     assert letters.table.spec.name.table == "t_dead_letters"
@@ -52,11 +55,11 @@ def test_rows_are_appended(flags: list[str], bounded: bool, expected: Delivery) 
 @pytest.mark.parametrize("bounded", [True, False])
 def test_rows_are_inserted(bounded: bool) -> None:
     """With streaming inserts, of an input that ends and of one that does not."""
-    config = _config("--write_method=streaming_inserts")
-    ((label, insert),) = write_results(config, bounded=bounded).sinks
+    config = _config("--write_method=streaming_inserts", bounded=bounded)
+    ((label, insert),) = write_results(config).sinks
     assert isinstance(insert, InsertRows)
     assert (label, insert.fallback) == ("AppendTable", None)
-    ((_, letters),) = write_dead_letters(config, bounded=bounded).sinks
+    ((_, letters),) = write_dead_letters(config).sinks
     assert isinstance(letters, InsertRows)
     assert letters.fallback is shorten_dead_letter
     assert isinstance(minute_sinks(config)[0][1], InsertRows)
@@ -64,16 +67,10 @@ def test_rows_are_inserted(bounded: bool) -> None:
 
 def test_minutes_are_appended_at_least_once() -> None:
     """Also where rows are written exactly once: a revision that is there twice says the same."""
-    ((label, append),) = minute_sinks(_config("--exactly_once=true"))
+    ((label, append),) = minute_sinks(_config("--exactly_once=true", bounded=False))
     assert isinstance(append, AppendRows)
     assert (label, append.delivery) == ("AppendTable", Delivery.AT_LEAST_ONCE)
     assert (append.table.kind, append.count_when_drained) == ("runs", False)
-
-
-def test_an_input_without_an_end_cannot_be_loaded() -> None:
-    """A load job has to know the last row."""
-    with pytest.raises(ConfigurationError, match="'file_loads', but the input never ends"):
-        table_write_method(_config("--write_method=file_loads"), bounded=False)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +83,10 @@ def test_an_input_without_an_end_cannot_be_loaded() -> None:
         (
             [*BASE, "--output_path=out", "--exactly_once=false"],
             "--exactly_once is 'false', but goes with a table only: remove it",
+        ),
+        (
+            [*STREAM, "--output_table=p:d.t", "--write_method=file_loads"],
+            "--write_method is 'file_loads', but the input never ends: use storage_write",
         ),
         (
             [*TO_TABLE, "--write_method=streaming_inserts", "--exactly_once=true"],
