@@ -95,11 +95,13 @@ def verdict(responses: Sequence[Response]) -> Verdict:
 
     An exception that nobody foresaw says nothing against it.
     """
-    verdicts = [
-        response.consequence.verdict if isinstance(response, RecordError) else Verdict.SERVED
-        for response in responses
-    ]
-    return Verdict.SERVED if Verdict.SERVED in verdicts else verdicts[0]
+    said = None
+    for response in responses:
+        if not isinstance(response, RecordError):
+            return Verdict.SERVED
+        one = response.consequence.verdict
+        said = one if said is None or one is Verdict.SERVED else said
+    return said or Verdict.SERVED
 
 
 class TokenEstimate:
@@ -114,8 +116,13 @@ class TokenEstimate:
 
     def of_responses(self, responses: Sequence[Response]) -> float | None:
         """How many a call took; None when the server did not say."""
-        taken = [self._of_response(response) for response in responses]
-        return None if None in taken else sum(filter(None, taken))
+        total = 0.0
+        for response in responses:
+            taken = self._of_response(response)
+            if taken is None:
+                return None
+            total += taken
+        return total
 
     def _of_response(self, response: Response) -> float | None:
         usage = (
