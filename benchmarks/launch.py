@@ -31,7 +31,7 @@ CPU = {"backend": "gemini", "model": "gemini-2.5-flash"}
 def arguments(
     cloud: LoopbackCloud, bucket: str, template: render.Template, *, gpu: bool
 ) -> list[str]:
-    """What the launcher hands over for a usual job, results in a new dataset."""
+    """The launcher's arguments for a usual job, with results in a new dataset."""
     table = cloud.new_dataset().replace(".", ":") + ".answers"
     parameters = {"prompt": "Say {{ text }}", "output_table": table, **(GPU if gpu else CPU)}
     if template.name == "streaming":

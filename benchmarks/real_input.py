@@ -59,7 +59,7 @@ def make_table(name: str, records: list[dict[str, str]]) -> None:
 
 
 def flags(server: SimulatedModelServer) -> list[str]:
-    """What every way through the pipeline has in common."""
+    """The flags common to all runs."""
     return [
         f"--prompt={PROMPT}",
         f"--output_schema={json.dumps(SCHEMA)}",

@@ -14,7 +14,7 @@ _HEAD = (
 
 
 def machine() -> str:
-    """What the figures were made on, in words."""
+    """The machine of the figures, in words."""
     return f"{os.cpu_count()} cores, Python {platform.python_version()}"
 
 

@@ -1,4 +1,4 @@
-"""Figures of a simulator's log that one scenario or another wants; pure."""
+"""Numbers that scenarios compute from a simulator's log; pure."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What failures cost: faults of single calls, outages, and what makes every call fail."""
+"""The cost of failures: faults of single calls, outages, and causes that fail every call."""
 
 import math
 

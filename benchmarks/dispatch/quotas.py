@@ -1,4 +1,4 @@
-"""Whether a quota that nobody told is found, kept and followed, by one process or by two."""
+"""Whether one or two processes find, keep and follow a quota that is not configured."""
 
 import functools
 import json

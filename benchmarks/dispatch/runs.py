@@ -1,4 +1,4 @@
-"""The processes of a scenario: the simulator, the pipeline, and what they are compared with."""
+"""The processes of a scenario: the simulator, the pipeline, and the programs to compare with."""
 
 import contextlib
 import json
@@ -83,7 +83,7 @@ def simulator(folder: Path, **settings: Any) -> Iterator[Simulator]:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What a run of the pipeline has left.
+    """The output of a run of the pipeline.
 
     Attributes:
         code: Its exit code.

@@ -1,4 +1,4 @@
-"""What a scenario is: its sizes, what it prints, and the one part that all share."""
+"""Scenarios: their sizes, their checks, and the part that they share."""
 
 import contextlib
 import tempfile

@@ -1,4 +1,4 @@
-"""What is left of the server when the command ends, and when its process is killed."""
+"""The server's processes left after the command's end, and after its process is killed."""
 
 import json
 import os
@@ -21,7 +21,7 @@ _PROMPTS = 200
 
 
 class _Command:
-    """``python -m pipeline`` in a process of its own, and everything that it brings about."""
+    """``python -m pipeline`` in its own process, and all processes that it starts."""
 
     def __init__(self, backend: VLLMBackend, folder: str) -> None:
         write_records(folder, requests_of("e", _PROMPTS, "natural"))
@@ -52,7 +52,7 @@ class _Command:
             time.sleep(0.05)
 
     def left(self) -> list[int]:
-        """The processes of its server that are still there; at least three were seen before."""
+        """The processes of its server that are still alive; at least three were seen before."""
         alive: list[Any] = [processes.process(pid) for pid, _ in self._seen]
         found = [one.pid for one in alive if one and (one.pid, one.started) in self._seen]
         return found if len(self._seen) >= 3 else [-1]

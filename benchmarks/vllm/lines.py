@@ -1,4 +1,4 @@
-"""The rows of the table: what is sent, by whom, and what must be so afterwards."""
+"""The rows of the table: the requests, their client, and the checks afterwards."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ KILLS = 2
 
 
 class Bench:
-    """Lines that ask one server.
+    """Lines that use one server.
 
     Args:
       table: Gets the rows.
@@ -66,7 +66,7 @@ class Bench:
         )
 
     def poison(self) -> None:
-        """One prompt in a hundred cannot be answered."""
+        """One prompt in a hundred is a poison request."""
         asked = requests_of("p", self._count, "natural", poison=0.01)
         bad = {str(number) for number, request in enumerate(asked) if is_poison(request)}
         seconds, ran = self._ours("ours, 1 % poison prompts", asked, poison=bad)

@@ -1,4 +1,4 @@
-"""What the server is asked."""
+"""The requests to the server."""
 
 import random
 from typing import Any

@@ -1,4 +1,4 @@
-"""The table of a run, written anew with each line: a run that is cut off keeps what it has."""
+"""The table of a run, rewritten with each line: an interrupted run keeps its lines."""
 
 import contextlib
 import dataclasses
@@ -56,7 +56,7 @@ class Table:
         self._write(_NOT_ENDED)
 
     def remark(self, text: str) -> None:
-        """Says more in the last row."""
+        """Adds a note to the last row."""
         line = self._lines[-1]
         line.note = "; ".join(filter(None, (line.note, text)))
         print(text, flush=True)
@@ -79,7 +79,7 @@ class Table:
             self.expect(False, f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " "))
 
     def close(self, load: float) -> int:
-        """The last words; returns the status of the command."""
+        """Finishes the table; returns the command's exit code."""
         end = f"Load of the machine at the end: {load:.1f}."
         self._write(f"{end} **{len(self.faults)} facts are wrong.**" if self.faults else end)
         for fault in self.faults:
