@@ -137,7 +137,7 @@ def _row(item: dict[str, Any]) -> bytes:
 
 
 def run_hand(source: str, target: str) -> None:
-    """What an engineer writes who wants the same and keeps to plain dicts."""
+    """The same job as an engineer would write it with plain dicts."""
     pathlib.Path(target).mkdir()
     with beam.Pipeline(runner=RUNNER, options=PipelineOptions(LOCAL)) as pipeline:
         records = (
@@ -184,7 +184,7 @@ def run_hand(source: str, target: str) -> None:
 
 
 def run_bare(source: str, target: str) -> None:
-    """Nothing but the steps that no pipeline can do without."""
+    """Only the steps that every pipeline needs."""
     pathlib.Path(target).mkdir()
     with beam.Pipeline(runner=RUNNER, options=PipelineOptions(LOCAL)) as pipeline:
         _ = (

@@ -1,4 +1,4 @@
-"""Who asks: a sliding window, our command, Beam's own handler."""
+"""The clients: a sliding window, our command, Beam's own handler."""
 
 import asyncio
 import collections
@@ -23,7 +23,7 @@ Requests = list[dict[str, Any]]
 
 
 def server_figures(url: str) -> dict[str, float]:
-    """What a server says of itself; nothing while it is away."""
+    """A server's own metrics; empty while it is unavailable."""
     try:
         with urllib.request.urlopen(f"{url}/metrics", timeout=10) as page:
             return read_metrics(page.read().decode())
@@ -32,7 +32,7 @@ def server_figures(url: str) -> dict[str, float]:
 
 
 class Watch:
-    """The server's own figures while a line runs."""
+    """The server's own metrics while a line runs."""
 
     def __init__(self, lease: ServerLease) -> None:
         self._lease = lease
@@ -51,13 +51,13 @@ class Watch:
         self._thread.join()
         after = server_figures(self._lease.state.url)
         if self._lease.state.generation != self._generation:
-            after = {}  # it has counted anew
+            after = {}  # its counters restarted
         self._made = {name: after[name] - self._before.get(name, 0.0) for name in after}
         self.tokens = self._made.get("output_tokens", 0.0)
         self.running = statistics.mean(self._running or [0.0])
 
     def cache_hits(self) -> float:
-        """Which share of the prompts' tokens the server had in its cache."""
+        """The share of the prompts' tokens that were in the server's cache."""
         return self._made.get("cache_hits", 0.0) / (self._made.get("cache_queries") or 1.0)
 
     def _sample(self) -> None:
@@ -120,7 +120,7 @@ class Stopwatch:
 
 @dataclasses.dataclass(frozen=True)
 class Ran:
-    """What a run of our command has left behind.
+    """The output of a run of our command.
 
     Attributes:
       status: The command's.
@@ -137,7 +137,7 @@ class Ran:
     errors: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def wrong(self, count: int, poison: set[str]) -> str:
-        """What is not as it has to be with records ``0`` to ``count - 1``; nothing if all is."""
+        """The mistakes in the output for records ``0`` to ``count - 1``; empty if it is right."""
         ended = collections.Counter([*self.results, *self.letters])
         wanted = {str(number) for number in range(count)}
         found = {
@@ -171,7 +171,7 @@ def flags_of(backend: VLLMBackend, folder: str, *more: str) -> list[str]:
 
 
 def ran(folder: str, status: int) -> Ran:
-    """Reads what a run has left behind."""
+    """Reads the output of a run."""
 
     def rows(kind: str) -> list[dict[str, Any]]:
         paths = pathlib.Path(folder, "out", kind).glob("*.jsonl")
@@ -191,7 +191,7 @@ def ran(folder: str, status: int) -> Ran:
 def ours(
     backend: VLLMBackend, requests: Requests, *flags: str, watch: Stopwatch
 ) -> tuple[float, Ran]:
-    """The whole command: seconds of the model's step, and what it has left behind."""
+    """Runs the whole command: seconds of the model's step, and its output."""
     from pipeline.main import main
 
     with tempfile.TemporaryDirectory() as folder:

@@ -66,7 +66,7 @@ class Bench:
         )
 
     def poison(self) -> None:
-        """One prompt in a hundred cannot be answered."""
+        """One prompt in a hundred is a poison request."""
         asked = requests_of("p", self._count, "natural", poison=0.01)
         bad = {str(number) for number, request in enumerate(asked) if is_poison(request)}
         seconds, ran = self._ours("ours, 1 % poison prompts", asked, poison=bad)
