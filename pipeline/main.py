@@ -35,7 +35,7 @@ from pipeline.local import runner as local_streaming
 from pipeline.options.command_line import help_text, parse_flags, with_flags
 from pipeline.terminal.preview import print_preview
 from pipeline.terminal.progress import Progress
-from pipeline.terminal.report import print_places, print_report, read_summary
+from pipeline.terminal.report import print_locations, print_report, read_summary
 from transforms.accounting import metrics
 from transforms.dispatch.interrupt import stop_all
 from transforms.records.errors import ConfigurationError, PipelineError
@@ -306,7 +306,7 @@ def _launch(
         f"launched run {config.run_id}"
         + (f" as job {job() if callable(job) else job}" if job else "")
     )
-    print_places(console, config)
+    print_locations(console, config)
     if not config.wait:
         return EXIT_DONE
     state = _wait(result, console)

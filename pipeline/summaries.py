@@ -9,11 +9,11 @@ from apache_beam.metrics import Metrics
 from pipeline.config import RunConfig
 from pipeline.sinks import minute_sinks
 from transforms.accounting import metrics
+from transforms.accounting.counts import Counts
+from transforms.accounting.minute_counts import MinuteCounts
 from transforms.accounting.minute_summary import SummariseMinutes
-from transforms.accounting.minute_tally import MinuteTally
 from transforms.accounting.reconcile import WriteRunSummary
 from transforms.accounting.sink_report import SinkReport
-from transforms.accounting.tally import Tally
 from transforms.sinks.base import EncodedRow, RejectedRow, Written
 
 _LOGGER = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def write_summary(config: RunConfig) -> beam.PTransform:
     return WriteMinutes(config=config)
 
 
-def _tally(counted: MinuteTally) -> Tally:
+def _tally(counted: MinuteCounts) -> Counts:
     return counted[1]
 
 
@@ -48,7 +48,7 @@ class _LogRejectedDoFn(beam.DoFn):
 class WriteMinutes(beam.PTransform):
     """Writes a stream's summary rows as they come; a local stream's whole summary when it ends.
 
-    Takes ``(tallies, reports)``: PCollections of `MinuteTally` and of `SinkReport`.
+    Takes ``(tallies, reports)``: PCollections of `MinuteCounts` and of `SinkReport`.
 
     Args:
       config: The run.
@@ -60,7 +60,7 @@ class WriteMinutes(beam.PTransform):
         super().__init__()
 
     def expand(
-        self, counted: tuple[beam.PCollection[MinuteTally], beam.PCollection[SinkReport]]
+        self, counted: tuple[beam.PCollection[MinuteCounts], beam.PCollection[SinkReport]]
     ) -> None:
         tallies, reports = counted
         lines = tallies | "SummariseMinutes" >> SummariseMinutes(spec=self.config.summary)
@@ -70,5 +70,5 @@ class WriteMinutes(beam.PTransform):
             if sink.can_reject:
                 _ = written.rejected | "LogRejected" >> beam.ParDo(_LogRejectedDoFn())
         if self.config.local:  # elsewhere a stream has no end
-            whole = tallies | "WithoutMinute" >> beam.Map(_tally).with_output_types(Tally)
+            whole = tallies | "WithoutMinute" >> beam.Map(_tally).with_output_types(Counts)
             _ = (whole, reports) | "WholeRun" >> WriteRunSummary(spec=self.config.summary)

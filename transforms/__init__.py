@@ -12,11 +12,11 @@ Example::
 
 from typing import TYPE_CHECKING, Any
 
+from transforms.accounting.counts import CountRecords, Counts
+from transforms.accounting.minute_counts import CountReadMinutes, CountsByMinute, MinuteCounts
 from transforms.accounting.minute_summary import MINUTE_COLUMNS, SummariseMinutes
-from transforms.accounting.minute_tally import MinuteTallies, MinuteTally, TallyReadMinutes
 from transforms.accounting.reconcile import SummarySpec, WriteRunSummary
 from transforms.accounting.sink_report import SinkReport
-from transforms.accounting.tally import Tally, TallyRecords
 from transforms.backends.base import Backend, BatchClient, Capabilities, Client
 from transforms.backends.fake import FakeBackend
 from transforms.backends.gemini import GeminiBackend
@@ -77,6 +77,10 @@ __all__ = [
     "Client",
     "Completion",
     "ConfigurationError",
+    "CountReadMinutes",
+    "CountRecords",
+    "Counts",
+    "CountsByMinute",
     "DeadLetter",
     "DeadLetterSource",
     "Delivery",
@@ -91,8 +95,7 @@ __all__ = [
     "InsertRows",
     "LoadRows",
     "MediaField",
-    "MinuteTallies",
-    "MinuteTally",
+    "MinuteCounts",
     "NotReconciled",
     "OpenAIBackend",
     "OrderByPrefix",
@@ -123,9 +126,6 @@ __all__ = [
     "TableName",
     "TableSource",
     "TableSpec",
-    "Tally",
-    "TallyReadMinutes",
-    "TallyRecords",
     "TokenPrices",
     "Usage",
     "VLLMBackend",

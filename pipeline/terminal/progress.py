@@ -21,7 +21,7 @@ from rich.text import Text
 
 from transforms.dispatch.limits import DispatchLimits
 
-Counts = Callable[[], dict[str, int]]
+ReadCounts = Callable[[], dict[str, int]]
 """The current counts: `transforms.accounting.metrics.LIVE`, or the counters of a remote job."""
 
 _PLAIN_EVERY_S = 10.0
@@ -271,7 +271,7 @@ class Progress:
       holds: See `View`.
     """
 
-    def __init__(self, console: Console, counts: Counts, *, holds: bool = False) -> None:
+    def __init__(self, console: Console, counts: ReadCounts, *, holds: bool = False) -> None:
         self._console = console
         self._counts = counts
         now = time.monotonic()

@@ -139,10 +139,10 @@ def print_report(console: Console, config: RunConfig, row: Row) -> None:
         message = most_common_failure(config, row)
         if message:
             console.print(f"most common failure: {message}", highlight=False, markup=False)
-    print_places(console, config)
+    print_locations(console, config)
 
 
-def print_places(console: Console, config: RunConfig) -> None:
+def print_locations(console: Console, config: RunConfig) -> None:
     """Prints where the run's output is: one location per line, never wrapped."""
     for name, location in locations(config):
         console.print(f"{name:>14}  {location}", highlight=False, markup=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from transforms.accounting.tally import Tally
+from transforms.accounting.counts import Counts
 from transforms.records.coders import VersionedCoder
 
 
@@ -18,7 +18,7 @@ class MinuteCount:
       changed_s: When the counts last changed (seconds since the epoch).
     """
 
-    tally: Tally = dataclasses.field(default_factory=Tally)
+    tally: Counts = dataclasses.field(default_factory=Counts)
     revision: int = 0
     pending: bool = False
     changed_s: int = 0
@@ -35,8 +35,8 @@ class Backlog:
     open: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
 
-class TallyCoder(VersionedCoder, kind=Tally):
-    """Bytes of a `Tally`; counts of zero are left out."""
+class TallyCoder(VersionedCoder, kind=Counts):
+    """Bytes of a `Counts`; counts of zero are left out."""
 
 
 class MinuteCountCoder(VersionedCoder, kind=MinuteCount):

@@ -6,7 +6,7 @@ read in a minute and their outcomes, under the minute that travels with each rec
 timer's timestamp. ``difference = records - results - dead_letters`` counts the records in progress,
 or lost.
 
-`minute_row` is the pure part; `transforms.accounting.minute_tally` counts, `SummariseMinutes` sums.
+`minute_row` is the pure part; `transforms.accounting.minute_counts` counts, `SummariseMinutes` sums.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec
 from apache_beam.transforms.window import GlobalWindows
 
 from transforms.accounting import metrics
+from transforms.accounting.counts import Counts
+from transforms.accounting.minute_counts import MinuteCounts
 from transforms.accounting.minute_state import Backlog, BacklogCoder, MinuteCount, MinuteCountCoder
-from transforms.accounting.minute_tally import MinuteTally
 from transforms.accounting.reconcile import SummarySpec, encode_summary, summarise
 from transforms.accounting.sink_report import SinkReport
-from transforms.accounting.tally import Tally
 from transforms.records.errors import ConfigurationError
 from transforms.results.rows import SUMMARY_COLUMNS, Column, Row
 
@@ -47,7 +47,7 @@ Emitted: TypeAlias = bytes | TaggedOutput[Literal["watched"], tuple[int, tuple[i
 """A row, or ``(0, (minute, difference))`` for the gauges."""
 
 
-def difference(tally: Tally) -> int:
+def difference(tally: Counts) -> int:
     """Records that have neither a result nor a dead letter."""
     counts = tally.counts
     return counts["records"] - counts["results"] - counts["dead_letters"]
@@ -93,7 +93,7 @@ class _SumMinuteDoFn(beam.DoFn):
 
     def process(
         self,
-        counted: MinuteTally,
+        counted: MinuteCounts,
         count: Any = _count,
         row: Any = _row,
         expiry: Any = _expiry,
@@ -101,7 +101,7 @@ class _SumMinuteDoFn(beam.DoFn):
         minute, tally = counted
         now = self._clock()
         before: MinuteCount = count.read() or MinuteCount()
-        total = Tally.total((before.tally, tally))
+        total = Counts.total((before.tally, tally))
         count.write(MinuteCount(total, before.revision, True, round(now)))
         if not before.pending:
             row.set(max(now, (minute + 1) * MINUTE_S) + self._every_s)
@@ -184,8 +184,8 @@ class _WatchBacklogDoFn(beam.DoFn):
 class SummariseMinutes(beam.PTransform):
     """Writes a summary row per minute of reading, and again after each change, until it reconciles.
 
-    Unbounded; in the global window, whatever the input's. Takes a PCollection of `MinuteTally`: the
-    inputs read (`TallyReadMinutes`) and the rows that the sinks have taken (`MinuteTallies`),
+    Unbounded; in the global window, whatever the input's. Takes a PCollection of `MinuteCounts`: the
+    inputs read (`CountReadMinutes`) and the rows that the sinks have taken (`CountsByMinute`),
     flattened, in any order. A minute's first row comes `every_s` after the minute's end, further
     ones at most every `every_s` while something changes, and one more when the job is drained; the
     row with the highest ``revision`` is valid. A minute without changes gets no row.
@@ -223,7 +223,7 @@ class SummariseMinutes(beam.PTransform):
                 f"({self.keep_s})"
             )
 
-    def expand(self, tallies: beam.PCollection[MinuteTally]) -> beam.PCollection[bytes]:
+    def expand(self, tallies: beam.PCollection[MinuteCounts]) -> beam.PCollection[bytes]:
         summed = (
             tallies
             | "OneWindow" >> beam.WindowInto(GlobalWindows())

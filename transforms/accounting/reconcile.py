@@ -1,7 +1,7 @@
 """The reconciliation: ``records = results + dead letters``, from what the sinks really hold.
 
 `summarise` and `check_reconciled` are the pure parts. `WriteRunSummary` compares the counts of the
-read (`transforms.accounting.tally`) with the finished sinks, writes the summary and then raises if
+read (`transforms.accounting.counts`) with the finished sinks, writes the summary and then raises if
 they do not agree: a run that lost a record is a failed run.
 """
 
@@ -14,8 +14,8 @@ import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import AsList
 
+from transforms.accounting.counts import Counts
 from transforms.accounting.sink_report import SinkReport
-from transforms.accounting.tally import Tally
 from transforms.clients.bigquery import TableSpec, load_summary
 from transforms.records import json_values
 from transforms.records.errors import NotReconciled, StoppedEarly, WriteRejected
@@ -45,7 +45,7 @@ class SummarySpec:
     sinks: int | None = None
 
 
-def summarise(spec: SummarySpec, total: Tally, reports: Sequence[SinkReport]) -> Row:
+def summarise(spec: SummarySpec, total: Counts, reports: Sequence[SinkReport]) -> Row:
     """The summary row; ``reconciled`` only if every sink holds exactly the rows counted for it.
 
     ``results`` and ``dead_letters`` are the sinks' own counts; if two sinks of a kind disagree, it
@@ -130,9 +130,9 @@ class _SummariseDoFn(beam.DoFn):
         self._spec = spec
 
     def process(
-        self, _: None, tallies: list[Tally], reports: list[SinkReport]
+        self, _: None, tallies: list[Counts], reports: list[SinkReport]
     ) -> Iterator[dict[str, Any]]:
-        row = summarise(self._spec, Tally.total(tallies), reports)
+        row = summarise(self._spec, Counts.total(tallies), reports)
         write_summary(self._spec, row)
         yield row
 
@@ -191,7 +191,7 @@ class WriteRunSummary(beam.PTransform):
         super().__init__()
 
     def expand(
-        self, counted: tuple[beam.PCollection[Tally], beam.PCollection[SinkReport]]
+        self, counted: tuple[beam.PCollection[Counts], beam.PCollection[SinkReport]]
     ) -> beam.PCollection[dict[str, Any]]:
         tallies, reports = counted
         return (

@@ -21,7 +21,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transforms.clients import server_metrics as server_gauges
+from transforms.clients import server_metrics
 from transforms.clients.http import JsonClient, Reply, place
 from transforms.records.causes import ServerState
 from transforms.records.errors import RecordError, Unavailable
@@ -81,7 +81,7 @@ class Endpoints:
         self._headers = headers
         self._http = JsonClient()
         self._loop = asyncio.get_running_loop()
-        self._figures = server_gauges.Figures()
+        self._server_metrics = server_metrics.ServerMetrics()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         if measured:
@@ -119,13 +119,13 @@ class Endpoints:
 
     def wanted_in_flight(self) -> int:
         """How many requests the servers can use from this process; 0 while that is not known."""
-        return self._figures.wanted
+        return self._server_metrics.wanted
 
     def gauges(self) -> dict[str, int]:
         """The servers' own figures, where they tell any, and how many are left out."""
         if len(self.all) == 1:
-            return self._figures.gauges
-        return {**self._figures.gauges, "endpoints_down": sum(one.down for one in self.all)}
+            return self._server_metrics.gauges
+        return {**self._server_metrics.gauges, "endpoints_down": sum(one.down for one in self.all)}
 
     async def close(self) -> None:
         """Ends what runs beside the calls; no call may be in flight."""
@@ -220,12 +220,12 @@ class Endpoints:
 
     async def _watch_metrics(self) -> None:
         while True:
-            await asyncio.sleep(self._figures.again_s)
+            await asyncio.sleep(self._server_metrics.again_s)
             await asyncio.gather(*map(self._look, self.all))
             told = [one for one in self.all if one.metrics]
             pages = {one.url: one.metrics for one in told}
             in_flight = sum(one.in_flight for one in told)
-            self._figures.read(pages, in_flight, self._loop.time())
+            self._server_metrics.read(pages, in_flight, self._loop.time())
 
     async def _look(self, endpoint: Endpoint) -> None:
         """Reads one server's figures, if it has any; `look_at` says when next."""
@@ -234,7 +234,7 @@ class Endpoints:
         endpoint.metrics = {}
         endpoint.look_at = float("inf")
         try:
-            read = server_gauges.read_page
+            read = server_metrics.read_page
             page = self._http.get(endpoint.metrics_url, self._headers, parse=read)
             reply = await asyncio.wait_for(page, _PROBE_TIMEOUT_S)
         except (Unavailable, asyncio.TimeoutError):

@@ -75,7 +75,7 @@ def wanted_in_flight(now: Mapping[str, float], in_flight: int, before: int) -> i
     return max(before, _LEAST, 2 * in_flight)
 
 
-class Figures:
+class ServerMetrics:
     """The metrics of one or several servers, read at intervals.
 
     Attributes:

@@ -12,8 +12,8 @@ import orjson
 from apache_beam.coders import BytesCoder, Coder, TupleCoder, VarIntCoder
 from apache_beam.pvalue import TaggedOutput
 
+from transforms.accounting.minute_counts import MinuteCounts
 from transforms.accounting.minute_state import TallyCoder
-from transforms.accounting.minute_tally import MinuteTally
 from transforms.accounting.sink_report import SinkReport
 from transforms.records.coders import AnswerCoder
 from transforms.records.errors import RecordError, TooLarge, WriteRejected
@@ -35,12 +35,12 @@ class EncodedRow:
     """
 
     line: bytes
-    context: Answer | MinuteTally | None = None
+    context: Answer | MinuteCounts | None = None
     _values: Row | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(
-        cls, row: Row, columns: tuple[Column, ...], context: Answer | MinuteTally | None = None
+        cls, row: Row, columns: tuple[Column, ...], context: Answer | MinuteCounts | None = None
     ) -> "EncodedRow":
         """Checks a row against its columns and encodes it.
 

@@ -2,7 +2,7 @@
 
 `WriteResults` and `WriteDeadLetters` encode each row once and pass it to every `Sink`. Both also
 count the rows that the sinks have taken, for the reconciliation: one sum, or for unbounded input
-sums by minute of reading (`transforms.accounting.minute_tally`).
+sums by minute of reading (`transforms.accounting.minute_counts`).
 """
 
 import collections
@@ -14,9 +14,9 @@ import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 
 from transforms.accounting import metrics
-from transforms.accounting.minute_tally import BundleTallies, MinuteTallies, MinuteTally
+from transforms.accounting.counts import Counts
+from transforms.accounting.minute_counts import BundleCounts, CountsByMinute, MinuteCounts
 from transforms.accounting.sink_report import SinkReport
-from transforms.accounting.tally import Tally
 from transforms.records.errors import WriteRejected
 from transforms.records.records import Answer, DeadLetter, Json
 from transforms.results.prices import TokenPrices
@@ -36,8 +36,8 @@ from transforms.results.rows import (
 from transforms.results.validate import answered_dead_letter
 from transforms.sinks.base import EncodedRow, RejectedRow, Rejection, Sink, Written
 
-Tallied: TypeAlias = (
-    TaggedOutput[Literal["tally"], Tally] | TaggedOutput[Literal["minutes"], MinuteTally]
+Counted: TypeAlias = (
+    TaggedOutput[Literal["tally"], Counts] | TaggedOutput[Literal["minutes"], MinuteCounts]
 )
 
 _SHORT_TEXT, _SHORT_PAYLOAD = 4_000, 100_000
@@ -52,7 +52,7 @@ def encode_result(answer: Answer, run: RunInfo, price: Price) -> EncodedRow:
     return EncodedRow.of(result_row(answer, run, price), RESULT_COLUMNS, answer)
 
 
-def encode_dead_letter(row: Row, counts: MinuteTally | None = None) -> EncodedRow:
+def encode_dead_letter(row: Row, counts: MinuteCounts | None = None) -> EncodedRow:
     """The row of a dead letter, always: values that the columns cannot hold are left out."""
     try:
         return EncodedRow.of(row, DEAD_LETTER_COLUMNS, counts)
@@ -123,10 +123,10 @@ class _TallyRowsDoFn(beam.DoFn):
         self._by_minute = by_minute
 
     def start_bundle(self) -> None:
-        self._tallies = BundleTallies(by_minute=self._by_minute)
+        self._tallies = BundleCounts(by_minute=self._by_minute)
         self._count = 0
 
-    def process(self, row: EncodedRow) -> Iterator[Tallied]:
+    def process(self, row: EncodedRow) -> Iterator[Counted]:
         answer = row.context
         assert isinstance(answer, Answer)
         tally = self._tallies.of(answer.record.read_minute)
@@ -149,7 +149,7 @@ class _DeadLetterRowsDoFn(beam.DoFn):
         self, letter: DeadLetter
     ) -> Iterator[EncodedRow | TaggedOutput[Literal["short"], EncodedRow]]:
         row = dead_letter_row(letter, self._run, self._price)
-        one = MinuteTallies()
+        one = CountsByMinute()
         one.of(letter.read_minute).add_dead_letter(row, letter)
         (counts,) = one.take()
         whole = encode_dead_letter(row, counts)
@@ -166,10 +166,10 @@ class _TallyLettersDoFn(beam.DoFn):
         self._by_minute = by_minute
 
     def start_bundle(self) -> None:
-        self._tallies = BundleTallies(by_minute=self._by_minute)
+        self._tallies = BundleCounts(by_minute=self._by_minute)
         self._error_types: collections.Counter[str] = collections.Counter()
 
-    def process(self, row: EncodedRow) -> Iterator[Tallied]:
+    def process(self, row: EncodedRow) -> Iterator[Counted]:
         assert isinstance(row.context, tuple)
         minute, tally = row.context
         self._tallies.of(minute).add(tally)
@@ -184,7 +184,7 @@ class _TallyLettersDoFn(beam.DoFn):
 
 def _tallies(
     rows: beam.PCollection[EncodedRow], label: str, count: type[beam.DoFn]
-) -> beam.PCollection[Tally] | beam.PCollection[MinuteTally]:
+) -> beam.PCollection[Counts] | beam.PCollection[MinuteCounts]:
     """What a step counts: by minute if the rows have no end. Two outputs, one coder each."""
     by_minute = not rows.is_bounded
     counted = rows | label >> beam.ParDo(count(by_minute)).with_outputs("tally", "minutes")
@@ -207,7 +207,7 @@ class WriteResults(beam.PTransform):
 
     Returns:
       ``(unwritten, reports, tallies)``: PCollections of `DeadLetter`, of `SinkReport`, and of the
-      counts of the rows that every sink has taken: `Tally`, or `MinuteTally` for unbounded input.
+      counts of the rows that every sink has taken: `Counts`, or `MinuteCounts` for unbounded input.
     """
 
     run: RunInfo
@@ -229,7 +229,7 @@ class WriteResults(beam.PTransform):
     ) -> tuple[
         beam.PCollection[DeadLetter],
         beam.PCollection[SinkReport],
-        beam.PCollection[Tally] | beam.PCollection[MinuteTally],
+        beam.PCollection[Counts] | beam.PCollection[MinuteCounts],
     ]:
         made = answers | "MakeRows" >> beam.ParDo(
             _ResultRowsDoFn(self.run, self.price)
@@ -262,7 +262,7 @@ class WriteDeadLetters(beam.PTransform):
 
     Returns:
       ``(reports, tallies)``: PCollections of `SinkReport`, and of the counts of the rows that every
-      table has taken: `Tally`, or `MinuteTally` for unbounded input.
+      table has taken: `Counts`, or `MinuteCounts` for unbounded input.
     """
 
     run: RunInfo
@@ -282,7 +282,7 @@ class WriteDeadLetters(beam.PTransform):
         self, letters: beam.PCollection[DeadLetter]
     ) -> tuple[
         beam.PCollection[SinkReport],
-        beam.PCollection[Tally] | beam.PCollection[MinuteTally],
+        beam.PCollection[Counts] | beam.PCollection[MinuteCounts],
     ]:
         made = letters | "MakeRows" >> beam.ParDo(
             _DeadLetterRowsDoFn(self.run, self.price)

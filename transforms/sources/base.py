@@ -7,8 +7,8 @@ from typing import Protocol
 
 import apache_beam as beam
 
-from transforms.accounting.minute_tally import MinuteTally, TallyReadMinutes
-from transforms.accounting.tally import Tally, TallyRecords
+from transforms.accounting.counts import CountRecords, Counts
+from transforms.accounting.minute_counts import CountReadMinutes, MinuteCounts
 from transforms.records import json_values
 from transforms.records.errors import MissingField
 from transforms.records.records import DeadLetter, Json, Record
@@ -89,8 +89,8 @@ class ReadRecords(beam.PTransform):
 
     Returns:
       ``(records, unread, tallies)``: PCollections of `Record`, of `DeadLetter` (stage ``read``) and
-      of `Tally` with the numbers of records and of repeated ids. An unbounded source has
-      `MinuteTally` instead, with the number of records per minute.
+      of `Counts` with the numbers of records and of repeated ids. An unbounded source has
+      `MinuteCounts` instead, with the number of records per minute.
     """
 
     source: Source
@@ -104,11 +104,11 @@ class ReadRecords(beam.PTransform):
     ) -> tuple[
         beam.PCollection[Record],
         beam.PCollection[DeadLetter],
-        beam.PCollection[Tally | MinuteTally],
+        beam.PCollection[Counts | MinuteCounts],
     ]:
         records, unread = root | "Read" >> self.source.transform(self.id_rule)
         if records.is_bounded:
-            tallies = (records, unread) | "TallyRecords" >> TallyRecords()
+            tallies = (records, unread) | "TallyRecords" >> CountRecords()
         else:
-            tallies = (records, unread) | "TallyReadMinutes" >> TallyReadMinutes()
+            tallies = (records, unread) | "TallyReadMinutes" >> CountReadMinutes()
         return records | "SpreadRecords" >> beam.Reshuffle(), unread, tallies

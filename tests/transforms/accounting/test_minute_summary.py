@@ -22,6 +22,13 @@ from tests.transforms.streams import (
     streaming_pipeline,
 )
 from transforms.accounting import metrics
+from transforms.accounting.counts import Counts
+from transforms.accounting.minute_counts import (
+    UNKNOWN_MINUTE,
+    CountReadMinutes,
+    CountsByMinute,
+    MinuteCounts,
+)
 from transforms.accounting.minute_state import Backlog, MinuteCount, MinuteCountCoder
 from transforms.accounting.minute_summary import (
     MINUTE_COLUMNS,
@@ -31,14 +38,7 @@ from transforms.accounting.minute_summary import (
     minute_row,
     watch,
 )
-from transforms.accounting.minute_tally import (
-    UNKNOWN_MINUTE,
-    MinuteTallies,
-    MinuteTally,
-    TallyReadMinutes,
-)
 from transforms.accounting.reconcile import SummarySpec, encode_summary
-from transforms.accounting.tally import Tally
 from transforms.records.errors import ConfigurationError
 from transforms.records.records import DeadLetter, Record, Usage
 from transforms.results.rows import RunInfo, result_row
@@ -52,11 +52,11 @@ SPEC = SummarySpec(
 )
 
 
-def _tally(records: int = 0, results: int = 0, **dead_letters: int) -> Tally:
+def _tally(records: int = 0, results: int = 0, **dead_letters: int) -> Counts:
     counts = collections.Counter(
         records=records, results=results, dead_letters=sum(dead_letters.values())
     )
-    return Tally(counts, collections.Counter(dead_letters))
+    return Counts(counts, collections.Counter(dead_letters))
 
 
 def _rows(*events: Any, **arguments: Any) -> list[str]:
@@ -65,7 +65,7 @@ def _rows(*events: Any, **arguments: Any) -> list[str]:
         lambda root: (
             root
             | stream(*events)
-            | beam.Map(at).with_output_types(MinuteTally)
+            | beam.Map(at).with_output_types(MinuteCounts)
             | SummariseMinutes(spec=SPEC, clock=stream_clock, **arguments)
         )
     )
@@ -244,8 +244,8 @@ def test_a_sum_beyond_its_column() -> None:
 
 
 def test_minute_tallies() -> None:
-    """They count like a `Tally`, by minute, and start at zero after `take`."""
-    tallies = MinuteTallies()
+    """They count like a `Counts`, by minute, and start at zero after `take`."""
+    tallies = CountsByMinute()
     row = result_row(answer_of("x"), RunInfo(run_id="r", backend="b", model="m"), lambda *_: "0.5")
     tallies.of(5).add_result(row, 3)
     letter = DeadLetter("infer", "timeout", "", attempts=2, usage=Usage(7, None, 1))
@@ -270,7 +270,7 @@ def test_inputs_read() -> None:
         tallies = (
             root | "Records" >> beam.Create(records),
             root | "Unread" >> beam.Create(unread),
-        ) | TallyReadMinutes()
+        ) | CountReadMinutes()
         counts = tallies | beam.MapTuple(lambda minute, tally: (minute, tally.counts["records"]))
         summed = counts | beam.CombinePerKey(sum)
         assert_that(summed, equal_to([(5, 2), (6, 2), (UNKNOWN_MINUTE, 1)]))
@@ -286,7 +286,7 @@ def _see(line: bytes) -> None:
         _two_seen.set()
 
 
-def _read_or_answered(data: bytes) -> MinuteTally:
+def _read_or_answered(data: bytes) -> MinuteCounts:
     return 29_000_000, _tally(records=data == b"read", results=data == b"answered")
 
 
@@ -302,7 +302,7 @@ def test_real_time() -> None:
 
     with messages_from(pull) as read:
         root = streaming_pipeline()
-        tallies = root | read | beam.Map(_read_or_answered).with_output_types(MinuteTally)
+        tallies = root | read | beam.Map(_read_or_answered).with_output_types(MinuteCounts)
         _ = tallies | SummariseMinutes(spec=SPEC, every_s=0.05) | beam.Map(_see)
         result = root.run()
         try:
@@ -343,6 +343,6 @@ STEPS = [
 def test_steps_state_and_coders_are_stable() -> None:
     """An updated streaming job has to find them again; a change here requires a drain."""
     root = streaming_pipeline()
-    tallies = root | stream() | beam.Map(at).with_output_types(MinuteTally)
+    tallies = root | stream() | beam.Map(at).with_output_types(MinuteCounts)
     _ = tallies | "SummariseMinutes" >> SummariseMinutes(spec=SPEC)
     assert described(root, "SummariseMinutes") == STEPS

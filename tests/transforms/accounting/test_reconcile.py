@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.transforms import pipeline
 from transforms.accounting import reconcile
+from transforms.accounting.counts import Counts
 from transforms.accounting.reconcile import (
     SummarySpec,
     WriteRunSummary,
@@ -24,7 +25,6 @@ from transforms.accounting.reconcile import (
     write_summary,
 )
 from transforms.accounting.sink_report import SinkReport
-from transforms.accounting.tally import Tally
 from transforms.records.errors import NotReconciled, StoppedEarly
 from transforms.results.rows import SUMMARY_COLUMNS
 
@@ -36,8 +36,8 @@ SPEC = SummarySpec(
 )
 
 
-def _tally(records: int, results: int, dead_letters: int, **counts: int) -> Tally:
-    tally = Tally()
+def _tally(records: int, results: int, dead_letters: int, **counts: int) -> Counts:
+    tally = Counts()
     tally.counts.update(records=records, results=results, dead_letters=dead_letters, **counts)
     tally.error_types["timeout"] = dead_letters
     return tally
@@ -230,7 +230,7 @@ def test_sums_beyond_their_columns(tmp_path: Path) -> None:
     assert written["reconciled"] is True
 
 
-def _run(path: Path, tallies: list[Tally], reports: list[SinkReport]) -> None:
+def _run(path: Path, tallies: list[Counts], reports: list[SinkReport]) -> None:
     spec = SummarySpec(
         run_id="r",
         started_at="2026-11-21T08:00:00Z",
@@ -239,7 +239,7 @@ def _run(path: Path, tallies: list[Tally], reports: list[SinkReport]) -> None:
         path=str(path),
     )
     with pipeline() as root:
-        counted = root | "T" >> beam.Create(tallies).with_output_types(Tally)
+        counted = root | "T" >> beam.Create(tallies).with_output_types(Counts)
         held = root | "S" >> beam.Create(reports).with_output_types(SinkReport)
         summaries = (counted, held) | WriteRunSummary(spec=spec)
         kept = summaries | beam.Map(lambda row: (row["run_id"], row["records"], row["reconciled"]))

@@ -3,7 +3,7 @@
 import pytest
 
 from transforms.clients.server_metrics import (
-    Figures,
+    ServerMetrics,
     gauges_between,
     read_metrics,
     wanted_in_flight,
@@ -63,7 +63,7 @@ def test_servers_are_separate() -> None:
 
 def test_figures() -> None:
     """Readings are frequent while more and more is wanted; without pages nothing is known."""
-    figures = Figures()
+    figures = ServerMetrics()
     seen = []
     for second, (in_flight, page) in enumerate(
         [

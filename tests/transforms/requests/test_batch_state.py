@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.transforms import coded
 from tests.transforms.records.test_coders import REQUEST, REQUESTS
+from transforms.accounting.counts import Counts
 from transforms.accounting.minute_state import (
     Backlog,
     BacklogCoder,
@@ -24,7 +25,6 @@ from transforms.accounting.minute_state import (
     MinuteCountCoder,
     TallyCoder,
 )
-from transforms.accounting.tally import Tally
 from transforms.records.coders import RequestCoder, UnreadableBytes
 from transforms.records.records import Request
 from transforms.requests.batch_state import (
@@ -38,7 +38,7 @@ from transforms.requests.batch_state import (
     FillCoder,
 )
 
-TALLY = Tally(
+TALLY = Counts(
     collections.Counter(records=3, results=2, input_tokens=2**40),
     collections.Counter(timeout=1),
     decimal.Decimal("0.000000012"),
@@ -79,7 +79,7 @@ CODERS: dict[type, Any] = {
     EncodedRequest: EncodedRequestCoder,
     EncodedBatch: EncodedBatchCoder,
     Fill: FillCoder,
-    Tally: TallyCoder,
+    Counts: TallyCoder,
     MinuteCount: MinuteCountCoder,
     Backlog: BacklogCoder,
 }
@@ -87,7 +87,7 @@ CODERS: dict[type, Any] = {
 COUNTS = st.integers(0, 2**70)
 COUNTERS = st.dictionaries(st.text(max_size=8), st.integers(-5, 2**70)).map(collections.Counter)
 COSTS = st.none() | st.decimals(0, 10**9, places=9)
-TALLIES = st.builds(Tally, COUNTERS, COUNTERS, COSTS)
+TALLIES = st.builds(Counts, COUNTERS, COUNTERS, COSTS)
 VALUES = (
     st.builds(EncodedRequest, st.binary(), COUNTS)
     | st.builds(EncodedBatch, st.lists(st.binary(), max_size=5).map(tuple))
@@ -143,17 +143,17 @@ def test_an_encoded_request_is_the_request_coder_s_bytes() -> None:
         (EncodedBatchCoder, [[b"a", b""], "new"], EncodedBatch((b"a", b""))),
         (FillCoder, [2, 30], Fill(2, 30)),
         (FillCoder, [2, 30, 400, 5, "new"], Fill(2, 30, 400, 5)),
-        (TallyCoder, [], Tally()),
-        (TallyCoder, [{"records": 1}, {}, None, "new"], Tally(collections.Counter(records=1))),
+        (TallyCoder, [], Counts()),
+        (TallyCoder, [{"records": 1}, {}, None, "new"], Counts(collections.Counter(records=1))),
         (
             MinuteCountCoder,
             [[{"records": 1}]],
-            MinuteCount(Tally(collections.Counter(records=1))),
+            MinuteCount(Counts(collections.Counter(records=1))),
         ),
         (
             MinuteCountCoder,
             [[{}, {}, "1.5", 0], 3, True, 4, "new"],
-            MinuteCount(Tally(cost_usd=decimal.Decimal("1.5")), 3, True, 4),
+            MinuteCount(Counts(cost_usd=decimal.Decimal("1.5")), 3, True, 4),
         ),
         (BacklogCoder, [], Backlog()),
         (BacklogCoder, [[[5, 2]], "new"], Backlog({5: 2})),
@@ -228,6 +228,6 @@ def test_coders_are_named_alike_by_every_process() -> None:
 def test_a_tally_is_smaller_than_its_pickle() -> None:
     """Tallies travel for each bundle; zeros are left out."""
     coder = TallyCoder()
-    empty = Tally(collections.Counter(records=0), collections.Counter())
+    empty = Counts(collections.Counter(records=0), collections.Counter())
     assert msgspec.msgpack.decode(coder.encode(empty)[1:]) == [{}, {}, None]
     assert len(coder.encode(TALLY)) < len(pickle.dumps(TALLY)) / 2

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.transforms import NUMBERS, pipeline
-from transforms.accounting.tally import Tally
+from transforms.accounting.counts import Counts
 from transforms.records.errors import WriteRejected
 from transforms.records.records import Answer, Completion, Record
 from transforms.results.rows import Column
@@ -58,7 +58,7 @@ def test_a_row_that_does_not_fit() -> None:
 
 
 ANSWER = Answer(Record("1", {"n": 1}, read_minute=7), "f", Completion("out", attempts=2))
-TALLY = Tally()
+TALLY = Counts()
 TALLY.counts["dead_letters"] = 3
 CONTEXTS = [None, ANSWER, (7, TALLY)]
 

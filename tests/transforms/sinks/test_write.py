@@ -12,8 +12,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transforms.accounting.counts import Counts
 from transforms.accounting.sink_report import SinkReport
-from transforms.accounting.tally import Tally
 from transforms.records.errors import ERROR_TYPES
 from transforms.records.records import STAGES, Answer, Completion, DeadLetter, Record, Usage
 from transforms.results.prices import TokenPrices
@@ -57,8 +57,8 @@ def _rows(folder: pathlib.Path) -> list[dict[str, Any]]:
     return sorted((json.loads(line) for line in lines), key=lambda row: str(row["record_id"]))
 
 
-def _totals(tallies: list[Tally]) -> tuple[dict[str, int], dict[str, int], Any]:
-    total = Tally.total(tallies)
+def _totals(tallies: list[Counts]) -> tuple[dict[str, int], dict[str, int], Any]:
+    total = Counts.total(tallies)
     counts = {name: count for name, count in total.counts.items() if count}
     return counts, dict(total.error_types), total.cost_usd
 
@@ -317,7 +317,7 @@ def test_dead_letter_is_never_rejected(letter: DeadLetter) -> None:
     for name in ("stage", "error_type", "retryable", "run_id"):
         assert held[name] == row[name]
     assert (held["record_id"] is None) == (letter.record_id is None)
-    assert Tally().add_dead_letter(row, letter) is None
+    assert Counts().add_dead_letter(row, letter) is None
 
 
 def test_dead_letter_that_does_not_fit() -> None:
@@ -442,7 +442,7 @@ def test_a_dead_letter_that_a_table_rejects_is_shortened() -> None:
         attributes={"a": "b"},
         stacktrace="s" * 5_000,
     )
-    counts = (5, Tally())
+    counts = (5, Counts())
     long = encode_dead_letter(dead_letter_row(letter, RUN, FREE), counts)
 
     short = shorten_dead_letter(long, Rejection("write_rejected", "too long"))

@@ -17,9 +17,9 @@ from transforms.backends.base import CallLimits, Capabilities
 from transforms.backends.vllm.keeper import Settings
 from transforms.backends.vllm.launch import ServerSpec, interpreter, plan, server_environment
 from transforms.backends.vllm.lease import ServerLease, acquire, release
-from transforms.backends.vllm.poison_requests import Suspects
+from transforms.backends.vllm.poison_requests import PoisonRequests
 from transforms.backends.vllm.weights import local_model
-from transforms.clients import server_metrics as server_gauges
+from transforms.clients import server_metrics
 from transforms.clients.embeddings import Outcome, SharedCalls
 from transforms.clients.http import JsonClient, Reply, shaped
 from transforms.clients.openai_dialect import (
@@ -150,8 +150,10 @@ class VLLMClient:
         self._backend = backend
         self._servers = servers
         self._http = JsonClient()
-        self._suspects = Suspects(servers[0].lease.take_solo, servers[0].lease.give_solo)
-        self._figures = server_gauges.Figures()
+        self._suspects = PoisonRequests(
+            servers[0].lease.acquire_solo, servers[0].lease.release_solo
+        )
+        self._server_metrics = server_metrics.ServerMetrics()
         self._waits: dict[str, asyncio.Task[None]] = {}
         self._watch = asyncio.get_running_loop().create_task(self._watch_metrics())
 
@@ -177,7 +179,7 @@ class VLLMClient:
             if all(map(_failed, self._servers)):
                 self._servers[0].lease.checked()
             return self._wait("ready", self._until_ready)
-        if not self._suspects.may_go(_name(request)):
+        if not self._suspects.admit(_name(request)):
             return self._wait("turn", lambda: asyncio.sleep(_TURN_S))
         return None
 
@@ -195,12 +197,12 @@ class VLLMClient:
         return {
             "vllm_load_s": round(max(state.load_s for state in states)),
             "vllm_restarts": sum(state.restarts for state in states),
-            **self._figures.gauges,
+            **self._server_metrics.gauges,
         }
 
     def wanted_in_flight(self) -> int:
         """How many requests the servers can process at once, by their queues; 0 while unknown."""
-        return self._figures.wanted
+        return self._server_metrics.wanted
 
     async def _ask(
         self, requests: Sequence[Request], body: Callable[[], tuple[str, Json]]
@@ -220,9 +222,9 @@ class VLLMClient:
         finally:
             server.in_flight -= len(names)
             for name in names:
-                self._suspects.back(name)
+                self._suspects.done(name)
         for name in names:
-            self._suspects.cleared(name)
+            self._suspects.clear(name)
         return path, reply
 
     async def _post(self, server: _Server, path: str, body: Json, names: Sequence[str]) -> Reply:
@@ -245,7 +247,7 @@ class VLLMClient:
             raise restarting from error
         except RecordError:
             for name in names:
-                self._suspects.cleared(name)
+                self._suspects.clear(name)
             raise
 
     def _wait(
@@ -266,16 +268,16 @@ class VLLMClient:
         """Reads the servers' metrics at intervals."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._figures.again_s)
-            pages: dict[str, server_gauges.Page] = {}
+            await asyncio.sleep(self._server_metrics.again_s)
+            pages: dict[str, server_metrics.Page] = {}
             in_flight = 0
             for server in filter(_ready, self._servers):
                 with contextlib.suppress(RecordError):
                     url = server.lease.state.url
-                    read = server_gauges.read_page
+                    read = server_metrics.read_page
                     pages[url] = (await self._http.get(f"{url}/metrics", parse=read)).data
                     in_flight += server.in_flight
-            self._figures.read(pages, in_flight, loop.time())
+            self._server_metrics.read(pages, in_flight, loop.time())
 
 
 class VLLMEmbeddingClient(VLLMClient):

@@ -99,7 +99,7 @@ class ServerLease:
             await asyncio.wait_for(asyncio.wrap_future(answered), _CHECK_S)
         return self._serves(generation)
 
-    def take_solo(self) -> bool:
+    def acquire_solo(self) -> bool:
         """Tries to get the machine-wide right to run the only suspect; never waits."""
         if self._solo is not None:
             return False
@@ -114,7 +114,7 @@ class ServerLease:
         self._solo = file
         return True
 
-    def give_solo(self) -> None:
+    def release_solo(self) -> None:
         """Releases that right."""
         solo, self._solo = self._solo, None
         if solo is not None:

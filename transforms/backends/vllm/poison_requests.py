@@ -31,40 +31,40 @@ _CONFIRMED = 6
 _A_FEW = 16
 
 
-class Suspects:
+class PoisonRequests:
     """The suspects of one process; for use on one event loop.
 
     Args:
-      take_solo: Tries to get the machine-wide right to run the only suspect; does not wait.
-      give_solo: Releases that right.
+      acquire_solo: Tries to get the machine-wide right to run the only suspect; does not wait.
+      release_solo: Releases that right.
     """
 
-    def __init__(self, take_solo: Callable[[], bool], give_solo: Callable[[], None]) -> None:
-        self._take_solo = take_solo
-        self._give_solo = give_solo
+    def __init__(self, acquire_solo: Callable[[], bool], release_solo: Callable[[], None]) -> None:
+        self._acquire_solo = acquire_solo
+        self._release_solo = release_solo
         self._crashes: dict[str, int] = {}
         self._most = 0
         """The largest number of suspects since there were none."""
         self._in_flight: dict[str, int] = {}
         """Suspects in flight, and the largest group that each may be in."""
 
-    def may_go(self, request: str) -> bool:
-        """Whether a request may be sent now; a suspect then counts as in flight until `back`."""
+    def admit(self, request: str) -> bool:
+        """Whether a request may be sent now; a suspect then counts as in flight until `done`."""
         crashes = self._crashes.get(request, 0)
         if crashes < _HALF:
             return True
         group = self._group(crashes)
         if len(self._in_flight) >= min([group, *self._in_flight.values()]):
             return False
-        if crashes >= _ALONE and not self._take_solo():
+        if crashes >= _ALONE and not self._acquire_solo():
             return False
         self._in_flight[request] = group
         return True
 
-    def back(self, request: str) -> None:
+    def done(self, request: str) -> None:
         """The request is no longer in flight."""
         if self._in_flight.pop(request, None) == 1:
-            self._give_solo()
+            self._release_solo()
 
     def crashed(self, request: str) -> bool:
         """Counts a crash with the request in flight; returns whether it is a poison request."""
@@ -76,10 +76,10 @@ class Suspects:
         self._most = max(self._most, suspects)
         if crashes < _CONFIRMED:
             return False
-        self.cleared(request)
+        self.clear(request)
         return True
 
-    def cleared(self, request: str) -> None:
+    def clear(self, request: str) -> None:
         """The request did not crash the server, or is not sent again."""
         self._crashes.pop(request, None)
         if not self._crashes:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from transforms.backends.vllm.poison_requests import Suspects
+from transforms.backends.vllm.poison_requests import PoisonRequests
 
 
 class Server:
@@ -38,12 +38,12 @@ class Server:
 
 async def _run(server: Server, requests: list[str]) -> list[str]:
     """The poison requests."""
-    suspects = Suspects(lambda: True, lambda: None)
+    suspects = PoisonRequests(lambda: True, lambda: None)
     poison = []
 
     async def ask(request: str) -> None:
         while True:
-            while not suspects.may_go(request):  # noqa: ASYNC110 - others end meanwhile
+            while not suspects.admit(request):  # noqa: ASYNC110 - others end meanwhile
                 await asyncio.sleep(0)
             try:
                 await server.answer(request)
@@ -52,10 +52,10 @@ async def _run(server: Server, requests: list[str]) -> list[str]:
                     poison.append(request)
                     return
             else:
-                suspects.cleared(request)
+                suspects.clear(request)
                 return
             finally:
-                suspects.back(request)
+                suspects.done(request)
 
     await asyncio.gather(*map(ask, requests))
     return poison
@@ -77,18 +77,18 @@ def test_two_killers_are_both_found() -> None:
     assert sorted(asyncio.run(_run(server, [str(n) for n in range(100)]))) == ["3", "77"]
 
 
-def _suspects(**counts: int) -> Suspects:
+def _suspects(**counts: int) -> PoisonRequests:
     """Requests, each with its number of crashes; all took part in the first ones."""
-    suspects = Suspects(lambda: True, lambda: None)
+    suspects = PoisonRequests(lambda: True, lambda: None)
     for crash in range(max(counts.values())):
         for request, crashes in counts.items():
             assert crash >= crashes or not suspects.crashed(request)
     return suspects
 
 
-def _admitted(suspects: Suspects, count: int) -> int:
+def _admitted(suspects: PoisonRequests, count: int) -> int:
     """How many of so many requests are admitted at the same time."""
-    return sum(suspects.may_go(f"r{n}") for n in range(count))
+    return sum(suspects.admit(f"r{n}") for n in range(count))
 
 
 def test_crashes_without_a_poison_request() -> None:
@@ -96,12 +96,12 @@ def test_crashes_without_a_poison_request() -> None:
     everybody = {f"r{n}": 1 for n in range(320)}
     assert _admitted(_suspects(**everybody), 320) == 320
     suspects = _suspects(**dict.fromkeys(everybody, 2))
-    assert suspects.may_go("another")
+    assert suspects.admit("another")
     assert _admitted(suspects, 320) == 160
     for n in range(100):
-        suspects.cleared(f"r{n}")
-        suspects.back(f"r{n}")
-    assert sum(suspects.may_go(f"r{n}") for n in range(160, 320)) == 100, "one for each"
+        suspects.clear(f"r{n}")
+        suspects.done(f"r{n}")
+    assert sum(suspects.admit(f"r{n}") for n in range(160, 320)) == 100, "one for each"
 
 
 def test_a_group_is_as_small_as_its_strongest_suspect_needs() -> None:
@@ -111,30 +111,30 @@ def test_a_group_is_as_small_as_its_strongest_suspect_needs() -> None:
     assert _admitted(_suspects(**{**crashes, "r99": 3}), 100) == 50
     suspects = _suspects(**{**crashes, "r0": 4})
     assert _admitted(suspects, 100) == 1
-    suspects.back("r0")
-    assert suspects.may_go("r1")
-    assert not suspects.may_go("r0")
+    suspects.done("r0")
+    assert suspects.admit("r1")
+    assert not suspects.admit("r0")
 
 
 def test_the_right_to_run_alone() -> None:
     """Another process may hold it; it is released once."""
     given = []
     refusals = iter([False, True])
-    suspects = Suspects(lambda: next(refusals), lambda: given.append(1))
+    suspects = PoisonRequests(lambda: next(refusals), lambda: given.append(1))
     for _ in range(4):
         suspects.crashed("a")
-    assert not suspects.may_go("a")
-    suspects.back("a")
+    assert not suspects.admit("a")
+    suspects.done("a")
     assert not given
-    assert suspects.may_go("a")
-    suspects.back("a")
-    suspects.back("a")
+    assert suspects.admit("a")
+    suspects.done("a")
+    suspects.done("a")
     assert given == [1]
 
 
 def test_an_answer_clears() -> None:
     """A later crash starts a new count."""
     suspects = _suspects(a=4)
-    suspects.cleared("a")
+    suspects.clear("a")
     assert not suspects.crashed("a")
-    assert suspects.may_go("a")
+    assert suspects.admit("a")

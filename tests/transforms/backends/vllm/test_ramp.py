@@ -3,7 +3,7 @@
 import pytest
 
 from tests.transforms.dispatch.simulation import Outcome, Server, simulate
-from transforms.clients.server_metrics import Figures
+from transforms.clients.server_metrics import ServerMetrics
 
 _SLOTS = 256
 _TICK_S = 0.25
@@ -12,7 +12,7 @@ _TICK_S = 0.25
 def _run(seconds: int, *, median_s: float, p99_s: float, seed: int) -> tuple[Outcome, list[int]]:
     """The outcome, and the number of our requests on the server at each tick."""
     server = Server(slots=_SLOTS, median_s=median_s, p99_s=p99_s, seed=seed)
-    figures, in_flight, due = Figures(), [], [1.0]
+    figures, in_flight, due = ServerMetrics(), [], [1.0]
 
     def tick(now: float) -> None:
         in_flight.append(server.busy + len(server.queue))

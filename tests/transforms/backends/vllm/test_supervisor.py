@@ -253,11 +253,11 @@ def test_the_port_is_published_by_file(folder: Path) -> None:
 def test_only_one_suspect_runs_alone_per_machine(folder: Path) -> None:
     """The right to run the only suspect is machine-wide."""
     using = _lease(folder)
-    assert using.take_solo()
-    assert not using.take_solo()
-    using.give_solo()
-    assert using.take_solo()
-    using.give_solo()
+    assert using.acquire_solo()
+    assert not using.acquire_solo()
+    using.release_solo()
+    assert using.acquire_solo()
+    using.release_solo()
 
 
 def test_specs_travel() -> None:

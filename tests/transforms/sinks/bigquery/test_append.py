@@ -10,8 +10,8 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
 from tests.transforms import pipeline
+from transforms.accounting.counts import Counts
 from transforms.accounting.sink_report import SinkReport
-from transforms.accounting.tally import Tally
 from transforms.clients.bigquery import TableName, TableSpec
 from transforms.results.rows import Column
 from transforms.sinks.base import EncodedRow
@@ -52,7 +52,7 @@ def run_table(spec: TableSpec, **more: Any) -> RunTable:
 
 def row_of(number: int, **values: Any) -> EncodedRow:
     """A row, encoded; as context the counts of a dead letter that was read in this minute."""
-    return EncodedRow(line_of(number, **values), (number, Tally()))
+    return EncodedRow(line_of(number, **values), (number, Counts()))
 
 
 def context_of(row: EncodedRow) -> int:

@@ -1,9 +1,9 @@
 """The counts of a sink's bundle, as a whole or by minute."""
 
-from transforms.accounting.minute_tally import BundleTallies
+from transforms.accounting.minute_counts import BundleCounts
 
 
-def _outputs(tallies: BundleTallies) -> list[tuple[str, int | None, int]]:
+def _outputs(tallies: BundleCounts) -> list[tuple[str, int | None, int]]:
     found = []
     for output in tallies.emit():
         value = output.value.value
@@ -14,7 +14,7 @@ def _outputs(tallies: BundleTallies) -> list[tuple[str, int | None, int]]:
 
 def test_one_sum_of_a_bounded_input() -> None:
     """Minutes do not matter."""
-    tallies = BundleTallies(by_minute=False)
+    tallies = BundleCounts(by_minute=False)
     for minute in (None, 7, 8):
         tallies.of(minute).counts["results"] += 1
     assert _outputs(tallies) == [("tally", None, 3)]
@@ -22,7 +22,7 @@ def test_one_sum_of_a_bounded_input() -> None:
 
 def test_one_sum_per_minute_of_a_stream() -> None:
     """A record without a minute counts under 0; a bundle without records emits nothing."""
-    tallies = BundleTallies(by_minute=True)
+    tallies = BundleCounts(by_minute=True)
     assert _outputs(tallies) == []
     for minute in (None, 7, 8, 7):
         tallies.of(minute).counts["results"] += 1

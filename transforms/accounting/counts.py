@@ -1,6 +1,6 @@
 """The counts of each stage, element by element, for the reconciliation.
 
-A `Tally` sums up a bundle and leaves it as one element: counting costs about a microsecond per
+A `Counts` sums up a bundle and leaves it as one element: counting costs about a microsecond per
 record and no shuffle. It travels with the bundle's output, so a retried bundle counts once, which
 Beam's metrics do not promise.
 """
@@ -26,7 +26,7 @@ _SUMS = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_toke
 
 
 @dataclasses.dataclass(slots=True)
-class Tally:
+class Counts:
     """Sums over records.
 
     Attributes:
@@ -74,14 +74,14 @@ class Tally:
             if type(values[name]) is int:  # servers may report anything
                 self.counts[name] += values[name]
 
-    def add(self, other: "Tally") -> None:
+    def add(self, other: "Counts") -> None:
         """Adds the sums of another tally."""
         self.counts.update(other.counts)
         self.error_types.update(other.error_types)
         self._add_cost(other.cost_usd)
 
     @classmethod
-    def total(cls, tallies: Iterable["Tally"]) -> "Tally":
+    def total(cls, tallies: Iterable["Counts"]) -> "Counts":
         """The sum of tallies."""
         total = cls()
         for tally in tallies:
@@ -89,7 +89,7 @@ class Tally:
         return total
 
 
-def emit_tally(tally: Tally) -> TaggedOutput:
+def emit_counts(tally: Counts) -> TaggedOutput:
     """A bundle's tally as an output of ``finish_bundle``."""
     window = GlobalWindow()
     return TaggedOutput("tally", WindowedValue(tally, window.max_timestamp(), [window]))
@@ -100,7 +100,7 @@ IdHashes = tuple[int, bytes]
 """A partition of the hash space, and the 8-byte hashes of the ids in it."""
 
 
-class _TallyRecordsDoFn(beam.DoFn):
+class _CountRecordsDoFn(beam.DoFn):
     """Counts records and collects 64-bit hashes of ids; one element per partition and bundle."""
 
     def start_bundle(self) -> None:
@@ -113,11 +113,11 @@ class _TallyRecordsDoFn(beam.DoFn):
 
     def finish_bundle(
         self,
-    ) -> Iterator[IdHashes | TaggedOutput[Literal["tally"], Tally]]:
+    ) -> Iterator[IdHashes | TaggedOutput[Literal["tally"], Counts]]:
         metrics.beam_counter("records").inc(self._count)
-        tally = Tally()
+        tally = Counts()
         tally.counts["records"] = self._count
-        yield emit_tally(tally)
+        yield emit_counts(tally)
         partitions: dict[int, list[bytes]] = {}
         for digest in self._hashes:
             partitions.setdefault(digest[0] % _PARTITIONS, []).append(digest)
@@ -126,15 +126,15 @@ class _TallyRecordsDoFn(beam.DoFn):
             yield WindowedValue((partition, b"".join(hashes)), window.max_timestamp(), [window])
 
 
-class _TallyUnreadDoFn(beam.DoFn):
+class _CountUnreadDoFn(beam.DoFn):
     def start_bundle(self) -> None:
-        self._tally = Tally()
+        self._tally = Counts()
 
     def process(self, _: DeadLetter) -> None:
         self._tally.counts["records"] += 1
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
-        yield emit_tally(self._tally).value
+        yield emit_counts(self._tally).value
 
 
 def count_duplicates(hashes: Sequence[bytes]) -> int:
@@ -146,18 +146,18 @@ def count_duplicates(hashes: Sequence[bytes]) -> int:
     return int(values.size - np.unique(values).size)
 
 
-def _duplicates_tally(partition: tuple[int, Iterable[bytes]]) -> Tally:
-    tally = Tally()
+def _duplicate_counts(partition: tuple[int, Iterable[bytes]]) -> Counts:
+    tally = Counts()
     tally.counts["duplicate_ids"] = count_duplicates(list(partition[1]))
     return tally
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
-class TallyRecords(beam.PTransform):
+class CountRecords(beam.PTransform):
     """Counts the inputs read, and ids that occur more than once; bounded.
 
-    `transforms.accounting.minute_tally.TallyReadMinutes` does it for unbounded inputs. Takes
-    ``(records, unread)``, returns a PCollection of `Tally`. Only hashes are shuffled, eight bytes
+    `transforms.accounting.minute_counts.CountReadMinutes` does it for unbounded inputs. Takes
+    ``(records, unread)``, returns a PCollection of `Counts`. Only hashes are shuffled, eight bytes
     per record, in 64 groups: ten million records with the same id do no harm.
     """
 
@@ -166,15 +166,15 @@ class TallyRecords(beam.PTransform):
 
     def expand(
         self, read: tuple[beam.PCollection[Record], beam.PCollection[DeadLetter]]
-    ) -> beam.PCollection[Tally]:
+    ) -> beam.PCollection[Counts]:
         records, unread = read
-        counted = records | "CountRecords" >> beam.ParDo(_TallyRecordsDoFn()).with_outputs(
+        counted = records | "CountRecords" >> beam.ParDo(_CountRecordsDoFn()).with_outputs(
             "tally", main="hashes"
         )
         duplicates = (
             counted.hashes
             | "GroupHashes" >> beam.GroupByKey()
-            | "CountDuplicates" >> beam.Map(_duplicates_tally)
+            | "CountDuplicates" >> beam.Map(_duplicate_counts)
         )
-        unreadable = unread | "CountUnread" >> beam.ParDo(_TallyUnreadDoFn())
+        unreadable = unread | "CountUnread" >> beam.ParDo(_CountUnreadDoFn())
         return (counted.tally, unreadable, duplicates) | "Tallies" >> beam.Flatten()

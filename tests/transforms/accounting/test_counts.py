@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.transforms import pipeline
-from transforms.accounting.tally import (
-    Tally,
-    TallyRecords,
-    _TallyRecordsDoFn,
+from transforms.accounting.counts import (
+    CountRecords,
+    Counts,
+    _CountRecordsDoFn,
     count_duplicates,
-    emit_tally,
+    emit_counts,
 )
 from transforms.records.records import DeadLetter, Record, Usage
 
@@ -39,7 +39,7 @@ def _result(**known: Any) -> dict[str, Any]:
 
 def test_results() -> None:
     """Rows, calls, retries, waiting time, the ledger, tokens and cost."""
-    tally = Tally()
+    tally = Counts()
     tally.add_result(
         _result(
             attempts=3,
@@ -70,7 +70,7 @@ def test_results() -> None:
 
 def test_dead_letters() -> None:
     """Failures are counted by type, with the calls and tokens that they cost."""
-    tally = Tally()
+    tally = Counts()
     letter = DeadLetter(
         "infer", "truncated", "cut", attempts=2, throttled_ms=5, usage=Usage(10, 4, 2, 1)
     )
@@ -93,10 +93,10 @@ def test_dead_letters() -> None:
 
 def test_no_known_cost_is_none_and_not_zero() -> None:
     """A free call costs 0; the cost of a call without a price is unknown."""
-    tally = Tally()
+    tally = Counts()
     tally.add_result(_result(), 0)
     assert tally.cost_usd is None
-    assert Tally.total([tally, Tally()]).cost_usd is None
+    assert Counts.total([tally, Counts()]).cost_usd is None
     tally.add_result(_result(cost_usd="0.000000000"), 0)
     assert tally.cost_usd == 0
 
@@ -104,7 +104,7 @@ def test_no_known_cost_is_none_and_not_zero() -> None:
 @pytest.mark.parametrize("reported", ["12", 1.5, True, [1], {"a": 1}])
 def test_tokens_that_are_not_counts(reported: Any) -> None:
     """They are ignored, instead of failing every record of the bundle."""
-    tally = Tally()
+    tally = Counts()
     letter = DeadLetter("infer", "truncated", "cut", usage=Usage(reported, 1, reported, None))
     tally.add_dead_letter({"cost_usd": None}, letter)
     assert tally.counts["dead_letters"] == 1
@@ -112,7 +112,7 @@ def test_tokens_that_are_not_counts(reported: Any) -> None:
 
 
 TALLIES = st.builds(
-    Tally,
+    Counts,
     st.builds(dict, results=st.integers(0, 9), records=st.integers(0, 9)).map(collections.Counter),
     st.dictionaries(st.sampled_from(["internal", "timeout"]), st.integers(1, 9)).map(
         collections.Counter
@@ -123,31 +123,31 @@ TALLIES = st.builds(
 
 @settings(deadline=None)
 @given(st.lists(TALLIES, max_size=6))
-def test_total(tallies: list[Tally]) -> None:
+def test_total(tallies: list[Counts]) -> None:
     """The sum of each count, of each error type and of the known costs, in any grouping."""
-    total = Tally.total(tallies)
+    total = Counts.total(tallies)
     for name in ("results", "records"):
         assert total.counts[name] == sum(tally.counts[name] for tally in tallies)
     for name in ("internal", "timeout"):
         assert total.error_types[name] == sum(tally.error_types[name] for tally in tallies)
     known = [tally.cost_usd for tally in tallies if tally.cost_usd is not None]
     assert total.cost_usd == (sum(known) if known else None)
-    assert Tally.total([Tally.total(tallies[:2]), Tally.total(tallies[2:])]) == total
+    assert Counts.total([Counts.total(tallies[:2]), Counts.total(tallies[2:])]) == total
 
 
 def test_total_does_not_change_its_parts() -> None:
     """Beam may pass the same tally again."""
-    tally = Tally()
+    tally = Counts()
     tally.add_result(_result(cost_usd="1"), 0)
-    assert Tally.total([tally, tally]).counts["results"] == 2
+    assert Counts.total([tally, tally]).counts["results"] == 2
     assert tally.counts["results"] == 1
     assert tally.cost_usd == 1
 
 
 def test_emit_tally() -> None:
     """One tagged element at the end of the global window, with the bundle's sum."""
-    tally = Tally()
-    tagged = emit_tally(tally)
+    tally = Counts()
+    tagged = emit_counts(tally)
     assert isinstance(tagged, TaggedOutput)
     assert tagged.tag == "tally"
     assert tagged.value.value is tally
@@ -167,7 +167,7 @@ def test_count_duplicates(hashes: list[bytes], data: st.DataObject) -> None:
 
 def test_bundles_are_counted_separately() -> None:
     """A bundle's count and hashes leave with it: the next one starts at zero."""
-    dofn = _TallyRecordsDoFn()
+    dofn = _CountRecordsDoFn()
     hashes: list[tuple[int, bytes]] = []
     for ids, expected in ((["a", "b", "a"], 3), (["a"], 1), ([], 0)):
         dofn.start_bundle()
@@ -186,12 +186,12 @@ def test_bundles_are_counted_separately() -> None:
     assert len(by_hash) == 2
 
 
-def _counts(tallies: list[Tally]) -> dict[str, int]:
-    return {name: count for name, count in Tally.total(tallies).counts.items() if count}
+def _counts(tallies: list[Counts]) -> dict[str, int]:
+    return {name: count for name, count in Counts.total(tallies).counts.items() if count}
 
 
-def _is(expected: dict[str, int]) -> Callable[[list[Tally]], None]:
-    def check(tallies: list[Tally]) -> None:
+def _is(expected: dict[str, int]) -> Callable[[list[Counts]], None]:
+    def check(tallies: list[Counts]) -> None:
         assert _counts(tallies) == expected
 
     return check
@@ -209,7 +209,7 @@ def test_tally_records(arguments: tuple[str, ...]) -> None:
         more = root | "M" >> beam.Create([Record("7", {}), Record("new", {})])
         unread = root | "U" >> beam.Create([letter] * 5)
         everything = (records, more) | beam.Flatten()
-        tallies = (everything, unread) | TallyRecords()
+        tallies = (everything, unread) | CountRecords()
         assert_that(tallies, _is({"records": 214, "duplicate_ids": 6}))
 
 
@@ -218,4 +218,4 @@ def test_tally_records_without_input() -> None:
     with pipeline() as root:
         records = root | "R" >> beam.Create([]).with_output_types(Record)
         unread = root | "U" >> beam.Create([]).with_output_types(DeadLetter)
-        assert_that((records, unread) | TallyRecords(), _is({}))
+        assert_that((records, unread) | CountRecords(), _is({}))

@@ -1,7 +1,7 @@
 """The counts of a streaming run, by the minute in which a record was read.
 
-The minute travels with the record (`Record.read_minute`). `MinuteTallies` counts within a bundle,
-`TallyReadMinutes` counts the inputs read; `transforms.accounting.minute_summary` turns sums into
+The minute travels with the record (`Record.read_minute`). `CountsByMinute` counts within a bundle,
+`CountReadMinutes` counts the inputs read; `transforms.accounting.minute_summary` turns sums into
 rows.
 """
 
@@ -14,36 +14,36 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from transforms.accounting.tally import Tally, emit_tally
+from transforms.accounting.counts import Counts, emit_counts
 from transforms.records.records import DeadLetter, Record
 
 UNKNOWN_MINUTE = 0
 """The minute of records without a `read_minute`."""
 
-MinuteTally = tuple[int, Tally]
+MinuteCounts = tuple[int, Counts]
 """Minutes since the Unix epoch, and the counts of the records read in that minute."""
 
 
-class MinuteTallies:
+class CountsByMinute:
     """The counts of a DoFn's bundle, by minute of reading; one small element per minute.
 
-    >>> tallies = MinuteTallies()
+    >>> tallies = CountsByMinute()
     >>> tallies.of(29_000_000).counts["records"] += 1
     >>> [(minute, tally.counts["records"]) for minute, tally in tallies.take()]
     [(29000000, 1)]
     """
 
     def __init__(self) -> None:
-        self._tallies: dict[int, Tally] = {}
+        self._tallies: dict[int, Counts] = {}
 
-    def of(self, read_minute: int | None) -> Tally:
+    def of(self, read_minute: int | None) -> Counts:
         """The tally to add to."""
         minute = UNKNOWN_MINUTE if read_minute is None else read_minute
         if minute not in self._tallies:
-            self._tallies[minute] = Tally()
+            self._tallies[minute] = Counts()
         return self._tallies[minute]
 
-    def take(self) -> list[MinuteTally]:
+    def take(self) -> list[MinuteCounts]:
         """Returns all counts so far and starts again at zero."""
         taken, self._tallies = list(self._tallies.items()), {}
         return taken
@@ -55,7 +55,7 @@ class MinuteTallies:
             yield WindowedValue(tally, window.max_timestamp(), [window])
 
 
-class BundleTallies:
+class BundleCounts:
     """The counts of a sink's bundle: one sum, or one per minute of reading.
 
     Args:
@@ -64,27 +64,27 @@ class BundleTallies:
 
     def __init__(self, *, by_minute: bool) -> None:
         self._by_minute = by_minute
-        self._whole = Tally()
-        self._minutes = MinuteTallies()
+        self._whole = Counts()
+        self._minutes = CountsByMinute()
 
-    def of(self, read_minute: int | None) -> Tally:
+    def of(self, read_minute: int | None) -> Counts:
         """The tally to add to."""
         return self._minutes.of(read_minute) if self._by_minute else self._whole
 
     def emit(self) -> Iterator[TaggedOutput]:
         """The outputs of a DoFn's ``finish_bundle``: ``minutes`` or ``tally``."""
         if not self._by_minute:
-            yield emit_tally(self._whole)
+            yield emit_counts(self._whole)
             return
         for tally in self._minutes.emit():
             yield TaggedOutput("minutes", tally)
 
 
-class _TallyReadDoFn(beam.DoFn):
+class _CountReadDoFn(beam.DoFn):
     """Counts records, or unreadable inputs: both were read."""
 
     def start_bundle(self) -> None:
-        self._tallies = MinuteTallies()
+        self._tallies = CountsByMinute()
 
     def process(self, read: Any) -> None:
         self._tallies.of(read.read_minute).counts["records"] += 1
@@ -94,14 +94,14 @@ class _TallyReadDoFn(beam.DoFn):
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
-class TallyReadMinutes(beam.PTransform):
+class CountReadMinutes(beam.PTransform):
     """Counts the inputs read, by minute; unbounded.
 
     Takes ``(records, unread)``. It precedes the first shuffle, so that a record lost after it
     shows. It does not count repeated ids: that would require to keep every id for ever.
 
     Returns:
-      A PCollection of `MinuteTally`, a few per bundle.
+      A PCollection of `MinuteCounts`, a few per bundle.
     """
 
     def __post_init__(self) -> None:
@@ -109,10 +109,11 @@ class TallyReadMinutes(beam.PTransform):
 
     def expand(
         self, read: tuple[beam.PCollection[Record], beam.PCollection[DeadLetter]]
-    ) -> beam.PCollection[MinuteTally]:
+    ) -> beam.PCollection[MinuteCounts]:
         records, unread = read
         count = [
-            records | "CountRecords" >> beam.ParDo(_TallyReadDoFn()).with_output_types(MinuteTally),
-            unread | "CountUnread" >> beam.ParDo(_TallyReadDoFn()).with_output_types(MinuteTally),
+            records
+            | "CountRecords" >> beam.ParDo(_CountReadDoFn()).with_output_types(MinuteCounts),
+            unread | "CountUnread" >> beam.ParDo(_CountReadDoFn()).with_output_types(MinuteCounts),
         ]
         return count | "AllRead" >> beam.Flatten()
