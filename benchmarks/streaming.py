@@ -119,7 +119,7 @@ def pass_through(subscription: str, runner: str = local_streaming.RUNNER) -> bea
     )
     items = batches | "CallModel" >> beam.FlatMap(same).with_output_types(bytes)
     items = items | "KeepAnswers" >> beam.Reshuffle()
-    for label in ("MakeRows", "AppendRows", "TallyRows"):
+    for label in ("MakeRows", "AppendRows", "CountRows"):
         items = items | label >> beam.Map(same)
     _ = items | "Count" >> beam.Map(count_passed)
     return root

@@ -20,7 +20,7 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
     Raises:
       ConfigurationError: The source says of itself that it ends, or not, and Beam disagrees.
     """
-    records, unread, read_tally = root | "ReadRecords" >> ReadRecords(
+    records, unread, read_counts = root | "ReadRecords" >> ReadRecords(
         source=config.source, id_rule=config.id_rule
     )
     bounded = config.mode.bounded
@@ -50,12 +50,12 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
             schema=config.output_schema
         )
         failures.append(invalid)
-    unwritten, results, result_tally = answered | "WriteResults" >> write_results(config)
-    letters, letter_tally = (
+    unwritten, results, result_counts = answered | "WriteResults" >> write_results(config)
+    letters, letter_counts = (
         (*failures, unwritten)
         | "AllDeadLetters" >> beam.Flatten()
         | "WriteDeadLetters" >> write_dead_letters(config)
     )
-    tallies = (read_tally, result_tally, letter_tally) | "Tallies" >> beam.Flatten()
+    counts = (read_counts, result_counts, letter_counts) | "Counts" >> beam.Flatten()
     reports = (results, letters) | "Reports" >> beam.Flatten()
-    _ = (tallies, reports) | "WriteRunSummary" >> write_summary(config)
+    _ = (counts, reports) | "WriteRunSummary" >> write_summary(config)

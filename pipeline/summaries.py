@@ -22,14 +22,14 @@ _LOGGER = logging.getLogger(__name__)
 def write_summary(config: RunConfig) -> beam.PTransform:
     """The end of `pipeline.build`: one summary of a batch run, one per minute of a stream.
 
-    It takes ``(tallies, reports)``.
+    It takes ``(counts, reports)``.
     """
     if config.mode.bounded:
         return WriteRunSummary(spec=config.summary)
     return WriteMinutes(config=config)
 
 
-def _tally(counted: MinuteCounts) -> Counts:
+def _counts(counted: MinuteCounts) -> Counts:
     return counted[1]
 
 
@@ -48,7 +48,7 @@ class _LogRejectedDoFn(beam.DoFn):
 class WriteMinutes(beam.PTransform):
     """Writes a stream's summary rows as they come; a local stream's whole summary when it ends.
 
-    Takes ``(tallies, reports)``: PCollections of `MinuteCounts` and of `SinkReport`.
+    Takes ``(counts, reports)``: PCollections of `MinuteCounts` and of `SinkReport`.
 
     Args:
       config: The run.
@@ -62,13 +62,13 @@ class WriteMinutes(beam.PTransform):
     def expand(
         self, counted: tuple[beam.PCollection[MinuteCounts], beam.PCollection[SinkReport]]
     ) -> None:
-        tallies, reports = counted
-        lines = tallies | "SummariseMinutes" >> SummariseMinutes(spec=self.config.summary)
+        counted, reports = counted
+        lines = counted | "SummariseMinutes" >> SummariseMinutes(spec=self.config.summary)
         rows = lines | "EncodedRows" >> beam.Map(EncodedRow).with_output_types(EncodedRow)
         for label, sink in minute_sinks(self.config):
             written: Written = rows | label >> sink
             if sink.can_reject:
                 _ = written.rejected | "LogRejected" >> beam.ParDo(_LogRejectedDoFn())
         if self.config.local:  # elsewhere a stream has no end
-            whole = tallies | "WithoutMinute" >> beam.Map(_tally).with_output_types(Counts)
+            whole = counted | "WithoutMinute" >> beam.Map(_counts).with_output_types(Counts)
             _ = (whole, reports) | "WholeRun" >> WriteRunSummary(spec=self.config.summary)

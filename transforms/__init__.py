@@ -4,7 +4,7 @@ Importing it registers the coders of its types. Everything below is public; the 
 
 Example::
 
-    records, unread, tallies = pipeline | ReadRecords(source=FileSource(pattern="tickets.jsonl"))
+    records, unread, counted = pipeline | ReadRecords(source=FileSource(pattern="tickets.jsonl"))
     requests, unrendered = records | RenderRequests(spec=RequestSpec(prompt="Classify: {{ body }}"))
     batches = requests | BatchRequests()
     answered, unserved = batches | Infer(backend=FakeBackend())
@@ -28,6 +28,7 @@ from transforms.clients.bigquery import TableName, TableSpec
 from transforms.dispatch.dispatcher import DispatchLimits
 from transforms.inference.infer import Infer
 from transforms.records import coders as _coders  # noqa: F401 - registers the coders
+from transforms.records.causes import Cause
 from transforms.records.errors import (
     BackendUnusable,
     ConfigurationError,
@@ -74,6 +75,7 @@ __all__ = [
     "BatchLimits",
     "BatchRequests",
     "Capabilities",
+    "Cause",
     "Client",
     "Completion",
     "ConfigurationError",

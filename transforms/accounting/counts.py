@@ -30,19 +30,19 @@ class Counts:
     """Sums over records.
 
     Attributes:
-      counts: ``records``, ``results``, ``dead_letters``, ``duplicate_ids``, ``requests_sent``,
+      by_name: ``records``, ``results``, ``dead_letters``, ``duplicate_ids``, ``requests_sent``,
         ``retries``, ``throttled_ms``, ``from_ledger`` and the token sums.
       error_types: Dead letters by error type.
       cost_usd: Sum of the known list prices; None if none is known.
     """
 
-    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    by_name: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     error_types: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     cost_usd: decimal.Decimal | None = None
 
     def add_result(self, row: Row, throttled_ms: int) -> None:
         """Counts one result row."""
-        counts = self.counts
+        counts = self.by_name
         counts["results"] += 1
         counts["from_ledger"] += row["from_ledger"]
         self._add_call(row, row["attempts"], throttled_ms)
@@ -50,13 +50,13 @@ class Counts:
 
     def add_dead_letter(self, row: Row, letter: DeadLetter) -> None:
         """Counts one dead-letter row, with the calls and tokens that it cost."""
-        self.counts["dead_letters"] += 1
+        self.by_name["dead_letters"] += 1
         self.error_types[letter.error_type] += 1
         self._add_call(row, letter.attempts or 0, letter.throttled_ms)
         self._add_tokens(dataclasses.asdict(letter.usage))
 
     def _add_call(self, row: Row, attempts: int, throttled_ms: int) -> None:
-        counts = self.counts
+        counts = self.by_name
         counts["requests_sent"] += attempts
         if attempts > 1:
             counts["retries"] += attempts - 1
@@ -72,27 +72,27 @@ class Counts:
     def _add_tokens(self, values: dict[str, Any]) -> None:
         for name in _SUMS:
             if type(values[name]) is int:  # servers may report anything
-                self.counts[name] += values[name]
+                self.by_name[name] += values[name]
 
     def add(self, other: "Counts") -> None:
-        """Adds the sums of another tally."""
-        self.counts.update(other.counts)
+        """Adds other counts to these."""
+        self.by_name.update(other.by_name)
         self.error_types.update(other.error_types)
         self._add_cost(other.cost_usd)
 
     @classmethod
-    def total(cls, tallies: Iterable["Counts"]) -> "Counts":
-        """The sum of tallies."""
+    def total(cls, counted: Iterable["Counts"]) -> "Counts":
+        """The sum of several counts."""
         total = cls()
-        for tally in tallies:
-            total.add(tally)
+        for counts in counted:
+            total.add(counts)
         return total
 
 
-def emit_counts(tally: Counts) -> TaggedOutput:
-    """A bundle's tally as an output of ``finish_bundle``."""
+def emit_counts(counts: Counts) -> TaggedOutput:
+    """A bundle's counts as an output of ``finish_bundle``."""
     window = GlobalWindow()
-    return TaggedOutput("tally", WindowedValue(tally, window.max_timestamp(), [window]))
+    return TaggedOutput("counts", WindowedValue(counts, window.max_timestamp(), [window]))
 
 
 _PARTITIONS = 64
@@ -113,11 +113,11 @@ class _CountRecordsDoFn(beam.DoFn):
 
     def finish_bundle(
         self,
-    ) -> Iterator[IdHashes | TaggedOutput[Literal["tally"], Counts]]:
+    ) -> Iterator[IdHashes | TaggedOutput[Literal["counts"], Counts]]:
         metrics.beam_counter("records").inc(self._count)
-        tally = Counts()
-        tally.counts["records"] = self._count
-        yield emit_counts(tally)
+        counts = Counts()
+        counts.by_name["records"] = self._count
+        yield emit_counts(counts)
         partitions: dict[int, list[bytes]] = {}
         for digest in self._hashes:
             partitions.setdefault(digest[0] % _PARTITIONS, []).append(digest)
@@ -128,13 +128,13 @@ class _CountRecordsDoFn(beam.DoFn):
 
 class _CountUnreadDoFn(beam.DoFn):
     def start_bundle(self) -> None:
-        self._tally = Counts()
+        self._counts = Counts()
 
     def process(self, _: DeadLetter) -> None:
-        self._tally.counts["records"] += 1
+        self._counts.by_name["records"] += 1
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
-        yield emit_counts(self._tally).value
+        yield emit_counts(self._counts).value
 
 
 def count_duplicates(hashes: Sequence[bytes]) -> int:
@@ -147,9 +147,9 @@ def count_duplicates(hashes: Sequence[bytes]) -> int:
 
 
 def _duplicate_counts(partition: tuple[int, Iterable[bytes]]) -> Counts:
-    tally = Counts()
-    tally.counts["duplicate_ids"] = count_duplicates(list(partition[1]))
-    return tally
+    counts = Counts()
+    counts.by_name["duplicate_ids"] = count_duplicates(list(partition[1]))
+    return counts
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -169,7 +169,7 @@ class CountRecords(beam.PTransform):
     ) -> beam.PCollection[Counts]:
         records, unread = read
         counted = records | "CountRecords" >> beam.ParDo(_CountRecordsDoFn()).with_outputs(
-            "tally", main="hashes"
+            "counts", main="hashes"
         )
         duplicates = (
             counted.hashes
@@ -177,4 +177,4 @@ class CountRecords(beam.PTransform):
             | "CountDuplicates" >> beam.Map(_duplicate_counts)
         )
         unreadable = unread | "CountUnread" >> beam.ParDo(_CountUnreadDoFn())
-        return (counted.tally, unreadable, duplicates) | "Tallies" >> beam.Flatten()
+        return (counted.counts, unreadable, duplicates) | "Counts" >> beam.Flatten()

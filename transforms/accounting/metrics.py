@@ -13,7 +13,7 @@ A progress bar in the same process reads `LIVE`; in a worker nothing does.
                    cached_input_tokens  output_tokens  reasoning_tokens  failed_calls_<error_type>
                    cumulativeThrottlingSeconds: read by Dataflow's autoscaler, which then does not
                    add workers against a quota
-    distributions  latency_ms: of each call that succeeded
+    distributions  latency_ms: of each successful call
     gauges         in_flight_requests  in_flight_calls  concurrency_limit  rate_limit_per_minute
                    waiting_requests, of which backing_off_requests are between two attempts
                    outage_s: how long the backend has been unavailable, 0 while it is available

@@ -27,32 +27,32 @@ MinuteCounts = tuple[int, Counts]
 class CountsByMinute:
     """The counts of a DoFn's bundle, by minute of reading; one small element per minute.
 
-    >>> tallies = CountsByMinute()
-    >>> tallies.of(29_000_000).counts["records"] += 1
-    >>> [(minute, tally.counts["records"]) for minute, tally in tallies.take()]
+    >>> counted = CountsByMinute()
+    >>> counted.of(29_000_000).by_name["records"] += 1
+    >>> [(minute, counts.by_name["records"]) for minute, counts in counted.take()]
     [(29000000, 1)]
     """
 
     def __init__(self) -> None:
-        self._tallies: dict[int, Counts] = {}
+        self._counted: dict[int, Counts] = {}
 
     def of(self, read_minute: int | None) -> Counts:
-        """The tally to add to."""
+        """The counts to add to."""
         minute = UNKNOWN_MINUTE if read_minute is None else read_minute
-        if minute not in self._tallies:
-            self._tallies[minute] = Counts()
-        return self._tallies[minute]
+        if minute not in self._counted:
+            self._counted[minute] = Counts()
+        return self._counted[minute]
 
     def take(self) -> list[MinuteCounts]:
         """Returns all counts so far and starts again at zero."""
-        taken, self._tallies = list(self._tallies.items()), {}
+        taken, self._counted = list(self._counted.items()), {}
         return taken
 
     def emit(self) -> Iterator[WindowedValue]:
         """The same counts, as outputs of ``finish_bundle``."""
         window = GlobalWindow()
-        for tally in self.take():
-            yield WindowedValue(tally, window.max_timestamp(), [window])
+        for counts in self.take():
+            yield WindowedValue(counts, window.max_timestamp(), [window])
 
 
 class BundleCounts:
@@ -68,29 +68,29 @@ class BundleCounts:
         self._minutes = CountsByMinute()
 
     def of(self, read_minute: int | None) -> Counts:
-        """The tally to add to."""
+        """The counts to add to."""
         return self._minutes.of(read_minute) if self._by_minute else self._whole
 
     def emit(self) -> Iterator[TaggedOutput]:
-        """The outputs of a DoFn's ``finish_bundle``: ``minutes`` or ``tally``."""
+        """The outputs of a DoFn's ``finish_bundle``: ``minutes`` or ``counts``."""
         if not self._by_minute:
             yield emit_counts(self._whole)
             return
-        for tally in self._minutes.emit():
-            yield TaggedOutput("minutes", tally)
+        for counts in self._minutes.emit():
+            yield TaggedOutput("minutes", counts)
 
 
 class _CountReadDoFn(beam.DoFn):
     """Counts records, or unreadable inputs: both were read."""
 
     def start_bundle(self) -> None:
-        self._tallies = CountsByMinute()
+        self._counted = CountsByMinute()
 
     def process(self, read: Any) -> None:
-        self._tallies.of(read.read_minute).counts["records"] += 1
+        self._counted.of(read.read_minute).by_name["records"] += 1
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
-        return self._tallies.emit()
+        return self._counted.emit()
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)

@@ -12,13 +12,13 @@ class MinuteCount:
     """The counts of the records read in one minute.
 
     Attributes:
-      tally: The counts.
+      counts: The counts.
       revision: Number of summary rows written for this minute.
       pending: The counts have changed since the last of these rows.
       changed_s: When the counts last changed (seconds since the epoch).
     """
 
-    tally: Counts = dataclasses.field(default_factory=Counts)
+    counts: Counts = dataclasses.field(default_factory=Counts)
     revision: int = 0
     pending: bool = False
     changed_s: int = 0
@@ -35,7 +35,7 @@ class Backlog:
     open: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
 
-class TallyCoder(VersionedCoder, kind=Counts):
+class CountsCoder(VersionedCoder, kind=Counts):
     """Bytes of a `Counts`; counts of zero are left out."""
 
 

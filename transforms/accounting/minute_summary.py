@@ -47,24 +47,24 @@ Emitted: TypeAlias = bytes | TaggedOutput[Literal["watched"], tuple[int, tuple[i
 """A row, or ``(0, (minute, difference))`` for the gauges."""
 
 
-def difference(tally: Counts) -> int:
+def difference(counts: Counts) -> int:
     """Records that have neither a result nor a dead letter."""
-    counts = tally.counts
-    return counts["records"] - counts["results"] - counts["dead_letters"]
+    sums = counts.by_name
+    return sums["records"] - sums["results"] - sums["dead_letters"]
 
 
 def minute_row(spec: SummarySpec, minute: int, count: MinuteCount, *, expired: bool = False) -> Row:
     """The next row of a minute; ``reconciled`` if all its records have ended."""
     reports = [
-        SinkReport(kind, "", "", count.tally.counts[kind]) for kind in ("results", "dead_letters")
+        SinkReport(kind, "", "", count.counts.by_name[kind]) for kind in ("results", "dead_letters")
     ]
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(minute * MINUTE_S))
     return {
-        **summarise(dataclasses.replace(spec, sinks=None), count.tally, reports),
+        **summarise(dataclasses.replace(spec, sinks=None), count.counts, reports),
         "duplicate_ids": None,
         "read_minute": at,
         "revision": count.revision + 1,
-        "difference": difference(count.tally),
+        "difference": difference(count.counts),
         "expired": expired,
     }
 
@@ -98,10 +98,10 @@ class _SumMinuteDoFn(beam.DoFn):
         row: Any = _row,
         expiry: Any = _expiry,
     ) -> Iterator[Emitted]:
-        minute, tally = counted
+        minute, counts = counted
         now = self._clock()
         before: MinuteCount = count.read() or MinuteCount()
-        total = Counts.total((before.tally, tally))
+        total = Counts.total((before.counts, counts))
         count.write(MinuteCount(total, before.revision, True, round(now)))
         if not before.pending:
             row.set(max(now, (minute + 1) * MINUTE_S) + self._every_s)
@@ -123,7 +123,7 @@ class _SumMinuteDoFn(beam.DoFn):
         if self._clock() < known.changed_s + self._keep_s / 2:  # drained, or the input ended
             yield from self._write(minute, count)
             return
-        lost = difference(known.tally)
+        lost = difference(known.counts)
         if lost:
             self._expired_records.inc(abs(lost))
             _LOGGER.error("minute %d expired: %d of its records have not ended", minute, lost)
@@ -142,7 +142,7 @@ class _SumMinuteDoFn(beam.DoFn):
     ) -> Iterator[Emitted]:
         row = minute_row(self._spec, minute, known, expired=expired)
         yield encode_summary(row, MINUTE_COLUMNS)
-        open_records = 0 if expired else difference(known.tally)
+        open_records = 0 if expired else difference(known.counts)
         yield TaggedOutput("watched", (0, (minute, open_records)))
 
 
@@ -223,9 +223,9 @@ class SummariseMinutes(beam.PTransform):
                 f"({self.keep_s})"
             )
 
-    def expand(self, tallies: beam.PCollection[MinuteCounts]) -> beam.PCollection[bytes]:
+    def expand(self, counted: beam.PCollection[MinuteCounts]) -> beam.PCollection[bytes]:
         summed = (
-            tallies
+            counted
             | "OneWindow" >> beam.WindowInto(GlobalWindows())
             | "SumMinutes"
             >> beam.ParDo(

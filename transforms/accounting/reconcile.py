@@ -51,7 +51,7 @@ def summarise(spec: SummarySpec, total: Counts, reports: Sequence[SinkReport]) -
     ``results`` and ``dead_letters`` are the sinks' own counts; if two sinks of a kind disagree, it
     is the smaller one, so that missing rows show.
     """
-    counts = total.counts
+    counts = total.by_name
     reports = _by_sink(reports)
     held = {
         kind: [report.rows for report in reports if report.kind == kind] or [0]
@@ -106,7 +106,7 @@ def check_reconciled(row: Row) -> None:
         unsent = json_values.loads(row["dead_letters_by_error_type"]).get("not_attempted", 0)
         if unsent:
             raise StoppedEarly(
-                f"run {row['run_id']} stopped early: {unsent:,} records were not attempted, their "
+                f"run {row['run_id']} stopped early: {unsent:,} records were not attempted; their "
                 "dead letters say why; a later run can read the dead letters and retry them"
             )
         return
@@ -130,9 +130,9 @@ class _SummariseDoFn(beam.DoFn):
         self._spec = spec
 
     def process(
-        self, _: None, tallies: list[Counts], reports: list[SinkReport]
+        self, _: None, counted: list[Counts], reports: list[SinkReport]
     ) -> Iterator[dict[str, Any]]:
-        row = summarise(self._spec, Counts.total(tallies), reports)
+        row = summarise(self._spec, Counts.total(counted), reports)
         write_summary(self._spec, row)
         yield row
 
@@ -176,7 +176,7 @@ class WriteRunSummary(beam.PTransform):
     It runs after every load job and file is finished, because it waits for the sinks' reports. The
     last step raises in its own stage, so that the summary is not written again.
 
-    Takes ``(tallies, reports)``.
+    Takes ``(counts, reports)``.
 
     Args:
       spec: Where the summary is written, and what it says about the run.
@@ -191,13 +191,13 @@ class WriteRunSummary(beam.PTransform):
         super().__init__()
 
     def expand(
-        self, counted: tuple[beam.PCollection[Counts], beam.PCollection[SinkReport]]
+        self, ended: tuple[beam.PCollection[Counts], beam.PCollection[SinkReport]]
     ) -> beam.PCollection[dict[str, Any]]:
-        tallies, reports = counted
+        counts, reports = ended
         return (
-            tallies.pipeline
+            counts.pipeline
             | "Once" >> beam.Create([None])
-            | "Summarise" >> beam.ParDo(_SummariseDoFn(self.spec), AsList(tallies), AsList(reports))
+            | "Summarise" >> beam.ParDo(_SummariseDoFn(self.spec), AsList(counts), AsList(reports))
             | "KeepSummary" >> beam.Reshuffle()
             | "RaiseUnlessReconciled" >> beam.Map(_raise_unless_reconciled)
         )

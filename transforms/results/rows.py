@@ -17,7 +17,7 @@ from transforms.records.errors import WriteRejected
 from transforms.records.records import Answer, DeadLetter, Json
 
 MAX_LOADED_ROW_BYTES = 100 * 1000 * 1000
-"""BigQuery's limit for one row of JSON that is loaded (BigQuery quotas, "load jobs")."""
+"""BigQuery's limit for one row of JSON in a load job (BigQuery quotas, "load jobs")."""
 
 MAX_PAYLOAD_BYTES = 1 << 20
 """The limit of the payload in a table's dead letter; a file's dead letter holds all of it."""
@@ -54,10 +54,10 @@ RESULT_COLUMNS: tuple[Column, ...] = (
         "REQUIRED",
         "SHA-256 of backend, model, rendered request and parameters.",
     ),
-    Column("backend", "STRING", "REQUIRED", "The backend that was asked."),
+    Column("backend", "STRING", "REQUIRED", "The name of the backend."),
     Column("model", "STRING", "REQUIRED", "The model's name as configured."),
-    Column("model_version", "STRING", help="What the server says answered."),
-    Column("service_tier", "STRING", help="What the server says it charged for."),
+    Column("model_version", "STRING", help="The model version that the server reports."),
+    Column("service_tier", "STRING", help="The tier that the server says it charged for."),
     Column("output", "STRING", help="The model's text."),
     Column(
         "output_json",
@@ -65,7 +65,7 @@ RESULT_COLUMNS: tuple[Column, ...] = (
         help="The answer as JSON text: valid by the output schema, or a custom model's prediction.",
     ),
     Column("embedding", "FLOAT64", "REPEATED", "The vector, for the task `embed`."),
-    Column("finish_reason", "STRING", help="How the model ended, in the provider's own word."),
+    Column("finish_reason", "STRING", help="Why the model stopped, in the provider's word."),
     Column("input_tokens", "INT64", help="Prompt tokens, cached ones included."),
     Column("cached_input_tokens", "INT64", help="Prompt tokens read from a cache."),
     Column("output_tokens", "INT64", help="Tokens of the answer."),
@@ -73,9 +73,9 @@ RESULT_COLUMNS: tuple[Column, ...] = (
     Column("cost_usd", "NUMERIC", help="List price of the tokens; empty if unknown."),
     Column("latency_ms", "INT64", help="Duration of the successful call."),
     Column("attempts", "INT64", help="Calls made for this record."),
-    Column("from_ledger", "BOOL", help="The answer was paid for by an earlier run."),
-    Column("created_at", "TIMESTAMP", "REQUIRED", "When the row was made; the table's partitions."),
-    Column("record", "STRING", help="The input fields as JSON text (`record_fields` chooses)."),
+    Column("from_ledger", "BOOL", help="An earlier run paid for the answer."),
+    Column("created_at", "TIMESTAMP", "REQUIRED", "When the row was built; partitions the table."),
+    Column("record", "STRING", help="The input fields as JSON text (see `record_fields`)."),
 )
 
 DEAD_LETTER_COLUMNS: tuple[Column, ...] = (
@@ -85,13 +85,13 @@ DEAD_LETTER_COLUMNS: tuple[Column, ...] = (
     Column("stage", "STRING", "REQUIRED", "`read`, `render`, `infer`, `validate` or `write`."),
     Column("error_type", "STRING", "REQUIRED", "One of the sixteen error types."),
     Column("error_message", "STRING", "REQUIRED", "What was wrong, with the value."),
-    Column("retryable", "BOOL", "REQUIRED", "The same record may well succeed later."),
-    Column("attempts", "INT64", help="Calls made; empty when it never came to the model."),
-    Column("backend", "STRING", help="As in a result."),
-    Column("model", "STRING", help="As in a result."),
-    Column("fingerprint", "STRING", help="As in a result."),
-    Column("finish_reason", "STRING", help="How the model ended, if it answered."),
-    Column("output", "STRING", help="The text that there was, if any."),
+    Column("retryable", "BOOL", "REQUIRED", "The same record may succeed later."),
+    Column("attempts", "INT64", help="Calls made; empty if the record never reached the model."),
+    Column("backend", "STRING", help="The same as in a result."),
+    Column("model", "STRING", help="The same as in a result."),
+    Column("fingerprint", "STRING", help="The same as in a result."),
+    Column("finish_reason", "STRING", help="Why the model stopped, if it answered."),
+    Column("output", "STRING", help="The model's text, if any."),
     Column("input_tokens", "INT64", help="A failure can be billed."),
     Column("output_tokens", "INT64", help="A failure can be billed; includes reasoning tokens."),
     Column("cost_usd", "NUMERIC", help="List price of those tokens."),

@@ -31,7 +31,7 @@ _MAX_CANDIDATES = 64
 
 
 def check_schema(schema: Any, name: str = "`output_schema`") -> None:
-    """Raises `ConfigurationError` when a document is no JSON Schema."""
+    """Raises `ConfigurationError` if a document is not a JSON Schema."""
     if not isinstance(schema, dict):
         raise ConfigurationError(f"{name} is not a JSON object")
     try:

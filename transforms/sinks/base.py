@@ -13,7 +13,7 @@ from apache_beam.coders import BytesCoder, Coder, TupleCoder, VarIntCoder
 from apache_beam.pvalue import TaggedOutput
 
 from transforms.accounting.minute_counts import MinuteCounts
-from transforms.accounting.minute_state import TallyCoder
+from transforms.accounting.minute_state import CountsCoder
 from transforms.accounting.sink_report import SinkReport
 from transforms.records.coders import AnswerCoder
 from transforms.records.errors import RecordError, TooLarge, WriteRejected
@@ -68,7 +68,7 @@ The garbage collector does not track bytes; thousands of waiting answers would s
 
 _PACKED = TupleCoder((BytesCoder(), BytesCoder())).get_impl()
 _ANSWERS = AnswerCoder()
-_COUNTS = TupleCoder((VarIntCoder(), TallyCoder())).get_impl()
+_COUNTS = TupleCoder((VarIntCoder(), CountsCoder())).get_impl()
 _ANSWER, _COUNT = b"A", b"C"
 
 

@@ -37,7 +37,7 @@ from transforms.results.validate import answered_dead_letter
 from transforms.sinks.base import EncodedRow, RejectedRow, Rejection, Sink, Written
 
 Counted: TypeAlias = (
-    TaggedOutput[Literal["tally"], Counts] | TaggedOutput[Literal["minutes"], MinuteCounts]
+    TaggedOutput[Literal["counts"], Counts] | TaggedOutput[Literal["minutes"], MinuteCounts]
 )
 
 _SHORT_TEXT, _SHORT_PAYLOAD = 4_000, 100_000
@@ -116,27 +116,27 @@ def rejected_dead_letter(rejected: RejectedRow) -> DeadLetter:
     return answered_dead_letter(rejected.rejection.error(), "write", answer)
 
 
-class _TallyRowsDoFn(beam.DoFn):
+class _CountRowsDoFn(beam.DoFn):
     """Counts the result rows that the sinks have taken."""
 
     def __init__(self, by_minute: bool) -> None:
         self._by_minute = by_minute
 
     def start_bundle(self) -> None:
-        self._tallies = BundleCounts(by_minute=self._by_minute)
+        self._counted = BundleCounts(by_minute=self._by_minute)
         self._count = 0
 
     def process(self, row: EncodedRow) -> Iterator[Counted]:
         answer = row.context
         assert isinstance(answer, Answer)
-        tally = self._tallies.of(answer.record.read_minute)
-        tally.add_result(row.values, answer.completion.throttled_ms)
+        counts = self._counted.of(answer.record.read_minute)
+        counts.add_result(row.values, answer.completion.throttled_ms)
         self._count += 1
         return iter(())
 
     def finish_bundle(self) -> Iterator[Any]:
         metrics.count("results", self._count)
-        yield from self._tallies.emit()
+        yield from self._counted.emit()
 
 
 class _DeadLetterRowsDoFn(beam.DoFn):
@@ -159,36 +159,36 @@ class _DeadLetterRowsDoFn(beam.DoFn):
         yield TaggedOutput("short", cut)
 
 
-class _TallyLettersDoFn(beam.DoFn):
+class _CountLettersDoFn(beam.DoFn):
     """Adds up the counts of the dead letters that the sinks have taken."""
 
     def __init__(self, by_minute: bool) -> None:
         self._by_minute = by_minute
 
     def start_bundle(self) -> None:
-        self._tallies = BundleCounts(by_minute=self._by_minute)
+        self._counted = BundleCounts(by_minute=self._by_minute)
         self._error_types: collections.Counter[str] = collections.Counter()
 
     def process(self, row: EncodedRow) -> Iterator[Counted]:
         assert isinstance(row.context, tuple)
-        minute, tally = row.context
-        self._tallies.of(minute).add(tally)
-        self._error_types.update(tally.error_types)
+        minute, counts = row.context
+        self._counted.of(minute).add(counts)
+        self._error_types.update(counts.error_types)
         return iter(())
 
     def finish_bundle(self) -> Iterator[Any]:
         for error_type, amount in self._error_types.items():
             metrics.count(f"dead_letters_{error_type}", amount)
-        yield from self._tallies.emit()
+        yield from self._counted.emit()
 
 
-def _tallies(
+def _counted(
     rows: beam.PCollection[EncodedRow], label: str, count: type[beam.DoFn]
 ) -> beam.PCollection[Counts] | beam.PCollection[MinuteCounts]:
     """What a step counts: by minute if the rows have no end. Two outputs, one coder each."""
     by_minute = not rows.is_bounded
-    counted = rows | label >> beam.ParDo(count(by_minute)).with_outputs("tally", "minutes")
-    return counted.minutes if by_minute else counted.tally
+    counted = rows | label >> beam.ParDo(count(by_minute)).with_outputs("counts", "minutes")
+    return counted.minutes if by_minute else counted.counts
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -206,7 +206,7 @@ class WriteResults(beam.PTransform):
       sinks: Label and transform of each sink.
 
     Returns:
-      ``(unwritten, reports, tallies)``: PCollections of `DeadLetter`, of `SinkReport`, and of the
+      ``(unwritten, reports, counts)``: PCollections of `DeadLetter`, of `SinkReport`, and of the
       counts of the rows that every sink has taken: `Counts`, or `MinuteCounts` for unbounded input.
     """
 
@@ -244,8 +244,8 @@ class WriteResults(beam.PTransform):
                     rejected_dead_letter
                 ).with_output_types(DeadLetter)
                 unwritten = (unwritten, letters) | "Unwritten" >> beam.Flatten()
-        tallies = _tallies(rows, "TallyRows", _TallyRowsDoFn)
-        return unwritten, reports | "Reports" >> beam.Flatten(), tallies
+        counted = _counted(rows, "CountRows", _CountRowsDoFn)
+        return unwritten, reports | "Reports" >> beam.Flatten(), counted
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -261,7 +261,7 @@ class WriteDeadLetters(beam.PTransform):
       sinks: Label and transform of each sink.
 
     Returns:
-      ``(reports, tallies)``: PCollections of `SinkReport`, and of the counts of the rows that every
+      ``(reports, counts)``: PCollections of `SinkReport`, and of the counts of the rows that every
       table has taken: `Counts`, or `MinuteCounts` for unbounded input.
     """
 
@@ -293,5 +293,5 @@ class WriteDeadLetters(beam.PTransform):
             reports.append(written.reports)
             if not sink.whole_payloads:
                 short = written.rows
-        tallies = _tallies(short, "TallyLetters", _TallyLettersDoFn)
-        return reports | "Reports" >> beam.Flatten(), tallies
+        counted = _counted(short, "CountLetters", _CountLettersDoFn)
+        return reports | "Reports" >> beam.Flatten(), counted

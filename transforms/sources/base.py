@@ -88,7 +88,7 @@ class ReadRecords(beam.PTransform):
       id_rule: The field that holds a record's id.
 
     Returns:
-      ``(records, unread, tallies)``: PCollections of `Record`, of `DeadLetter` (stage ``read``) and
+      ``(records, unread, counts)``: PCollections of `Record`, of `DeadLetter` (stage ``read``) and
       of `Counts` with the numbers of records and of repeated ids. An unbounded source has
       `MinuteCounts` instead, with the number of records per minute.
     """
@@ -108,7 +108,7 @@ class ReadRecords(beam.PTransform):
     ]:
         records, unread = root | "Read" >> self.source.transform(self.id_rule)
         if records.is_bounded:
-            tallies = (records, unread) | "TallyRecords" >> CountRecords()
+            counted = (records, unread) | "CountRecords" >> CountRecords()
         else:
-            tallies = (records, unread) | "TallyReadMinutes" >> CountReadMinutes()
-        return records | "SpreadRecords" >> beam.Reshuffle(), unread, tallies
+            counted = (records, unread) | "CountReadMinutes" >> CountReadMinutes()
+        return records | "SpreadRecords" >> beam.Reshuffle(), unread, counted

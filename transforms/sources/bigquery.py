@@ -32,9 +32,9 @@ class TableSource:
       limit: The number of rows to read, by a query; None for all.
       job_project: The project that pays; None for the pipeline's project.
       temp_dataset: ``project:dataset`` for a query's temporary result.
-      location: Where query jobs run.
+      location: The location of query jobs.
       labels: Labels of query jobs.
-      bounded: True: a table ends.
+      bounded: True, because a table ends.
     """
 
     bounded: ClassVar[bool] = True
@@ -83,7 +83,7 @@ class TableSource:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class QuerySource:
-    """The rows of a GoogleSQL query; it runs once, into a temporary table.
+    """The rows of a GoogleSQL query, which runs once, into a temporary table.
 
     Attributes:
       query: The query.
@@ -92,8 +92,8 @@ class QuerySource:
       temp_dataset: ``project:dataset`` for its temporary result.
       location: The location of the query job.
       labels: Labels of the query job.
-      name: What records call their source.
-      bounded: True: a result ends.
+      name: The ``source`` of its records.
+      bounded: True, because a result ends.
     """
 
     bounded: ClassVar[bool] = True

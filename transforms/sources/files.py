@@ -304,9 +304,9 @@ class FileSource:
 
     Attributes:
       pattern: A path or glob.
-      format: The format of all files; None tells it from each file's name.
-      limit: Read only this many inputs.
-      bounded: True: files end.
+      format: The format of all files; None for the one that each file's name implies.
+      limit: The number of inputs to read; None for all.
+      bounded: True, because files end.
     """
 
     bounded: ClassVar[bool] = True

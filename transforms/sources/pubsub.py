@@ -153,8 +153,8 @@ class PubSubSource:
 
     Attributes:
       subscription: ``projects/P/subscriptions/S``.
-      id_attribute: The attribute by which Dataflow de-duplicates.
-      bounded: False: a subscription has no end.
+      id_attribute: The attribute by which Dataflow de-duplicates; None to not de-duplicate.
+      bounded: False, because a subscription never ends.
     """
 
     bounded: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Tallies: the counts of each stage, summed exactly, whatever a server reports."""
+"""Counts: the counts of each stage, summed exactly, whatever a server reports."""
 
 import collections
 import decimal
@@ -39,8 +39,8 @@ def _result(**known: Any) -> dict[str, Any]:
 
 def test_results() -> None:
     """Rows, calls, retries, waiting time, the ledger, tokens and cost."""
-    tally = Counts()
-    tally.add_result(
+    counts = Counts()
+    counts.add_result(
         _result(
             attempts=3,
             cost_usd="0.000000120",
@@ -51,9 +51,9 @@ def test_results() -> None:
         ),
         throttled_ms=250,
     )
-    tally.add_result(_result(from_ledger=True, attempts=0, input_tokens=5), throttled_ms=0)
-    tally.add_result(_result(), throttled_ms=0)
-    assert tally.counts == {
+    counts.add_result(_result(from_ledger=True, attempts=0, input_tokens=5), throttled_ms=0)
+    counts.add_result(_result(), throttled_ms=0)
+    assert counts.by_name == {
         "results": 3,
         "from_ledger": 1,
         "requests_sent": 4,
@@ -64,20 +64,20 @@ def test_results() -> None:
         "output_tokens": 2,
         "reasoning_tokens": 1,
     }
-    assert tally.error_types == {}
-    assert tally.cost_usd == decimal.Decimal("0.000000120")
+    assert counts.error_types == {}
+    assert counts.cost_usd == decimal.Decimal("0.000000120")
 
 
 def test_dead_letters() -> None:
     """Failures are counted by type, with the calls and tokens that they cost."""
-    tally = Counts()
+    counts = Counts()
     letter = DeadLetter(
         "infer", "truncated", "cut", attempts=2, throttled_ms=5, usage=Usage(10, 4, 2, 1)
     )
-    tally.add_dead_letter({"cost_usd": "1.5"}, letter)
-    tally.add_dead_letter({"cost_usd": "0.25"}, letter)
-    tally.add_dead_letter({"cost_usd": None}, DeadLetter("read", "parse_error", "no JSON"))
-    assert tally.counts == {
+    counts.add_dead_letter({"cost_usd": "1.5"}, letter)
+    counts.add_dead_letter({"cost_usd": "0.25"}, letter)
+    counts.add_dead_letter({"cost_usd": None}, DeadLetter("read", "parse_error", "no JSON"))
+    assert counts.by_name == {
         "dead_letters": 3,
         "requests_sent": 4,
         "retries": 2,
@@ -87,28 +87,28 @@ def test_dead_letters() -> None:
         "output_tokens": 4,
         "reasoning_tokens": 2,
     }
-    assert tally.error_types == {"truncated": 2, "parse_error": 1}
-    assert tally.cost_usd == decimal.Decimal("1.75")
+    assert counts.error_types == {"truncated": 2, "parse_error": 1}
+    assert counts.cost_usd == decimal.Decimal("1.75")
 
 
 def test_no_known_cost_is_none_and_not_zero() -> None:
     """A free call costs 0; the cost of a call without a price is unknown."""
-    tally = Counts()
-    tally.add_result(_result(), 0)
-    assert tally.cost_usd is None
-    assert Counts.total([tally, Counts()]).cost_usd is None
-    tally.add_result(_result(cost_usd="0.000000000"), 0)
-    assert tally.cost_usd == 0
+    counts = Counts()
+    counts.add_result(_result(), 0)
+    assert counts.cost_usd is None
+    assert Counts.total([counts, Counts()]).cost_usd is None
+    counts.add_result(_result(cost_usd="0.000000000"), 0)
+    assert counts.cost_usd == 0
 
 
 @pytest.mark.parametrize("reported", ["12", 1.5, True, [1], {"a": 1}])
 def test_tokens_that_are_not_counts(reported: Any) -> None:
     """They are ignored, instead of failing every record of the bundle."""
-    tally = Counts()
+    counts = Counts()
     letter = DeadLetter("infer", "truncated", "cut", usage=Usage(reported, 1, reported, None))
-    tally.add_dead_letter({"cost_usd": None}, letter)
-    assert tally.counts["dead_letters"] == 1
-    assert (tally.counts["input_tokens"], tally.counts["cached_input_tokens"]) == (0, 1)
+    counts.add_dead_letter({"cost_usd": None}, letter)
+    assert counts.by_name["dead_letters"] == 1
+    assert (counts.by_name["input_tokens"], counts.by_name["cached_input_tokens"]) == (0, 1)
 
 
 TALLIES = st.builds(
@@ -123,34 +123,34 @@ TALLIES = st.builds(
 
 @settings(deadline=None)
 @given(st.lists(TALLIES, max_size=6))
-def test_total(tallies: list[Counts]) -> None:
+def test_total(counted: list[Counts]) -> None:
     """The sum of each count, of each error type and of the known costs, in any grouping."""
-    total = Counts.total(tallies)
+    total = Counts.total(counted)
     for name in ("results", "records"):
-        assert total.counts[name] == sum(tally.counts[name] for tally in tallies)
+        assert total.by_name[name] == sum(counts.by_name[name] for counts in counted)
     for name in ("internal", "timeout"):
-        assert total.error_types[name] == sum(tally.error_types[name] for tally in tallies)
-    known = [tally.cost_usd for tally in tallies if tally.cost_usd is not None]
+        assert total.error_types[name] == sum(counts.error_types[name] for counts in counted)
+    known = [counts.cost_usd for counts in counted if counts.cost_usd is not None]
     assert total.cost_usd == (sum(known) if known else None)
-    assert Counts.total([Counts.total(tallies[:2]), Counts.total(tallies[2:])]) == total
+    assert Counts.total([Counts.total(counted[:2]), Counts.total(counted[2:])]) == total
 
 
 def test_total_does_not_change_its_parts() -> None:
-    """Beam may pass the same tally again."""
-    tally = Counts()
-    tally.add_result(_result(cost_usd="1"), 0)
-    assert Counts.total([tally, tally]).counts["results"] == 2
-    assert tally.counts["results"] == 1
-    assert tally.cost_usd == 1
+    """Beam may pass the same counts again."""
+    counts = Counts()
+    counts.add_result(_result(cost_usd="1"), 0)
+    assert Counts.total([counts, counts]).by_name["results"] == 2
+    assert counts.by_name["results"] == 1
+    assert counts.cost_usd == 1
 
 
-def test_emit_tally() -> None:
+def test_emit_counts() -> None:
     """One tagged element at the end of the global window, with the bundle's sum."""
-    tally = Counts()
-    tagged = emit_counts(tally)
+    counts = Counts()
+    tagged = emit_counts(counts)
     assert isinstance(tagged, TaggedOutput)
-    assert tagged.tag == "tally"
-    assert tagged.value.value is tally
+    assert tagged.tag == "counts"
+    assert tagged.value.value is counts
     assert tagged.value.timestamp == GlobalWindow().max_timestamp()
     assert list(tagged.value.windows) == [GlobalWindow()]
 
@@ -174,9 +174,9 @@ def test_bundles_are_counted_separately() -> None:
         for record_id in ids:
             dofn.process(Record(record_id, {}))
         finished: list[Any] = list(dofn.finish_bundle())
-        tally, *rest = finished
-        assert tally.tag == "tally"
-        assert tally.value.value.counts["records"] == expected
+        counts, *rest = finished
+        assert counts.tag == "counts"
+        assert counts.value.value.by_name["records"] == expected
         assert sum(len(element.value[1]) for element in rest) == 8 * expected
         hashes += [element.value for element in rest]
     partitions = {partition for partition, _ in hashes}
@@ -186,13 +186,13 @@ def test_bundles_are_counted_separately() -> None:
     assert len(by_hash) == 2
 
 
-def _counts(tallies: list[Counts]) -> dict[str, int]:
-    return {name: count for name, count in Counts.total(tallies).counts.items() if count}
+def _counts(counted: list[Counts]) -> dict[str, int]:
+    return {name: count for name, count in Counts.total(counted).by_name.items() if count}
 
 
 def _is(expected: dict[str, int]) -> Callable[[list[Counts]], None]:
-    def check(tallies: list[Counts]) -> None:
-        assert _counts(tallies) == expected
+    def check(counted: list[Counts]) -> None:
+        assert _counts(counted) == expected
 
     return check
 
@@ -200,7 +200,7 @@ def _is(expected: dict[str, int]) -> Callable[[list[Counts]], None]:
 @pytest.mark.parametrize(
     "arguments", [(), ("--direct_num_workers=4", "--direct_running_mode=multi_threading")]
 )
-def test_tally_records(arguments: tuple[str, ...]) -> None:
+def test_counts_records(arguments: tuple[str, ...]) -> None:
     """Read and unread together are the records; ids are compared across bundles."""
     ids = [str(n) for n in range(200)] + ["7"] * 3 + ["8", "é", "é", ""]
     letter = DeadLetter("read", "parse_error", "no JSON")
@@ -209,11 +209,11 @@ def test_tally_records(arguments: tuple[str, ...]) -> None:
         more = root | "M" >> beam.Create([Record("7", {}), Record("new", {})])
         unread = root | "U" >> beam.Create([letter] * 5)
         everything = (records, more) | beam.Flatten()
-        tallies = (everything, unread) | CountRecords()
-        assert_that(tallies, _is({"records": 214, "duplicate_ids": 6}))
+        counted = (everything, unread) | CountRecords()
+        assert_that(counted, _is({"records": 214, "duplicate_ids": 6}))
 
 
-def test_tally_records_without_input() -> None:
+def test_counts_records_without_input() -> None:
     """Without input all counts are zero."""
     with pipeline() as root:
         records = root | "R" >> beam.Create([]).with_output_types(Record)

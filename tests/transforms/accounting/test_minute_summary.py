@@ -52,7 +52,7 @@ SPEC = SummarySpec(
 )
 
 
-def _tally(records: int = 0, results: int = 0, **dead_letters: int) -> Counts:
+def _counts(records: int = 0, results: int = 0, **dead_letters: int) -> Counts:
     counts = collections.Counter(
         records=records, results=results, dead_letters=sum(dead_letters.values())
     )
@@ -60,7 +60,7 @@ def _tally(records: int = 0, results: int = 0, **dead_letters: int) -> Counts:
 
 
 def _rows(*events: Any, **arguments: Any) -> list[str]:
-    """The rows of a stream of tallies: ``minute.revision records-results-dead_letters`` each."""
+    """The rows of a stream of counted: ``minute.revision records-results-dead_letters`` each."""
     lines = collected_from(
         lambda root: (
             root
@@ -84,41 +84,41 @@ def _rows(*events: Any, **arguments: Any) -> list[str]:
 def test_revised_until_it_reconciles() -> None:
     """A row per change, a minute apart; none for a minute that does not change."""
     assert _rows(
-        (61, [(1, _tally(records=3))]),
-        (100, [(1, _tally(results=1))]),
-        (200, [(1, _tally(timeout=1))]),
-        (400, [(2, _tally())]),
-        (600, [(1, _tally(results=1))]),
-        (900, [(3, _tally(records=1))]),
+        (61, [(1, _counts(records=3))]),
+        (100, [(1, _counts(results=1))]),
+        (200, [(1, _counts(timeout=1))]),
+        (400, [(2, _counts())]),
+        (600, [(1, _counts(results=1))]),
+        (900, [(3, _counts(records=1))]),
     ) == ["01.1 3-1-0", "01.2 3-1-1", "02.1 0-0-0", "01.3 3-2-1", "03.1 1-0-0"]
 
 
 def test_the_first_row_waits_for_the_minute() -> None:
     """It includes everything up to `every_s` after the minute's end."""
-    early, late = (179, [(1, _tally(results=1))]), (181, [(1, _tally(results=1))])
-    assert _rows((60, [(1, _tally(records=2))]), early) == ["01.1 2-1-0"]
-    assert _rows((60, [(1, _tally(records=2))]), late) == ["01.1 2-0-0", "01.2 2-1-0"]
-    assert _rows((60, [(1, _tally(records=2))]), late, every_s=62) == ["01.1 2-1-0"]
+    early, late = (179, [(1, _counts(results=1))]), (181, [(1, _counts(results=1))])
+    assert _rows((60, [(1, _counts(records=2))]), early) == ["01.1 2-1-0"]
+    assert _rows((60, [(1, _counts(records=2))]), late) == ["01.1 2-0-0", "01.2 2-1-0"]
+    assert _rows((60, [(1, _counts(records=2))]), late, every_s=62) == ["01.1 2-1-0"]
 
 
 def test_two_minutes() -> None:
-    """Each has its own sums, revisions and row, in whatever order tallies arrive."""
+    """Each has its own sums, revisions and row, in whatever order counted arrive."""
     rows = _rows(
-        (61, [(1, _tally(records=2)), (2, _tally(results=1)), (1, _tally(results=1))]),
-        (130, [(2, _tally(records=1)), (1, _tally(results=1))]),
-        (500, [(2, _tally(records=4))]),
+        (61, [(1, _counts(records=2)), (2, _counts(results=1)), (1, _counts(results=1))]),
+        (130, [(2, _counts(records=1)), (1, _counts(results=1))]),
+        (500, [(2, _counts(records=4))]),
     )
     assert rows == ["01.1 2-2-0", "02.1 1-1-0", "02.2 5-1-0"]
 
 
 def test_drain_writes_the_pending_row() -> None:
     """The row comes without real time passing."""
-    assert _rows((61, [(1, _tally(records=3, results=2, blocked=1))])) == ["01.1 3-2-1"]
+    assert _rows((61, [(1, _counts(records=3, results=2, blocked=1))])) == ["01.1 3-2-1"]
 
 
-def test_late_tallies() -> None:
+def test_late_counted() -> None:
     """They count for the minute that they name, however far behind the watermark."""
-    events = ((61, [(1, _tally(records=1))], 100), 5_000, (62, [(1, _tally(results=1))], 1))
+    events = ((61, [(1, _counts(records=1))], 100), 5_000, (62, [(1, _counts(results=1))], 1))
     assert _rows(*events) == ["01.1 1-1-0"]
 
 
@@ -129,13 +129,13 @@ def test_empty_input() -> None:
 
 def test_expiry(caplog: pytest.LogCaptureFixture) -> None:
     """After `keep_s` without a change the state is gone; a lossy minute reports it once."""
-    clock = (10_000, [(9, _tally())])
+    clock = (10_000, [(9, _counts())])
     with caplog.at_level(logging.ERROR):
         rows = _rows(
-            (61, [(1, _tally(records=3, results=1)), (2, _tally(records=1, results=1))]),
+            (61, [(1, _counts(records=3, results=1)), (2, _counts(records=1, results=1))]),
             clock,
             1_200,
-            (10_001, [(1, _tally(results=1)), (2, _tally(results=1))]),
+            (10_001, [(1, _counts(results=1)), (2, _counts(results=1))]),
             keep_s=1_000,
         )
     assert rows == [
@@ -152,10 +152,10 @@ def test_expiry(caplog: pytest.LogCaptureFixture) -> None:
 def test_state_that_still_changes_is_kept() -> None:
     """Even if the watermark runs ahead of the last change, nothing is dropped too early."""
     rows = _rows(
-        (61, [(1, _tally(records=2))]),
-        (500, [(1, _tally(results=1))]),
+        (61, [(1, _counts(records=2))]),
+        (500, [(1, _counts(results=1))]),
         1_100,
-        (700, [(1, _tally(results=1))]),
+        (700, [(1, _counts(results=1))]),
         keep_s=1_000,
     )
     assert rows == ["01.1 2-0-0", "01.2 2-1-0", "01.3 2-2-0"]
@@ -171,14 +171,16 @@ def test_impossible_times(every_s: float, keep_s: float) -> None:
 def test_gauges_follow_the_rows() -> None:
     """Backlog, oldest unfinished minute and lag are set with each row."""
     metrics.LIVE.reset()
-    _rows((61, [(1, _tally(records=5))]), (130, [(2, _tally(records=1))]), (400, [(3, _tally())]))
+    _rows(
+        (61, [(1, _counts(records=5))]), (130, [(2, _counts(records=1))]), (400, [(3, _counts())])
+    )
     assert metrics.LIVE.snapshot() == {
         "backlog_records": 6,
         "oldest_unfinished_minute": 1,
         "system_lag_s": 280,
     }
     metrics.LIVE.reset()
-    _rows((61, [(1, _tally(records=5, results=5))]))
+    _rows((61, [(1, _counts(records=5, results=5))]))
     assert metrics.LIVE.snapshot() == {
         "backlog_records": 0,
         "oldest_unfinished_minute": -1,
@@ -202,10 +204,10 @@ def test_backlog() -> None:
 
 def test_minute_row() -> None:
     """The columns of a batch run's summary, and the minute's own."""
-    tally = _tally(records=7, results=2, timeout=1, blocked=1)
-    tally.counts.update(input_tokens=5, output_tokens=6, requests_sent=4, retries=1)
-    tally.cost_usd = decimal.Decimal("0.0012")
-    row = minute_row(SPEC, 29_000_000, MinuteCount(tally, revision=4))
+    counts = _counts(records=7, results=2, timeout=1, blocked=1)
+    counts.by_name.update(input_tokens=5, output_tokens=6, requests_sent=4, retries=1)
+    counts.cost_usd = decimal.Decimal("0.0012")
+    row = minute_row(SPEC, 29_000_000, MinuteCount(counts, revision=4))
     assert row["finished_at"] > row["read_minute"] == "2025-02-19T21:20:00Z"
     del row["finished_at"], row["read_minute"]
     assert row == {
@@ -236,30 +238,30 @@ def test_minute_row() -> None:
 
 def test_a_sum_beyond_its_column() -> None:
     """The row is written without it."""
-    tally = _tally(records=1, results=1)
-    tally.counts["input_tokens"] = 2**70
-    row = json.loads(encode_summary(minute_row(SPEC, 1, MinuteCount(tally)), MINUTE_COLUMNS))
+    counts = _counts(records=1, results=1)
+    counts.by_name["input_tokens"] = 2**70
+    row = json.loads(encode_summary(minute_row(SPEC, 1, MinuteCount(counts)), MINUTE_COLUMNS))
     assert row["input_tokens"] is None
     assert (row["records"], row["reconciled"]) == (1, True)
 
 
-def test_minute_tallies() -> None:
+def test_minute_counted() -> None:
     """They count like a `Counts`, by minute, and start at zero after `take`."""
-    tallies = CountsByMinute()
+    counted = CountsByMinute()
     row = result_row(answer_of("x"), RunInfo(run_id="r", backend="b", model="m"), lambda *_: "0.5")
-    tallies.of(5).add_result(row, 3)
+    counted.of(5).add_result(row, 3)
     letter = DeadLetter("infer", "timeout", "", attempts=2, usage=Usage(7, None, 1))
-    tallies.of(6).add_dead_letter({"cost_usd": None}, letter)
-    tallies.of(5).counts["records"] += 2
-    taken = dict(tallies.take())
+    counted.of(6).add_dead_letter({"cost_usd": None}, letter)
+    counted.of(5).by_name["records"] += 2
+    taken = dict(counted.take())
     assert difference(taken[5]) == 1
     assert taken[5].cost_usd == decimal.Decimal("0.5")
-    assert (difference(taken[6]), taken[6].error_types, taken[6].counts["input_tokens"]) == (
+    assert (difference(taken[6]), taken[6].error_types, taken[6].by_name["input_tokens"]) == (
         -1,
         {"timeout": 1},
         7,
     )
-    assert tallies.take() == []
+    assert counted.take() == []
 
 
 def test_inputs_read() -> None:
@@ -267,11 +269,11 @@ def test_inputs_read() -> None:
     records = [Record(str(n), {}, read_minute=minute) for n, minute in enumerate([5, 5, 6, None])]
     unread = [DeadLetter("read", "parse_error", "", read_minute=6)]
     with pipeline() as root:
-        tallies = (
+        counted = (
             root | "Records" >> beam.Create(records),
             root | "Unread" >> beam.Create(unread),
         ) | CountReadMinutes()
-        counts = tallies | beam.MapTuple(lambda minute, tally: (minute, tally.counts["records"]))
+        counts = counted | beam.MapTuple(lambda minute, counts: (minute, counts.by_name["records"]))
         summed = counts | beam.CombinePerKey(sum)
         assert_that(summed, equal_to([(5, 2), (6, 2), (UNKNOWN_MINUTE, 1)]))
 
@@ -287,7 +289,7 @@ def _see(line: bytes) -> None:
 
 
 def _read_or_answered(data: bytes) -> MinuteCounts:
-    return 29_000_000, _tally(records=data == b"read", results=data == b"answered")
+    return 29_000_000, _counts(records=data == b"read", results=data == b"answered")
 
 
 def test_real_time() -> None:
@@ -302,8 +304,8 @@ def test_real_time() -> None:
 
     with messages_from(pull) as read:
         root = streaming_pipeline()
-        tallies = root | read | beam.Map(_read_or_answered).with_output_types(MinuteCounts)
-        _ = tallies | SummariseMinutes(spec=SPEC, every_s=0.05) | beam.Map(_see)
+        counted = root | read | beam.Map(_read_or_answered).with_output_types(MinuteCounts)
+        _ = counted | SummariseMinutes(spec=SPEC, every_s=0.05) | beam.Map(_see)
         result = root.run()
         try:
             assert _two_seen.wait(60)
@@ -320,16 +322,16 @@ def test_state_of_the_earlier_version_is_read_back(monkeypatch: pytest.MonkeyPat
         written.append(count)
         if len(written) > 1:
             return original(coder, count)
-        return coded([dict(count.tally.counts), {}, None], count.revision)
+        return coded([dict(count.counts.by_name), {}, None], count.revision)
 
     monkeypatch.setattr(MinuteCountCoder, "encode", older)
-    assert _rows((61, [(1, _tally(records=2))]), (62, [(1, _tally(results=1))])) == ["01.1 2-1-0"]
+    assert _rows((61, [(1, _counts(records=2))]), (62, [(1, _counts(results=1))])) == ["01.1 2-1-0"]
     assert len(written) > 1
 
 
 _SUM = "SumMinutes/ParDo(_SumMinuteDoFn)"
 STEPS = [
-    "OneWindow [None] TupleCoder[VarIntCoder, TallyCoder]",
+    "OneWindow [None] TupleCoder[VarIntCoder, CountsCoder]",
     f"{_SUM} [None] BytesCoder",
     f"{_SUM} [watched] TupleCoder[VarIntCoder, TupleCoder[VarIntCoder, VarIntCoder]]",
     f"{_SUM} state count read_modify_write_spec MinuteCountCoder",
@@ -343,6 +345,6 @@ STEPS = [
 def test_steps_state_and_coders_are_stable() -> None:
     """An updated streaming job has to find them again; a change here requires a drain."""
     root = streaming_pipeline()
-    tallies = root | stream() | beam.Map(at).with_output_types(MinuteCounts)
-    _ = tallies | "SummariseMinutes" >> SummariseMinutes(spec=SPEC)
+    counted = root | stream() | beam.Map(at).with_output_types(MinuteCounts)
+    _ = counted | "SummariseMinutes" >> SummariseMinutes(spec=SPEC)
     assert described(root, "SummariseMinutes") == STEPS

@@ -36,11 +36,11 @@ SPEC = SummarySpec(
 )
 
 
-def _tally(records: int, results: int, dead_letters: int, **counts: int) -> Counts:
-    tally = Counts()
-    tally.counts.update(records=records, results=results, dead_letters=dead_letters, **counts)
-    tally.error_types["timeout"] = dead_letters
-    return tally
+def _counts(records: int, results: int, dead_letters: int, **others: int) -> Counts:
+    counts = Counts()
+    counts.by_name.update(records=records, results=results, dead_letters=dead_letters, **others)
+    counts.error_types["timeout"] = dead_letters
+    return counts
 
 
 def _reports(results: Iterable[int], dead_letters: Iterable[int]) -> list[SinkReport]:
@@ -56,7 +56,7 @@ def _reports(results: Iterable[int], dead_letters: Iterable[int]) -> list[SinkRe
 def _summary(
     counted: tuple[int, int, int], results: Iterable[int], dead_letters: Iterable[int]
 ) -> dict[str, Any]:
-    row = summarise(SPEC, _tally(*counted), _reports(results, dead_letters))
+    row = summarise(SPEC, _counts(*counted), _reports(results, dead_letters))
     assert set(row) == {column.name for column in SUMMARY_COLUMNS}
     return row
 
@@ -143,14 +143,14 @@ def test_a_sink_that_reports_each_bundle_is_one_sink() -> None:
     """A topic reports zero at the start, and then the rows of each bundle."""
     reports = _reports([4], [0]) + [SinkReport("dead_letters", "files", "d0", n) for n in (2, 3)]
     spec = dataclasses.replace(SPEC, sinks=2)
-    row = summarise(spec, _tally(9, 4, 5), reports)
+    row = summarise(spec, _counts(9, 4, 5), reports)
     assert (row["results"], row["dead_letters"], row["reconciled"]) == (4, 5, True)
-    assert not summarise(spec, _tally(9, 4, 5), reports[:-1])["reconciled"]
+    assert not summarise(spec, _counts(9, 4, 5), reports[:-1])["reconciled"]
 
 
 def test_summary_row() -> None:
     """Every column, from the counts and from the sinks."""
-    tally = _tally(
+    counts = _counts(
         7,
         5,
         2,
@@ -164,9 +164,9 @@ def test_summary_row() -> None:
         output_tokens=50,
         reasoning_tokens=5,
     )
-    tally.error_types.update(forbidden=1)
-    tally._add_cost(decimal.Decimal("0.000000100"))
-    row = summarise(SPEC, tally, _reports([5], [2]))
+    counts.error_types.update(forbidden=1)
+    counts._add_cost(decimal.Decimal("0.000000100"))
+    row = summarise(SPEC, counts, _reports([5], [2]))
     assert list(row) == [column.name for column in SUMMARY_COLUMNS]
     finished_at = row.pop("finished_at")
     assert finished_at.endswith("Z")
@@ -204,7 +204,7 @@ def test_write_summary(tmp_path: Path) -> None:
         path=str(path),
     )
     for results in (4, 5):
-        row = summarise(spec, _tally(5, 5, 0), _reports([results], []))
+        row = summarise(spec, _counts(5, 5, 0), _reports([results], []))
         write_summary(spec, row)
         assert path.read_bytes().count(b"\n") == 1
         assert json.loads(path.read_bytes()) == row
@@ -220,9 +220,9 @@ def test_sums_beyond_their_columns(tmp_path: Path) -> None:
         config={},
         path=str(path),
     )
-    tally = _tally(1, 1, 0, input_tokens=2**63, output_tokens=2**63 - 1)
-    tally._add_cost(decimal.Decimal(10) ** 30)
-    row = summarise(spec, tally, _reports([1], []))
+    counts = _counts(1, 1, 0, input_tokens=2**63, output_tokens=2**63 - 1)
+    counts._add_cost(decimal.Decimal(10) ** 30)
+    row = summarise(spec, counts, _reports([1], []))
     write_summary(spec, row)
     written = json.loads(path.read_bytes())
     assert written == {**row, "input_tokens": None, "cost_usd": None}
@@ -230,7 +230,7 @@ def test_sums_beyond_their_columns(tmp_path: Path) -> None:
     assert written["reconciled"] is True
 
 
-def _run(path: Path, tallies: list[Counts], reports: list[SinkReport]) -> None:
+def _run(path: Path, counted: list[Counts], reports: list[SinkReport]) -> None:
     spec = SummarySpec(
         run_id="r",
         started_at="2026-11-21T08:00:00Z",
@@ -239,18 +239,18 @@ def _run(path: Path, tallies: list[Counts], reports: list[SinkReport]) -> None:
         path=str(path),
     )
     with pipeline() as root:
-        counted = root | "T" >> beam.Create(tallies).with_output_types(Counts)
+        counts = root | "T" >> beam.Create(counted).with_output_types(Counts)
         held = root | "S" >> beam.Create(reports).with_output_types(SinkReport)
-        summaries = (counted, held) | WriteRunSummary(spec=spec)
+        summaries = (counts, held) | WriteRunSummary(spec=spec)
         kept = summaries | beam.Map(lambda row: (row["run_id"], row["records"], row["reconciled"]))
-        records = sum(tally.counts["records"] for tally in tallies)
+        records = sum(each.by_name["records"] for each in counted)
         assert_that(kept, equal_to([("r", records, True)]))
 
 
 def test_write_run_summary(tmp_path: Path) -> None:
-    """The tallies of all bundles make one summary row in one file."""
+    """The counts of all bundles make one summary row in one file."""
     path = tmp_path / "run.json"
-    _run(path, [_tally(4, 3, 1), _tally(3, 2, 1)], _reports([5], [2]))
+    _run(path, [_counts(4, 3, 1), _counts(3, 2, 1)], _reports([5], [2]))
     written = json.loads(path.read_bytes())
     assert written["reconciled"] is True
     assert (written["records"], written["results"], written["dead_letters"]) == (7, 5, 2)
@@ -258,7 +258,7 @@ def test_write_run_summary(tmp_path: Path) -> None:
 
 
 def test_an_empty_run_is_summarised_too(tmp_path: Path) -> None:
-    """Without any record, tally or report there is still one row."""
+    """Without any record, count or report there is still one row."""
     path = tmp_path / "run.json"
     _run(path, [], [])
     assert json.loads(path.read_bytes())["reconciled"] is True
@@ -282,6 +282,6 @@ def test_a_wrong_report_fails_the_run(
             NotReconciled, match=r"7 records, .* 4 results and 2 dead letters: 1 missing"
         ),
     ):
-        _run(path, [_tally(7, 5, 2)], _reports([4], [2]))
+        _run(path, [_counts(7, 5, 2)], _reports([4], [2]))
     assert written == [False]
     assert json.loads(path.read_bytes())["reconciled"] is False

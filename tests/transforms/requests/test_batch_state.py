@@ -21,9 +21,9 @@ from transforms.accounting.counts import Counts
 from transforms.accounting.minute_state import (
     Backlog,
     BacklogCoder,
+    CountsCoder,
     MinuteCount,
     MinuteCountCoder,
-    TallyCoder,
 )
 from transforms.records.coders import RequestCoder, UnreadableBytes
 from transforms.records.records import Request
@@ -38,7 +38,7 @@ from transforms.requests.batch_state import (
     FillCoder,
 )
 
-TALLY = Counts(
+COUNTS = Counts(
     collections.Counter(records=3, results=2, input_tokens=2**40),
     collections.Counter(timeout=1),
     decimal.Decimal("0.000000012"),
@@ -57,14 +57,14 @@ GOLDEN: list[tuple[Any, str]] = [
         ("0294021ecd0190cf000001a1feb79efb"),
     ),
     (
-        TALLY,
+        COUNTS,
         (
             "029383a77265636f72647303a7726573756c747302ac696e7075745f746f6b656e73cf0000010000"
             "00000081a774696d656f757401a6312e32452d38"
         ),
     ),
     (
-        MinuteCount(TALLY, 7, True, 1_795_274_809),
+        MinuteCount(COUNTS, 7, True, 1_795_274_809),
         (
             "02949383a77265636f72647303a7726573756c747302ac696e7075745f746f6b656e73cf00000100"
             "0000000081a774696d656f757401a6312e32452d3807c3ce6b01b839"
@@ -79,22 +79,22 @@ CODERS: dict[type, Any] = {
     EncodedRequest: EncodedRequestCoder,
     EncodedBatch: EncodedBatchCoder,
     Fill: FillCoder,
-    Counts: TallyCoder,
+    Counts: CountsCoder,
     MinuteCount: MinuteCountCoder,
     Backlog: BacklogCoder,
 }
 
-COUNTS = st.integers(0, 2**70)
+NUMBERS = st.integers(0, 2**70)
 COUNTERS = st.dictionaries(st.text(max_size=8), st.integers(-5, 2**70)).map(collections.Counter)
 COSTS = st.none() | st.decimals(0, 10**9, places=9)
-TALLIES = st.builds(Counts, COUNTERS, COUNTERS, COSTS)
+ALL_COUNTS = st.builds(Counts, COUNTERS, COUNTERS, COSTS)
 VALUES = (
-    st.builds(EncodedRequest, st.binary(), COUNTS)
+    st.builds(EncodedRequest, st.binary(), NUMBERS)
     | st.builds(EncodedBatch, st.lists(st.binary(), max_size=5).map(tuple))
-    | st.builds(Fill, COUNTS, COUNTS, COUNTS, COUNTS)
-    | TALLIES
-    | st.builds(MinuteCount, TALLIES, COUNTS, st.booleans(), COUNTS)
-    | st.builds(Backlog, st.dictionaries(COUNTS, st.integers(-5, 2**70)))
+    | st.builds(Fill, NUMBERS, NUMBERS, NUMBERS, NUMBERS)
+    | ALL_COUNTS
+    | st.builds(MinuteCount, ALL_COUNTS, NUMBERS, st.booleans(), NUMBERS)
+    | st.builds(Backlog, st.dictionaries(NUMBERS, st.integers(-5, 2**70)))
 )
 
 
@@ -143,8 +143,8 @@ def test_an_encoded_request_is_the_request_coder_s_bytes() -> None:
         (EncodedBatchCoder, [[b"a", b""], "new"], EncodedBatch((b"a", b""))),
         (FillCoder, [2, 30], Fill(2, 30)),
         (FillCoder, [2, 30, 400, 5, "new"], Fill(2, 30, 400, 5)),
-        (TallyCoder, [], Counts()),
-        (TallyCoder, [{"records": 1}, {}, None, "new"], Counts(collections.Counter(records=1))),
+        (CountsCoder, [], Counts()),
+        (CountsCoder, [{"records": 1}, {}, None, "new"], Counts(collections.Counter(records=1))),
         (
             MinuteCountCoder,
             [[{"records": 1}]],
@@ -210,7 +210,7 @@ _SPECS = """
 from apache_beam.runners.pipeline_context import PipelineContext
 from transforms.accounting.minute_state import *
 from transforms.requests.batch_state import *
-for kind in (EncodedRequestCoder, EncodedBatchCoder, FillCoder, TallyCoder, MinuteCountCoder, BacklogCoder):
+for kind in (EncodedRequestCoder, EncodedBatchCoder, FillCoder, CountsCoder, MinuteCountCoder, BacklogCoder):
     print(kind().to_runner_api(PipelineContext()).spec.payload.hex())
 """
 
@@ -225,9 +225,9 @@ def test_coders_are_named_alike_by_every_process() -> None:
     assert all(len(payload) < 250 for payload in here)
 
 
-def test_a_tally_is_smaller_than_its_pickle() -> None:
-    """Tallies travel for each bundle; zeros are left out."""
-    coder = TallyCoder()
+def test_counts_are_smaller_than_their_pickle() -> None:
+    """Counts travel for each bundle; zeros are left out."""
+    coder = CountsCoder()
     empty = Counts(collections.Counter(records=0), collections.Counter())
     assert msgspec.msgpack.decode(coder.encode(empty)[1:]) == [{}, {}, None]
-    assert len(coder.encode(TALLY)) < len(pickle.dumps(TALLY)) / 2
+    assert len(coder.encode(COUNTS)) < len(pickle.dumps(COUNTS)) / 2

@@ -58,9 +58,9 @@ def test_a_row_that_does_not_fit() -> None:
 
 
 ANSWER = Answer(Record("1", {"n": 1}, read_minute=7), "f", Completion("out", attempts=2))
-TALLY = Counts()
-TALLY.counts["dead_letters"] = 3
-CONTEXTS = [None, ANSWER, (7, TALLY)]
+COUNTS = Counts()
+COUNTS.by_name["dead_letters"] = 3
+CONTEXTS = [None, ANSWER, (7, COUNTS)]
 
 
 @pytest.mark.parametrize("context", CONTEXTS, ids=["none", "answer", "counts"])

@@ -57,9 +57,9 @@ def _rows(folder: pathlib.Path) -> list[dict[str, Any]]:
     return sorted((json.loads(line) for line in lines), key=lambda row: str(row["record_id"]))
 
 
-def _totals(tallies: list[Counts]) -> tuple[dict[str, int], dict[str, int], Any]:
-    total = Counts.total(tallies)
-    counts = {name: count for name, count in total.counts.items() if count}
+def _totals(counted: list[Counts]) -> tuple[dict[str, int], dict[str, int], Any]:
+    total = Counts.total(counted)
+    counts = {name: count for name, count in total.by_name.items() if count}
     return counts, dict(total.error_types), total.cost_usd
 
 
@@ -98,10 +98,10 @@ def test_encode_result() -> None:
 
 
 def test_write_results(tmp_path: pathlib.Path) -> None:
-    """One row each in every sink, the same bytes; the tally has what they cost."""
+    """One row each in every sink, the same bytes; the counts has what they cost."""
     folders = [tmp_path / "a", tmp_path / "b"]
     with beam.Pipeline(RUNNER) as root:
-        unwritten, reports, tallies = (
+        unwritten, reports, counted = (
             root
             | beam.Create([_answer(n, throttled_ms=100) for n in range(5)])
             | WriteResults(
@@ -128,8 +128,8 @@ def test_write_results(tmp_path: pathlib.Path) -> None:
             {},
             None,
         )
-        summed = tallies | beam.combiners.ToList() | beam.Map(_totals)
-        assert_that(summed, equal_to([totals]), "Tallies")
+        summed = counted | beam.combiners.ToList() | beam.Map(_totals)
+        assert_that(summed, equal_to([totals]), "Counts")
     first, second = (_rows(folder) for folder in folders)
     assert first == second
     assert [(row["record_id"], row["output"]) for row in first] == [
@@ -229,7 +229,7 @@ def test_a_row_that_one_sink_rejects_is_in_no_other(tmp_path: pathlib.Path, firs
     files = ("Files", WriteFiles(folder=str(tmp_path), run_id="r", columns=RESULT_COLUMNS))
     sinks = [("Reject", _RejectOdd()), files]
     with beam.Pipeline(RUNNER) as root:
-        unwritten, reports, tallies = (
+        unwritten, reports, counted = (
             root
             | beam.Create([_answer(n) for n in range(5)])
             | WriteResults(run=RUN, price=FREE, sinks=sinks if first else sinks[::-1])
@@ -239,8 +239,8 @@ def test_a_row_that_one_sink_rejects_is_in_no_other(tmp_path: pathlib.Path, firs
         assert_that(dead, equal_to(expected), "Dead")
         held = reports | "Held" >> beam.Map(lambda report: (report.sink, report.rows))
         assert_that(held, equal_to([("files", 3), *[("test", 1)] * 3]), "Reports")
-        counted = tallies | "Results" >> beam.Map(lambda tally: tally.counts["results"])
-        assert_that(counted | beam.CombineGlobally(sum), equal_to([3]), "Tallies")
+        counted = counted | "Results" >> beam.Map(lambda counts: counts.by_name["results"])
+        assert_that(counted | beam.CombineGlobally(sum), equal_to([3]), "Counts")
     assert [row["record_id"] for row in _rows(tmp_path)] == ["0", "2", "4"]
 
 
@@ -385,7 +385,7 @@ def test_write_dead_letters(tmp_path: pathlib.Path) -> None:
     ]
 
     with beam.Pipeline(RUNNER) as root:
-        reports, tallies = (
+        reports, counted = (
             root
             | beam.Create(letters)
             | WriteDeadLetters(run=RUN, price=TokenPrices("openai", "gpt-4o-mini"), sinks=sinks)
@@ -405,8 +405,8 @@ def test_write_dead_letters(tmp_path: pathlib.Path) -> None:
             {"parse_error": 1, "truncated": 2},
             decimal.Decimal("0.000004800"),
         )
-        summed = tallies | beam.combiners.ToList() | beam.Map(_totals)
-        assert_that(summed, equal_to([totals]), "Tallies")
+        summed = counted | beam.combiners.ToList() | beam.Map(_totals)
+        assert_that(summed, equal_to([totals]), "Counts")
     first, second, third = _rows(whole)
     assert (first["payload"], first["payload_truncated"]) == ("é" * MIB, False)
     assert (first["backend"], first["model"]) == (None, None)

@@ -61,7 +61,7 @@ class VLLMBackend:
       folder: Holds locks, state and copied weights, for all processes of a machine. By default it
         is below the temporary folder.
       start_timeout_s: How long loading the model may take, in seconds.
-      accept_truncated: An answer that ended at its token limit is a result, not a failure.
+      accept_truncated: Accept an answer that was cut at its token limit as a result.
       max_texts_per_call: The most texts to embed in one request; None for 32.
     """
 
@@ -158,7 +158,7 @@ class VLLMClient:
         self._watch = asyncio.get_running_loop().create_task(self._watch_metrics())
 
     async def generate(self, request: Request) -> Completion:
-        """Answers one request; raises as `transforms.backends.base.Client` says."""
+        """Answers one request; raises the errors of `transforms.backends.base.Client`."""
         try:
             path, reply = await self._ask([request], lambda: body_of(request, self._backend))
         except _Crash as crash:
@@ -210,7 +210,7 @@ class VLLMClient:
         """Makes one call for these requests, to the least loaded server.
 
         Raises:
-          _Crash: The server crashed, and it is known which request is to blame.
+          _Crash: The server crashed, and a request of the call is confirmed as poison.
           RecordError: Any other failure of the call.
         """
         names = list(map(_name, requests))
@@ -238,12 +238,12 @@ class VLLMClient:
                 cause = error.consequence.still_served or error.cause
                 raise error.replaced(cause=cause) from error
             restarting = _restarting(
-                f"the vLLM server crashed (start {state.generation}); it is started again"
+                f"the vLLM server crashed (start {state.generation}) and is being restarted"
             )
             if error.consequence.attempt:  # the server had received the requests
-                guilty = {name for name in names if self._suspects.crashed(name)}
-                if guilty:
-                    raise _Crash(guilty, restarting) from None
+                poison = {name for name in names if self._suspects.crashed(name)}
+                if poison:
+                    raise _Crash(poison, restarting) from None
             raise restarting from error
         except RecordError:
             for name in names:
@@ -307,29 +307,29 @@ class VLLMEmbeddingClient(VLLMClient):
         return shaped(lambda data: embeddings_of(data, requests), reply.data, what=model)
 
     def wanted_in_flight(self) -> int:
-        """How many calls the servers can use; 0: not known yet. Their queues count texts."""
+        """How many calls the servers can process at once; 0 while unknown. Queues count texts."""
         return self._shared.calls(super().wanted_in_flight())
 
 
 class _Crash(Exception):
-    """The server crashed, and one request or more of the call is to blame.
+    """The server crashed, and the call has at least one poison request.
 
     Args:
-      guilty: The names of those.
-      error: What befell the others.
+      poison: The names of the poison requests.
+      error: The failure of the call's other requests.
     """
 
-    def __init__(self, guilty: set[str], error: RecordError) -> None:
+    def __init__(self, poison: set[str], error: RecordError) -> None:
         super().__init__(str(error))
-        self._guilty = guilty
+        self._poison = poison
         self._error = error
 
     def outcome(self, request: Request) -> RecordError:
-        if _name(request) not in self._guilty:
+        if _name(request) not in self._poison:
             return self._error
         return InvalidRequest(
-            "the vLLM server has crashed again and again while it worked on this request, "
-            "at last on it alone; its log says why"
+            "the vLLM server crashed each time it processed this request, in the end as the only "
+            "suspect; its log says why"
         )
 
 
@@ -385,7 +385,7 @@ def _checked(body: dict[str, Json]) -> dict[str, Json]:
     ignored = sorted(name for name in body if name.startswith(_IGNORED))
     if ignored:
         raise InvalidRequest(
-            f"vLLM ignores {', '.join(ignored)} without a word: use an output schema, "
-            "response_format or structured_outputs"
+            f"vLLM silently ignores {', '.join(ignored)}: use an output schema, response_format or "
+            "structured_outputs"
         )
     return body

@@ -90,7 +90,7 @@ def facts_of(python: str, environment: Mapping[str, str]) -> Facts:
         said = str(error)
     raise BackendUnusable(
         f"{python!r} cannot run vLLM ({said}): install vLLM for it, or name an interpreter that "
-        f"has it by `python` or in the workers' environment as {PYTHON_VARIABLE}"
+        f"has it with `python` or, in the workers' environment, with {PYTHON_VARIABLE}"
     )
 
 

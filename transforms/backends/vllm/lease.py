@@ -192,7 +192,7 @@ class ServerLease:
     def _hear(self, message: dict[str, Any]) -> None:
         if "refused" in message:
             raise BackendUnusable(
-                f"these accelerators serve {message['refused']} already: start both with the same "
+                f"these accelerators already serve {message['refused']}: start both with the same "
                 "model and the same `args`, or run one after the other"
             )
         if "state" in message:

@@ -137,7 +137,7 @@ def _copy_all(uri: str, blobs: dict[str, Any], target: str) -> None:
         free = shutil.disk_usage(target).free
         if size - partial > free:
             raise BackendUnusable(
-                f"{uri!r} needs {size / 1e9:.1f} GB, and {target} has {free / 1e9:.1f} GB free: "
+                f"{uri!r} needs {size / 1e9:.1f} GB, but {target} has {free / 1e9:.1f} GB free: "
                 "use workers with a larger disk (`disk_size_gb`)"
             )
         _log.info(

@@ -183,7 +183,7 @@ def test_another_model_on_the_same_accelerators_is_refused(folder: Path) -> None
         text=True,
         check=False,
     )
-    assert "serve model 'tiny' with no arguments already" in done.stderr
+    assert "already serve model 'tiny' with no arguments" in done.stderr
     assert starts(folder) == 1
 
 
