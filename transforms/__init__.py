@@ -17,7 +17,7 @@ from transforms.accounting.minute_counts import CountReadMinutes, CountsByMinute
 from transforms.accounting.minute_summary import MINUTE_COLUMNS, SummariseMinutes
 from transforms.accounting.reconcile import SummarySpec, WriteRunSummary
 from transforms.accounting.sink_report import SinkReport
-from transforms.backends.base import Backend, BatchClient, Capabilities, Client
+from transforms.backends.base import Backend, BatchClient, CallLimits, Capabilities, Client
 from transforms.backends.fake import FakeBackend
 from transforms.backends.gemini import GeminiBackend
 from transforms.backends.openai import OpenAIBackend
@@ -38,7 +38,15 @@ from transforms.records.errors import (
     RunError,
 )
 from transforms.records.media import MediaField
-from transforms.records.records import Answer, Completion, DeadLetter, Record, Request, Usage
+from transforms.records.records import (
+    Answer,
+    Completion,
+    DeadLetter,
+    Params,
+    Record,
+    Request,
+    Usage,
+)
 from transforms.requests.batch import BatchLimits, BatchRequests
 from transforms.requests.order import OrderByPrefix
 from transforms.requests.render import RenderRequests, RequestSpec
@@ -74,6 +82,7 @@ __all__ = [
     "BatchClient",
     "BatchLimits",
     "BatchRequests",
+    "CallLimits",
     "Capabilities",
     "Cause",
     "Client",
@@ -101,6 +110,7 @@ __all__ = [
     "NotReconciled",
     "OpenAIBackend",
     "OrderByPrefix",
+    "Params",
     "PipelineError",
     "PubSubSource",
     "PublishDeadLetters",
