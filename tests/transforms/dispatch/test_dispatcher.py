@@ -180,6 +180,7 @@ def test_a_batch_is_admitted_when_there_is_room(clock: Clock) -> None:
     completions, other = CompletionQueue(), CompletionQueue()
     with clock.hold():
         shared.submit(make_requests(BACKLOG + 1), completions)
+        clock.settle()
         shared.submit(make_requests(1), other)
         clock.sleep(0.5)
         assert drain(completions) == [None]
