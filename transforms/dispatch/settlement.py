@@ -76,11 +76,11 @@ class Settlement:
         self._watch(error)
         self._count_failed_call(error)
         if isinstance(error, RecordError):
+            self.guard.failed((job.number for job in call.jobs), error, now)
             if error.consequence.retry:
                 failed = [(job, error) for job in call.jobs]
                 return self._settle_failures(call, failed, now, own=False)
             self._stops.served()
-            self.guard.failed(call.jobs[0].number, error, now)
         for job in call.jobs:
             job.attempts -= 1
         half = (len(call.jobs) + 1) // 2
@@ -127,7 +127,8 @@ class Settlement:
         if not isinstance(error, RecordError):
             self._deliver(job, job.failure(error))
             return None
-        self.guard.failed(job.number, error, now)
+        if own:
+            self.guard.failed((job.number,), error, now)
         if not error.consequence.retry:
             self._stops.served()
             if self.guard.suspicion is not None:

@@ -1,10 +1,12 @@
 """Ends a run at its start when every record would fail alike.
 
 A failure that is no record's own (401, 403, 404, no connection) makes the backend *suspect* as soon
-as a second record has failed in the same way while no call has ever succeeded. Nothing further is
-sent then. A call in flight that succeeds *clears* the backend, and the failures were those records'
+as a second record has failed in the same way while no call has ever succeeded: two calls that share
+no request, or one call that the server never got. Nothing further is sent then. A call in flight that succeeds *clears* the backend, and the failures were those records'
 own; otherwise the suspicion is *confirmed* when none is in flight any more, or after a few seconds.
 """
+
+from collections.abc import Iterable
 
 from transforms.dispatch.job import Job
 from transforms.dispatch.limits import DispatchLimits
@@ -24,7 +26,9 @@ class StartGuard:
         """Whether a call has ever succeeded."""
         self.suspicion: RecordError | None = None
         """Why the backend may be unusable: nothing is sent until that is cleared or confirmed."""
-        self._alike: dict[str, tuple[float, set[int]]] = {}
+        self._alike: dict[str, tuple[float, frozenset[int]]] = {}
+        """By error type: when the first such call failed, and the records of which any one alone may
+        have failed every such call."""
         self._held_back: list[tuple[Job, RecordError]] = []
 
     def may_end_the_run(self, error: object) -> bool:
@@ -33,11 +37,11 @@ class StartGuard:
             return False
         return error.consequence.fatal_at_start and not self._limits.hold
 
-    def failed(self, record: int, error: RecordError, now: float) -> bool:
-        """Notes a failure; whether it has made the backend suspect.
+    def failed(self, records: Iterable[int], error: RecordError, now: float) -> bool:
+        """Notes a failed call; whether it has made the backend suspect.
 
         Args:
-          record: Tells one record from another.
+          records: Tell the records of the call from others; any one of them may have failed it.
           error: How it failed. A server that cannot be reached may be starting: it gets as long
             as a first retry takes, and in a streaming run as long as it needs.
           now: The time.
@@ -47,12 +51,16 @@ class StartGuard:
             return False
         if consequence.retry and self._limits.hold:
             return False
-        since, records = self._alike.setdefault(error.error_type, (now, set()))
-        records.add(record)
+        culprits = frozenset(records)
+        if not consequence.attempt and len(culprits) > 1:
+            culprits = frozenset()  # no record's own fault
+        since, before = self._alike.get(error.error_type, (now, culprits))
+        culprits &= before
+        self._alike[error.error_type] = since, culprits
         patience_s = self._limits.first_backoff_s if consequence.retry else 0.0
         if self._limits.max_attempts == 1:
             patience_s = 0.0
-        if self.suspicion or len(records) < 2 or now - since < patience_s:
+        if self.suspicion or culprits or now - since < patience_s:
             return False
         self.suspicion = error
         return True

@@ -408,6 +408,19 @@ def test_what_every_record_would_share_ends_the_run(make: Any) -> None:
     assert len(client.sets) <= 5
 
 
+@pytest.mark.parametrize("cause", [Cause.LOST_BEFORE_ANSWER, Cause.LOST_DURING_ANSWER])
+@pytest.mark.parametrize("most", [1, 64])
+def test_poison_in_the_first_call_does_not_end_the_run(cause: Cause, most: int) -> None:
+    """All requests of a call fail with it: that is one failure, not that of many records alike."""
+    lost = Unavailable("the connection broke", cause=cause)
+    client = RemoteClient(
+        lambda asked: lost if 40 in asked else completions(asked),
+        lambda n, _: lost if n == 40 else f"{n}",
+    )
+    outcomes = answer(client, 100, max_concurrency=most)
+    assert [n for n, failure in enumerate(failures(outcomes)) if failure] == [40]
+
+
 def test_one_forbidden_record_does_not_end_the_run() -> None:
     """Its call is refused as if all were forbidden, and so is its half; the other half is served."""
     error = Forbidden("403", cause=Cause.CREDENTIALS)

@@ -24,65 +24,85 @@ def _guard(**given: Any) -> StartGuard:
 def test_second_record_is_fatal() -> None:
     """One record's failure says nothing, however often it is tried."""
     guard = _guard()
-    assert [guard.failed(1, FORBIDDEN, now) for now in (0.0, 1.0, 100.0)] == [False] * 3
-    assert guard.failed(2, FORBIDDEN, 100.0)
+    assert [guard.failed([1], FORBIDDEN, now) for now in (0.0, 1.0, 100.0)] == [False] * 3
+    assert guard.failed([2], FORBIDDEN, 100.0)
+
+
+def test_calls_of_several_records() -> None:
+    """Calls that share a record may have failed for it alone; two that share none have not."""
+    guard = _guard(first_backoff_s=0.0)
+    assert not guard.failed(range(8), NO_CONNECTION, 0.0)
+    assert not guard.failed(range(8), NO_CONNECTION, 1.0)
+    assert not guard.failed(range(2, 4), NO_CONNECTION, 2.0)
+    assert guard.failed(range(4, 6), NO_CONNECTION, 3.0)
+
+
+def test_a_call_that_nobody_got() -> None:
+    """No record can be why a connection was refused: one call of two is enough."""
+    refused = Unavailable("no connection", cause=Cause.CONNECTION_REFUSED)
+    guard = _guard(first_backoff_s=2.0)
+    assert not guard.failed([1, 2], refused, 0.0)
+    assert guard.failed([1, 2], refused, 2.0)
+    guard = _guard(first_backoff_s=0.0)
+    assert [guard.failed([1], refused, now) for now in (0.0, 1.0)] == [False, False]
+    assert guard.failed([2], refused, 2.0)
 
 
 def test_different_failures_are_not_alike() -> None:
     """Two records that fail in two ways may each be at fault."""
     guard = _guard(first_backoff_s=0.0)
-    assert not guard.failed(1, FORBIDDEN, 0.0)
-    assert not guard.failed(2, NO_CONNECTION, 0.0)
-    assert guard.failed(3, NO_CONNECTION, 0.0)
+    assert not guard.failed([1], FORBIDDEN, 0.0)
+    assert not guard.failed([2], NO_CONNECTION, 0.0)
+    assert guard.failed([3], NO_CONNECTION, 0.0)
 
 
 @pytest.mark.parametrize("error", [Forbidden("this one"), Unavailable("500"), FULL])
 def test_other_failures_are_not_fatal(error: RecordError) -> None:
     """What does not fail every record costs records only."""
     guard = _guard()
-    assert not any(guard.failed(record, error, 10.0 * record) for record in range(10))
+    assert not any(guard.failed([record], error, 10.0 * record) for record in range(10))
 
 
 def test_nothing_is_fatal_after_a_success() -> None:
     """Where one record succeeded, others are at fault themselves."""
     guard = _guard()
-    assert not guard.failed(1, FORBIDDEN, 0.0)
+    assert not guard.failed([1], FORBIDDEN, 0.0)
     assert guard.clear() == []
     assert guard.proven
-    assert not guard.failed(2, FORBIDDEN, 0.0)
+    assert not guard.failed([2], FORBIDDEN, 0.0)
 
 
 def test_patience_with_connections() -> None:
     """A server that cannot be reached may be starting: it gets as long as a first retry takes."""
     guard = _guard(first_backoff_s=2.0)
-    assert not guard.failed(1, NO_CONNECTION, 10.0)
-    assert not guard.failed(2, NO_CONNECTION, 11.9)
-    assert guard.failed(2, NO_CONNECTION, 12.0)
+    assert not guard.failed([1], NO_CONNECTION, 10.0)
+    assert not guard.failed([2], NO_CONNECTION, 11.9)
+    assert guard.failed([2], NO_CONNECTION, 12.0)
 
 
 def test_no_patience_without_retries() -> None:
     """Where nothing is tried twice, there is nothing to wait for."""
     guard = _guard(first_backoff_s=2.0, max_attempts=1)
-    assert not guard.failed(1, NO_CONNECTION, 10.0)
-    assert guard.failed(2, NO_CONNECTION, 10.0)
+    assert not guard.failed([1], NO_CONNECTION, 10.0)
+    assert guard.failed([2], NO_CONNECTION, 10.0)
 
 
 def test_a_stream_waits_for_a_connection() -> None:
     """A streaming run asks on until the server is there; what it forbids is fatal as ever."""
     guard = _guard(hold=True)
-    assert not any(guard.failed(n, NO_CONNECTION, 100.0 * n) for n in range(10))
-    assert not guard.failed(1, FORBIDDEN, 0.0)
-    assert guard.failed(2, FORBIDDEN, 0.0)
+    assert not any(guard.failed([n], NO_CONNECTION, 100.0 * n) for n in range(10))
+    assert not guard.failed([1], FORBIDDEN, 0.0)
+    assert guard.failed([2], FORBIDDEN, 0.0)
 
 
 def test_suspicion() -> None:
     """It begins once, with the second failure, and ends with a success."""
     guard = _guard()
-    assert not guard.failed(1, FORBIDDEN, 0.0)
+    assert not guard.failed([1], FORBIDDEN, 0.0)
     assert guard.suspicion is None
     second = Forbidden("no permission either", cause=Cause.CREDENTIALS)
-    assert guard.failed(2, second, 0.0)
-    assert not guard.failed(3, FORBIDDEN, 0.0)
+    assert guard.failed([2], second, 0.0)
+    assert not guard.failed([3], FORBIDDEN, 0.0)
     assert guard.suspicion is second
     job = Job(3, make_requests(1)[0], 0, None, CompletionQueue())
     guard.hold_back(job, FORBIDDEN)
