@@ -39,6 +39,8 @@ class JobQueue:
         self._held: dict[asyncio.Future[None], list[Entry]] = {}
         self.backing_off = 0
         """How many requests are between a failure and their next call."""
+        self.tokens = 0
+        """Estimated input tokens of the entries that may be sent."""
 
     @property
     def ready(self) -> bool:
@@ -59,6 +61,7 @@ class JobQueue:
         """They may be sent from now on, each in the place of its first request."""
         for entry in entries:
             first = entry.jobs[0]
+            self.tokens += _tokens(entry)
             heapq.heappush(self._ready, (first.place, first.number, entry))
 
     def put_later(self, entries: Sequence[Entry], wait_s: float, then: Callable[[], None]) -> None:
@@ -94,7 +97,9 @@ class JobQueue:
 
     def pop(self) -> Entry:
         """The oldest that may be sent."""
-        return heapq.heappop(self._ready)[2]
+        entry = heapq.heappop(self._ready)[2]
+        self.tokens -= _tokens(entry)
+        return entry
 
     def end_back_offs(self) -> None:
         """Nothing waits any longer: all may be sent."""
@@ -111,3 +116,8 @@ class JobQueue:
         """Drops all."""
         self.end_back_offs()
         self._ready.clear()
+        self.tokens = 0
+
+
+def _tokens(entry: Entry) -> int:
+    return sum(job.request.estimated_tokens for job in entry.jobs)

@@ -155,10 +155,13 @@ class Scheduler:
 
     def _fill_s(self, now: float) -> float:
         """How long the next call still waits for more requests; 0 if it goes as it is."""
-        most = self._limits().max_requests
+        limits = self._limits()
+        most, tokens = limits.max_requests, limits.max_tokens
         if not self._paced or most == 1 or self._queue.first().fixed:
             return 0.0
         if most is not None and self._queue.entries >= most:
+            return 0.0
+        if tokens is not None and self._queue.tokens >= tokens:
             return 0.0
         until = min(self._came_at + _FILL_S, self._filling_since + _FILL_AT_MOST_S)
         return max(0.0, until - now)

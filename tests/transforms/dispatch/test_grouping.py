@@ -171,6 +171,19 @@ def test_a_call_waits_while_requests_keep_coming(clock: Clock) -> None:
     assert [e.request.record.record_id for e in collect(queue)] == [str(n) for n in range(160)]
 
 
+def test_a_call_that_is_full_by_tokens_does_not_wait(clock: Clock) -> None:
+    """Whichever limit fills it, it goes as soon as the last text that fits has come."""
+    client = RemoteClient(completions, seconds=0.0, max_requests=250, max_tokens=3)
+    shared, queue = Dispatcher(client, DispatchLimits()), CompletionQueue()
+    with clock.hold():
+        for n in range(8):
+            shared.submit(make_requests(1, n), queue)
+            clock.sleep(0.05)
+        clock.sleep(0.1)
+    assert client.sets == [(0.1, [0, 1, 2]), (0.25, [3, 4, 5]), (0.45, [6, 7])]
+    assert len(collect(queue)) == 8
+
+
 def test_a_body_of_its_own_shares_no_call() -> None:
     """A whole request may differ in its parameters; it goes at once, and alone."""
     client = RemoteClient(completions, max_requests=100, seconds=0.0)
