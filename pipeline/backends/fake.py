@@ -23,7 +23,10 @@ def make(values: Values, options: PipelineOptions) -> FakeBackend:
                 f"{REQUEST_OPTIONS} has {name!r}, but the fake backend's options are: "
                 f"{', '.join(OPTIONS)}"
             )
-    return FakeBackend(model=values[MODEL] or "fake", task=values[TASK], **given)
+    try:
+        return FakeBackend(model=values[MODEL] or "fake", task=values[TASK], **given)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{REQUEST_OPTIONS}: {error}") from None
 
 
 ADAPTER = BackendAdapter(name="fake", make=make)

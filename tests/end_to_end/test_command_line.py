@@ -182,7 +182,7 @@ def _wrong_use(
             bare,
             [*whole, "--prompt={{ text | shout }}"],
             (
-                "--prompt is not a valid template: line 1: No filter named 'shout'.: "
+                "--prompt is not a valid template: line 1: No filter named 'shout': "
                 "'{{ text | shout }}'"
             ),
         ),
@@ -358,7 +358,7 @@ _FILES = {
             ["--prompt={% if a %}\n{{ b "],
             (
                 "--prompt is not a valid template: line 2: unexpected end of template, expected 'end "
-                "of print statement'.: '{{ b'"
+                "of print statement': '{{ b'"
             ),
         ),
         (
@@ -464,8 +464,8 @@ _FILES = {
         (
             ["--backend=vertex_endpoint", "--endpoint=somewhere"],
             (
-                "endpoint 'somewhere' is neither projects/P/locations/L/endpoints/E nor an https URL "
-                "that ends so"
+                "--endpoint is 'somewhere', but must be projects/P/locations/L/endpoints/E, or an https "
+                "URL that ends so"
             ),
         ),
         (

@@ -220,7 +220,7 @@ def _nothing_asked(given: str) -> str:
             ["--prompt=Hello {{ name"],
             (
                 "--prompt is not a valid template: line 1: unexpected end of template, expected 'end "
-                "of print statement'.: 'Hello {{ name'"
+                "of print statement': 'Hello {{ name'"
             ),
         ),
     ],

@@ -48,8 +48,8 @@ class VertexEndpointBackend:
         parts = self.resource().split("/")
         if len(parts) != 6 or parts[::2] != ["projects", "locations", "endpoints"]:
             raise ConfigurationError(
-                f"endpoint {self.endpoint!r} is neither projects/P/locations/L/endpoints/E "
-                "nor an https URL that ends so"
+                f"`endpoint` is {self.endpoint!r}, but must be projects/P/locations/L/endpoints/E, "
+                "or an https URL that ends so"
             )
         if not self.model:
             object.__setattr__(self, "model", parts[-1])

@@ -180,7 +180,7 @@ class PromptTemplate:
             lines = source.splitlines() or [""]
             line = lines[min(error.lineno, len(lines)) - 1].strip()
             raise ConfigurationError(
-                f"{name} is not a valid template: line {error.lineno}: {error.message}: {line!r}"
+                f"{name} is not a valid template: line {error.lineno}: {(error.message or '').rstrip('.')}: {line!r}"
             ) from None
 
     def render(self, fields: Mapping[str, Any]) -> str:

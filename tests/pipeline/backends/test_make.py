@@ -204,6 +204,9 @@ def test_fake() -> None:
         "--request_options has 'labels', but the fake backend's options are: latency_ms, faults, "
         "embedding_dimensions"
     )
+    assert _refused("--backend=fake", '--request_options={"latency_ms": -1}') == (
+        "--request_options: latency_ms is -1: it must be a number of milliseconds, 0 or more"
+    )
 
 
 @pytest.mark.parametrize(

@@ -200,5 +200,7 @@ def test_names() -> None:
 )
 def test_no_endpoint(endpoint: str) -> None:
     """Anything else is found before the launch."""
-    with pytest.raises(ConfigurationError, match=f"^endpoint '{endpoint}' is neither"):
+    with pytest.raises(
+        ConfigurationError, match=f"^`endpoint` is '{endpoint}', but must be projects/"
+    ):
         VertexEndpointBackend(endpoint=endpoint)
