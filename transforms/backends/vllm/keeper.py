@@ -281,7 +281,7 @@ class _Keeper:
             self._answered_at = now
         elif status is not None:
             self._kill(child, f"/health answered {status or 'nothing: no connection'}")
-            self._kill(child, f"/health did not answer for {_SILENT_S:g} s")
+        elif now - self._answered_at > _SILENT_S:
             self._kill(child, f"/health has not answered for {_SILENT_S:g} s")
 
     def _kill(self, child: Child, why: str) -> None:
