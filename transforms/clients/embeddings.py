@@ -93,7 +93,7 @@ class SharedCalls:
 
     def _refused(self, texts: int) -> None:
         half = max(self._accepted, self.texts // 2)
-        if texts <= half:
+        if not half < texts <= self.texts:  # a larger call was grouped before the number fell
             return
         self._refusals += 1
         if self._refusals == _REFUSALS:

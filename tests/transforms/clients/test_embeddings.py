@@ -101,6 +101,22 @@ def test_a_lower_limit_of_the_server_is_learnt(server_takes: int, learnt: int) -
     assert len(server.sizes) == len(texts) // learnt
 
 
+def test_refusals_of_larger_calls_say_nothing_new(caplog: pytest.LogCaptureFixture) -> None:
+    """Calls that were in flight when the number fell lower it no further, and nothing is logged."""
+    shared, server = SharedCalls(4), Server(more_than(1))
+
+    async def refused(texts: int) -> None:
+        with contextlib.suppress(TooLarge):
+            await shared.outcomes(requests_of(["text"] * texts), server.one, server.many)
+
+    for _ in range(30):
+        asyncio.run(refused(4))
+    assert (shared.texts, len(caplog.messages)) == (2, 1)
+    for _ in range(30):
+        asyncio.run(refused(2))
+    assert (shared.texts, len(caplog.messages)) == (1, 2)
+
+
 def test_a_bad_text_lowers_nothing() -> None:
     """A call of its size was accepted: the text is to blame, and stands alone in the end."""
     shared, server = SharedCalls(32), Server(holding("bad"))
