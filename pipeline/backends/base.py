@@ -54,6 +54,7 @@ class BackendAdapter:
         neither asks a service nor imports an SDK.
       flags: The flags that not every backend takes. Several adapters may list the same `Flag`. A
         flag set for a backend that does not list it is refused.
+      generates: Those of `flags` that only go with ``--task=generate``.
       refuses: Flags that every other backend takes, each with the reason why this one does not, as
         a clause.
       check: Called with the backend and the configuration before a launch, within five seconds:
@@ -68,6 +69,7 @@ class BackendAdapter:
     name: str
     make: Callable[[Values, PipelineOptions], Backend]
     flags: tuple[Flag[Any], ...] = ()
+    generates: tuple[Flag[Any], ...] = ()
     refuses: Mapping[Flag[Any], str] = dataclasses.field(default_factory=dict)
     check: Callable[[Any, "RunConfig"], None] = _nothing_to_check
     check_gpu: Callable[[Values, Accelerator], None] = _nothing_to_check

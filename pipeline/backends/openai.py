@@ -86,5 +86,6 @@ ADAPTER = BackendAdapter(
     name="openai",
     make=make,
     check=check,
+    generates=(GENERATE_API,),
     flags=(ENDPOINT, GENERATE_API, API_KEY_SECRET, EMBEDDING_BATCH_SIZE),
 )

@@ -180,6 +180,7 @@ ADAPTER = BackendAdapter(
     make=make,
     check=check,
     check_gpu=check_gpu,
+    generates=(GENERATE_API,),
     flags=(GENERATE_API, VLLM_ARGS, VLLM_PYTHON, EMBEDDING_BATCH_SIZE, *GPU_FLAGS),
     # One process: containers share no folder, so each would start a server of its own.
     dataflow=DataflowNeeds(gpu=True, gpu_driver=DRIVER, one_process=True, disk_gb=DISK_GB),

@@ -5,7 +5,6 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.backends import ADAPTERS, adapter_of, backend_flags, takers
-from pipeline.backends.openai import GENERATE_API
 from pipeline.backends.shared import EMBEDDING_BATCH_SIZE, GROUP, MODEL
 from pipeline.options.flag import Flag
 from pipeline.options.kinds import one_of
@@ -26,7 +25,7 @@ BACKEND: Flag[str] = Flag(
 
 MODEL_FLAGS: tuple[Flag[Any], ...] = (BACKEND, MODEL, *backend_flags())
 
-_GENERATING = (OUTPUT_SCHEMA, SYSTEM_PROMPT, SYSTEM_PROMPT_FILE, MESSAGES_FIELD, GENERATE_API)
+_GENERATING = (OUTPUT_SCHEMA, SYSTEM_PROMPT, SYSTEM_PROMPT_FILE, MESSAGES_FIELD)
 """Flags that only go with ``--task=generate``."""
 
 
@@ -49,7 +48,7 @@ def make_backend(values: Values, options: PipelineOptions) -> Backend:
             raise ConfigurationError(f"{_shown(flag, values)}, but {reason}: remove it")
     task = values[TASK]
     if task == "embed":
-        for flag in _GENERATING:
+        for flag in (*_GENERATING, *chosen.generates):
             values.only_with(flag, f"{TASK}=generate")
     else:
         values.only_with(EMBEDDING_BATCH_SIZE, f"{TASK}=embed")

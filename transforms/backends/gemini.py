@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from transforms.backends.base import CallLimits, Capabilities
-from transforms.clients.embeddings import ESTIMATE_MARGIN, Outcome, SharedCalls, mixed_up
+from transforms.clients.embeddings import ESTIMATE_MARGIN, EmbedOutcome, SharedCalls, mixed_up
 from transforms.clients.google_auth import GoogleAuth, auth_for, vertex_base_url
 from transforms.clients.http import JsonClient, Reply, shaped, token_count
 from transforms.records import json_values
@@ -214,11 +214,11 @@ class GeminiEmbeddingClient(GeminiClient):
         """The model's limits, and fewer texts once the server has refused so many."""
         return dataclasses.replace(self._limits, max_requests=self._shared.texts)
 
-    async def generate_many(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+    async def generate_many(self, requests: Sequence[Request]) -> Sequence[EmbedOutcome]:
         """Embeds many texts in one request; see `transforms.backends.base.BatchClient`."""
         return await self._shared.outcomes(requests, self.generate, self._embed)
 
-    async def _embed(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+    async def _embed(self, requests: Sequence[Request]) -> Sequence[EmbedOutcome]:
         reply = await self._post(embed_many_body(requests))
         return shaped(
             lambda data: _embeddings(data, len(requests)), reply.data, what=self._backend.model
@@ -396,7 +396,7 @@ def _embedding(data: Any) -> Completion:
     return _predicted((data["predictions"] or [{}])[0], data)
 
 
-def _embeddings(data: Any, texts: int) -> Sequence[Outcome]:
+def _embeddings(data: Any, texts: int) -> Sequence[EmbedOutcome]:
     """Reads a reply of ``predict`` to several texts: one outcome per text, in their order.
 
     Raises:
@@ -405,7 +405,7 @@ def _embeddings(data: Any, texts: int) -> Sequence[Outcome]:
     predictions = data["predictions"]
     if len(predictions) != texts:
         raise mixed_up(texts, f"{len(predictions)} vectors")
-    outcomes: list[Outcome] = []
+    outcomes: list[EmbedOutcome] = []
     for prediction in predictions:
         try:
             outcomes.append(_predicted(prediction, data))

@@ -12,7 +12,7 @@ from typing import Literal
 from yarl import URL
 
 from transforms.backends.base import CallLimits, Capabilities
-from transforms.clients.embeddings import ESTIMATE_MARGIN, Outcome, SharedCalls
+from transforms.clients.embeddings import ESTIMATE_MARGIN, EmbedOutcome, SharedCalls
 from transforms.clients.endpoints import Endpoints
 from transforms.clients.http import shaped
 from transforms.clients.openai_dialect import (
@@ -206,11 +206,11 @@ class OpenAIEmbeddingClient(OpenAIClient):
         """The provider's limits, and fewer texts once the server has refused so many."""
         return dataclasses.replace(self._limits, max_requests=self._shared.texts)
 
-    async def generate_many(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+    async def generate_many(self, requests: Sequence[Request]) -> Sequence[EmbedOutcome]:
         """Embeds many texts in one request; see `transforms.backends.base.BatchClient`."""
         return await self._shared.outcomes(requests, self.generate, self._embed)
 
-    async def _embed(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+    async def _embed(self, requests: Sequence[Request]) -> Sequence[EmbedOutcome]:
         model = self._backend.model
         body = embed_many_body(requests, model)
         reply = await self._servers.post(PATHS["embed"], body, requests=len(requests))

@@ -18,7 +18,8 @@ is refused and halved."""
 _REFUSALS = 3
 """Refused calls before the number of texts is halved: one or two may each hold a bad text."""
 
-Outcome = Completion | RecordError
+EmbedOutcome = Completion | RecordError
+"""The outcome of one text."""
 _log = logging.getLogger(__name__)
 
 
@@ -56,8 +57,8 @@ class SharedCalls:
         self,
         requests: Sequence[Request],
         one: Callable[[Request], Awaitable[Completion]],
-        many: Callable[[Sequence[Request]], Awaitable[Sequence[Outcome]]],
-    ) -> Sequence[Outcome]:
+        many: Callable[[Sequence[Request]], Awaitable[Sequence[EmbedOutcome]]],
+    ) -> Sequence[EmbedOutcome]:
         """Asks for all requests in one call: one outcome per request, in order.
 
         Args:
@@ -78,8 +79,8 @@ class SharedCalls:
         self,
         texts: Sequence[Request],
         one: Callable[[Request], Awaitable[Completion]],
-        many: Callable[[Sequence[Request]], Awaitable[Sequence[Outcome]]],
-    ) -> Sequence[Outcome]:
+        many: Callable[[Sequence[Request]], Awaitable[Sequence[EmbedOutcome]]],
+    ) -> Sequence[EmbedOutcome]:
         if len(texts) < 2:
             return [await one(text) for text in texts]
         try:

@@ -23,7 +23,7 @@ from typing import Any
 
 from transforms.clients import server_metrics
 from transforms.clients.http import JsonClient, Reply, place
-from transforms.records.causes import ServerState
+from transforms.records.causes import EndpointState
 from transforms.records.errors import RecordError, Unavailable
 
 _FAILURES = 3
@@ -109,7 +109,7 @@ class Endpoints:
             except RecordError as error:
                 others = [one for one in self.all if not one.down and one not in tried]
                 if others and error.consequence.fails_over:
-                    if error.consequence.server is ServerState.REFUSES:
+                    if error.consequence.server is EndpointState.REFUSES:
                         refused.append(endpoint)
                     continue
                 raise self._seen_by_all(endpoint, error) from error.__cause__
@@ -162,15 +162,15 @@ class Endpoints:
 
     def _failed(self, endpoint: Endpoint, error: RecordError) -> None:
         match error.consequence.server:
-            case ServerState.WORKS:
+            case EndpointState.WORKS:
                 endpoint.failures = 0
-            case ServerState.REFUSES:
+            case EndpointState.REFUSES:
                 pass  # left out once another serves the request
-            case ServerState.FAILS:
+            case EndpointState.FAILS:
                 self._count_failure(endpoint, str(error))
-            case ServerState.GONE:
+            case EndpointState.GONE:
                 self._leave_out(endpoint, str(error))
-            case ServerState.RESTS:
+            case EndpointState.RESTS:
                 rest_s = min(error.retry_after_s or _REST_S, _LONGEST_REST_S)
                 endpoint.rests_until = max(endpoint.rests_until, self._loop.time() + rest_s)
 

@@ -55,7 +55,7 @@ MESSAGE_CHARS = 500
 T = TypeVar("T")
 
 
-class Kind(NamedTuple):
+class ErrorKind(NamedTuple):
     """What a status means: an error class, and its cause; None for the usual one of the class."""
 
     error: type[RecordError]
@@ -66,28 +66,28 @@ class Kind(NamedTuple):
 # `context_length_exceeded` and `content_filter` come as a plain 400, `insufficient_quota` (no
 # credit left) as a 429 that waiting does not cure. vLLM's code only repeats the status: what counts
 # is the parameter: `input_tokens` or `input_text` for a prompt beyond the model's context.
-_BY_CODE: Mapping[tuple[int, str], Kind] = {
-    (400, "context_length_exceeded"): Kind(TooLarge),
-    (400, "content_filter"): Kind(Blocked),
-    (400, "input_tokens"): Kind(TooLarge),
-    (400, "input_text"): Kind(TooLarge),
-    (429, "insufficient_quota"): Kind(Forbidden, Cause.ACCOUNT),
+_BY_CODE: Mapping[tuple[int, str], ErrorKind] = {
+    (400, "context_length_exceeded"): ErrorKind(TooLarge),
+    (400, "content_filter"): ErrorKind(Blocked),
+    (400, "input_tokens"): ErrorKind(TooLarge),
+    (400, "input_text"): ErrorKind(TooLarge),
+    (429, "insufficient_quota"): ErrorKind(Forbidden, Cause.ACCOUNT),
 }
-_BY_STATUS: Mapping[int, Kind] = {
-    401: Kind(Forbidden, Cause.CREDENTIALS),
-    403: Kind(Forbidden, Cause.CREDENTIALS),
-    404: Kind(InvalidRequest, Cause.NOT_SERVED),
-    405: Kind(InvalidRequest, Cause.NOT_SERVED),
-    408: Kind(RequestTimeout),
-    413: Kind(TooLarge),
-    429: Kind(RateLimited),
-    503: Kind(Unavailable, Cause.OVERLOADED),
-    504: Kind(RequestTimeout),
+_BY_STATUS: Mapping[int, ErrorKind] = {
+    401: ErrorKind(Forbidden, Cause.CREDENTIALS),
+    403: ErrorKind(Forbidden, Cause.CREDENTIALS),
+    404: ErrorKind(InvalidRequest, Cause.NOT_SERVED),
+    405: ErrorKind(InvalidRequest, Cause.NOT_SERVED),
+    408: ErrorKind(RequestTimeout),
+    413: ErrorKind(TooLarge),
+    429: ErrorKind(RateLimited),
+    503: ErrorKind(Unavailable, Cause.OVERLOADED),
+    504: ErrorKind(RequestTimeout),
 }
-_BY_CLASS: Mapping[int, Kind] = {
-    3: Kind(InvalidRequest, Cause.NOT_SERVED),  # never followed: a POST would become a GET
-    4: Kind(InvalidRequest),
-    5: Kind(Unavailable),
+_BY_CLASS: Mapping[int, ErrorKind] = {
+    3: ErrorKind(InvalidRequest, Cause.NOT_SERVED),  # never followed: a POST would become a GET
+    4: ErrorKind(InvalidRequest),
+    5: ErrorKind(Unavailable),
 }
 
 
@@ -224,7 +224,7 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes, url: str) -> 
         _BY_CODE.get((status, code))
         or _BY_STATUS.get(status)
         or _BY_CLASS.get(status // 100)
-        or Kind(Unavailable)
+        or ErrorKind(Unavailable)
     )
     return kind.error(
         f"HTTP {status} from {place(url)}: {message or _phrase(status)}",

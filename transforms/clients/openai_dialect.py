@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transforms.clients.embeddings import Outcome, mixed_up, share_tokens
+from transforms.clients.embeddings import EmbedOutcome, mixed_up, share_tokens
 from transforms.clients.http import token_count
 from transforms.records import json_values
 from transforms.records.errors import (
@@ -257,7 +257,7 @@ def embedding_of(data: Any) -> Completion:
     return _embedded(vector, dataclasses.replace(usage_of(data), output_tokens=None), data)
 
 
-def embeddings_of(data: Any, requests: Sequence[Request]) -> Sequence[Outcome]:
+def embeddings_of(data: Any, requests: Sequence[Request]) -> Sequence[EmbedOutcome]:
     """Reads a reply of ``embeddings`` to several texts: one outcome per text, in their order.
 
     Vectors are matched by their ``index``, in whatever order they come. The server counts the tokens
@@ -276,7 +276,7 @@ def embeddings_of(data: Any, requests: Sequence[Request]) -> Sequence[Outcome]:
     shares: Sequence[int | None] = [None] * len(requests)
     if total is not None:
         shares = share_tokens(total, [request.estimated_tokens for request in requests])
-    outcomes: list[Outcome] = []
+    outcomes: list[EmbedOutcome] = []
     for place, tokens in enumerate(shares):
         try:
             outcomes.append(_embedded(vectors[place], Usage(input_tokens=tokens), data))

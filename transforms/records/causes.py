@@ -84,7 +84,7 @@ class NextCall(enum.Enum):
     """At once: something else holds the request for as long as it has to wait."""
 
 
-class ServerState(enum.Enum):
+class EndpointState(enum.Enum):
     """What a failure says about one of several servers of a model."""
 
     WORKS = "works"
@@ -118,7 +118,7 @@ class Consequence:
     retry: bool
     attempt: bool
     verdict: Verdict
-    server: ServerState
+    server: EndpointState
     next_call: NextCall = NextCall.BACKS_OFF
     fatal_at_start: bool = False
     still_served: Cause | None = None
@@ -126,27 +126,27 @@ class Consequence:
     @property
     def fails_over(self) -> bool:
         """Whether another server may be asked at once: this one cannot have begun to answer."""
-        return self.server in (ServerState.REFUSES, ServerState.GONE)
+        return self.server in (EndpointState.REFUSES, EndpointState.GONE)
 
 
 _REFUSAL = Consequence(
     retry=False,
     attempt=True,
     verdict=Verdict.SERVED,
-    server=ServerState.REFUSES,
+    server=EndpointState.REFUSES,
     fatal_at_start=True,
 )
 _SERVER_ERROR = Consequence(
-    retry=True, attempt=True, verdict=Verdict.BROKEN, server=ServerState.FAILS
+    retry=True, attempt=True, verdict=Verdict.BROKEN, server=EndpointState.FAILS
 )
 _STALE_CONNECTION = dataclasses.replace(_SERVER_ERROR, next_call=NextCall.FIRST_AT_ONCE)
 _OVERLOADED = Consequence(
-    retry=True, attempt=False, verdict=Verdict.OVERLOADED, server=ServerState.RESTS
+    retry=True, attempt=False, verdict=Verdict.OVERLOADED, server=EndpointState.RESTS
 )
 
 CONSEQUENCES: Mapping[Cause, Consequence] = {
     Cause.REQUEST: Consequence(
-        retry=False, attempt=True, verdict=Verdict.SERVED, server=ServerState.WORKS
+        retry=False, attempt=True, verdict=Verdict.SERVED, server=EndpointState.WORKS
     ),
     Cause.CREDENTIALS: _REFUSAL,
     Cause.ACCOUNT: _REFUSAL,
@@ -155,7 +155,7 @@ CONSEQUENCES: Mapping[Cause, Consequence] = {
         retry=True,
         attempt=False,
         verdict=Verdict.BROKEN,
-        server=ServerState.GONE,
+        server=EndpointState.GONE,
         fatal_at_start=True,
         still_served=Cause.OVERLOADED,
     ),

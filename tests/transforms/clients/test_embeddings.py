@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.transforms.backends import request_of
-from transforms.clients.embeddings import Outcome, SharedCalls, share_tokens
+from transforms.clients.embeddings import EmbedOutcome, SharedCalls, share_tokens
 from transforms.records.errors import InvalidRequest, RecordError, TooLarge, Unavailable
 from transforms.records.records import Completion, Request
 
@@ -28,7 +28,7 @@ class Server:
         assert isinstance(answer, Completion)
         return answer
 
-    async def many(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+    async def many(self, requests: Sequence[Request]) -> Sequence[EmbedOutcome]:
         texts = [request.body.get("text", "") for request in requests]
         self.sizes.append(len(texts))
         if error := self.refuses(texts):
@@ -62,7 +62,9 @@ async def embed_all(
     return outcomes
 
 
-async def _halving(shared: SharedCalls, server: Server, texts: Sequence[str]) -> Sequence[Outcome]:
+async def _halving(
+    shared: SharedCalls, server: Server, texts: Sequence[str]
+) -> Sequence[EmbedOutcome]:
     try:
         return await shared.outcomes(requests_of(texts), server.one, server.many)
     except RecordError as error:

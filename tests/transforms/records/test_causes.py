@@ -12,8 +12,8 @@ from transforms.records import causes
 from transforms.records.causes import (
     CONSEQUENCES,
     Cause,
+    EndpointState,
     NextCall,
-    ServerState,
     Verdict,
 )
 
@@ -90,7 +90,7 @@ def test_the_docstring_has_the_table() -> None:
     [*http._BY_CODE.values(), *http._BY_STATUS.values(), *http._BY_CLASS.values()],
     ids=str,
 )
-def test_a_status_and_its_cause_agree(kind: http.Kind) -> None:
+def test_a_status_and_its_cause_agree(kind: http.ErrorKind) -> None:
     """A failure that is asked again is a dead letter that may be replayed, and the reverse."""
     made = kind.error("why", cause=kind.cause)
     assert made.consequence.retry is made.retryable
@@ -139,4 +139,4 @@ def test_enumerations_are_used() -> None:
     rows = CONSEQUENCES.values()
     assert {row.verdict for row in rows} == set(Verdict)
     assert {row.next_call for row in rows} == set(NextCall)
-    assert {row.server for row in rows} == set(ServerState)
+    assert {row.server for row in rows} == set(EndpointState)

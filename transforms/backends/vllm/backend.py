@@ -20,7 +20,7 @@ from transforms.backends.vllm.lease import ServerLease, acquire, release
 from transforms.backends.vllm.poison_requests import PoisonRequests
 from transforms.backends.vllm.weights import local_model
 from transforms.clients import server_metrics
-from transforms.clients.embeddings import Outcome, SharedCalls
+from transforms.clients.embeddings import EmbedOutcome, SharedCalls
 from transforms.clients.http import JsonClient, Reply, shaped
 from transforms.clients.openai_dialect import (
     PATHS,
@@ -292,11 +292,11 @@ class VLLMEmbeddingClient(VLLMClient):
         """A number of texts; vLLM has no limit of its own."""
         return CallLimits(max_requests=self._shared.texts)
 
-    async def generate_many(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+    async def generate_many(self, requests: Sequence[Request]) -> Sequence[EmbedOutcome]:
         """Embeds many texts in one request; see `transforms.backends.base.BatchClient`."""
         return await self._shared.outcomes(requests, self.generate, self._embed)
 
-    async def _embed(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+    async def _embed(self, requests: Sequence[Request]) -> Sequence[EmbedOutcome]:
         model = self._backend.model
         try:
             _, reply = await self._ask(
