@@ -132,8 +132,7 @@ def test_an_open_batch_is_not_lost_when_the_stream_is_stopped(
     bigquery_dataset: str,
     tmp_path: Path,
 ) -> None:
-    """A drain flushes an open batch, which would otherwise wait for an hour.
-    """
+    """A drain flushes an open batch, which would else wait for an hour."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
     bodies = [json.dumps({"id": f"k{n}", "text": "x"}).encode() for n in range(100)]

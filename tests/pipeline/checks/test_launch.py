@@ -112,7 +112,7 @@ def test_a_backend_that_no_image_has() -> None:
 
 
 def test_vllm_without_an_accelerator() -> None:
-    """vLLM needs an accelerator, however it is requested."""
+    """Jobs with vLLM need an accelerator, however it is requested."""
     hint = "--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver:5xx"
     for given in (L4, GPU, hint):
         _check(*JOB, VLLM, given)
@@ -151,7 +151,7 @@ def test_bf16_on_an_old_gpu(dtype: str, accepted: bool) -> None:
 
 @pytest.mark.parametrize("gpu", ["nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4"])
 def test_gpus_that_cuda_has_left_behind(gpu: str) -> None:
-    """vLLM is rejected on GPUs that its CUDA no longer supports; other code is not."""
+    """GPUs that vLLM's CUDA no longer supports are rejected for vLLM only."""
     asked = f"--experiments=worker_accelerator=type:{gpu};count:1;install-nvidia-driver"
     assert _refused(*JOB, VLLM, asked, "--vllm_args=--dtype=half").startswith(
         f"{gpu} is too old for --backend=vllm"

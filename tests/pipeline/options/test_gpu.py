@@ -157,7 +157,7 @@ def test_defaults_of_a_job_with_a_gpu() -> None:
 
 
 def test_defaults_of_other_jobs() -> None:
-    """vLLM on all workers gets disk and container too; other jobs and local runs do not."""
+    """Jobs with vLLM on all workers get disk and container too; others and local runs do not."""
     options = _completed(*JOB)
     assert options.view_as(WorkerOptions).disk_size_gb == 200
     assert options.view_as(DebugOptions).experiments == ["no_use_multiple_sdk_containers"]

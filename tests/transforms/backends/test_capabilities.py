@@ -1,4 +1,4 @@
-"""What each backend says it can do, as data."""
+"""The capabilities that each backend declares, as data."""
 
 import dataclasses
 from typing import Any
@@ -50,7 +50,7 @@ def test_capabilities(backend: Any, expected: Capabilities) -> None:
 
 
 def test_a_backend_that_does_not_say() -> None:
-    """Has the defaults: it can do everything, and has no list prices."""
+    """A backend that declares nothing has the defaults: every capability and no list prices."""
 
     @dataclasses.dataclass(frozen=True)
     class Plain:
