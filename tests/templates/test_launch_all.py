@@ -1,6 +1,6 @@
-"""One launch per template with all parameters that can be combined: none disturbs another.
+"""One launch per template with all parameters that can be combined.
 
-What each of them changes is in `tests.templates.test_parameters`.
+`tests.templates.test_parameters` tests the effect of each.
 """
 
 import pytest
@@ -88,7 +88,7 @@ LEFT_OUT = {
     | _OF_BACKENDS
     | {"endpoint", "model_project", "model_location", "service_tier"},
 }
-"""Parameters for another input, prompt or backend than the ones here."""
+"""Parameters for another input, prompt or backend than those used here."""
 
 
 def _parameters(template: str, bucket: str, dataset: str) -> dict[str, str]:

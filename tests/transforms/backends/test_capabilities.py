@@ -44,7 +44,7 @@ BUCKETS_AND_WEB, WEB = ("gs", "https"), ("https",)
     ids=lambda each: getattr(each, "family", ""),
 )
 def test_capabilities(backend: Any, expected: Capabilities) -> None:
-    """Exactly these; list prices where somebody publishes them for the calls of this backend."""
+    """Each backend declares these capabilities, and list prices where its calls have any."""
     assert isinstance(backend, CapableBackend)
     assert capabilities_of(backend) == expected
 

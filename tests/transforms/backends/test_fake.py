@@ -175,7 +175,7 @@ def test_unknown_marker() -> None:
 
 
 def test_forbidden_for_all_is_fatal() -> None:
-    """Like a missing permission; a share of forbidden records is their own failure."""
+    """Forbidden for all is fatal, like a missing permission; a share of records is not."""
     for share, cause in ((1, Cause.CREDENTIALS), (1.0, Cause.CREDENTIALS), (0.999, Cause.REQUEST)):
         (outcomes,) = _many(FakeBackend(faults={"forbidden": share}), _requests(1))
         assert outcomes[0].cause is cause

@@ -410,7 +410,7 @@ def test_limits_of_a_call(fields: Any, limits: CallLimits) -> None:
 
 
 def test_answer(model_server: SimulatedModelServer) -> None:
-    """Text, finish reason, tokens by kind, model and tier, from a reply with unknown fields."""
+    """An answer has its text, finish reason, tokens by kind, model and tier."""
     request = request_of(
         {
             "messages": [

@@ -1,4 +1,4 @@
-"""The OpenAI dialect: bodies as the openai package sends them, for OpenAI and for compatibles."""
+"""The OpenAI dialect: bodies as the openai package sends them, also to compatible servers."""
 
 import asyncio
 import contextlib
@@ -242,7 +242,7 @@ def test_body_of_several_texts_is_that_of_the_sdk(model_server: SimulatedModelSe
 
 
 def test_tokens_are_shared_by_estimate(model_server: SimulatedModelServer) -> None:
-    """The server counts them for the request; shares are whole, and add up to its count."""
+    """The server's count for a request is split by estimates into whole numbers."""
     requests = [
         Request(request_of({}).record, {"text": "x" * size}, {}, "f", size // 4)
         for size in (40, 4, 400, 41)
@@ -509,7 +509,7 @@ def test_a_whole_request_goes_as_it_stands(model_server: SimulatedModelServer) -
 
 
 def test_accept_truncated(model_server: SimulatedModelServer) -> None:
-    """Then a cut text is a result; reasoning that ate the whole limit still is not."""
+    """With ``accept_truncated`` a cut text is a result, unless it is all reasoning."""
     backend = OpenAIBackend(model="m", endpoint=model_server.openai_url, accept_truncated=True)
     cut, nothing = _outcomes(backend, prompt("[[truncated]]"), prompt("[[thoughts-only]]"))
     assert isinstance(cut, Completion)
@@ -643,7 +643,7 @@ def test_requests_that_cannot_be_sent() -> None:
 
 
 def test_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the configuration, else the environment; only OpenAI itself demands one."""
+    """The key is configured or from the environment; only OpenAI itself requires one."""
 
     async def headers(**fields: Any) -> Any:
         async with opened(OpenAIBackend(model="m", **fields)) as client:

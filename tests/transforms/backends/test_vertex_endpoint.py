@@ -110,7 +110,7 @@ def test_failures(model_server: SimulatedModelServer) -> None:
 
 
 def test_raw_replies() -> None:
-    """Text that is no JSON, a JSON text, exact numbers, nothing; bytes that are no text."""
+    """Raw replies may be text, JSON text or exact numbers; other bytes and no output fail."""
     replies = [b"plain text", b'"quoted"', b'{"n":1180591620717411303424}', b"", b"null", b"\xff"]
 
     async def handler(request: web.Request) -> web.Response:
@@ -184,7 +184,7 @@ def test_base_url_of_the_environment(
 
 
 def test_names() -> None:
-    """The model is the endpoint's id unless named; a URL names its endpoint as a resource does."""
+    """The model is the endpoint's id unless named; a URL or a resource names the endpoint."""
     backend = VertexEndpointBackend(endpoint=ENDPOINT)
     assert (backend.family, backend.model, backend.resource()) == (
         "vertex_endpoint", "99", ENDPOINT,

@@ -163,7 +163,7 @@ def test_only_embeddings_share_a_call(folder: Path) -> None:
 
 
 def test_many_texts_in_one_request(folder: Path) -> None:
-    """Each has its own vector; a bad text has the call refused, and lowers no limit by itself."""
+    """Each text has its own vector; a bad text fails the call but lowers no limit alone."""
     backend = _backend(folder, task="embed")
 
     async def ask() -> Any:
@@ -217,7 +217,7 @@ def test_a_whole_request_has_parameters_of_its_own(whole: dict[str, Any], path: 
 
 @pytest.mark.parametrize("whole", ["x", {"input": "x"}, {"max_tokens": 1}])
 def test_a_request_that_does_not_fit_the_task(whole: Any) -> None:
-    """It costs its record, and the message says what is missing."""
+    """An unfit request fails its record; the message says what is missing."""
     with pytest.raises(InvalidRequest, match="request"):
         body_of(request_of({"request": whole}), MODEL)
 

@@ -30,7 +30,7 @@ def _spec(*args: str, **fields: Any) -> ServerSpec:
 
 
 def test_defaults_are_for_throughput() -> None:
-    """Performance mode where this vLLM has it, prefix caching, no log line per request."""
+    """The defaults are prefix caching, no request logs, and performance mode if there is one."""
     assert command(SPEC, "py", NEW, ()) == [
         *("py", "-m", "vllm.entrypoints.openai.api_server", "--model", "/m"),
         *("--served-model-name", "m", "--host", "127.0.0.1", "--port", "{port}"),
