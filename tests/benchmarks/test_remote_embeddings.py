@@ -41,7 +41,7 @@ def test_another_vector(vector: list[float]) -> None:
 
 
 def test_goals() -> None:
-    """Of 10,000 texts: five requests at OpenAI, 40 at Vertex AI, and ten times as fast."""
+    """The goals for 10,000 texts are 5 requests to OpenAI or 40 to Vertex AI, and tenfold speed."""
     assert [provider.most_requests(10_000) for provider in PROVIDERS] == [5, 40]
     many, one = Ran(40, 1.0, 9.0, ""), Ran(10_000, 10.0, 20.0, "")
     assert failures(VERTEX, 10_000, [many], [one]) == []

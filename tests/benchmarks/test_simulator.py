@@ -1,6 +1,6 @@
 """The load simulator: dialects, luck, slots, quotas, faults, outages and the analysis of its log.
 
-What this does not prove: that a real service answers so; no real endpoint was called.
+This does not prove that a real service answers like this; no real endpoint was called.
 """
 
 import asyncio
@@ -197,7 +197,7 @@ EMBEDDINGS = "/v1/embeddings"
 
 
 def test_the_sdks_read_embeddings_of_several_texts() -> None:
-    """Vectors of the right texts in both dialects; one call each, which takes no answer tokens."""
+    """The SDKs read each text's vector in both dialects, without answer tokens."""
 
     async def test() -> None:
         async with simulator(tokens_per_minute=60 * 24, burst_s=1) as bare:
@@ -435,7 +435,7 @@ def test_a_queued_client_that_leaves_frees_its_place() -> None:
 
 
 def test_bucket_arithmetic() -> None:
-    """Refill, capacity, waiting, debt for what is larger than the bucket, and another rate."""
+    """A bucket refills, waits, goes into debt for larger amounts, and changes its rate."""
     bucket = Bucket(rate_per_s=10, capacity=5, now=100)
     assert [bucket.take(1, 100) for _ in range(6)] == [True] * 5 + [False]
     assert bucket.wait_s(1, 100) == pytest.approx(0.1)
@@ -545,7 +545,7 @@ def test_outage_that_refuses_ends_on_the_same_port() -> None:
 
 @pytest.mark.parametrize(("kind", "outcome"), [("503", 503), ("reset", "reset")])
 def test_outages_of_the_schedule(kind: str, outcome: int | str) -> None:
-    """One from the first call on; it ends by itself, and the schedule's other change stays."""
+    """A scheduled outage ends by itself, and the schedule's other change stays."""
 
     async def test() -> None:
         schedule = '[{"at_s": 0, "faults": "500:1"}]'

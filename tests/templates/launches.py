@@ -1,8 +1,8 @@
 """A launch without a cloud: gcloud's request, the launcher's argv, the recorded job.
 
-What this does not prove: that Dataflow's launcher hands over exactly these flags. They are those in
-its public logs, one string for each field of the runtime environment; the flag for the streaming
-mode is the one in Dataflow's guide.
+This does not prove that Dataflow's launcher hands over exactly these flags. They are those in its
+public logs, one string for each field of the runtime environment; the flag for the streaming mode
+is the one in Dataflow's guide.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """The build request and the validation of a launch, with a fake gcloud.
 
-What this does not prove: that Cloud Build runs it, and that the build's identity may do so.
+This does not prove that Cloud Build runs it, and that the build's identity may do so.
 """
 
 import json
@@ -55,7 +55,7 @@ def _substitutions(command: str) -> dict[str, str]:
 
 
 def test_the_build_request(tmp_path: Path) -> None:
-    """It has every substitution, the commit and both identities; the source is in the bucket."""
+    """It has every substitution, the commit and both identities; the bucket has the source."""
     code, printed, commands = build(tmp_path, "--service_account=builder@p", "--worker=worker@p")
     assert code == 0, printed
     submitted = commands[-1]

@@ -1,6 +1,6 @@
 """Images, lock files, scripts and the build, as far as checks work without a container engine.
 
-Not proved: that the images build and start. The tests do not build them.
+This does not prove that the images build and start: no test builds them.
 """
 
 import doctest
@@ -207,7 +207,7 @@ def test_scripts_explain_themselves(name: str) -> None:
 
 
 def test_build_steps() -> None:
-    """Test, image, spec, check, promotion, in this order; scripts exist; substitutions too."""
+    """The build tests, makes image and spec, checks and promotes, using files that exist."""
     text = (TEMPLATES / "cloudbuild.yaml").read_text("utf-8")
     build = yaml.safe_load(text)
     ids = [step["id"] for step in build["steps"]]

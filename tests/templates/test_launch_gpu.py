@@ -62,7 +62,7 @@ def test_gpus_for_the_step_that_calls_the_model(
 def test_gpus_for_all_workers(
     script: Script, dataflow: DataflowServer, loopback_cloud: LoopbackCloud, inputs: str
 ) -> None:
-    """A service option of Dataflow requests them: no step has a resource hint."""
+    """A service option of Dataflow requests GPUs for all workers, without resource hints."""
     accelerator = "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver:5xx"
     found = _launched(
         script, dataflow, loopback_cloud, inputs,

@@ -136,7 +136,7 @@ def _steps(flags: frozenset[tuple[str, str]]) -> dict[str, bytes]:
             for part in (step, components.environments[step.environment_id])
         )
         for step in components.transforms.values()
-        if step.spec.urn != python_urns.PICKLED_TRANSFORM  # what it is made of runs, not itself
+        if step.spec.urn != python_urns.PICKLED_TRANSFORM  # its parts run, not the composite itself
     }
 
 

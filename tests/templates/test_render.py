@@ -61,7 +61,7 @@ def test_the_check_is_strict() -> None:
 
 
 def test_streaming_flags() -> None:
-    """Those that ``gcloud dataflow flex-template build`` would omit."""
+    """The specs have the flags that ``gcloud dataflow flex-template build`` would omit."""
     batch, streaming = map(spec, render.TEMPLATES)
     assert (batch.metadata.streaming, streaming.metadata.streaming) == (False, True)
     assert batch.metadata.supports_exactly_once
@@ -76,7 +76,7 @@ def test_streaming_flags() -> None:
 
 @EACH
 def test_workers_have_our_image(template: render.Template) -> None:
-    """The launcher's image, or the one for GPUs; the launch chooses machines and disks."""
+    """Workers have the launcher's image or the one for GPUs; machines are set per launch."""
     cpu, gpu = spec(template), spec(template, GPU_IMAGE)
     assert (cpu.image, cpu.default_environment.sdk_container_image) == (IMAGE, IMAGE)
     assert (gpu.image, gpu.default_environment.sdk_container_image) == (IMAGE, GPU_IMAGE)

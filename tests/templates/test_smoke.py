@@ -1,6 +1,6 @@
 """The smoke test's own logic, with fake gcloud and bq.
 
-Not proved: that the commands work in a real project.
+This does not prove that the commands work in a real project.
 """
 
 import os
@@ -65,7 +65,7 @@ def smoke(
 
 
 def test_all_goes_well(tmp_path: Path) -> None:
-    """Both jobs, 100 messages, resources and cost; at the end everything created is deleted."""
+    """Both jobs, 100 messages, resources and cost are checked; then everything is deleted."""
     code, printed, commands = smoke(tmp_path)
     assert code == 0, printed
     assert "batch: 100 results, 0 dead letters, model cost (list price) USD 0.0042" in printed
@@ -92,7 +92,7 @@ def test_all_goes_well(tmp_path: Path) -> None:
 
 
 def test_a_run_that_does_not_reconcile(tmp_path: Path) -> None:
-    """It fails with the numbers, and cleans up anyway unless --keep is set."""
+    """It fails with the numbers and still cleans up, unless --keep is set."""
     code, printed, commands = smoke(tmp_path, "--only=batch", rows=99)
     assert code == 1
     assert "FAILED: batch does not reconcile: 100 records, 99 results of 99 ids" in printed

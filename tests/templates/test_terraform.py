@@ -1,7 +1,7 @@
 """The Terraform module: it parses, and every reference has a declaration.
 
-Not proved: that the provider accepts it. Without the provider's schema neither ``terraform
-validate`` nor a plan can run; Terraform evaluates the locals without it.
+This does not prove that the provider accepts it. Without the provider's schema neither a plan nor
+``terraform validate`` can run; Terraform evaluates the locals without it.
 """
 
 import json

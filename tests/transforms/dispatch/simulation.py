@@ -1,7 +1,7 @@
 """A deterministic discrete-event simulation of paces against one backend: minutes in a second.
 
-`Server` is the backend: slots that calls queue for, a quota that answers 429, refusals at random,
-a hard limit that answers 503. `simulate` lets one or more paces send to it whenever they may, as a
+`Server` is the backend: slots that calls queue for, a quota that answers 429, refusals at random, a
+hard limit that answers 503. `simulate` lets one or more paces send to it whenever they may, as a
 dispatcher with an endless supply of requests does, and returns the numbers of each second.
 """
 
