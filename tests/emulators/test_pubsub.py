@@ -15,7 +15,7 @@ from tests.emulators.fixtures import _available
 from tests.emulators.pubsub import PubSubEmulator
 
 
-def test_a_message_comes_until_it_is_acknowledged(pubsub: PubSubEmulator) -> None:
+def test_a_message_is_redelivered_until_it_is_acknowledged(pubsub: PubSubEmulator) -> None:
     """A message that is returned is redelivered; an acknowledged one is not."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)

@@ -93,7 +93,7 @@ def test_whole_objects(bucket: str, tmp_path: Path, model_server: SimulatedModel
     ]
 
 
-def test_gs_objects_behind_an_openai_server(
+def test_gs_objects_and_an_openai_server(
     tmp_path: Path, model_server: SimulatedModelServer
 ) -> None:
     """A record with an https URL gets an answer; one with a gs:// URL never leaves the worker."""

@@ -77,7 +77,7 @@ def test_real_texts_end_once_from_any_source(
     assert model_server.stats()["calls"] == 2 * len(packages)
 
 
-def test_an_empty_list_is_no_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_empty_list_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """If apt knows no packages, the error names the command to run."""
     fake = tmp_path / "apt-cache"
     fake.write_text("#!/bin/sh\n")

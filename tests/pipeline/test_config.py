@@ -225,7 +225,7 @@ def _nothing_asked(given: str) -> str:
         ),
     ],
 )
-def test_questions_that_are_not_clear(argv: list[str], message: str) -> None:
+def test_exactly_one_kind_of_request(argv: list[str], message: str) -> None:
     """Exactly one kind of request must be set."""
     assert _refused(IN, OUT, FAKE, *argv) == message
 
@@ -301,7 +301,7 @@ def test_generation_flags() -> None:
         ),
     ],
 )
-def test_parameters_given_twice(argv: list[str], message: str) -> None:
+def test_parameters_set_twice(argv: list[str], message: str) -> None:
     """Two values for one parameter are rejected; equal values are one."""
     assert _refused(*BASE, *argv) == message
     same = _with("--temperature=1", '--generation_config={"temperature": 1}')

@@ -100,7 +100,7 @@ def test_summaries_of_a_stream() -> None:
     assert dataflow.sinks.staging is None
 
 
-def test_files_are_no_stream() -> None:
+def test_files_are_not_a_stream() -> None:
     """Files make a batch run, which needs no topic for dead letters."""
     config = config_of("--input_files=a.jsonl", "--prompt=x", "--backend=fake", OUT)
     assert config.mode is Mode.BATCH

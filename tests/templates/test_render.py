@@ -214,7 +214,7 @@ def test_values_that_patterns_reject(kind: Kind[Any], value: str, accepted: bool
     assert matches(kind.form.pattern, value) is accepted
 
 
-def test_flags_stand_under_what_they_need() -> None:
+def test_flags_are_shown_under_the_flags_they_need() -> None:
     """A flag is shown under the backends or the flag that it goes with."""
     for name, backends, gpu in (
         ("vllm_args", ("vllm",), True),

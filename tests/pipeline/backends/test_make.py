@@ -353,7 +353,7 @@ def test_several_endpoints() -> None:
         ),
     ],
 )
-def test_endpoints_and_apis_that_cannot_be(argv: list[str], message: str) -> None:
+def test_impossible_endpoints_and_apis(argv: list[str], message: str) -> None:
     """Impossible endpoints and APIs are rejected with the value and the remedy."""
     assert _refused("--model=m", *argv).startswith(message)
 

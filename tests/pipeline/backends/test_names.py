@@ -57,7 +57,7 @@ def concrete_imports(tree: ast.AST) -> Iterator[str]:
         )
 
 
-def test_the_scan_sees_something() -> None:
+def test_each_scan_finds_its_target() -> None:
     """Each rule finds the code that it forbids, and every backend has its adapter's file."""
     assert ADAPTERS | {"templates/form.py", "transforms/__init__.py"} <= set(MODULES)
     code = (
@@ -77,14 +77,14 @@ def test_the_scan_sees_something() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(set(MODULES) - ADAPTERS))
-def test_nobody_compares_names_of_backends(path: str) -> None:
+def test_no_module_compares_names_of_backends(path: str) -> None:
     """No module compares backends' names or asks for their classes."""
     assert list(names_compared(MODULES[path])) == []
     assert list(types_asked(MODULES[path])) == []
 
 
 @pytest.mark.parametrize("path", sorted(set(MODULES) - MAY_IMPORT))
-def test_nobody_imports_a_concrete_backend(path: str) -> None:
+def test_no_module_imports_a_concrete_backend(path: str) -> None:
     """Only adapters, public names and backends of one dialect import concrete backends."""
     if not path.startswith("transforms/backends/"):
         assert list(concrete_imports(MODULES[path])) == []

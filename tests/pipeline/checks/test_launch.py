@@ -35,7 +35,7 @@ def test_examples(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 
 
-def test_what_can_run() -> None:
+def test_valid_jobs() -> None:
     """Complete jobs and all local runs pass the checks."""
     _check(*JOB)
     _check(JOB[0], JOB[1], "--setup_file=./setup.py")
@@ -46,7 +46,7 @@ def test_what_can_run() -> None:
     _check("--runner=DirectRunner", GPU, "--flexrs_goal=COST_OPTIMIZED")
 
 
-def test_what_a_job_needs() -> None:
+def test_requirements_of_a_job() -> None:
     """A job needs a place for temporary files and a way to get our code to its workers."""
     assert _refused(JOB[0]).startswith("--temp_location is missing: ")
     assert _refused(JOB[0], JOB[1]) == (
@@ -150,7 +150,7 @@ def test_bf16_on_an_old_gpu(dtype: str, accepted: bool) -> None:
 
 
 @pytest.mark.parametrize("gpu", ["nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4"])
-def test_gpus_that_cuda_has_left_behind(gpu: str) -> None:
+def test_gpus_that_cuda_no_longer_supports(gpu: str) -> None:
     """GPUs that vLLM's CUDA no longer supports are rejected for vLLM only."""
     asked = f"--experiments=worker_accelerator=type:{gpu};count:1;install-nvidia-driver"
     assert _refused(*JOB, VLLM, asked, "--vllm_args=--dtype=half").startswith(

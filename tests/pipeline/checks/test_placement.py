@@ -72,7 +72,7 @@ def _checks(*argv: str) -> list[str]:
     return [what for what, _ in placement_checks(options, RunConfig.from_options(options))]
 
 
-def test_what_is_checked(bucket: str, bigquery_dataset: str) -> None:
+def test_checks_of_a_run(bucket: str, bigquery_dataset: str) -> None:
     """Each dataset and the temporary folder are checked once; a local run checks nothing."""
     table = bigquery_dataset.replace(".", ":") + ".t"
     tables = [f"--input_table={table}", f"--output_table={table}"]

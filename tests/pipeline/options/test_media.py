@@ -50,7 +50,7 @@ def test_a_whole_object_is_the_medium() -> None:
 @pytest.mark.parametrize(
     "argv", [(ASK, FAKE, "--task=embed"), (ASK, *ENDPOINT), ("--messages_field=m", FAKE)]
 )
-def test_objects_that_are_asked_about_otherwise(argv: Any) -> None:
+def test_objects_of_requests_with_text_only(argv: Any) -> None:
     """An embedding, an instance or a chat of an object has text only."""
     assert _fields(*OBJECTS, *argv) == ()
 

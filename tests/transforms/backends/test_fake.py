@@ -105,7 +105,7 @@ def test_shares() -> None:
     assert counts == {Completion: 16615, Blocked: 1980, Truncated: 990, RateLimited: 415}
 
 
-def test_soft_failures_keep_what_was_paid_for() -> None:
+def test_soft_failures_keep_their_answers() -> None:
     """Soft failures keep tokens, text, finish reason and model, as a real backend's do."""
     (outcomes,) = _many(FakeBackend(faults={"truncated": 1}), _requests(1))
     (error,) = outcomes

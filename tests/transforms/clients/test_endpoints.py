@@ -99,7 +99,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gauges, "READ_EVERY_S", 0.001)
 
 
-def test_the_least_loaded_is_asked() -> None:
+def test_the_least_loaded_server_is_called() -> None:
     """The least loaded server is called, equal ones in turn; a slow one gets fewer calls."""
 
     async def work() -> None:
@@ -119,7 +119,7 @@ def test_the_least_loaded_is_asked() -> None:
     _run(work)
 
 
-def test_a_dead_server_costs_no_request() -> None:
+def test_a_dead_server_fails_no_request() -> None:
     """A request to a dead server is sent to another one, and so are the next requests."""
 
     async def work() -> None:

@@ -93,7 +93,7 @@ def test_verdict(responses: list[Response], said: Verdict) -> None:
 
 
 def test_tokens_of_calls() -> None:
-    """The expected tokens are the prompts' plus recent answers', until the server counts them."""
+    """Prompts and recent answers predict a call's tokens; a server's count replaces them."""
     tokens = TokenEstimate()
     assert tokens.of_requests([job(5), job(6)]) == 11
     billed = Completion("", usage=Usage(4, None, 16, 16))

@@ -72,7 +72,7 @@ def test_metrics_are_reported_while_nothing_ends(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("error", [BackendUnusable("no"), ZeroDivisionError("a bug")])
-def test_what_stops_the_run_abandons_the_queue(error: Exception) -> None:
+def test_an_error_that_stops_the_run_abandons_the_queue(error: Exception) -> None:
     """An error that stops the run abandons the queue after the outcomes that came before it."""
     completions = filled("a", error)
     until = completions.until(lambda _: False, lambda: None)

@@ -166,7 +166,7 @@ def test_two_outages() -> None:
     assert limits[:11] == [4, 5, 6, 7, 9, 12, 15, 19, 23, 29, 32]
 
 
-def test_some_refusals_are_no_congestion() -> None:
+def test_some_refusals_are_not_congestion() -> None:
     """One refusal in twenty calls at any load does not lower the limit."""
     limit = AdaptiveConcurrency(2048, 0.0)
     for n in range(10_000):

@@ -201,7 +201,7 @@ def test_a_large_batch_is_admitted_late(clock: Clock) -> None:
     assert items.index(None) == 3
 
 
-def test_an_abandoned_queue_drops_what_waits(clock: Clock) -> None:
+def test_an_abandoned_queue_drops_waiting_requests(clock: Clock) -> None:
     """Waiting requests of an abandoned queue are never sent; other threads' requests go on."""
     client = Client(lambda n, _: "", 1.0)
     shared = Dispatcher(client, DispatchLimits(max_concurrency=2))
@@ -231,7 +231,7 @@ def test_abandoned_retries_are_dropped(clock: Clock) -> None:
     assert shared.gauges()["waiting_requests"] == 0
 
 
-def test_an_interrupted_answer_drops_what_waits(
+def test_an_interrupted_answer_drops_waiting_requests(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread that leaves `answer` by an exception abandons its waiting requests."""
@@ -599,7 +599,7 @@ def test_nothing_is_left_in_flight(reply: Any) -> None:
     assert shared._tasks == set()
 
 
-def test_threads_that_share_nothing_are_not_held_up() -> None:
+def test_separate_dispatchers_do_not_affect_each_other() -> None:
     """The end of one dispatcher does not affect another's threads."""
     broken = Dispatcher(Client(lambda n, _: BackendUnusable("no")), DispatchLimits())
     works = Dispatcher(Client(lambda n, _: f"{n}"), DispatchLimits())

@@ -184,7 +184,7 @@ def test_an_outage_halves_a_suggested_limit() -> None:
     assert pace.limit == 160
 
 
-def test_refusals_beyond_what_a_server_takes() -> None:
+def test_refusals_above_the_limit_of_a_server() -> None:
     """A server that suggests 300 and answers 503 above 100 calls still refuses few."""
     run = simulate(Server(hard_limit=100), 120, wanted=lambda: 300)
     assert run.busy(20) >= 0.7 * 100
@@ -245,7 +245,7 @@ def test_breaker_stays_closed(reply: Verdict) -> None:
         assert not pace.in_outage
 
 
-def test_a_restart_is_no_outage() -> None:
+def test_a_restart_is_not_an_outage() -> None:
     """A restart is no outage: the limit stays, and everything may be sent at once afterwards."""
     pace = _told([320])
     for _ in range(3):

@@ -60,7 +60,7 @@ STEPS = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 100)), min_size=1, max
 
 @settings(deadline=None)
 @given(st.floats(0.1, 1000), st.floats(0.1, 10), STEPS)
-def test_bucket_never_gives_more(
+def test_a_bucket_never_yields_more(
     per_s: float, burst_s: float, steps: list[tuple[float, float]]
 ) -> None:
     """No more than the burst and the income so far has been spent before each spending."""
@@ -133,7 +133,7 @@ def test_few_calls_tell_nothing() -> None:
     assert math.isfinite(rate.rate(1.0))
 
 
-def test_retry_after_is_no_chance() -> None:
+def test_retry_after_is_not_chance() -> None:
     """One refusal with a Retry-After is enough: it is never chance."""
     rate = AdaptiveRate(0.0)
     calls = _send(rate, 100, 0.0, 100.0)
@@ -422,7 +422,7 @@ def test_no_experiment_in_doubt() -> None:
         now += 1000.0
 
 
-def test_retry_after_is_no_experiment() -> None:
+def test_retry_after_starts_no_experiment() -> None:
     """A Retry-After speaks of the rate, which falls each time without an experiment."""
     rate, now, rates = AdaptiveRate(0.0), 0.0, []
     for _ in range(8):

@@ -334,7 +334,7 @@ def test_poison_at_the_tail(make: Callable[[], Exception]) -> None:
     assert outputs(shared.answer(make_requests(2, 100))) == ["100", "101"]
 
 
-def test_blamed_at_the_tail() -> None:
+def test_a_failure_among_successes_at_the_tail() -> None:
     """A record that failed while others succeeded gets no time for an outage at the end."""
     client = Client(lambda n, _: Unavailable("500") if n < 12 else f"{n}", 1.0)
     shared = Dispatcher(client, DispatchLimits(max_concurrency=12))
@@ -379,7 +379,7 @@ def test_an_outage_does_not_count_in_the_deadline() -> None:
     assert max(client.times) >= 600
 
 
-def test_few_failures_are_no_outage() -> None:
+def test_few_failures_are_not_an_outage() -> None:
     """Nine failures in a row are no outage: every record is retried by itself."""
     client = Client(lambda n, before: Unavailable("500") if not before else "", 0)
     answer(client, 9, first_backoff_s=1)

@@ -70,7 +70,7 @@ def test_a_success_begins_anew() -> None:
     assert rules.failing(FULL, 110.5) == "nothing has succeeded for 10 s: 429"
 
 
-def test_idle_time_is_no_failure() -> None:
+def test_idle_time_is_not_counted() -> None:
     """Idle time between two bundles is not counted."""
     rules = _rules(give_up_after_s=10.0)
     assert rules.failing(FULL, 0.0) is None
@@ -249,7 +249,7 @@ def test_a_success_by_the_batch_ends_the_failing() -> None:
     assert client.times == [101, 202, 303, 404, 505]
 
 
-def test_idleness_is_no_failing(clock: Clock) -> None:
+def test_idleness_is_not_an_outage(clock: Clock) -> None:
     """Two failures with an idle hour between them are not an hour of failures."""
     client = Client(lambda n, _: Unavailable("500"))
     shared = Dispatcher(client, DispatchLimits(max_attempts=1))
@@ -298,7 +298,7 @@ def test_too_many_dead_letters() -> None:
     assert failures(outcomes)[1001:] == [("NotAttempted", reason, 0)] * 499
 
 
-def test_dead_letters_that_are_not_too_many() -> None:
+def test_a_tolerated_share_of_dead_letters() -> None:
     """Exactly a fifth of dead letters does not stop the run."""
     client = Client(lambda n, _: InvalidRequest("400") if n % 5 == 4 else f"{n}")
     assert kinds(answer(client, 1500, max_concurrency=1)) == {

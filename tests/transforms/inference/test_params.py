@@ -58,7 +58,7 @@ def _asked_with(outcomes: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("across_bundles", [False, True])
-def test_requests_travel_without_params(across_bundles: bool) -> None:
+def test_requests_are_encoded_without_params(across_bundles: bool) -> None:
     """The client reads the params of a request that was encoded on its way, or was not."""
     with pipeline() as root:
         requests, _ = root | beam.Create(RECORDS) | RenderRequests(spec=SPEC)

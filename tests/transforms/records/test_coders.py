@@ -219,7 +219,7 @@ def test_golden_instances_are_full() -> None:
             assert getattr(full, name) != getattr(plain, name), (type(full), name)
 
 
-def test_every_field_travels_in_the_order_of_its_definition() -> None:
+def test_every_field_is_encoded_in_the_order_of_its_definition() -> None:
     """Every field of the dataclass is in the array, in order."""
     assert len(_fields(DeadLetterCoder().encode(LETTER))) == len(DeadLetter.__slots__)
     assert _fields(RecordCoder().encode(RECORD)) == [

@@ -106,7 +106,7 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
-def test_travels_between_processes(
+def test_an_error_can_be_pickled(
     duplicate: Callable[[RecordError], RecordError],
 ) -> None:
     """A pickled error keeps every fact that the dispatcher and the dead letter need."""

@@ -81,7 +81,7 @@ def test_one_uri_and_a_list() -> None:
     ]
 
 
-def test_a_given_type_wins() -> None:
+def test_an_explicit_type_takes_precedence() -> None:
     """A type that is set precedes the extension and the record's own."""
     assert _parts("gs://b/a.png", "photo:image/jpeg") == [_part("gs://b/a.png", "image/jpeg")]
     assert _parts(["https://h/1"], "photo:video/mp4") == [_part("https://h/1", "video/mp4")]
@@ -140,7 +140,7 @@ def test_the_records_own_type(given: Any, expected: str) -> None:
         ),
     ],
 )
-def test_values_that_are_not_media(value: Any, message: str) -> None:
+def test_invalid_uris(value: Any, message: str) -> None:
     """A value that is not media is rejected, cut and without secrets, with the remedy."""
     with pytest.raises(InvalidRequest) as raised:
         _parts(value)

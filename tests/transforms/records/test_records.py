@@ -220,7 +220,7 @@ def test_dead_letter_of_a_classified_error() -> None:
     )
 
 
-def test_dead_letter_keeps_what_was_billed() -> None:
+def test_dead_letter_keeps_the_billed_answer() -> None:
     """Output, tokens, finish reason and model version are kept with the error."""
     usage = Usage(10, 2, 3, 4)
     error = errors.Truncated(
@@ -237,7 +237,7 @@ def test_dead_letter_keeps_what_was_billed() -> None:
     assert letter.stacktrace is None
 
 
-def test_what_the_caller_knows_goes_first() -> None:
+def test_explicit_values_take_precedence() -> None:
     """An explicit value precedes the error's and the record's."""
     error = errors.Truncated("cut", output="of the error", finish_reason="LENGTH")
     letter = DeadLetter.of(
@@ -254,7 +254,7 @@ def test_dead_letter_without_a_record() -> None:
     assert (letter.record_id, letter.fields, letter.usage) == (None, None, NO_USAGE)
 
 
-def test_dead_letter_of_the_unforeseen() -> None:
+def test_dead_letter_of_an_unexpected_error() -> None:
     """Any error but a `RecordError` is internal, not retryable, and keeps its stack trace."""
 
     def fails() -> None:

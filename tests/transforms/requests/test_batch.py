@@ -106,7 +106,7 @@ def test_flush_starts_anew() -> None:
 
 @pytest.mark.parametrize("name", ["max_batch_size", "max_batch_tokens", "max_batch_bytes"])
 @pytest.mark.parametrize("value", [0, -1])
-def test_limits_that_cannot_be(name: str, value: int) -> None:
+def test_invalid_limits(name: str, value: int) -> None:
     """Impossible limits are rejected with the name, the value and the remedy."""
     message = f"{name} is {value}, but must be at least 1"
     with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):

@@ -198,7 +198,7 @@ def test_deterministic_coders() -> None:
     }
 
 
-def test_a_list_of_requests_is_no_pickle() -> None:
+def test_a_list_of_requests_is_not_pickled() -> None:
     """Beam encodes ``list[Request]`` with its own framing around our coder."""
     coder = registry.get_coder(typehints.List[Request])
     assert repr(coder) == "ListCoder[RequestCoder]"

@@ -147,7 +147,7 @@ def test_a_batch_opens_with_its_first_request() -> None:
 
 
 @pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
-def test_waiting_times_that_cannot_be(value: float) -> None:
+def test_invalid_waiting_times(value: float) -> None:
     """Impossible waiting times are rejected with the value."""
     with pytest.raises(ConfigurationError, match=rf"max_batch_wait_s is {value}, but must be 0 or"):
         BatchLimits(max_batch_wait_s=value)
@@ -365,7 +365,9 @@ def test_steps_state_and_coders_are_stable() -> None:
     assert described(root, "BatchRequests") == STEPS
 
 
-def test_batches_travel_as_the_bytes_of_their_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_encoded_as_the_bytes_of_their_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The shuffle carries a batch in our own coder, and each request is decoded only once."""
     decoded: list[bytes] = []
     original = EncodedBatchCoder.decode

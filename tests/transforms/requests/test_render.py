@@ -294,7 +294,7 @@ def test_exactly_one_source(spec: dict[str, Any]) -> None:
             refused()
 
 
-def test_an_empty_prompt_is_no_source() -> None:
+def test_an_empty_prompt_is_not_a_source() -> None:
     """An empty prompt is not a source of requests, for the check or the renderer."""
     spec = RequestSpec(prompt="", messages_field="chat")
     spec.check()

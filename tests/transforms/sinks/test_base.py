@@ -72,7 +72,7 @@ def test_the_coder(context: Any) -> None:
     assert unpack_row(pack_row(row)) == row
 
 
-def test_rows_travel_by_the_coder() -> None:
+def test_rows_survive_a_shuffle() -> None:
     """Rows survive a shuffle with their contexts."""
     rows = [EncodedRow(b"{}", context) for context in CONTEXTS]
     with pipeline() as p:

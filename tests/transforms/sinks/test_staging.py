@@ -74,7 +74,7 @@ def test_no_rows(tmp_path: pathlib.Path, format: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_file_behind_the_limit(
+def test_another_file_beyond_the_limit(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bundle's rows are spread over files that readers can share."""

@@ -256,7 +256,7 @@ def test_a_sink_of_dead_letters_must_not_reject() -> None:
         WriteDeadLetters(run=RUN, price=FREE, sinks=[("a", _RejectOdd())])
 
 
-def test_a_rejected_result_keeps_what_was_paid_for() -> None:
+def test_a_rejected_result_keeps_the_whole_record() -> None:
     """A rejected result's dead letter has the whole record, the output and the tokens."""
     answer = _answer(7, finish_reason="STOP")
     row = encode_result(answer, RUN, _no_price)

@@ -231,7 +231,7 @@ def test_logprobs_are_in_the_json_output() -> None:
     assert completion.output_json == ('{"logprobs":{"content":[{"token":"a","logprob":-0.5}]}}')
 
 
-def test_backends_travel() -> None:
+def test_a_backend_can_be_pickled() -> None:
     """The backend can be pickled as part of a pipeline."""
     assert pickle.loads(pickle.dumps(MODEL)) == MODEL
     assert MODEL.family == "vllm"

@@ -159,7 +159,7 @@ def test_a_server_with_a_failed_engine_is_restarted(folder: Path) -> None:
     assert eventually(lambda: using.state.generation == 2 and using.wait_ready()).restarts == 1
 
 
-def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
+def test_a_server_that_cannot_start_gives_its_reason(folder: Path) -> None:
     """A server that fails to start twice ends with its log; opening it again starts it again."""
     (folder / "broken").touch()
     with pytest.raises(BackendUnusable, match="there is no such model") as raised:
@@ -260,7 +260,7 @@ def test_only_one_suspect_runs_alone_per_machine(folder: Path) -> None:
     using.release_solo()
 
 
-def test_specs_travel() -> None:
+def test_a_spec_can_be_pickled() -> None:
     """A spec can be pickled as part of a backend."""
     spec = launch.ServerSpec(model="m", served_name="m")
     assert pickle.loads(pickle.dumps(spec)) == spec

@@ -167,7 +167,7 @@ def test_unanswered_appends_are_sent_again(scripted: Callable[..., Server], fail
     stream.close()
 
 
-def test_an_offset_that_exists_was_written(scripted: Callable[..., Server]) -> None:
+def test_an_existing_offset_was_written(scripted: Callable[..., Server]) -> None:
     """An existing offset shows that an earlier attempt arrived; a default stream has none."""
     exists = error(grpc.StatusCode.ALREADY_EXISTS)
     server = scripted(exists, exists)
@@ -178,7 +178,7 @@ def test_an_offset_that_exists_was_written(scripted: Callable[..., Server]) -> N
         stream.append([b"a"])
 
 
-def test_rows_that_are_wrong_are_named(scripted: Callable[..., Server]) -> None:
+def test_rejected_rows_are_named(scripted: Callable[..., Server]) -> None:
     """Rejected rows are named by index with the server's message; the connection stays open."""
     row_errors = [types.RowError(index=2, message="too long"), types.RowError(index=0, message="b")]
     server = scripted(error(grpc.StatusCode.INVALID_ARGUMENT, row_errors=row_errors))
@@ -233,7 +233,7 @@ def test_a_failed_bundle_leaves_nothing(scripted: Callable[..., Server]) -> None
     stream.close()
 
 
-def test_a_writer_goes_on_behind_a_failed_bundle(
+def test_a_writer_continues_after_a_failed_bundle(
     scripted: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a failed bundle a writer keeps its client and opens a new connection."""
