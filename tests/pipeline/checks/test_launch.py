@@ -211,7 +211,7 @@ def test_our_own_machines_have_their_gpus(gpu: str, count: int, machine: str) ->
     ],
 )
 def test_machines_that_have_others(gpu: str, count: int, machine: str) -> None:
-    """Machine types without GPUs are rejected by their family or their size."""
+    """Machine types with other GPUs, by their family or their size, are rejected."""
     flags = (f"--gpu_type={gpu}", f"--gpu_count={count}", f"--gpu_machine_type={machine}")
     assert _refused(*JOB, VLLM, *flags).startswith(f"--gpu_machine_type is '{machine}', which ")
 

@@ -49,7 +49,7 @@ def test_probes() -> None:
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
 
 
-def test_a_probe_that_says_nothing() -> None:
+def test_an_inconclusive_probe() -> None:
     """After an inconclusive probe another one may be sent immediately."""
     breaker, probe = _open(), object()
     breaker.sent(probe)
