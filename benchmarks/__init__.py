@@ -1,1 +1,1 @@
-"""Every figure that the documentation quotes, each reproducible by one command."""
+"""Every figure in the documentation, each reproducible by one command."""

@@ -45,7 +45,7 @@ def make_request(message: bytes) -> Request:
 
 
 class Stopwatch:
-    """When requests arrived, and the batches that left; the steps find it as a module variable."""
+    """The arrival times of requests and the batches; the steps find it as a module variable."""
 
     def __init__(self, expected: int) -> None:
         self.expected = expected

@@ -1,8 +1,8 @@
 """Coders: bytes per value on the wire, and CPU of encoding and decoding one.
 
 The values are those of the example: its support tickets, prompts and output schema. Pickle, which
-Beam takes for types without a coder, is there for comparison. Rounds of all are interleaved, and
-the medians count.
+Beam uses for types without a coder, is measured for comparison. The rounds of all are interleaved,
+and the table shows medians.
 
 ``python -m benchmarks.coders`` prints a table and writes it to ``benchmarks/RESULTS.md``;
 ``--print_only`` leaves the file as it is.
@@ -47,7 +47,7 @@ def spec() -> RequestSpec:
 
 
 def values() -> dict[str, list[Any]]:
-    """Values of each type, made of every ticket that can be rendered."""
+    """Values of each type, from every ticket that can be rendered."""
     lines = (EXAMPLES / "support_tickets.jsonl").read_bytes().splitlines()
     render = Renderer(spec())
     records, requests = [], []

@@ -1,9 +1,9 @@
-"""MiniLM embeddings per second: our pipeline beside plain ``SentenceTransformer.encode``.
+"""MiniLM embeddings per second: our pipeline and plain ``SentenceTransformer.encode``.
 
 One process, one loaded model, the same texts, in turn. ``encode`` gets all texts at once, its best
 case; ours reads them from a file, renders, batches by 256, embeds, and writes result rows. The
 model is loaded before the clocks start. Ours is measured twice: the embedding step, from its first
-call to its last, and the whole command, which has a start of about two seconds in it.
+call to its last, and the whole command, which includes a start of about two seconds.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from transforms.backends.sentence_transformers import (
 
 
 def embed_plain(model: object, texts: list[str]) -> list[list[float]]:
-    """What the library does by itself."""
+    """The library by itself."""
     return model.encode(texts, show_progress_bar=False).tolist()  # type: ignore[attr-defined]
 
 
@@ -55,7 +55,7 @@ class Stopwatch:
 def embed_with_pipeline(
     model_path: str, texts: list[str]
 ) -> tuple[list[list[float]], float, float]:
-    """The whole command, every text accounted for: vectors, seconds of the step and of all."""
+    """The whole command with every text accounted for: vectors, seconds of the step and of all."""
     from pipeline.main import main
 
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def _line(name: str, texts: int, plain_s: list[float], ours_s: list[float]) -> s
 
 
 def main() -> None:
-    """Measures interleaved pairs and quotes the median of their ratios."""
+    """Measures interleaved pairs and reports the median of their ratios."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--texts", type=int, default=5_000)
     parser.add_argument("--pairs", type=int, default=3)

@@ -2,7 +2,7 @@
 
 Runs the launcher's own argv in its own process, with Google's clients against the loopback cloud
 and a Dataflow that accepts every job. The time excludes the start of the launcher's machine and the
-network distance to real services.
+network latency of real services.
 
 ``python -m benchmarks.launch`` prints a table and writes it to ``benchmarks/RESULTS.md``.
 """

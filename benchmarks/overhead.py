@@ -1,10 +1,10 @@
-"""What the pipeline costs beside a hand-written one: no model time at all, only ours.
+"""The pipeline's cost against a handwritten one, without any model time.
 
 Three programs do the same job on the same pinned local runner, each in a process of its own:
 
 * ``ours``: the pipeline as users run it, ``fake`` backend without latency, JSON-lines output.
-* ``hand``: a hand-written Beam pipeline with plain dicts that does the same parse, render, hash,
-  row JSON, counts (duplicates, too) and reshuffles.
+* ``hand``: a handwritten Beam pipeline with plain dicts that does the same parse, render, hash, row
+  JSON, counts (duplicates, too) and reshuffles.
 * ``bare``: read → RunInference → write, and nothing else.
 
 ``python -m benchmarks.overhead`` prints a table and writes it to ``benchmarks/RESULTS.md``.
@@ -40,7 +40,7 @@ WORDS = pathlib.Path(__file__).read_text(encoding="utf-8").split()
 
 
 def make_input(path: pathlib.Path, records: int) -> None:
-    """Tickets of about 600 bytes, of words from this file."""
+    """Tickets of about 600 bytes, made of this file's words."""
     chance = random.Random(0)
     with path.open("wb") as file:
         for number in range(records):
@@ -200,7 +200,7 @@ PROGRAMS = {"ours": run_ours, "hand": run_hand, "bare": run_bare}
 
 
 def child(program: str, source: str, target: str) -> None:
-    """Runs one program and prints what it took, imports excluded."""
+    """Runs one program and prints its cost, imports excluded."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     before = (time.perf_counter(), used.ru_utime + used.ru_stime)
     PROGRAMS[program](source, target)
@@ -211,7 +211,7 @@ def child(program: str, source: str, target: str) -> None:
 
 
 def count_rows(target: pathlib.Path) -> int:
-    """Lines of results; for ours they must be what ``run.json`` says."""
+    """Counts the lines of results; ours must have as many as ``run.json`` says."""
     folder = target / "results" if (target / "results").is_dir() else target
     rows = sum(
         path.read_bytes().count(b"\n") for path in folder.iterdir() if path.name != "run.json"

@@ -1,9 +1,9 @@
 """Real text through every sink: the package descriptions of this machine, classified.
 
-Every Debian machine has tens of thousands of them (``apt-cache dumpavail``). The pipeline reads them
-from Cloud Storage and from a BigQuery table of the loopback cloud, renders them, sends them over
-HTTP, checks the answers against a schema, and writes both files and a table. The model is simulated
-on the same machine: its answers mean nothing, and it takes its share of the cores.
+Every Debian machine has tens of thousands of them (``apt-cache dumpavail``). The pipeline reads
+them from Cloud Storage and from a BigQuery table of the loopback cloud, renders them, sends them
+over HTTP, checks the answers against a schema, and writes both files and a table. The model is
+simulated on the same machine: its answers are meaningless, and it uses part of the cores.
 
 ``python -m benchmarks.real_input`` prints a table and writes it to ``benchmarks/RESULTS.md``.
 """
@@ -75,10 +75,10 @@ class Measured:
 
     Attributes:
       name: The source.
-      records, results, dead_letters: From its summary.
+      records, results, dead_letters: The numbers in its summary.
       in_files, in_table: Results and dead letters counted in each pair of sinks.
       wall_s: From launch to summary, without Python's start.
-      cpu_s: Of the whole process.
+      cpu_s: The CPU time of the whole process.
       peak_mib: Its peak memory.
     """
 

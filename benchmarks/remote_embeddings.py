@@ -1,11 +1,11 @@
-"""Remote embeddings: many texts in one request beside one text a request.
+"""Remote embeddings: many texts in one request against one text a request.
 
 The whole command embeds the same texts against simulated OpenAI and Vertex AI servers on the same
-cores, in turn with as many texts a call as the provider takes and with one. The server counts
-requests and texts, and derives each vector from its text, so that every vector is checked.
+cores, alternately with as many texts per call as the provider accepts and with one. The server
+counts requests and texts, and derives each vector from its text, so that every vector is checked.
 
-Texts per second are those of the embedding step: from the first call that the server gets to the end
-of its last, by the server's log. The whole command has a start of about two seconds beside that.
+Texts per second are those of the embedding step: from the first call that the server gets to the
+end of its last, by the server's log. The whole command also includes a start of about two seconds.
 
 It fails if a text is lost or has another text's vector, if the requests are more than one percent
 above the fewest possible, or if the step is not ten times as fast.
@@ -40,9 +40,9 @@ class Provider:
     """A simulated provider.
 
     Attributes:
-        name: For the table.
-        texts_per_call: The most texts it takes in a request.
-        flags: Of the pipeline, after ``URL`` is replaced.
+        name: Its name in the table.
+        texts_per_call: The most texts it accepts in a request.
+        flags: The pipeline's flags, in which ``URL`` is replaced.
     """
 
     name: str
@@ -76,13 +76,13 @@ PROVIDERS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ran:
-    """What one run has taken.
+    """The measurements of one run.
 
     Attributes:
         requests: HTTP requests that the server got.
-        step_s: From the first of them to the end of the last.
-        whole_s: Of the whole command.
-        wrong: What is wrong with it; empty where nothing is.
+        step_s: The time from the first of them to the end of the last.
+        whole_s: The time of the whole command.
+        wrong: Its errors; empty if there are none.
     """
 
     requests: int
@@ -100,7 +100,7 @@ def run(
     texts_per_call: int,
     dimensions: int,
 ) -> Ran:
-    """Embeds all texts with so many a call, and checks every row."""
+    """Embeds all texts with this many per call, and checks every row."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         command = [
@@ -133,7 +133,7 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def wrong_rows(rows: Iterable[dict[str, Any]], texts: Sequence[str], dimensions: int) -> str:
-    """What is wrong with the rows of a run: lost, doubled, or another text's vector."""
+    """The errors in the rows of a run: lost, doubled, or another text's vector."""
     seen = [0] * len(texts)
     mixed = 0
     for row in rows:
@@ -149,12 +149,12 @@ def wrong_rows(rows: Iterable[dict[str, Any]], texts: Sequence[str], dimensions:
 
 
 def step_s(log: Log) -> float:
-    """From the first call's arrival to the end of the last."""
+    """The time from the first call's arrival to the end of the last."""
     return max(call.end_s or 0.0 for call in log) - min(call.arrival_s for call in log)
 
 
 def line(provider: Provider, name: str, texts: int, runs: Sequence[Ran]) -> str:
-    """A row of the table; medians."""
+    """A row of the table, with medians."""
     step, whole = (
         statistics.median(texts / seconds for seconds in column)
         for column in ([ran.step_s for ran in runs], [ran.whole_s for ran in runs])
@@ -164,7 +164,7 @@ def line(provider: Provider, name: str, texts: int, runs: Sequence[Ran]) -> str:
 
 
 def failures(provider: Provider, texts: int, many: Sequence[Ran], one: Sequence[Ran]) -> list[str]:
-    """What keeps a provider from its goals."""
+    """The goals that a provider misses."""
     found = [ran.wrong for ran in (*many, *one) if ran.wrong]
     most = provider.most_requests(texts)
     found += [f"{ran.requests} requests, more than {most}" for ran in many if ran.requests > most]
@@ -174,12 +174,12 @@ def failures(provider: Provider, texts: int, many: Sequence[Ran], one: Sequence[
 
 
 def ratio_of(many: Sequence[Ran], one: Sequence[Ran]) -> float:
-    """How many times as fast the embedding step is, the median of the pairs."""
+    """The median ratio of the pairs' embedding steps."""
     return statistics.median(b.step_s / a.step_s for a, b in zip(many, one, strict=True))
 
 
 def main() -> None:
-    """Measures both providers in turn; writes the section, and fails where a goal is missed."""
+    """Measures both providers alternately; writes the section, and fails if a goal is missed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--texts", type=int, default=10_000)
     parser.add_argument("--pairs", type=int, default=3)

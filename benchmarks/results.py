@@ -14,7 +14,7 @@ _HEAD = (
 
 
 def machine() -> str:
-    """Describes the machine that made the figures."""
+    """Describes the machine on which the figures were measured."""
     return f"{os.cpu_count()} cores, Python {platform.python_version()}"
 
 

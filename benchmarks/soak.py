@@ -1,14 +1,15 @@
-"""A stream for half an hour in which everything fails now and then: no loss, and flat memory.
+"""Half an hour of a stream in which everything fails now and then: no loss, and flat memory.
 
 Messages are published at a steady rate, 1 % of them malformed and 1 % twice. ``python -m pipeline``
-reads them at its default flags, calls the simulated model server of ``benchmarks.simulator`` and
+reads them with its default flags, calls the simulated model server of ``benchmarks.simulator`` and
 writes to an emulated BigQuery. The model refuses 1 % of the records for good and fails 2 % of the
 calls; for 45 seconds in every six minutes it answers every call with 503; every seven minutes
-BigQuery is killed and comes back ten seconds later. At the end each id must be where it belongs, each
-minute must reconcile, and the pipeline's memory (the medians of five minutes each, after five
+BigQuery is killed and comes back ten seconds later. At the end each id must be in its right place,
+each minute must reconcile, and the pipeline's memory (the medians of five minutes each, after five
 minutes) must be flat.
 
-``python -m benchmarks.soak`` writes its figures to ``benchmarks/RESULTS.md``; ``--minutes N`` for less.
+``python -m benchmarks.soak`` writes its figures to ``benchmarks/RESULTS.md``; ``--minutes N`` for
+less.
 """
 
 import argparse
@@ -158,7 +159,7 @@ class Tables:
         return found
 
     def check(self, expected: collections.Counter[tuple[str, str]]) -> int:
-        """Checks that every row is where it belongs; returns the number of duplicates.
+        """Checks that every row is in its right place; returns the number of duplicates.
 
         Raises:
           SystemExit: A row is missing or in the wrong place.

@@ -129,7 +129,7 @@ def child(program: str, table: str, folder: str) -> None:
 
 
 def write_rows(folder: pathlib.Path, count: int) -> None:
-    """The rows, in a file for each bundle."""
+    """Writes the rows to a file for each bundle."""
     folder.mkdir()
     rows = make_rows(count)
     for number in range(BUNDLES):

@@ -1,15 +1,16 @@
 """A whole stream on one machine: every message accounted for, and the cost of our steps.
 
 Google's Pub/Sub emulator, an emulated BigQuery and the simulated model server of
-``benchmarks.simulator`` run beside the pipeline, all on the same cores. Each program reads the same
-backlog in its own process, from its own subscription, until every message has ended:
+``benchmarks.simulator`` run next to the pipeline, all on the same cores. Each program reads the
+same backlog in its own process, from its own subscription, until every message has ended:
 
-* ``whole``: ``python -m pipeline`` with the model and the tables. 1 % of the messages are malformed,
-  the model refuses 1 %, and the table refuses 0.5 % of the rows (its ``record_id`` is a column of
-  JSON; a number is JSON, other ids are not).
+* ``whole``: ``python -m pipeline`` with the model and the tables. 1 % of the messages are
+  malformed, the model refuses 1 %, and the table refuses 0.5 % of the rows (its ``record_id`` is a
+  column of JSON: a number is JSON, other ids are not).
 * ``local``: the same with the fake backend and files, so that no server but Pub/Sub takes part.
-* ``pass-through``: the same number and kinds of steps (read, shuffles, state, timers), each of which
-  only passes its input on: the local runner's own cost. It fuses no steps and works in one thread.
+* ``pass-through``: the same number and kinds of steps (read, shuffles, state, timers), each of
+  which only passes its input on: the local runner's own cost. It fuses no steps and works in one
+  thread.
 * ``Beam's runner``: those steps on the runner that ours is based on, with a tenth of the messages.
 * ``read alone``: only the read, which shows the speed of the emulator.
 
@@ -134,7 +135,7 @@ GRAPHS = {
 
 
 def child(program: str, count: int, *arguments: str) -> dict[str, float]:
-    """Runs until every message has ended; seconds from the first to the last."""
+    """Runs until every message has ended; returns the seconds from the first to the last."""
     seconds: list[float] = []
     done = (lambda: Passed.count) if program in GRAPHS else ended
 
@@ -182,7 +183,7 @@ os._exit(0)  # Beam's own runner cannot be stopped
 """
 
 
-# Around the run
+# Measurement
 
 
 def strict_table(cloud: LoopbackCloud) -> str:
@@ -194,7 +195,7 @@ def strict_table(cloud: LoopbackCloud) -> str:
 
 
 def check_accounts(cloud: LoopbackCloud, table: str, count: int) -> None:
-    """Checks that every id is where it belongs, once, and that the minutes reconcile.
+    """Checks that every id is in its right place, once, and that the minutes reconcile.
 
     Raises:
       SystemExit: They do not.
@@ -224,7 +225,7 @@ def check_accounts(cloud: LoopbackCloud, table: str, count: int) -> None:
 def measure(
     program: str, count: int, cloud: LoopbackCloud, pubsub: PubSubEmulator, model: str
 ) -> dict[str, float]:
-    """One run over its own backlog, which must account for every message."""
+    """Measures one run over its own backlog, which must account for every message."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic, ack_deadline_s=60)
     pubsub.publish(topic, [(body, {"id": key}) for key, _, body in messages(count)])

@@ -1,11 +1,11 @@
-"""The documentation says what is so: its commands and Python blocks run, its links lead somewhere.
+"""The documentation is true: its commands and Python blocks run, and its links resolve.
 
-A fence that is marked by a comment on the line before it:
+A comment on the line before a fence marks it:
 
-* ``<!-- needs: … -->``: a command that cannot run everywhere. Its flags are parsed and checked.
-* ``<!-- file: NAME -->``: not a command, but a file that the page's commands read.
+* ``<!-- needs: … -->``: a command that cannot run everywhere; its flags are parsed and checked.
+* ``<!-- file: NAME -->``: a file that the page's commands read, not a command.
 
-What this does not prove: that commands marked ``needs`` do what the page says of them.
+These tests do not prove that commands marked ``needs`` do what the page says.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ _NOT_OURS = {"--name", "--check", "--lines", *_FLAG.findall(_SCRIPTS)}
 _NOT_OURS |= {f"--{name}" for name in _SIMULATORS} | {"--location", "--member", "--role"}
 _NOT_OURS |= {"--default_kms_key", "--default_table_expiration", "--encryption_service_account"}
 _NOT_OURS |= {"--keyring", "--purpose", "--recursive", "--router", "--service"}
-"""A placeholder, and flags of ``docs/generate.py``, simulated model servers, scripts, Google."""
+"""A placeholder, and flags of ``docs/generate.py``, simulated model servers, scripts and Google."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +82,13 @@ def commands(fence: Fence, module: str = "pipeline") -> list[list[str]]:
 
 
 def named(page: Path) -> str:
-    """A page's path, as a test's name."""
+    """A page's path, as a test id."""
     return str(page.relative_to(ROOT))
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory with the examples in it, and a made-up project."""
+    """An empty working directory with the examples and an invented project in it."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "made-up-project")
@@ -100,7 +100,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_command_of_a_page_runs(
     page: Path, folder: Path, model_server: SimulatedModelServer
 ) -> None:
-    """In order, in one folder; a command that needs a cloud has its configuration checked."""
+    """The commands of a page run in order in one folder; those marked ``needs`` are only parsed."""
     for fence in fences(page):
         if fence.mark == "file":
             (folder / str(fence.value)).write_text(fence.text, encoding="utf-8")
@@ -116,7 +116,7 @@ def test_every_command_of_a_page_runs(
 
 
 def test_every_simulator_of_a_page_could_start() -> None:
-    """Its flags and their values are read; it is started by the tests of the simulator."""
+    """The flags and values of every documented simulator command can be parsed."""
     found = [
         arguments
         for page in COMMANDS
@@ -136,7 +136,7 @@ def test_every_python_block_of_a_page_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And prints, in any order, what the unmarked block right behind it says."""
+    """Every Python block runs and prints, in any order, the lines of the block after it."""
     monkeypatch.setattr(sys, "argv", ["example.py"])
     blocks = fences(page)
     for block, behind in itertools.zip_longest(blocks, blocks[1:]):
@@ -152,7 +152,7 @@ def test_every_python_block_of_a_page_runs(
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
-    """Links within the repository; others are not followed."""
+    """Links within the repository lead to a file and a heading; external links are not followed."""
     text = _FENCE.sub("", page.read_text(encoding="utf-8"))
     for link in _LINK.findall(text):
         if link.startswith("https://"):
@@ -172,13 +172,13 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_flag_that_a_page_names_exists(page: Path) -> None:
-    """Our flags and Beam's, wherever they stand; not those of other programs' commands."""
+    """Every flag that a page names is ours or Beam's, except flags of other programs."""
     flags = set(_FLAG.findall(page.read_text(encoding="utf-8"))) - _NOT_OURS
     assert sorted(filter(is_unknown, flags)) == []
 
 
 def is_unknown(flag: str) -> bool:
-    """Whether the command line refuses a flag, whatever its value."""
+    """Whether the command line rejects a flag, whatever its value."""
     try:
         parse_flags([f"{flag}=1"])
     except ConfigurationError as error:
@@ -187,14 +187,14 @@ def is_unknown(flag: str) -> bool:
 
 
 def test_generated_sections_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
-    """The tables of columns and flags are those of the code."""
+    """The generated tables of columns and flags match the code."""
     assert generate.main(["--check"]) == 0, capsys.readouterr().err
 
 
 def test_a_column_that_changed_is_noticed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``--check`` names the page and changes nothing."""
+    """``--check`` names the outdated page and changes nothing."""
     before = (ROOT / "docs/results.md").read_bytes()
     fewer = {**generate.TABLES, "results": generate.TABLES["results"][1:]}
     monkeypatch.setattr(generate, "TABLES", fewer)
@@ -206,7 +206,7 @@ def test_a_column_that_changed_is_noticed(
 
 
 def test_error_types_are_all_in_the_table() -> None:
-    """In the order of the contract, each with whether it may be tried again."""
+    """The table lists every error type in the contract's order and whether it is retryable."""
     text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     table = text.partition("## Error types")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| (yes|no) \| \S.*? \| \S.*? \|$", table, re.MULTILINE)
@@ -216,7 +216,7 @@ def test_error_types_are_all_in_the_table() -> None:
 
 
 def test_the_readme_is_short_and_links_every_page() -> None:
-    """A reader gets through it, and from there everywhere."""
+    """The README has at most 150 lines and links every page."""
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150
     for page in COMMANDS[1:]:

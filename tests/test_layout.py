@@ -1,4 +1,4 @@
-"""The layout that the architecture promises: who imports whom, and how modules are made."""
+"""The layout that the architecture promises: who imports whom, and how modules are written."""
 
 import ast
 import pathlib
@@ -21,7 +21,7 @@ HEAVY = (
     "transformers",
     "vllm",
 )
-"""What takes seconds or hundreds of megabytes to import."""
+"""Packages that take seconds or hundreds of megabytes to import."""
 
 
 def _name(path: pathlib.Path) -> str:
@@ -63,7 +63,7 @@ def _own_imports(tree: ast.AST) -> set[str]:
 
 
 def _at_the_top(tree: ast.Module) -> list[ast.stmt]:
-    """What runs when the module is imported: no functions' bodies, no TYPE_CHECKING."""
+    """The statements that run when the module is imported: no function bodies, no TYPE_CHECKING."""
     found: list[ast.stmt] = []
     waiting: list[ast.stmt] = list(tree.body)
     while waiting:
@@ -83,8 +83,8 @@ def _is_in(name: str, packages: tuple[str, ...]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def test_the_scan_sees_something() -> None:
-    """A rule that looks at nothing keeps nothing."""
+def test_the_scan_finds_modules_and_imports() -> None:
+    """The scan finds the modules and imports that the rules below examine."""
     assert {
         "transforms.records.records",
         "transforms.inference.infer",
@@ -110,7 +110,7 @@ ROOMS_AT_MOST = 12
 
 
 def _rooms(package: str) -> set[str]:
-    """The folders and modules directly below a package."""
+    """The folders and modules directly inside a package."""
     return {
         path.stem
         for path in (ROOT / package).iterdir()
@@ -124,7 +124,7 @@ def _room(name: str) -> str:
 
 
 def test_each_package_has_few_rooms() -> None:
-    """A stranger finds the room for a change in a minute."""
+    """No package has more rooms than a newcomer can survey in a minute."""
     known = {room for floor in FLOORS for room in floor}
     assert _rooms("transforms") <= known
     assert len(_rooms("transforms")) <= ROOMS_AT_MOST
@@ -133,7 +133,7 @@ def test_each_package_has_few_rooms() -> None:
 
 @pytest.mark.parametrize("name", [name for name in LIBRARY if _room(name)])
 def test_rooms_import_from_below(name: str) -> None:
-    """Each room imports itself and the floors below it, never its own floor or the package."""
+    """Each room imports only itself and lower floors, never its own floor or the package."""
     floor = next(number for number, rooms in enumerate(FLOORS) if _room(name) in rooms)
     below = {room for rooms in FLOORS[:floor] for room in rooms} | {_room(name)}
     imported = {other for other in _own_imports(LIBRARY[name]) if other in LIBRARY and _room(other)}
@@ -144,7 +144,7 @@ def test_rooms_import_from_below(name: str) -> None:
 
 
 def test_modules_have_an_order() -> None:
-    """No two modules need each other to be imported."""
+    """No two modules depend on each other at import time."""
     needs = {
         name: {other for node in _at_the_top(tree) for other in _own_imports(node)} - {name}
         for name, tree in SHIPPED.items()
@@ -158,8 +158,8 @@ def test_modules_have_an_order() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in LIBRARY if _room(n) == "records"])
-def test_what_travels_is_plain(name: str) -> None:
-    """Records, errors and media need the standard library and the coders' own packages only."""
+def test_records_are_plain(name: str) -> None:
+    """Records, errors and media import only the standard library and the coders' own packages."""
     allowed = {"transforms", "apache_beam", "orjson", "msgspec"}
     for imported in _imported(LIBRARY[name]):
         top = imported.partition(".")[0]
@@ -167,8 +167,8 @@ def test_what_travels_is_plain(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in LIBRARY if n.startswith("transforms.backends.")])
-def test_a_backend_stands_alone(name: str) -> None:
-    """It imports the protocol, clients, records and itself: no Beam, no other backend."""
+def test_a_backend_knows_no_other_backend(name: str) -> None:
+    """A backend imports the protocol, clients, records and itself: no Beam, no other backend."""
     own = ".".join(name.split(".")[:3])
     for imported in _own_imports(LIBRARY[name]) - {"transforms", "transforms.backends"}:
         allowed = ("transforms.backends.base", "transforms.clients", "transforms.records", own)
@@ -180,7 +180,7 @@ def test_a_backend_stands_alone(name: str) -> None:
     "name", [f"transforms.backends.vllm.{n}" for n in ("keeper", "guard", "child", "processes")]
 )
 def test_processes_of_vllm_are_plain(name: str) -> None:
-    """What runs as a process of its own needs the standard library and its own room only."""
+    """Modules that run as their own process import only the standard library and their own room."""
     for imported in _imported(LIBRARY[name]):
         top = imported.partition(".")[0]
         assert top in sys.stdlib_module_names or imported.startswith("transforms.backends.vllm")
@@ -190,34 +190,34 @@ def test_processes_of_vllm_are_plain(name: str) -> None:
     "name", [n for n in LIBRARY if _room(n) in {"dispatch", "inference", "jobs"}]
 )
 def test_dispatch_knows_protocols_only(name: str) -> None:
-    """Never a concrete backend."""
+    """``dispatch`` never imports a concrete backend."""
     backends = {i for i in _own_imports(LIBRARY[name]) if i.startswith("transforms.backends.")}
     assert backends <= {"transforms.backends.base"}
 
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_the_library_knows_no_application(name: str) -> None:
-    """``transforms`` is usable alone."""
+    """``transforms`` imports nothing from the application."""
     for imported in _imported(LIBRARY[name]):
         assert not _is_in(imported, ("pipeline", "templates", "tests", "benchmarks")), imported
 
 
 @pytest.mark.parametrize("name", APPLICATION)
 def test_nothing_imports_templates_or_tests(name: str) -> None:
-    """The application is usable without them."""
+    """Neither the application nor the library imports templates or tests."""
     for imported in _imported(APPLICATION[name]):
         assert not _is_in(imported, ("templates", "tests", "benchmarks")), imported
 
 
 def test_templates_know_the_entry_only() -> None:
-    """A template is a way to start ``pipeline.main``, and a list of its options."""
+    """A template only starts ``pipeline.main`` and lists its options."""
     for name, tree in TEMPLATES.items():
         for imported in _own_imports(tree):
             assert not _is_in(imported, ("transforms", "tests", "benchmarks")), (name, imported)
 
 
 def test_flags_are_defined_in_one_place() -> None:
-    """No other module of the application or the library adds a flag."""
+    """Only one module of the application and the library adds flags."""
     for name, tree in SHIPPED.items():
         calls = [
             node
@@ -234,14 +234,14 @@ def test_flags_are_defined_in_one_place() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_heavy_packages_are_imported_where_they_are_used(name: str) -> None:
-    """Inside functions, or for type checkers: the command line starts without them."""
+    """Functions import heavy packages, or type checkers do: commands start without them."""
     for node in _at_the_top(SHIPPED[name]):
         for imported in _imported(node):
             assert not _is_in(imported, HEAVY), imported
 
 
 def test_heavy_packages_are_not_loaded() -> None:
-    """Beyond what Beam itself loads: its own BigQuery client."""
+    """The command line loads no heavy package beyond those that Beam itself loads."""
     script = (
         "import sys\n"
         "import apache_beam.io.gcp.bigquery\n"
@@ -260,12 +260,12 @@ def test_heavy_packages_are_not_loaded() -> None:
     assert [name for name in loaded if _is_in(name, heavy)] == []
 
 
-# How modules are made
+# How modules are written
 
 
 @pytest.mark.parametrize("name", {**SHIPPED, **TEMPLATES})
 def test_modules(name: str) -> None:
-    """A docstring, and annotations that Beam can read."""
+    """Every module has a docstring and annotations that Beam can read."""
     tree = {**SHIPPED, **TEMPLATES}[name]
     assert ast.get_docstring(tree)
     assert "__future__.annotations" not in set(_imported(tree))
@@ -273,7 +273,7 @@ def test_modules(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_no_bare_except(name: str) -> None:
-    """An ``except`` says what it expects."""
+    """Every ``except`` names the exceptions that it expects."""
     handlers = [n for n in ast.walk(SHIPPED[name]) if isinstance(n, ast.ExceptHandler)]
     assert all(handler.type is not None for handler in handlers)
 
@@ -289,7 +289,7 @@ def _transforms() -> list[tuple[str, ast.ClassDef]]:
 
 
 def test_transforms_are_dataclasses() -> None:
-    """By keyword, and compared by identity: Beam keeps them in sets."""
+    """Transforms take keyword arguments and compare by identity: Beam keeps them in sets."""
     found = _transforms()
     assert {"ReadFiles", "RenderRequests", "Infer", "WriteFiles"} <= {
         node.name for _, node in found
@@ -301,12 +301,12 @@ def test_transforms_are_dataclasses() -> None:
 
 
 def test_transforms_are_called_by_verbs() -> None:
-    """`RenderRequests`, not ``RequestTransform``: the house style's words to avoid."""
+    """Transforms are named by verbs: `RenderRequests`, not ``RequestTransform``."""
     avoided = ("Transform", "Source", "Sink", "Reader", "Writer", "Manager", "Helper", "Util")
     assert [node.name for _, node in _transforms() if node.name.endswith(avoided)] == []
 
 
 def test_every_package_has_its_tests_folder() -> None:
-    """The tests mirror the tree."""
+    """Every package has a folder of tests in the same place of the tests' tree."""
     for package in (*(f"transforms/{room}" for room in _rooms("transforms")), "pipeline"):
         assert (ROOT / "tests" / package / "__init__.py").exists(), package

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.mark.parametrize("name", transforms.__all__)
 def test_each_name_explains_itself(name: str) -> None:
-    """It exists, and a class or function has a docstring."""
+    """Every public name exists, and every public class or function has a docstring."""
     thing = getattr(transforms, name)
     if inspect.isclass(thing) or inspect.isfunction(thing):
         assert inspect.getdoc(thing), name
@@ -22,13 +22,13 @@ def test_each_name_explains_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", transforms.__all__)
 def test_each_name_is_one_of_ours(name: str) -> None:
-    """It comes from the library, so that nobody depends on a library of ours by accident."""
+    """Every public name is defined by the library, never by a third party."""
     module = getattr(getattr(transforms, name), "__module__", "transforms")
     assert module.partition(".")[0] in {"transforms", "builtins"}
 
 
 def test_all_names_come_with_a_star() -> None:
-    """``from transforms import *`` works in a fresh process, with each name once."""
+    """``from transforms import *`` works in a fresh process and imports each name once."""
     script = (
         "from transforms import *\nimport transforms\nprint(set(transforms.__all__) <= set(dir()))"
     )
@@ -41,7 +41,7 @@ def test_all_names_come_with_a_star() -> None:
 
 
 def test_names_of_the_docs_are_public() -> None:
-    """The tables of the library's page name public transforms."""
+    """The tables of the library's page name only public transforms."""
     page = (ROOT / "docs/library.md").read_text("utf-8")
     rows = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
     assert len(rows) > 8

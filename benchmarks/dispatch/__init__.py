@@ -1,8 +1,8 @@
 """How well the pace adapts itself: the whole pipeline against the simulated model server.
 
-Each scenario starts the simulator as its own process, runs ``python -m pipeline`` at its
-default flags as a user does, and computes its figures from the simulator's log and from the rows
-that the run wrote. ``__main__`` is the command.
+Each scenario starts the simulator as its own process, runs ``python -m pipeline`` with its default
+flags as a user does, and computes its figures from the simulator's log and from the rows that the
+run wrote. ``__main__`` is the command.
 
 .. code-block:: text
 

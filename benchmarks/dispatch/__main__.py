@@ -1,6 +1,6 @@
 """Measures the dispatch: ``python -m benchmarks.dispatch [scenario ...]``; all by default.
 
-Prints each goal beside the measured value and writes both to ``benchmarks/RESULTS.md``. All scenarios
+Prints each goal with the measured value and writes both to ``benchmarks/RESULTS.md``. All scenarios
 take about half an hour. ``--quick`` takes minutes and proves only that everything runs.
 """
 
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _write(made: dict[str, list[str]]) -> None:
-    """Replaces the lines of these scenarios and keeps the others; called after each, as all take long."""
+    """Replaces the lines of these scenarios and keeps others; called after each slow scenario."""
     earlier = table.section_of(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     lines = [
         (

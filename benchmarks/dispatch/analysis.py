@@ -18,12 +18,12 @@ def reached_s(log: Log, change_s: float, until_s: float, level: float, near: flo
     """Seconds from a change until both successes and calls keep to a new level.
 
     Args:
-        log: Of the run.
-        change_s: When the level changed.
-        until_s: When the next change comes, or the run ends.
-        level: Calls per second that are accepted from the change on.
-        near: How far the mean of `WINDOW_S` may be from it, as a share. There may be fewer calls, but
-            not fewer successes.
+        log: The run's log.
+        change_s: The time of the change.
+        until_s: The time of the next change, or of the run's end.
+        level: Calls per second that the server accepts after the change.
+        near: The largest distance of the mean of `WINDOW_S` from it, as a share. There may be fewer
+            calls, but not fewer successes.
 
     Returns:
         The first second from which the means stay near it for `STAYS_S`; infinite if there is none.
@@ -54,7 +54,7 @@ def between(log: Log, from_s: float, to_s: float) -> list[Call]:
 
 
 def of_client(log: Log, client: str) -> list[Call]:
-    """One client's calls."""
+    """The calls of one client."""
     return [call for call in log if call.client == client]
 
 
@@ -74,7 +74,7 @@ def both_work(log: Log, clients: Sequence[str]) -> tuple[float, float]:
 
 
 def unavoidable_calls(settings: Settings, ids: Iterable[str]) -> int:
-    """Calls that records take if each is sent until it has ended, and never again.
+    """The number of calls if each record is sent until it has ended, and never again.
 
     Examples:
         >>> unavoidable_calls(Settings.parse({"faults": "503:0.5"}), map(str, range(1000))) / 1000
@@ -90,7 +90,7 @@ def unavoidable_calls(settings: Settings, ids: Iterable[str]) -> int:
 
 
 def expected_calls(settings: Settings) -> float:
-    """Calls per record that the probabilities of the faults make unavoidable: 1 / (1 - p).
+    """Calls per record that faults with these probabilities make unavoidable: 1 / (1 - p).
 
     Examples:
         >>> expected_calls(Settings.parse({"faults": "503:0.5,poison:0.5"}))
@@ -113,7 +113,7 @@ def not_once(inputs: Iterable[str], ends: Iterable[str]) -> list[str]:
 
 
 def shown(steps: Sequence[Step], every: int) -> str:
-    """A run as lines of text, to look at if a goal is missed."""
+    """A run as lines of text, for a look at a missed goal."""
     lines = ["   s  in service  queued  calls/s  good/s  429/s"]
     for start in range(0, len(steps), every):
         some = steps[start : start + every]

@@ -96,12 +96,12 @@ def _good_again_s(log: Log, back_s: float, level: float) -> float:
 
 
 def wrong_key(sizes: Sizes) -> list[Check]:
-    """Credentials that the server does not know: 401."""
+    """Credentials that the server rejects: 401."""
     return _hopeless(sizes, "api_key", "right")
 
 
 def wrong_model(sizes: Sizes) -> list[Check]:
-    """A model that the server does not have: 404."""
+    """A model that the server lacks: 404."""
     return _hopeless(sizes, "models", "another")
 
 

@@ -67,7 +67,7 @@ def draw(
         steps: The simulator's log in steps of a second.
         samples: The pipeline's gauges.
         quotas: The start of each quota, and the quota.
-        end_s: Where the axis ends, because the quota is no longer used up.
+        end_s: The end of the axis, from which the quota is no longer used up.
     """
     steps = [step for step in steps if step.at_s + 1 <= end_s]
     samples = [sample for sample in samples if sample.at_s <= end_s]

@@ -1,4 +1,4 @@
-"""Whether one process or two find, keep and follow a quota that they were not told."""
+"""Whether one process or two find, keep and follow an unknown quota."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ SVG = Path(__file__).resolve().parents[1] / "dispatch_quota.svg"
 
 
 def quota(per_s: int, sizes: Sizes) -> list[Check]:
-    """One quota in requests per second, refusals without Retry-After."""
+    """One quota in requests per second, with refusals without Retry-After."""
     records = ids(per_s * sizes.steady_s)
     with folder() as place, simulator(place, requests_per_s=per_s, latency=LATENCY) as server:
         ended, log = run_ours(server, place, records)
@@ -55,7 +55,7 @@ def changing(sizes: Sizes, svg: Path | None = SVG) -> list[Check]:
     """A quota that halves, then returns; draws the picture.
 
     Args:
-        sizes: How long each phase lasts.
+        sizes: The length of each phase.
         svg: The file for the picture; None for no picture.
     """
     half, phase_s = CHANGING // 2, sizes.phase_s

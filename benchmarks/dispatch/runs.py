@@ -54,7 +54,7 @@ class Simulator:
         return logs.parse(self._get("/_log"))
 
     def origin_s(self) -> float:
-        """When the first call arrived, on the system's monotonic clock."""
+        """The arrival of the first call, on the system's monotonic clock."""
         return time.monotonic() - float(json.loads(self._get("/_stats"))["seconds"])
 
     def _get(self, path: str) -> bytes:
@@ -87,8 +87,8 @@ class Ended:
 
     Attributes:
         code: Its exit code.
-        wall_s: From its start to its end.
-        output: What it printed.
+        wall_s: The time from its start to its end.
+        output: Its output.
         results: The ids of its result rows.
         letters: The ids of its dead letters.
         summary: ``run.json``; empty without one.
@@ -104,10 +104,10 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """A running pipeline, started as a user does: ``python -m pipeline`` at its default flags.
+    """A running pipeline, started as by a user: ``python -m pipeline`` with its default flags.
 
     Attributes:
-        folder: For everything that it writes.
+        folder: The folder for everything that it writes.
         process: The process.
         started_s: Its start, on the monotonic clock.
     """
@@ -130,9 +130,9 @@ class Ours:
         """Starts it.
 
         Args:
-            url: Of the simulator.
+            url: The simulator's URL.
             records: The input file.
-            folder: For its output; created here.
+            folder: The folder for its output; created here.
             key: The API key, by which the simulator tells clients apart.
             flags: Further flags of the scenario.
             samples: The file for its gauges, twice a second.

@@ -1,4 +1,4 @@
-"""The pipeline, watched: ``python -m benchmarks.dispatch.sampled SAMPLES [flags of the pipeline]``.
+"""The pipeline with samples: ``python -m benchmarks.dispatch.sampled SAMPLES [pipeline's flags]``.
 
 Runs ``pipeline.main.main`` in this process with unchanged flags. Twice a second it writes the values
 that a terminal would show as JSON lines: ``at_s`` on the system's monotonic clock, and the counts and

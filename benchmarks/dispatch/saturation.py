@@ -17,7 +17,7 @@ def slots(count: int, sizes: Sizes) -> list[Check]:
 
     Args:
         count: Calls that the server serves at once.
-        sizes: How long everything takes.
+        sizes: The lengths of the phases.
     """
     mean_s = mean_service_s()
     records = ids(count * (sizes.warm_up_s + sizes.steady_s) / mean_s)

@@ -1,4 +1,4 @@
-"""What a scenario is: its sizes, its output, and the part that all scenarios share."""
+"""A scenario: its sizes, its output, and the part that all scenarios share."""
 
 import contextlib
 import tempfile
@@ -13,15 +13,15 @@ from benchmarks.simulator.log import Log, series
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How long everything takes, in seconds; `QUICK` is for trying the benchmark itself.
+    """The lengths of all phases, in seconds; `QUICK` is for trying the benchmark itself.
 
     Attributes:
-        steady_s: How long a backend is kept busy in a steady state.
+        steady_s: The time for which a backend is kept busy in a steady state.
         warm_up_s: The time at the start that some goals exclude.
-        stock_s: How long Beam's own handler may take.
-        phase_s: How long each phase of a changing quota lasts.
-        outage_s: How long the server is down.
-        before_s: How long it works before that.
+        stock_s: The time for Beam's own handler.
+        phase_s: The length of each phase of a changing quota.
+        outage_s: The time for which the server is down.
+        before_s: The time for which it works before that.
         faulty_records: Records of the scenario with faults.
     """
 
@@ -99,7 +99,7 @@ def run_ours(
 def accounted(
     ended: Ended, records: Sequence[str], letters: Sequence[str] = (), what: str = "records"
 ) -> Check:
-    """Whether every record ended once, and exactly these as dead letters."""
+    """Whether every record ended once, with exactly these as dead letters."""
     wrong = not_once(records, [*ended.results, *ended.letters])
     strange = not_once(letters, ended.letters)
     reconciled = ended.code == 0 and bool(ended.summary.get("reconciled"))

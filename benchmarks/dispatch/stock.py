@@ -1,8 +1,8 @@
 """Beam's own way: ``python -m benchmarks.dispatch.stock URL RECORDS``, RunInference around Gemini.
 
-`GeminiModelHandler` at its defaults, on the runner and with the threads of our pipeline, with two
+`GeminiModelHandler` with its defaults, on the runner and with the threads of our pipeline, with two
 exceptions: batches hold one prompt, because it sends a larger batch as one prompt and returns one
-answer for all of it; and its client gets a made-up token, without Google.
+answer for all of it; and its client gets an invented token, without Google.
 """
 
 import json

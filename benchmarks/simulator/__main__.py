@@ -1,7 +1,7 @@
 """Starts the simulator: ``python -m benchmarks.simulator --slots 64 --latency lognormal:1,5``.
 
-It always listens on 127.0.0.1 and nothing else, and ends with SIGINT or SIGTERM. What it does not
-prove: see the package.
+It always listens on 127.0.0.1 only, and ends with SIGINT or SIGTERM. Its limits are those of the
+package.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""The wire formats: what a request asks for, and answers and errors in each dialect's own words.
+"""The wire formats: parsed requests, and answers and errors in each dialect's own words.
 
-Two OpenAI paths as vLLM answers them, OpenAI's embeddings, and ``generateContent`` and ``predict`` (of
-text embedding models) of Vertex AI. Field names follow the vendors' references and recorded SDK
-requests; lookups accept snake_case and camelCase, as the SDKs mix both.
+Two OpenAI paths as vLLM answers them, OpenAI's embeddings, and ``generateContent`` and ``predict``
+(of text embedding models) of Vertex AI. Field names follow the vendors' references and recorded SDK
+requests; look-ups accept snake_case and camelCase, since the SDKs mix both.
 
-A call of embeddings holds as many texts as the provider documents, and is refused with more, in the
-words that users report. A text's vector is a function of the text (`vector_of`).
+A call of embeddings may hold as many texts as the provider documents; more are refused in the words
+that users report. A text's vector is a function of the text (`vector_of`).
 
-What this does not prove: that a real service answers so; no real endpoint was called. Streaming,
+This does not prove that a real service answers like this; no real endpoint was called. Streaming,
 tools, schemas, output limits and safety filters are not modelled.
 """
 
@@ -59,12 +59,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a path asks for.
+    """The operation of a path.
 
     Attributes:
         form: ``gemini``, ``chat``, ``text`` (plain completions), ``embeddings`` (OpenAI's) or
             ``predict`` (Vertex AI's embeddings).
-        model: The model that the path names; None where the body does.
+        model: The model that the path names; None if the body names it.
     """
 
     form: str
@@ -73,16 +73,16 @@ class Route:
 
 @dataclass(slots=True)
 class Asked:
-    """What one call asks for.
+    """The content of one call.
 
     Attributes:
-        form: Of the route.
+        form: The form of the route.
         model: The model's name.
         record_id: See ``record_id``; of several texts, that of the first.
-        prompt_tokens: Of all texts of the call.
-        forbidden: Whether it names a media file that nobody may read.
-        texts: To embed; empty for any other form.
-        dimensions: Numbers of a text's vector.
+        prompt_tokens: The tokens of all texts of the call.
+        forbidden: Whether it names a forbidden media file.
+        texts: The texts to embed; empty for any other form.
+        dimensions: The length of a text's vector.
     """
 
     form: str
@@ -127,15 +127,15 @@ def record_id(text: str) -> str:
 
 
 def tokens(characters: int) -> int:
-    """Tokens of a text of this length: one per four characters begun."""
+    """Tokens of a text of this length: one per four characters or part of them."""
     return (characters + 3) // 4
 
 
 def read(asked_for: Route, raw: bytes) -> Asked:
-    """What a request body asks for.
+    """The parsed body of a request.
 
     Raises:
-        Refused: 400 when it cannot be read.
+        Refused: 400 if it cannot be read.
     """
     try:
         body = orjson.loads(raw)
@@ -155,7 +155,7 @@ def _to_embed(form: str, model: str, texts: tuple[str, ...], body: Json) -> Aske
     """A call of embeddings.
 
     Raises:
-        Refused: 400 when it holds more than the provider takes.
+        Refused: 400 if it holds more than the provider accepts.
     """
     counts = [tokens(len(text)) for text in texts]
     count, most = sum(counts), _MOST_TOKENS[form]
@@ -204,10 +204,10 @@ def error(form: str, status: int, message: str | None, retry_after_s: float | No
     """An error body.
 
     Args:
-        form: Of the route.
+        form: The form of the route.
         status: HTTP status.
-        message: None for the usual one.
-        retry_after_s: Repeated in Google's body as ``RetryInfo``.
+        message: The message; None for the usual one.
+        retry_after_s: The Retry-After, repeated in Google's body as ``RetryInfo``.
     """
     message = message or _MESSAGES.get(status, "Internal error encountered.")
     if form == "embeddings":
@@ -215,7 +215,7 @@ def error(form: str, status: int, message: str | None, retry_after_s: float | No
         fault = {"message": message, "type": kind, "param": None, "code": None}
         return orjson.dumps({"error": fault})
     if form in ("chat", "text"):
-        if status == 401:  # vLLM's own middleware answers so
+        if status == 401:  # vLLM's own middleware answers like this
             return b'{"error":"Unauthorized"}'
         kind = _VLLM_KINDS.get(status, "InternalServerError")
         fault = {"message": message, "type": kind, "param": None, "code": status}

@@ -1,8 +1,8 @@
 """HTTP/1.1 as far as a load test needs it: one request after the other on kept-alive connections.
 
 Bodies come with a Content-Length or in chunks; ``Expect: 100-continue`` is honoured. There is no
-TLS, no HTTP/2, no compression and no limit on idle time, and a request that follows before the
-answer to the one before waits for it.
+TLS, no HTTP/2, no compression and no limit on idle time, and a request sent before the previous
+answer waits for it.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ class Request:
     """One request, complete.
 
     Attributes:
-        method: In capitals.
-        target: Path and query as sent.
-        headers: By lower-case name; of equal names the last.
+        method: The method in capitals.
+        target: The path and query as sent.
+        headers: The values by lower-case name; of equal names the last.
         body: The whole body, without chunking.
     """
 
@@ -47,17 +47,17 @@ Handler = Callable[["Connection", Request], None]
 class Connection(asyncio.Protocol):
     """One client's connection; calls the handler with each request.
 
-    The handler, or whoever it hands the connection to, calls ``respond``, ``reset`` or nothing at
-    all. ``on_gone`` is called once if the client goes away before.
+    The handler, or code to which it passes the connection, calls ``respond``, ``reset`` or neither.
+    ``on_gone`` is called once if the client disconnects before.
 
     Attributes:
-        on_gone: Set by whoever has the request; cleared by ``respond`` and ``reset``.
+        on_gone: Set by the request's handler; cleared by ``respond`` and ``reset``.
     """
 
     __slots__ = ("_asked", "_buffer", "_handler", "_open", "_parsing", "_transport", "on_gone")
 
     def __init__(self, handler: Handler, open_connections: "set[Connection]") -> None:
-        """Enters itself into the open connections while it is one of them."""
+        """Registers itself as an open connection for as long as it is one."""
         self._handler = handler
         self._open = open_connections
         self._buffer = bytearray()
@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
             status: HTTP status.
             body: The whole body.
             headers: Further header lines, each ended by CR LF.
-            content_type: Of the body.
+            content_type: The body's type.
         """
         request, self._asked, self.on_gone = self._asked, None, None
         if self._transport is None or request is None:
@@ -108,7 +108,7 @@ class Connection(asyncio.Protocol):
             self._parse()
 
     def reset(self) -> None:
-        """Ends the connection with RST: what was not yet sent is lost."""
+        """Ends the connection with RST, which drops unsent data."""
         self._asked = self.on_gone = None
         self._buffer.clear()
         if self._transport is not None:
@@ -118,12 +118,12 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def close(self) -> None:
-        """Ends the connection after what was written has been sent."""
+        """Ends the connection after the data written has been sent."""
         if self._transport is not None:
             self._transport.close()
 
     def _parse(self) -> None:
-        """Hands over one request after the other while each is answered at once."""
+        """Passes on requests one after the other while each is answered at once."""
         if self._parsing:
             return
         self._parsing = True
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
             self._parsing = False
 
     def _next(self) -> Request | None:
-        """The next complete request of the buffer, which it leaves, or None."""
+        """The next complete request, removed from the buffer, or None."""
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
             if len(self._buffer) > _MAX_HEAD_BYTES:

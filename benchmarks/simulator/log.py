@@ -1,7 +1,7 @@
 """The simulator's log of calls: how it is written, read and analysed.
 
 All times are seconds since the first call that reached the server, on a monotonic clock. The
-functions are pure; a span that they are given includes its start and excludes its end.
+functions are pure; a span includes its start and excludes its end.
 """
 
 import collections
@@ -17,16 +17,16 @@ class Call(NamedTuple):
 
     Attributes:
         id: The record that it is about; of several texts to embed, that of the first.
-        client: Who called: see ``server.client_of``.
-        attempt: 1 for the first call of the record, 0 where the request could not be read.
-        arrival_s: When the request was complete.
-        start_s: When it got a slot; None if it never did.
-        end_s: When it was answered or the client left; None if it was still open.
+        client: The caller: see ``server.client_of``.
+        attempt: 1 for the first call of the record, 0 if the request could not be read.
+        arrival_s: The time at which the request was complete.
+        start_s: The time at which it got a slot; None if it never did.
+        end_s: The time at which it was answered or the client left; None if it was still open.
         status: HTTP status, ``reset``, ``abandoned`` (the client left), ``hang`` (never answered,
             the client still waits) or ``open`` (still queued or served).
-        cause: Why it is no success: ``quota``, ``overflow``, ``outage``, ``request`` (refused for
-            what it asked) or the fault of ``luck.fault_of``; None if nothing befell it.
-        texts: How many texts it was to embed; 1 for any other call.
+        cause: The cause of its failure: ``quota``, ``overflow``, ``outage``, ``request`` (refused
+            for its content) or the fault of ``luck.fault_of``; None if it did not fail.
+        texts: The number of its texts to embed; 1 for any other call.
     """
 
     id: str
@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
     @property
     def succeeded(self) -> bool:
-        """Whether it brought an answer that can be used."""
+        """Whether it returned a usable answer."""
         return self.status == 200 and self.cause is None
 
 
@@ -49,7 +49,7 @@ Log: TypeAlias = Sequence[Call]
 
 
 class Step(NamedTuple):
-    """What happened in one step of a series.
+    """One step of a series.
 
     Attributes:
         at_s: Its start.
@@ -91,7 +91,7 @@ def read(path: str) -> list[Call]:
 
 
 def end_s(log: Log) -> float:
-    """The last time that the log knows of; 0 for an empty one."""
+    """The last time in the log; 0 for an empty one."""
     return max((call.end_s or call.start_s or call.arrival_s for call in log), default=0.0)
 
 
@@ -116,7 +116,7 @@ def peak_busy_slots(log: Log) -> int:
 
 
 def last_first_send_s(log: Log) -> float:
-    """When the last record was asked for the first time: from here on a run only drains.
+    """The time of the last record's first call, from which a run only drains.
 
     Examples:
         >>> last_first_send_s([Call("1", "", 1, 0.5, 0, 2, 503), Call("1", "", 2, 3, 3, 4, 200)])
@@ -132,7 +132,7 @@ def goodput(log: Log, from_s: float, to_s: float) -> float:
 
 
 def calls_per_record(log: Log) -> float:
-    """Mean number of calls that a record took; 0 for an empty log."""
+    """Mean number of calls per record; 0 for an empty log."""
     records = {call.id for call in log}
     return len(log) / len(records) if records else 0.0
 
@@ -148,12 +148,12 @@ def counts_by_status(log: Log) -> dict[str, int]:
 
 
 def counts_by_cause(log: Log) -> dict[str, int]:
-    """Number of calls by what befell them."""
+    """Number of calls by their cause of failure."""
     return dict(collections.Counter(call.cause for call in log if call.cause is not None))
 
 
 def share_of_status(log: Log, status: int | str) -> float:
-    """The share of all calls that ended so; 0 for an empty log."""
+    """The share of all calls that ended with this status; 0 for an empty log."""
     return sum(call.status == status for call in log) / len(log) if log else 0.0
 
 
@@ -204,7 +204,7 @@ def _served(log: Log) -> Iterator[tuple[float, float]]:
 
 
 def _queued(log: Log) -> Iterator[tuple[float, float]]:
-    """When calls waited for a slot; those that wait for a refusal or for nothing do not."""
+    """The spans in which calls waited for a slot, without waits for refusals or for nothing."""
     last = end_s(log)
     for call in log:
         if call.start_s is not None:

@@ -1,19 +1,19 @@
 """Quotas as token buckets, with the time passed in.
 
-What this does not prove: that a provider counts so. Gemini's shared pool publishes no algorithm,
+This does not prove that a provider counts like this. Gemini's shared pool publishes no algorithm,
 and quotas that reset by the minute let other bursts through.
 """
 
 _SLACK = 1e-9
-"""Forgives the rounding of refills: a bucket that is this close to a whole unit has it."""
+"""Forgives the rounding of refills: a bucket this close to a whole unit counts as having it."""
 
 
 class Bucket:
     """A token bucket that begins full.
 
-    Guaranteed: over any span of t seconds it gives at most ``capacity + rate_per_s * t``, except
-    that an amount above the capacity is given by a full bucket, which then is in debt: it would
-    otherwise never be given.
+    Guaranteed: over any span of t seconds at most ``capacity + rate_per_s * t`` can be taken. The
+    exception is an amount above the capacity: a full bucket yields it and goes into debt, since it
+    could otherwise never be taken.
 
     Examples:
         >>> bucket = Bucket(rate_per_s=2.0, capacity=2.0, now=0.0)
@@ -24,31 +24,31 @@ class Bucket:
     """
 
     def __init__(self, rate_per_s: float, capacity: float, now: float) -> None:
-        """Fills it.
+        """Starts full.
 
         Args:
-            rate_per_s: Units that come back per second; above 0.
-            capacity: Units that it holds at most; above 0.
-            now: Seconds on any monotonic clock.
+            rate_per_s: Units refilled per second; above 0.
+            capacity: The most units that it holds; above 0.
+            now: The time in seconds on any monotonic clock.
         """
         self._rate, self._capacity = rate_per_s, capacity
         self._level, self._at = capacity, now
 
     def wait_s(self, amount: float, now: float) -> float:
-        """Seconds until the amount could be taken if nobody else took any; 0 when it can be now."""
+        """Seconds until the amount is available if nothing else is taken; 0 if it is now."""
         self._refill(now)
         missing = min(amount, self._capacity) - self._level
         return missing / self._rate if missing > _SLACK else 0.0
 
     def take(self, amount: float, now: float) -> bool:
-        """Takes the amount if it is there."""
+        """Takes the amount if it is available."""
         if self.wait_s(amount, now) > 0:
             return False
         self._level -= amount
         return True
 
     def change(self, rate_per_s: float, capacity: float, now: float) -> None:
-        """Goes on at another rate with what it holds, as far as that fits."""
+        """Continues at another rate and keeps its level up to the capacity."""
         self._refill(now)
         self._rate, self._capacity = rate_per_s, capacity
         self._level = min(self._level, capacity)
@@ -69,14 +69,17 @@ class Quota:
     """
 
     def __init__(self) -> None:
-        """Without a limit."""
+        """Starts without a limit."""
         self._requests: Bucket | None = None
         self._tokens: Bucket | None = None
 
     def change(
         self, requests_per_s: float, tokens_per_minute: float, burst_s: float, now: float
     ) -> None:
-        """Sets both limits; 0 is none. A new one begins full, a changed one keeps its level."""
+        """Sets both limits, where 0 means none.
+
+        A new one begins full, a changed one keeps its level.
+        """
         self._requests = _changed(self._requests, requests_per_s, burst_s, now)
         self._tokens = _changed(self._tokens, tokens_per_minute / 60, burst_s, now)
 
@@ -84,7 +87,7 @@ class Quota:
         """Takes one request and its tokens.
 
         Returns:
-            0 when they were taken, else the seconds until they could be.
+            0 if they were taken, else the seconds until they could be.
         """
         wait_s = self._requests.wait_s(1, now) if self._requests else 0.0
         if self._tokens:

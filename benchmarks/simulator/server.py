@@ -1,7 +1,7 @@
-"""The server: the listening socket, the paths, and what controls a run.
+"""The server: the listening socket, the paths, and the control of a run.
 
 Model calls: the paths of ``dialects``. Its own, which no quota and no outage but ``refuse``
-touches::
+affects::
 
     GET  /health      200, or 503 in an outage
     GET  /v1/models   the models, as vLLM lists them
@@ -40,7 +40,7 @@ def key_of(headers: Mapping[str, str]) -> str:
 
 
 def client_of(headers: Mapping[str, str]) -> str:
-    """Who calls: what the client says of itself in ``x-simulated-client``, else its key."""
+    """The caller: the header ``x-simulated-client``, else its key."""
     return headers.get(CLIENT_HEADER) or key_of(headers)
 
 
@@ -58,8 +58,8 @@ class Server:
         self._service = Service(settings, self._outage)
         self._listening: asyncio.Server | None = None
         self._task: asyncio.Task[None] | None = None
-        # Keeps the port while nothing listens: else a client that connects from that very port
-        # by chance would be connected to itself.
+        # Keeps the port while the server does not listen: otherwise a client that happens to
+        # connect from that very port would be connected to itself.
         self._reserved = _bound(port)
         self._port = self._reserved.getsockname()[1]
         self.url = f"http://{HOST}:{self._port}"
@@ -86,7 +86,7 @@ class Server:
         await asyncio.sleep(0)  # the transports close in the loop's next round
 
     def change(self, given: Mapping[str, Any]) -> None:
-        """Changes settings from now on, as ``POST /_control`` does.
+        """Changes settings from now on, like ``POST /_control``.
 
         Raises:
             ValueError: See ``settings.parse_change``.
@@ -178,7 +178,7 @@ def _bound(port: int) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def running(settings: Settings, port: int = 0) -> AsyncIterator[Server]:
-    """A server in this process's event loop; 0 takes a free port."""
+    """Runs a server in this process's event loop; 0 picks a free port."""
     server = Server(settings, port)
     await server.start()
     try:

@@ -1,17 +1,17 @@
-"""What happens to calls between arrival and answer: refusals, the queue, slots, faults, outages.
+"""Calls between arrival and answer: refusals, the queue, slots, faults and outages.
 
 A call meets these in order, and the first that applies decides:
 
 1. an outage: the call is answered 503, reset, or never answered;
-2. what it asks for: a wrong key 401, an unknown model 404, a forbidden file 403, poison 400;
+2. its content: a wrong key 401, an unknown model 404, a forbidden file 403, poison 400;
 3. a fault that is a status (a random 429 takes no quota);
 4. the quota: 429;
 5. the fault ``hang``: no slot, no answer;
 6. the queue's length, then a slot; ``reset`` ends it after half of its service time, ``malformed``
    cuts the answer.
 
-Refusals (1 to 4, and the queue's) are answered after ``reject_latency_s``. A client that goes away
-frees its place at once.
+Refusals (1 to 4, and the queue's) are answered after ``reject_latency_s``. A client that
+disconnects frees its place at once.
 """
 
 import asyncio
@@ -70,10 +70,10 @@ class Service:
     """
 
     def __init__(self, settings: Settings, on_outage: Callable[[bool], None]) -> None:
-        """Nothing has arrived.
+        """Starts before the first call.
 
         Args:
-            settings: What the run begins with.
+            settings: The settings at the start of the run.
             on_outage: Called when an outage begins (True) and ends (False).
         """
         self.settings = settings
@@ -94,18 +94,18 @@ class Service:
         self._timers: list[asyncio.TimerHandle] = []
         self._outage_end: asyncio.TimerHandle | None = None
 
-    # What is told and asked from outside
+    # Control from outside
 
     def arrive(
         self, connection: Connection, asked: Asked, client: str, refusal: int | None
     ) -> None:
-        """Takes a call.
+        """Accepts a call.
 
         Args:
-            connection: Where it came from and where the answer goes.
-            asked: What it asks for.
-            client: Who calls.
-            refusal: A status that what it asks for has earned it, if any.
+            connection: The connection of the call and its answer.
+            asked: The content of the call.
+            client: The caller.
+            refusal: The status with which its content is refused, if any.
         """
         if self._origin is None:
             self._begin()
@@ -173,7 +173,7 @@ class Service:
         }
 
     def stop(self) -> None:
-        """Forgets the changes to come and ends an outage; open calls go on."""
+        """Drops the scheduled changes and ends an outage; open calls go on."""
         for timer in self._timers:
             timer.cancel()
         self._set_outage(0)
@@ -224,7 +224,7 @@ class Service:
         return luck.output_tokens(self.settings, asked.record_id)
 
     def _fail(self, call: _OpenCall) -> None:
-        """What an outage does to a call that arrives in it."""
+        """Applies the current outage to a call that arrives in it."""
         if self.settings.outage_kind == "503":
             self._refuse(call, 503, "outage")
         elif self.settings.outage_kind == "hang":
@@ -293,7 +293,7 @@ class Service:
         self._end(call, "abandoned")
 
     def _end(self, call: _OpenCall, status: int | str) -> None:
-        """Logs the call and gives its place to the next."""
+        """Logs the call and passes its place to the next."""
         place, call.place = call.place, _DONE
         if call.timer is not None:
             call.timer.cancel()

@@ -1,4 +1,4 @@
-"""What the simulator can be told: at start, by a schedule, or while it runs.
+"""The simulator's settings: at the start, by a schedule, or while it runs.
 
 Every setting can be written as on the command line (``"503:0.05"``) or as JSON has it
 (``{"503": 0.05}``); one table, ``_PARSERS``, reads both.
@@ -45,7 +45,7 @@ class Distribution:
     high: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses what has no inverse."""
+        """Rejects a distribution without an inverse."""
         least = 0.0 if self.kind != "lognormal" else math.ulp(0.0)
         if not least <= self.low <= self.high < math.inf:
             raise ValueError(f"{self}: expected 0 <= low <= high, above 0 for a lognormal")
@@ -82,7 +82,7 @@ class Change:
 
     Attributes:
         at_s: Seconds since the first call.
-        values: Parsed settings by name; ``outage`` among them is the seconds that one lasts.
+        values: Parsed settings by name; ``outage`` among them is its length in seconds.
     """
 
     at_s: float
@@ -94,9 +94,9 @@ class Settings:
     """All settings; ``parse`` builds one from text.
 
     Attributes:
-        seed: Another seed is another fate for every record.
+        seed: Another seed changes the fate of every record.
         latency: Seconds that a call takes once it is being served.
-        slots: Calls served at once, the others wait first in, first out; 0 is no limit.
+        slots: Calls served at once, while others wait first in, first out; 0 is no limit.
         max_queue: Calls that may wait; -1 is no limit.
         overflow: The status that refuses a call beyond ``max_queue``: 429 or 503.
         requests_per_s: Quota of requests; 0 is none.
@@ -104,13 +104,13 @@ class Settings:
         burst_s: Seconds of quota that an idle server saves up; the buckets begin full.
         reject_latency_s: Seconds before a refusal or an error is answered.
         retry_after: Seconds that ``Retry-After`` names on 429 and 503; ``auto`` until quota is
-            there again, in whole seconds; None leaves the header out.
+            there again, in whole seconds; None omits the header.
         schedule: Changes by time since the first call.
         outage_kind: What happens to calls in an outage; see ``OUTAGE_KINDS``.
         faults: Probability by name of fault; ``poison`` is drawn per record, others per call.
         api_key: The key every call must carry; None accepts any or none.
         models: The models served; empty serves every name.
-        output_tokens: Tokens that an answer is said to have; its text does not grow with it.
+        output_tokens: Tokens that an answer reports; its text does not grow with them.
         answer: Text of every answer; ``{id}`` stands for the record's id.
     """
 
@@ -134,12 +134,12 @@ class Settings:
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> "Settings":
-        """Settings from text or JSON values by name; what is not named has its default.
+        """Settings from text or JSON values by name; others have their defaults.
 
         ``outage`` is here ``START,DURATION``, in seconds since the first call.
 
         Raises:
-            ValueError: An unknown name or a value that cannot be; the message holds it.
+            ValueError: An unknown name or an invalid value; the message holds it.
 
         Examples:
             >>> Settings.parse({"slots": "4", "faults": "503:0.05"}).faults
@@ -154,7 +154,7 @@ class Settings:
         return cls(schedule=ordered, **{name: _parse(name, values[name]) for name in values})
 
     def changed(self, values: Mapping[str, Any]) -> "Settings":
-        """These settings with some parsed ones in place of others; ``outage`` is not a setting."""
+        """These settings with some parsed ones replaced; ``outage`` is not a setting."""
         return replace(self, **{name: values[name] for name in values if name != "outage"})
 
 
@@ -162,11 +162,11 @@ def parse_change(given: Mapping[str, Any]) -> dict[str, Any]:
     """Reads settings that may change while the server runs.
 
     Args:
-        given: Text or JSON values by name. ``outage`` is the seconds an outage lasts from then on;
-            0 ends one.
+        given: Text or JSON values by name. ``outage`` is the length in seconds of an outage that
+            begins now; 0 ends one.
 
     Raises:
-        ValueError: A name that may not change, or a value that cannot be.
+        ValueError: A name that may not change, or an invalid value.
     """
     fixed = [name for name in given if name not in _PARSERS or name == "seed"]
     if fixed:
@@ -209,7 +209,7 @@ def _whole(value: Any, least: int = 0) -> int:
 
 
 def _one_of(names: tuple[Any, ...], value: Any) -> Any:
-    """The name that is written like the value."""
+    """The name that is spelled like the value."""
     for name in names:
         if str(name) == str(value):
             return name

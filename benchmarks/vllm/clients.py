@@ -67,7 +67,7 @@ class Watch:
 
 
 def window(url: str, model: str, requests: Requests) -> float:
-    """A sliding window of as many requests as the server has slots: what can be had."""
+    """A sliding window of as many requests as the server has slots: the best possible client."""
     import aiohttp
 
     async def run() -> float:
@@ -93,7 +93,7 @@ def window(url: str, model: str, requests: Requests) -> float:
 
 
 class Stopwatch:
-    """The time from the first request of our backend to the end of the last; and the answers."""
+    """The answers, and the time from our backend's first request to the end of its last."""
 
     def __init__(self) -> None:
         self.first = self.last = 0.0
@@ -123,10 +123,10 @@ class Ran:
     """The output of a run of our command.
 
     Attributes:
-      status: The command's.
-      reconciled: What its summary says.
-      results: The records' ids, as often as they are there.
-      letters: Those of the dead letters.
+      status: The command's exit code.
+      reconciled: Whether its summary reconciles.
+      results: The ids of the result rows, with duplicates.
+      letters: The ids of the dead letters.
       errors: The error types of the dead letters, by the ids.
     """
 
@@ -155,13 +155,13 @@ class Ran:
 
 
 def write_records(folder: str, requests: Requests) -> None:
-    """The input of a run in a folder."""
+    """Writes the input of a run to a folder."""
     lines = (json.dumps({"id": str(n), "request": r}) for n, r in enumerate(requests))
     pathlib.Path(folder, "records.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
 def flags_of(backend: VLLMBackend, folder: str, *more: str) -> list[str]:
-    """Our command, at default flags."""
+    """The flags of our command, all others at their defaults."""
     return [
         *(f"--input_files={folder}/records.jsonl", "--request_field=request", "--backend=vllm"),
         *(f"--model={backend.model}", f"--vllm_python={backend.python}"),
@@ -191,7 +191,7 @@ def ran(folder: str, status: int) -> Ran:
 def ours(
     backend: VLLMBackend, requests: Requests, *flags: str, watch: Stopwatch
 ) -> tuple[float, Ran]:
-    """Runs the whole command: seconds of the model's step, and its output."""
+    """Runs the whole command; returns the seconds of the model's step, and the output."""
     from pipeline.main import main
 
     with tempfile.TemporaryDirectory() as folder:
@@ -202,7 +202,7 @@ def ours(
 
 
 def stock(url: str, model: str, requests: Requests, *, tuned: bool) -> float:
-    """Beam's own handler, given the running server: it cannot start one in another environment."""
+    """Beam's own handler with the running server: it cannot start one in another environment."""
     import apache_beam as beam
     from apache_beam.ml.inference.base import RunInference
     from apache_beam.ml.inference.vllm_inference import VLLMCompletionsModelHandler
@@ -228,7 +228,7 @@ def stock(url: str, model: str, requests: Requests, *, tuned: bool) -> float:
     options = PipelineOptions([f"--direct_num_workers={4 if tuned else 1}"])
     prompts = [request["prompt"] for request in requests]
     known = {name: value for name, value in NATURAL.items() if name != "min_tokens"}
-    given = {**known, "extra_body": {"min_tokens": NATURAL["min_tokens"]}}  # not a name of OpenAI's
+    given = {**known, "extra_body": {"min_tokens": NATURAL["min_tokens"]}}  # not an OpenAI name
     began = time.perf_counter()
     runner = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
     with beam.Pipeline(runner=runner, options=options) as pipeline:

@@ -74,7 +74,7 @@ def ended(table: Table, backend: VLLMBackend) -> None:
 
 
 def killed(table: Table, backend: VLLMBackend) -> None:
-    """SIGKILL to the process that runs the pipeline, in the middle of its work."""
+    """Sends SIGKILL to the process that runs the pipeline, in the middle of its work."""
     with tempfile.TemporaryDirectory(prefix="vb") as folder:
         command = _Command(backend, folder)
         command.await_work()

@@ -13,10 +13,10 @@ from transforms.backends.vllm.backend import VLLMBackend
 from transforms.backends.vllm.lease import ServerLease
 
 STOCK_SHARE = 10
-"""Stock Beam at defaults gets one prompt in this many: it takes several times as long as the others."""
+"""Stock Beam with defaults gets one prompt in this many, since it takes several times as long."""
 PREFIX_SHARE = 2
 HEADS = (10, 100)
-"""Different prefixes: the first are in the cache whatever the order, the second do not fit."""
+"""Numbers of prefixes: the first fit into the cache in any order, the second do not."""
 KILLS = 2
 
 
@@ -142,7 +142,7 @@ class Bench:
 
 @contextlib.contextmanager
 def killing(lease: ServerLease, watch: Stopwatch, marks: list[int]) -> Iterator[None]:
-    """SIGKILL to the server each time when so many answers are there, and it is ready."""
+    """Sends SIGKILL to the ready server each time this many answers have arrived."""
     over = threading.Event()
 
     def kill() -> None:

@@ -41,7 +41,7 @@ class Table:
     Args:
       title: The section of ``RESULTS.md``; None to print only.
       command: The command that writes it.
-      about: The machine and the server, in words.
+      about: A description of the machine and the server.
     """
 
     def __init__(self, title: str | None, command: str, about: str) -> None:

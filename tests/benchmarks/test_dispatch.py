@@ -1,6 +1,6 @@
-"""The benchmark of the dispatch: its figures from made-up logs, its picture, and one tiny run.
+"""The dispatch benchmark: its figures from invented logs, its picture, and one tiny run.
 
-What this does not prove: any figure. Nothing here looks at how fast something was.
+Nothing here measures speed, so no published figure is proved.
 """
 
 import doctest
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def calls(
     rate: int, from_s: int, to_s: int, *, status: int = 200, client: str = ""
 ) -> Iterator[Call]:
-    """So many calls per second, each with an end of its own at once."""
+    """This many calls per second, each of which ends at once."""
     cause = None if status == 200 else "quota"
     for number in range((to_s - from_s) * rate):
         at_s = from_s + number / rate
@@ -37,7 +37,7 @@ def calls(
 
 @pytest.mark.parametrize("module", ["analysis", "picture", "table"])
 def test_examples(module: str) -> None:
-    """The examples of the docstrings are so."""
+    """The examples of the docstrings run as written."""
     done = doctest.testmod(importlib.import_module(f"benchmarks.dispatch.{module}"))
     assert done.attempted
     assert not done.failed
@@ -47,25 +47,25 @@ def test_examples(module: str) -> None:
 
 
 def test_a_new_level_is_reached_when_a_window_is_there() -> None:
-    """Too few successes first, then enough."""
+    """A new level is reached when a whole window is near it."""
     log = [*calls(20, 0, 10), *calls(5, 10, 14), *calls(10, 14, 30)]
     assert analysis.reached_s(log, 10, 30, level=10, near=0.1) == 4.0
 
 
-def test_a_level_is_not_reached_while_more_is_asked_than_it_bears() -> None:
-    """The server makes the successes fit; the refusals show who does not."""
+def test_a_level_is_not_reached_while_calls_exceed_it() -> None:
+    """A level is not reached while calls exceed it, although the server limits the successes."""
     log = [*calls(10, 10, 30), *calls(10, 10, 17, status=429)]
     assert analysis.reached_s(log, 10, 30, level=10, near=0.1) == 7.0
 
 
 def test_a_level_that_is_never_reached() -> None:
-    """Nor is one whose time is too short for a window."""
+    """A level is never reached if there are too few successes or too little time for a window."""
     assert math.isinf(analysis.reached_s(list(calls(5, 0, 30)), 10, 30, level=10, near=0.1))
     assert math.isinf(analysis.reached_s(list(calls(10, 0, 30)), 10, 12, level=10, near=0.1))
 
 
 def test_both_work_until_the_first_has_no_more_records() -> None:
-    """The span begins with the later client and ends with the earlier one."""
+    """The span begins with the later client and ends when the first has no more records."""
     log = [*calls(1, 0, 10, client="a"), *calls(1, 4, 20, client="b")]
     assert analysis.both_work(log, ("a", "b")) == (4.0, 9.0)
     assert {call.client for call in analysis.of_client(log, "b")} == {"b"}
@@ -75,8 +75,8 @@ def test_both_work_until_the_first_has_no_more_records() -> None:
 # Faults
 
 
-def test_unavoidable_calls_are_about_what_the_probabilities_say() -> None:
-    """Both ways to compute them agree."""
+def test_unavoidable_calls_agree_with_the_probabilities() -> None:
+    """Both ways to compute the unavoidable calls agree."""
     settings = Settings.parse({"faults": "503:0.05,reset:0.02,poison:0.01"})
     ids = [str(number) for number in range(20_000)]
     counted = analysis.unavoidable_calls(settings, ids) / len(ids)
@@ -84,8 +84,8 @@ def test_unavoidable_calls_are_about_what_the_probabilities_say() -> None:
     assert counted == pytest.approx(analysis.expected_calls(settings), rel=0.01)
 
 
-def test_what_ended_otherwise_than_once_is_named() -> None:
-    """Missing, twice, and unknown."""
+def test_ids_that_did_not_end_once_are_named() -> None:
+    """Missing, repeated and unknown ids are named."""
     assert analysis.not_once(["1", "2", "3"], ["2", "3", "3", "4"]) == ["1", "3", "4"]
     assert analysis.not_once(["1", "1"], ["1", "1"]) == []
 
@@ -104,16 +104,16 @@ def test_what_ended_otherwise_than_once_is_named() -> None:
 def test_records_are_accounted_for(
     results: list[str], letters: list[str], code: int, kept: bool
 ) -> None:
-    """Each once, only the right ones as dead letters, in a run that says so itself."""
+    """A run is accounted for if each record ends once, with the right dead letters and summary."""
     ended = Ended(code, 1.0, "", results, letters, {"reconciled": True})
     assert scenarios.accounted(ended, ["1", "2", "3"], ["3"]).kept is kept
 
 
-# What is shown
+# Output
 
 
 def test_a_series_is_shown_in_lines() -> None:
-    """Means over some steps each."""
+    """A series is shown in lines, each the mean of some steps."""
     steps = [Step(float(n), 2.0 * n, 0.0, 10, 8, 2) for n in range(4)]
     lines = analysis.shown(steps, 2).splitlines()
     assert [line.split() for line in lines[1:]] == [
@@ -123,7 +123,7 @@ def test_a_series_is_shown_in_lines() -> None:
 
 
 def test_the_picture_is_well_formed_and_within_its_frame(tmp_path: Path) -> None:
-    """Six curves, each named, none beyond the edges."""
+    """The picture is well-formed and has six named curves within its frame."""
     lines = [
         '{"at_s": 99.0, "concurrency_limit": 32}',
         '{"at_s": 100.5}',
@@ -147,7 +147,7 @@ def test_the_picture_is_well_formed_and_within_its_frame(tmp_path: Path) -> None
 
 
 def test_a_run_of_some_scenarios_keeps_the_lines_of_others() -> None:
-    """In the order of the scenarios; another section of the file is none of ours."""
+    """A run of some scenarios keeps the lines of others in order, and no other section's lines."""
     check = scenarios.Check("429s", "≤ 3 %", "9 %", kept=False)
     made = table.rows("quota_50", [check], "2026-11-22")
     assert made == ["| `quota_50` | 429s | ≤ 3 % | 9 % | **missed** | 2026-11-22 |"]
@@ -163,7 +163,7 @@ def test_a_run_of_some_scenarios_keeps_the_lines_of_others() -> None:
 
 
 def test_a_tiny_run_end_to_end() -> None:
-    """The simulator, the pipeline and the table; every record has ended once."""
+    """A tiny run of simulator, pipeline and table ends every record once."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.dispatch", "--quick", "outage_503"],
         cwd=ROOT,
@@ -178,7 +178,7 @@ def test_a_tiny_run_end_to_end() -> None:
 
 
 def test_an_unknown_scenario_is_refused() -> None:
-    """With the names that there are."""
+    """An unknown scenario is rejected with the known names."""
     command = [sys.executable, "-m", "benchmarks.dispatch", "quota_5"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2

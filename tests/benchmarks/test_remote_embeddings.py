@@ -1,6 +1,6 @@
-"""The benchmark of remote embeddings: what it counts as wrong, and one tiny run.
+"""The benchmark of remote embeddings: the errors that it counts, and one tiny run.
 
-What this does not prove: any figure. Nothing here looks at how fast something was.
+Nothing here measures speed, so no published figure is proved.
 """
 
 import json
@@ -27,21 +27,21 @@ TEXTS = ["a", "b", "c"]
     ],
 )
 def test_texts_that_did_not_end_once(rows: list[int], wrong: str) -> None:
-    """Of three."""
+    """Lost and doubled texts are counted."""
     found = [{"record_id": str(n), "embedding": vector_of(TEXTS[n], 4)} for n in rows]
     assert wrong_rows(found, TEXTS, 4) == wrong
 
 
 @pytest.mark.parametrize("vector", [vector_of("b", 4), vector_of("a", 3), []])
 def test_another_vector(vector: list[float]) -> None:
-    """That of another text, or of another size."""
+    """The vector of another text, or of another size, is counted."""
     found = [{"record_id": str(n), "embedding": vector_of(TEXTS[n], 4)} for n in (1, 2)]
     found.append({"record_id": "0", "embedding": vector})
     assert wrong_rows(found, TEXTS, 4) == "1 with another vector"
 
 
 def test_goals() -> None:
-    """Of 10,000 texts: five requests at OpenAI, 40 at Vertex AI, and ten times as fast."""
+    """The goals for 10,000 texts are 5 requests to OpenAI or 40 to Vertex AI, and tenfold speed."""
     assert [provider.most_requests(10_000) for provider in PROVIDERS] == [5, 40]
     many, one = Ran(40, 1.0, 9.0, ""), Ran(10_000, 10.0, 20.0, "")
     assert failures(VERTEX, 10_000, [many], [one]) == []
@@ -54,7 +54,7 @@ def test_goals() -> None:
 
 @pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider: provider.name)
 def test_a_tiny_run(tmp_path: Path, provider: Provider) -> None:
-    """The whole command: every text has its vector, and they share requests."""
+    """A tiny run of the whole command gives every text its vector, with shared requests."""
     texts = [f"text {number}" for number in range(40)]
     source = tmp_path / "texts.jsonl"
     source.write_text(

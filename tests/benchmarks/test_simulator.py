@@ -1,6 +1,6 @@
 """The load simulator: dialects, luck, slots, quotas, faults, outages and the analysis of its log.
 
-What this does not prove: that a real service answers so; no real endpoint was called.
+This does not prove that a real service answers like this; no real endpoint was called.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Client:
     async def post(
         self, path: str, body: Any, headers: dict[str, str] | None = None
     ) -> tuple[int, Any, Any]:
-        """Status, headers and text."""
+        """Status, headers and text of one call."""
         sent = {"x-simulated-client": self.name, **(headers or {})}
         async with self.session.post(self.server.url + path, json=body, headers=sent) as answer:
             return answer.status, answer.headers, await answer.text()
@@ -63,7 +63,7 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def simulator(name: str = "a", **settings: Any) -> AsyncIterator[Client]:
-    """A simulator, without delay before refusals, and a client with a connection per call."""
+    """A simulator without delay before refusals, and a client with a connection per call."""
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with (
         running(Settings.parse({"reject_latency_s": 0, **settings})) as server,
@@ -73,13 +73,13 @@ async def simulator(name: str = "a", **settings: Any) -> AsyncIterator[Client]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Gives the loop rounds until the condition holds."""
+    """Runs the loop until the condition holds."""
     while not condition():  # noqa: ASYNC110 - what is waited for happens in sockets
         await asyncio.sleep(0.001)
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
-    """Runs a test, which fails where it would wait for ever."""
+    """Runs a test, which fails instead of waiting for ever."""
 
     async def limited() -> None:
         await asyncio.wait_for(test(), 30)
@@ -90,14 +90,14 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 def call(
     record: str, arrival_s: float, start_s: float | None, end_s: float | None, **more: Any
 ) -> Call:
-    """A row of a log made by hand."""
+    """A handwritten row of a log."""
     values = {"client": "a", "attempt": 1, "status": 200, "cause": None, **more}
     return Call(id=record, arrival_s=arrival_s, start_s=start_s, end_s=end_s, **values)
 
 
 @pytest.mark.parametrize("name", ["settings", "luck", "quota", "dialects", "log"])
 def test_examples(name: str) -> None:
-    """The examples of the docstrings."""
+    """The examples of the docstrings run as written."""
     module = importlib.import_module(f"benchmarks.simulator.{name}")
     done = doctest.testmod(module)
     assert done.attempted
@@ -108,7 +108,7 @@ def test_examples(name: str) -> None:
 
 
 def test_google_genai_reads_answers_and_errors() -> None:
-    """Text, usage, traffic type and the status of an error arrive in the SDK's types."""
+    """The SDK reads text, usage, traffic type and the status of an error in its own types."""
 
     async def test() -> None:
         async with simulator(api_key="k", models="gemini-2.5-flash") as bare:
@@ -159,7 +159,7 @@ def test_google_genai_reads_answers_and_errors() -> None:
 
 
 def test_openai_reads_answers_and_errors() -> None:
-    """The same through the openai SDK, for chat and plain completions."""
+    """The openai SDK reads answers and errors of chats and plain completions."""
 
     async def test() -> None:
         async with simulator(api_key="k", models="m", answer='{"id": "{id}"}') as bare:
@@ -197,7 +197,7 @@ EMBEDDINGS = "/v1/embeddings"
 
 
 def test_the_sdks_read_embeddings_of_several_texts() -> None:
-    """Vectors of the right texts in both dialects; one call each, which takes no answer tokens."""
+    """The SDKs read each text's vector in both dialects, without answer tokens."""
 
     async def test() -> None:
         async with simulator(tokens_per_minute=60 * 24, burst_s=1) as bare:
@@ -247,7 +247,7 @@ def test_the_sdks_read_embeddings_of_several_texts() -> None:
     ],
 )
 def test_refused_embeddings(path: str, texts: list[str], message: str) -> None:
-    """More than the providers document refuses the whole call."""
+    """A call of more texts than the provider documents is refused as a whole."""
 
     async def test() -> None:
         async with simulator() as client:
@@ -261,7 +261,7 @@ def test_refused_embeddings(path: str, texts: list[str], message: str) -> None:
 
 
 def test_one_poisoned_text_refuses_its_call() -> None:
-    """As a service does; the others are served once it is left out."""
+    """One poisoned text refuses its call, as at a service; without it the others are served."""
 
     async def test() -> None:
         async with simulator(faults="poison:0.1") as client:
@@ -278,7 +278,7 @@ def test_one_poisoned_text_refuses_its_call() -> None:
 
 
 def test_unreadable_requests_are_refused() -> None:
-    """Broken JSON, a missing field and streaming are 400 in both dialects; other paths 404."""
+    """Broken JSON, a missing field and streaming are 400 in both dialects; other paths are 404."""
 
     async def test() -> None:
         async with simulator() as client:
@@ -293,7 +293,7 @@ def test_unreadable_requests_are_refused() -> None:
 
 
 def test_chunked_pipelined_and_expected_bodies() -> None:
-    """A body in chunks, one after 100 Continue, and two requests sent at once, in order."""
+    """Bodies in chunks, after 100 Continue and sent in one go are answered in order."""
 
     async def test() -> None:
         async with running(Settings()) as server:
@@ -319,7 +319,7 @@ def test_chunked_pipelined_and_expected_bodies() -> None:
 
 
 def test_two_clients_meet_the_same_luck() -> None:
-    """In another order and in parallel, each call of a record has the same outcome."""
+    """Each call of a record has the same outcome for two clients, in any order."""
     faults = "503:0.2,reset:0.1,malformed:0.1,poison:0.1,429:0.1"
 
     async def outcomes(records: list[int]) -> dict[tuple[str, int], tuple[int | str, str | None]]:
@@ -341,7 +341,7 @@ def test_two_clients_meet_the_same_luck() -> None:
     run(test)
 
 
-def test_poison_is_what_the_hash_says() -> None:
+def test_poison_follows_the_hash() -> None:
     """Exactly the predicted records are answered 400, at every attempt."""
 
     async def test() -> None:
@@ -356,7 +356,7 @@ def test_poison_is_what_the_hash_says() -> None:
 
 
 def test_luck_follows_the_rates() -> None:
-    """Shares of faults and quantiles of service times over many records."""
+    """Shares of faults and quantiles of service times follow the settings over many records."""
     settings = Settings.parse(
         {"faults": "503:0.2,reset:0.1", "latency": "lognormal:1,5", "output_tokens": "uniform:1,9"}
     )
@@ -375,7 +375,7 @@ def test_luck_follows_the_rates() -> None:
 
 
 def test_slots_are_respected() -> None:
-    """Never more calls in service than slots; the others wait in order of arrival."""
+    """No more calls are in service than slots; the others wait in order of arrival."""
 
     async def test() -> None:
         async with simulator(slots=3, latency="uniform:0.001,0.004") as client:
@@ -392,7 +392,7 @@ def test_slots_are_respected() -> None:
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_overflow(status: int) -> None:
-    """A call beyond the queue is refused at once; those before it are served."""
+    """A call beyond the queue is refused at once, and those before it are served."""
 
     async def test() -> None:
         async with simulator(slots=1, max_queue=1, overflow=status, latency=60) as client:
@@ -412,7 +412,7 @@ def test_overflow(status: int) -> None:
 
 
 def test_a_queued_client_that_leaves_frees_its_place() -> None:
-    """The next one of the queue is served in its stead."""
+    """When a queued client leaves, the next one is served in its place."""
 
     async def test() -> None:
         async with simulator(slots=1, latency=60) as client:
@@ -435,7 +435,7 @@ def test_a_queued_client_that_leaves_frees_its_place() -> None:
 
 
 def test_bucket_arithmetic() -> None:
-    """Refill, capacity, waiting, debt for what is larger than the bucket, and another rate."""
+    """A bucket refills, waits, goes into debt for larger amounts, and changes its rate."""
     bucket = Bucket(rate_per_s=10, capacity=5, now=100)
     assert [bucket.take(1, 100) for _ in range(6)] == [True] * 5 + [False]
     assert bucket.wait_s(1, 100) == pytest.approx(0.1)
@@ -451,7 +451,7 @@ def test_bucket_arithmetic() -> None:
 
 
 def test_quota_takes_both_or_neither() -> None:
-    """A call without tokens left takes no request; the longer wait is what is told."""
+    """A call without tokens left takes no request; the longer wait is reported."""
     quota = Quota()
     assert quota.take(10**9, 0) == 0
     quota.change(requests_per_s=2, tokens_per_minute=6000, burst_s=1, now=0)
@@ -467,7 +467,7 @@ def test_quota_takes_both_or_neither() -> None:
     ("given", "expected"), [(None, None), ("auto", "10"), ("7", "7"), ("0.5", "0.5")]
 )
 def test_refusals_of_the_quota(given: str | None, expected: str | None) -> None:
-    """The call beyond the burst is 429, with Retry-After only where it is asked for."""
+    """The call after the burst is a 429, with a Retry-After only if it is configured."""
 
     async def test() -> None:
         async with simulator(requests_per_s=0.1, retry_after=given) as client:
@@ -509,7 +509,7 @@ def test_reset_and_malformed() -> None:
 
 
 def test_hang_lasts_until_the_client_leaves() -> None:
-    """It holds no slot, is logged as hanging while it does, and as abandoned afterwards."""
+    """A hanging call has no slot, is logged as hanging, and as abandoned once the client leaves."""
 
     async def test() -> None:
         async with simulator(faults="hang:1", slots=1) as client:
@@ -525,7 +525,7 @@ def test_hang_lasts_until_the_client_leaves() -> None:
 
 
 def test_outage_that_refuses_ends_on_the_same_port() -> None:
-    """Open calls are reset, connections are refused, and afterwards calls are answered again."""
+    """An outage resets open calls and refuses connections; then the same port answers again."""
 
     async def test() -> None:
         async with simulator(latency=60, outage_kind="refuse") as client:
@@ -545,7 +545,7 @@ def test_outage_that_refuses_ends_on_the_same_port() -> None:
 
 @pytest.mark.parametrize(("kind", "outcome"), [("503", 503), ("reset", "reset")])
 def test_outages_of_the_schedule(kind: str, outcome: int | str) -> None:
-    """One from the first call on; it ends by itself, and the schedule's other change stays."""
+    """A scheduled outage ends by itself, and the schedule's other change stays."""
 
     async def test() -> None:
         schedule = '[{"at_s": 0, "faults": "500:1"}]'
@@ -559,7 +559,7 @@ def test_outages_of_the_schedule(kind: str, outcome: int | str) -> None:
 
 
 def test_outage_that_hangs() -> None:
-    """Calls that arrive in it are never answered; control still is."""
+    """An outage that hangs never answers its calls, but control requests still work."""
 
     async def test() -> None:
         async with simulator(outage_kind="hang") as client:
@@ -579,7 +579,7 @@ def test_outage_that_hangs() -> None:
 
 
 def test_control_stats_log_and_reset() -> None:
-    """Settings change while it runs; the log comes as JSON lines; a reset forgets everything."""
+    """Settings change at run time, the log comes as JSON lines, and a reset clears everything."""
 
     async def test() -> None:
         async with simulator("b") as client:
@@ -611,7 +611,7 @@ def test_control_stats_log_and_reset() -> None:
 
 
 def test_command_line() -> None:
-    """Flags become settings; what cannot be is refused with the value."""
+    """Flags become settings; an invalid one is rejected with the value."""
     settings, options = parse(
         [
             *("--latency", "constant:0.5", "--slots", "4", "--outage", "3,2", "--port", "0"),
@@ -644,14 +644,14 @@ def test_command_line() -> None:
         {"unknown": 1},
     ],
 )
-def test_settings_that_cannot_be(given: dict[str, Any]) -> None:
-    """They fail before anything listens."""
+def test_invalid_settings(given: dict[str, Any]) -> None:
+    """Invalid settings fail before the server listens."""
     with pytest.raises(ValueError):
         Settings.parse(given)
 
 
 def test_process_writes_its_log(tmp_path: Path) -> None:
-    """It announces its URL when it listens, and writes the log when it is asked to end."""
+    """The process announces its URL once it listens, and writes its log when it is told to end."""
     ready, log = tmp_path / "url", tmp_path / "log.jsonl"
     command = [sys.executable, "-m", "benchmarks.simulator", "--latency", "0"]
     command += ["--ready_file", str(ready), "--log", str(log)]
@@ -689,7 +689,7 @@ LOG = [
 
 
 def test_analysis() -> None:
-    """Sums over a log made by hand."""
+    """Sums of a handwritten log are exact."""
     assert logs.busy_slots(LOG, 0, 4) == pytest.approx(5.5 / 4)
     assert logs.peak_busy_slots(LOG) == 2
     assert logs.last_first_send_s(LOG) == 1.0
@@ -706,7 +706,7 @@ def test_analysis() -> None:
 
 
 def test_series() -> None:
-    """Means of slots and queue, and counts, in steps of two seconds."""
+    """A series has means of slots and queue, and counts, in steps of two seconds."""
     assert logs.series(LOG, 2.0) == [
         logs.Step(0.0, 1.5, 0.25, 3, 0, 1),
         logs.Step(2.0, 1.25, 0.5, 3, 1, 0),

@@ -1,4 +1,4 @@
-"""The benchmark of vLLM fails where a fact is wrong, after it has written what was measured."""
+"""The vLLM benchmark fails if a fact is wrong, after it has written its measurements."""
 
 from pathlib import Path
 
@@ -26,14 +26,14 @@ from benchmarks.vllm.table import Line, Table
     ],
 )
 def test_records_that_did_not_end_once(ran: Ran, wrong: str) -> None:
-    """Of three, of which the second is poisoned."""
+    """Lost, doubled and wrongly ended records are named."""
     assert ran.wrong(3, {"1"}) == wrong
 
 
 def test_a_wrong_fact_fails_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was measured before and after it is in the file nevertheless, also while it runs."""
+    """A wrong fact fails the command, and the file still holds all lines, also during the run."""
     monkeypatch.setattr(results, "RESULTS", tmp_path / "RESULTS.md")
     table = Table("vLLM", "python -m benchmarks.vllm", "about")
     table.add(Line("one", 2.0, 100.0, 8.0))
@@ -54,15 +54,15 @@ def test_a_wrong_fact_fails_the_command(
 
 
 def test_without_a_wrong_fact_it_succeeds() -> None:
-    """And prints only, if it is to."""
+    """Without a wrong fact the command succeeds, and without a title it only prints."""
     table = Table(None, "", "")
     table.add(Line("one", 2.0, 100.0, 8.0))
     table.expect(True, "2 restarts")
     assert table.close(0.5) == 0
 
 
-def test_lines_ask_the_same_of_the_server() -> None:
-    """Shuffled alike, one prompt in a hundred poisoned, no text from another line."""
+def test_lines_send_the_same_requests() -> None:
+    """Lines send equally shuffled prompts, one in a hundred poisoned, none with another's text."""
     first, second = ([r["prompt"] for r in prefixed(tag, 40, 10)] for tag in "ab")
     assert [prompt.removeprefix("a") for prompt in first] == [p.removeprefix("b") for p in second]
     assert not set(first) & set(second)

@@ -1,9 +1,9 @@
-"""Runs bqemulator 1.4.0 with the shim of ``bigquery_shim``, which says what it does not prove.
+"""Runs bqemulator 1.4.0 with the shim of ``bigquery_shim``, which lists its limits.
 
-Run by the servers' interpreter:
-``python -m tests.emulators.bigquery_server FOLDER --objects OBJECTS --storage-url URL``.
-The data lives in memory and ends with the process, unless ``--keep`` names a folder for it: a
-server that is started there again, on the same ports, goes on where the last one was killed.
+Run by the servers' interpreter: ``python -m tests.emulators.bigquery_server FOLDER --objects
+OBJECTS --storage-url URL``. The data lives in memory and ends with the process, unless ``--keep``
+names a folder for it: a server restarted there on the same ports continues where the last one was
+killed.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""A loopback Dataflow API that records what it is sent: a thread of the owner.
+"""A loopback Dataflow API that records its requests: a thread of the owner.
 
-It takes a new job, a Flex Template's launch and the requests of a client that looks at jobs, and
-answers as the service's documentation says. What it does not prove: it checks nothing, so a job
-that the service would refuse is taken here.
+It accepts a new job, a Flex Template's launch and requests for jobs, and answers as the service's
+documentation says. Limits: it checks nothing, so a job that the service would reject is accepted
+here.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ class Call:
 
     Attributes:
       method: The HTTP method.
-      path: Without its query.
-      query: As it came.
-      body: Read as JSON; {} for none.
+      path: The path without its query.
+      query: The query as sent.
+      body: The parsed JSON; {} without a body.
     """
 
     method: str
@@ -40,9 +40,9 @@ class DataflowServer:
     """A running server.
 
     Attributes:
-      url: Where it listens, on ``localhost``: Beam asks no other services then.
-      calls: What it was asked, in order.
-      jobs: What a client that lists jobs is told.
+      url: Its address on ``localhost``, which keeps Beam from calling other services.
+      calls: Its requests, in order.
+      jobs: The jobs in its listing.
     """
 
     url: str
@@ -50,7 +50,7 @@ class DataflowServer:
     jobs: list[Json] = dataclasses.field(default_factory=list)
 
     def posted(self, suffix: str) -> list[Json]:
-        """The bodies of all POSTs to paths that end so."""
+        """The bodies of all POSTs to paths with this ending."""
         return [c.body for c in self.calls if c.method == "POST" and c.path.endswith(suffix)]
 
 

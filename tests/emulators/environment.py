@@ -31,7 +31,7 @@ class EnvironmentUnavailableError(RuntimeError):
 
 
 def environment_folder() -> Path:
-    """Returns where the environment belongs; it need not exist yet."""
+    """Returns the environment's folder, which need not exist yet."""
     return Path(os.environ.get("EMULATORS_VENV") or REPOSITORY / ".venv-emulators")
 
 
@@ -41,7 +41,7 @@ def emulator_python(folder: Path | None = None) -> Path:
     Safe to call from several processes at once: one creates, the others wait for it.
 
     Args:
-        folder: where the environment belongs; default: ``environment_folder()``.
+        folder: the environment's folder; default: ``environment_folder()``.
 
     Raises:
         EnvironmentUnavailableError: it could not be created; the message says why and how
@@ -52,7 +52,7 @@ def emulator_python(folder: Path | None = None) -> Path:
     if _is_current(folder):
         return python
     if os.environ.get("EMULATORS_VENV") and python.exists() and not _stamp(folder).exists():
-        return python  # Somebody else's environment: used as it is, never rebuilt.
+        return python  # another's environment is used as it is, never rebuilt
     try:
         with _exclusive(folder):
             if not _is_current(folder):
@@ -66,7 +66,7 @@ def emulator_python(folder: Path | None = None) -> Path:
 
 
 def _create(folder: Path) -> None:
-    """Builds the environment from nothing; the stamp is written last."""
+    """Builds the environment from scratch; the stamp is written last."""
     shutil.rmtree(folder, ignore_errors=True)
     python = folder / "bin" / "python"
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
@@ -103,7 +103,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Returns one line that says what went wrong."""
+    """Returns one line with the reason of the failure."""
     if isinstance(error, subprocess.CalledProcessError):
         lines = (error.stderr or error.stdout or "").strip().splitlines()
         return f"'{' '.join(error.cmd[1:3])} …' failed: {lines[-1] if lines else error}"

@@ -1,8 +1,8 @@
 """Pytest fixtures for a loopback Google Cloud and Google's Pub/Sub emulator.
 
-``tests/conftest.py`` has ``pytest_plugins = ["tests.emulators.fixtures"]``. Nothing starts
-until a test asks for it. Where the servers' environment cannot be had, tests that need it are
-skipped with a line that says how to get it, except that with ``CI=true`` they fail.
+``tests/conftest.py`` has ``pytest_plugins = ["tests.emulators.fixtures"]``. Nothing starts until a
+test requests it. If the servers' environment is unavailable, tests that need it are skipped with a
+line that says how to get it; with ``CI=true`` they fail.
 """
 
 import os
@@ -72,7 +72,7 @@ def pubsub(pubsub_emulator: PubSubEmulator) -> Iterator[PubSubEmulator]:
 
 
 def _available(find: Callable[[], Path]) -> Path:
-    """What ``find`` finds; where it cannot be had a skip, and in CI a failure, with its words."""
+    """The result of ``find``; if it is unavailable, skips the test, or in CI fails it."""
     try:
         return find()
     except EnvironmentUnavailableError as error:

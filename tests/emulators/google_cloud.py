@@ -1,8 +1,8 @@
 """Starts the loopback Google Cloud and points this process, or a sub-process, at it.
 
 Three servers: Cloud Storage and BigQuery (each a process in the servers' environment) and a
-metadata server for credentials (a thread). What they do not prove stands in the docstrings of
-``storage_server``, ``bigquery_shim`` and ``metadata_server``.
+metadata server for credentials (a thread). The docstrings of ``storage_server``, ``bigquery_shim``
+and ``metadata_server`` list their limits.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from tests.emulators.subprocess_site.emulated_clients import POINT_CLIENT
 PROJECT = "emu-proj"
 SUBPROCESS_SITE = Path(__file__).with_name("subprocess_site")
 
-# A developer's own settings that would take the clients elsewhere.
+# A developer's own settings that would lead the clients elsewhere.
 REMOVED_VARIABLES = (
     "GOOGLE_APPLICATION_CREDENTIALS",
     "GCE_METADATA_ROOT",
@@ -88,10 +88,10 @@ class LoopbackCloud:
         """Returns a whole environment for a sub-process that uses this cloud.
 
         This process's own variables, the cloud's, and ``PYTHONPATH`` with the folder whose
-        ``sitecustomize`` points the clients that follow no variable.
+        ``sitecustomize`` redirects the clients that follow no variable.
 
         Args:
-            more: further variables, which win.
+            more: further variables, which take precedence.
         """
         own = {name: value for name, value in os.environ.items() if name not in REMOVED_VARIABLES}
         paths = [str(SUBPROCESS_SITE), own.get("PYTHONPATH", "")]
@@ -115,7 +115,8 @@ class LoopbackCloud:
             stack.enter_context(mock.patch.dict(os.environ, self.environment))
             for name in REMOVED_VARIABLES:
                 os.environ.pop(name, None)
-            # google-auth reads the variable when it is imported, Beam keeps what it found.
+            # google-auth reads the variable when it is imported, and Beam keeps the credentials it
+            # found.
             stack.enter_context(mock.patch.object(_metadata, "_GCE_METADATA_HOST", metadata_host))
             stack.enter_context(mock.patch.object(_Credentials, "_credentials", None))
             stack.enter_context(mock.patch.object(_Credentials, "_credentials_init", False))

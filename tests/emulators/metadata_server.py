@@ -1,10 +1,10 @@
 """A fake Compute Engine metadata server: Application Default Credentials without an account.
 
-Runs in a thread of the owner. With ``GCE_METADATA_HOST`` and ``GCE_METADATA_IP`` both set to
-its address (google-auth probes the one and reads the other) ``google.auth.default()`` gives
-credentials with a made-up token at once; without it Beam spends about 20 s on retries.
+Runs in a thread of the owner. With ``GCE_METADATA_HOST`` and ``GCE_METADATA_IP`` both set to its
+address (google-auth probes one and reads the other) ``google.auth.default()`` returns credentials
+with an invented token at once; without it Beam spends about 20 s on retries.
 
-What it does not prove: nothing checks the token, so a test that passes here says nothing
+Limits: nothing checks the token, so a test that passes here says nothing
 about permissions, scopes or service accounts.
 """
 
@@ -50,7 +50,7 @@ def answer(path: str, project: str) -> tuple[int, str, str]:
 
 @contextlib.contextmanager
 def serve_metadata(project: str) -> Iterator[str]:
-    """Serves until the block ends; gives the address as ``host:port``."""
+    """Serves until the block ends; yields the address as ``host:port``."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,6 +1,6 @@
-"""Plain JSON calls of the simulated model server, for the tests that look at exact bodies.
+"""Plain JSON calls of the simulated model server, for tests of exact bodies.
 
-What this does not prove: anything about a real service; no real endpoint was called.
+This does not prove anything about a real service; no real endpoint was called.
 """
 
 import http.client
@@ -35,7 +35,7 @@ SCHEMA: dict[str, Any] = {
 def post(
     server: SimulatedModelServer, path: str, body: Any, token: str | None = "t", **headers: str
 ) -> tuple[int, dict[str, str], Any]:
-    """Status, headers and parsed body of one POST; the raw bytes where they are no JSON."""
+    """Status, headers and parsed body of one POST; the raw bytes if they are not JSON."""
     host = urllib.parse.urlsplit(server.base_url).netloc
     connection = http.client.HTTPConnection(host, timeout=30)
     if token is not None:
@@ -74,7 +74,7 @@ def chat(
 
 
 def texts(server: SimulatedModelServer, text: str, schema: Any = SCHEMA) -> tuple[str, str]:
-    """What both dialects answer to a prompt with an output schema."""
+    """The texts in both dialects' answers to a prompt with an output schema."""
     config = {"responseMimeType": "application/json", "responseJsonSchema": schema}
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
     candidate = gemini(server, text, config)[2]["candidates"][0]

@@ -1,6 +1,6 @@
 """The pytest fixture ``model_server``: a simulated model server in a process of its own.
 
-What it does not prove: the server's formats are written from captures and vendor documentation; no
+Limits: the server's formats are written from captures and vendor documentation; no
 real endpoint was called (see ``tests.emulators.model_server``).
 """
 
@@ -45,7 +45,7 @@ class SimulatedModelServer:
         return seen
 
     def reset(self) -> None:
-        """Forgets counts, requests, and how often each prompt was tried."""
+        """Clears counts, requests, and the number of attempts of each prompt."""
         self._call("POST", "/_reset")
 
     def _call(self, method: str, path: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @contextlib.contextmanager
 def running_model_server(folder: Path, *flags: str) -> Iterator[SimulatedModelServer]:
-    """A server of one's own, for flags that the shared one does not have.
+    """Runs a separate server, for flags that the shared one lacks.
 
     Args:
         folder: Gets the server's log.

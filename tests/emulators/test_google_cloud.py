@@ -1,4 +1,4 @@
-"""Proves the loopback Google Cloud with the real client code of Google and Beam."""
+"""The loopback Google Cloud with the real client code of Google and Beam."""
 
 import base64
 import datetime as dt
@@ -63,7 +63,7 @@ def contents(client: bigquery.Client, table: str, order: str = "id") -> list[tup
 
 
 def write_object(url: str, content: bytes, mime_type: str = "application/octet-stream") -> None:
-    """Writes one object byte by byte as given."""
+    """Writes one object with exactly these bytes."""
     with FileSystems.create(url, mime_type, CompressionTypes.UNCOMPRESSED) as file:
         file.write(content)
 
@@ -124,7 +124,7 @@ def test_load_that_creates_a_table_gives_it_the_layout(
 
 
 def test_missing_table_is_not_found(client: bigquery.Client, bigquery_dataset: str) -> None:
-    """Asking for a table that does not exist raises NotFound."""
+    """A missing table raises NotFound."""
     with pytest.raises(exceptions.NotFound):
         client.get_table(f"{bigquery_dataset}.missing")
 
@@ -144,7 +144,7 @@ def test_file_loads_append_and_truncate(client: bigquery.Client, bigquery_datase
 
 
 def test_failed_load_changes_nothing(client: bigquery.Client, bigquery_dataset: str) -> None:
-    """A bad row fails the whole job, a truncating one included, and keeps the table."""
+    """A bad row fails the whole job, even a truncating one, and the table stays as it was."""
     table = f"{bigquery_dataset}.t"
     load(client, table, [{"id": "a", "n": 1}])
 
@@ -290,7 +290,7 @@ def test_query_parameters(client: bigquery.Client, bigquery_dataset: str) -> Non
 
 
 def test_dry_run(client: bigquery.Client, bigquery_dataset: str) -> None:
-    """A dry run accepts what is valid and raises for bad SQL, columns and tables."""
+    """A dry run accepts valid queries and raises for bad SQL, columns and tables."""
     load(client, f"{bigquery_dataset}.t", [{"id": "a"}])
     dry = bigquery.QueryJobConfig(dry_run=True)
 
@@ -411,7 +411,7 @@ def test_objects_through_beam_filesystems(bucket: str) -> None:
 
 
 def test_gzip_object(bucket: str) -> None:
-    """What is written with gzip lies there compressed and is read back as it was."""
+    """An object written with gzip is stored compressed and read back unchanged."""
     url, text = f"gs://{bucket}/text.gz", b"some text\n" * 1000
 
     with FileSystems.create(url) as file:
@@ -422,7 +422,7 @@ def test_gzip_object(bucket: str) -> None:
 
 
 def test_large_object_in_chunks(bucket: str) -> None:
-    """An object larger than an upload chunk arrives whole, and can be read from the middle."""
+    """An object larger than an upload chunk is stored whole and can be read from the middle."""
     url, content = f"gs://{bucket}/large", bytes(range(256)) * 80_000
 
     write_object(url, content)
@@ -473,7 +473,7 @@ def collect(row: dict[str, Any]) -> None:
 
 
 def read_with_beam(**options: Any) -> list[dict[str, Any]]:
-    """Returns the rows that ReadFromBigQuery gives on the portable runner, by id."""
+    """Returns the rows of ReadFromBigQuery on the portable runner, by id."""
     _collected.clear()
     with beam.Pipeline(FnApiRunner(), PipelineOptions(["--project", PROJECT])) as pipeline:
         _ = pipeline | ReadFromBigQuery(**options) | beam.Map(collect)
@@ -482,14 +482,14 @@ def read_with_beam(**options: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def typed_table(client: bigquery.Client, bigquery_dataset: str) -> str:
-    """A table with a row of every type and a row of nothing."""
+    """A table with a row of every type and a row of NULLs."""
     table = f"{bigquery_dataset}.typed"
     load(client, table, [TYPED_ROW, {"id": "b"}], schema=TYPED_SCHEMA)
     return table
 
 
 def assert_is_typed_table(rows: list[dict[str, Any]]) -> None:
-    """Checks values and Python types of what Beam gives for each BigQuery type."""
+    """Checks values and Python types from Beam for each BigQuery type."""
     first, second = rows
     assert math.isnan(first.pop("f"))  # FLOAT64: float, NaN stays NaN
     assert first == {
@@ -518,14 +518,14 @@ def assert_is_typed_table(rows: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("native", [False, True], ids=["avro", "arrow"])
 def test_direct_read_of_a_table(typed_table: str, native: bool) -> None:
-    """Both wire formats give the same Python values."""
+    """Both wire formats return the same Python values."""
     assert_is_typed_table(
         read_with_beam(table=typed_table, method="DIRECT_READ", use_native_datetime=native)
     )
 
 
 def test_direct_read_selects_fields_and_rows(typed_table: str) -> None:
-    """The server sends only the fields and rows that the read asks for."""
+    """The server sends only the fields and rows that the read requests."""
     rows = read_with_beam(
         table=typed_table,
         method="DIRECT_READ",
@@ -554,7 +554,7 @@ def test_read_of_a_query(
 
 
 def test_direct_read_of_many_rows(client: bigquery.Client, bigquery_dataset: str) -> None:
-    """More rows than fit into one message all arrive, once."""
+    """More rows than fit into one message are all read, each once."""
     rows = [{"id": f"{number:06}", "n": number} for number in range(20_000)]
     load(client, f"{bigquery_dataset}.t", rows)
 
@@ -604,7 +604,7 @@ def test_subprocess_is_redirected(
 
 
 def test_redirection_ends(loopback_cloud: LoopbackCloud) -> None:
-    """After the block the clients and the variables are what they were."""
+    """After the block the clients and the variables are as before."""
     from apache_beam.io.gcp.internal.clients.bigquery.bigquery_v2_client import BigqueryV2
     from google.cloud.bigquery_storage_v1 import BigQueryReadClient
 

@@ -1,6 +1,6 @@
-"""What the simulated model server answers, without a server: schemas, labels, vectors, markers.
+"""Answers of the simulated model server, without a server: schemas, labels, vectors, markers.
 
-What this does not prove: anything about a model; no real endpoint was called.
+This does not prove anything about a model; no real endpoint was called.
 """
 
 import math
@@ -36,7 +36,7 @@ def test_the_marker_lists_do_not_overlap() -> None:
     ],
 )
 def test_keywords_choose_plausible_labels(text: str, category: str, priority: str) -> None:
-    """A ticket classifier looks plausible, also when the instruction names every label."""
+    """The chosen label is plausible, also if the instruction names every label."""
     subject = schemas.subject(text)
     labels = ["billing", "shipping", "technical", "account", "other"]
     assert keywords.choose(labels, subject) == category
@@ -71,14 +71,14 @@ def test_keywords_choose_plausible_labels(text: str, category: str, priority: st
     ],
 )
 def test_filled_values_satisfy_their_schema(schema: dict[str, Any]) -> None:
-    """Values agree with jsonschema's reading of the schema and are equal for equal texts."""
+    """Values satisfy the schema as jsonschema reads it, and are equal for equal texts."""
     value = schemas.fill(schema, TICKET)
     jsonschema.validate(value, schema)
     assert value == schemas.fill(schema, TICKET)
 
 
 def test_unit_vectors() -> None:
-    """Vectors have length 1, the wanted size, and differ between texts."""
+    """Vectors have length 1 and the requested size, and differ between texts."""
     vector = answers.unit_vector("a", 768)
     assert len(vector) == 768
     assert math.isclose(math.hypot(*vector), 1.0)

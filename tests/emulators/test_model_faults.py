@@ -1,7 +1,6 @@
 """Every marker of the simulated model server: the exact answer, in both dialects.
 
-What this does not prove: how often or in which form a real service fails; no real endpoint
-was called.
+This does not prove how often or in which form a real service fails; no real endpoint was called.
 """
 
 import http.client
@@ -63,7 +62,7 @@ def server(model_server: SimulatedModelServer) -> SimulatedModelServer:
 def test_unusual_answers(
     server: SimulatedModelServer, marker: str, candidates: Any, choices: Any
 ) -> None:
-    """Each soft fault in both dialects: finish reason and text."""
+    """Each soft fault has its finish reason and text in both dialects."""
     text = f"x [[{marker}]]"
     status, _, body = gemini(server, text)
     assert status == 200
@@ -87,7 +86,7 @@ def test_unusual_answers(
 
 
 def test_blocked_prompt(server: SimulatedModelServer) -> None:
-    """Vertex: promptFeedback without candidates, prompt tokens only."""
+    """Vertex answers promptFeedback without candidates and counts prompt tokens only."""
     status, _, body = gemini(server, "x [[prompt-blocked]]")
     assert (status, body["promptFeedback"]["blockReason"]) == (200, "PROHIBITED_CONTENT")
     assert "candidates" not in body
@@ -105,7 +104,7 @@ def test_thoughts_only_bills_thoughts(server: SimulatedModelServer) -> None:
 
 
 def test_json_wrapped_in_prose(server: SimulatedModelServer) -> None:
-    """fenced, chatty and two-json hold JSON that satisfies the schema, with text around it."""
+    """The prompt's JSON satisfies the schema with text around it: fenced, chatty and two-json."""
     for fenced in texts(server, "x [[fenced]]"):
         head, good, tail = fenced.split("\n")
         assert (head, tail) == ("```json", "```")
@@ -123,7 +122,7 @@ def test_json_wrapped_in_prose(server: SimulatedModelServer) -> None:
 
 
 def test_json_that_cannot_be_used(server: SimulatedModelServer) -> None:
-    """not-json does not parse, schema-wrong violates the schema, nan-json holds a NaN."""
+    """The JSON cannot be parsed, violates the schema, or holds a NaN."""
     assert texts(server, "x [[not-json]]") == ("I am sorry, I cannot express this as JSON.",) * 2
     for wrong in texts(server, "x [[schema-wrong]]"):
         with pytest.raises(jsonschema.ValidationError, match="'category' is a required"):
@@ -136,7 +135,7 @@ def test_json_that_cannot_be_used(server: SimulatedModelServer) -> None:
 
 
 def test_malformed_and_wrong_shape(server: SimulatedModelServer) -> None:
-    """Two kinds of 200 that no client can use."""
+    """Both kinds are 200s that no client can use."""
     for call in (gemini, chat):
         assert call(server, "[[malformed]]")[::2] == (200, b"this is not JSON {")
         assert call(server, "[[wrong-shape]]")[::2] == (200, {"unexpected": ["shape"]})
@@ -154,7 +153,7 @@ def test_reset_closes_the_connection(server: SimulatedModelServer) -> None:
 
 
 def test_hang_ends_with_the_client(server: SimulatedModelServer) -> None:
-    """A hang gives no byte before the client's timeout and is not in flight after it."""
+    """A hanging call sends no byte before the client's timeout, and is not in flight after it."""
     host = urllib.parse.urlsplit(server.base_url).netloc
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "[[hang]]"}]})
     connection = http.client.HTTPConnection(host, timeout=0.2)

@@ -1,6 +1,6 @@
-"""The simulated model server against the real SDKs, and what it refuses and counts.
+"""The simulated model server against the real SDKs, with its refusals and counts.
 
-What this does not prove: that Vertex AI or OpenAI answer so. The SDKs only show that the server's
+This does not prove that Vertex AI or OpenAI answer like this. The SDKs only show that the server's
 answers can be read by the code that reads the real ones; no real endpoint was called.
 """
 
@@ -33,7 +33,7 @@ def server(model_server: SimulatedModelServer) -> SimulatedModelServer:
 
 @pytest.fixture
 def google(server: SimulatedModelServer) -> Iterator[genai.Client]:
-    """The real google-genai client, without the fields that its types refuse."""
+    """The real google-genai client, without the fields that its types reject."""
     options = types.HttpOptions(
         base_url=server.base_url, api_version="v1", headers={"x-simulated-strict": "1"}
     )
@@ -87,7 +87,7 @@ def test_google_genai_refuses_the_fields_of_real_rows(server: SimulatedModelServ
 
 
 def test_google_genai_structured_output(google: genai.Client) -> None:
-    """An OpenAPI-style schema with upper-case types is honoured, as are tuned endpoints."""
+    """An OpenAPI-style schema with upper-case types is honoured, also by tuned endpoints."""
     schema = types.Schema(
         type=types.Type.OBJECT,
         properties={
@@ -178,14 +178,14 @@ def test_google_genai_reads_refusals_of_many_texts(
 
 
 def test_an_empty_text_among_others_is_refused(server: SimulatedModelServer) -> None:
-    """By predict; google-genai would not even send it, and answer with one vector fewer."""
+    """Predict rejects an empty text, which google-genai would drop with one vector fewer."""
     path = f"{PARENT}/publishers/google/models/text-embedding-005:predict"
     status, _, body = post(server, path, {"instances": [{"content": "a"}, {"content": ""}]})
     assert (status, body["error"]["message"]) == (400, "The text content is empty.")
 
 
 def test_a_long_text_is_cut_or_refused(google: genai.Client) -> None:
-    """Of Vertex AI's predict, as ``auto_truncate`` says; the other text is whole."""
+    """Predict cuts a long text or refuses it, by ``auto_truncate``; others stay whole."""
     texts: list[Any] = ["a" * 9000, "b"]
     response = google.models.embed_content(model="text-embedding-005", contents=texts)
     statistics = [embedding.statistics for embedding in response.embeddings or ()]
@@ -223,7 +223,7 @@ def test_google_genai_reads_errors(
 
 
 def test_vertex_authorization_and_missing_model(server: SimulatedModelServer) -> None:
-    """No token 401, the token "forbidden" 403, the model "missing-model" 404."""
+    """A missing token is 401, the token "forbidden" 403, the model "missing-model" 404."""
     body = {"contents": [{"parts": [{"text": "x"}]}]}
     missing = GENERATE.replace("gemini-2.5-flash", "missing-model")
     outcomes = [
@@ -261,7 +261,7 @@ def _with_part(kind: str, url: str = "") -> Any:
 
 
 def test_media_are_taken_and_not_opened(server: SimulatedModelServer) -> None:
-    """Both dialects: the text decides the answer; ``forbidden`` in the URI is a 403."""
+    """In both dialects the text decides the answer, and ``forbidden`` in the URI is a 403."""
     mime = {"mimeType": "image/png"}
     snake = {"contents": [{"parts": {"file_data": {"file_uri": "b/a", "mime_type": "image/png"}}}]}
     chat_path = "/v1/chat/completions"
@@ -284,7 +284,7 @@ def test_media_are_taken_and_not_opened(server: SimulatedModelServer) -> None:
 
 
 def test_snake_case_and_mixed_bodies(server: SimulatedModelServer) -> None:
-    """Nested keys are read in either spelling, and the last text of the last user turn decides."""
+    """Nested keys may have either spelling; the last text of the last user turn decides."""
     body = {
         "system_instruction": {"parts": {"text": "sys"}},
         "contents": [
@@ -308,7 +308,7 @@ def test_snake_case_and_mixed_bodies(server: SimulatedModelServer) -> None:
 
 def test_aiplatform_predicts(server: SimulatedModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Endpoint.predict gets the endpoint, then one prediction per instance, in order."""
-    # The config of the process stays as it is.
+    # The process's own configuration stays as it is.
     config = aiplatform.initializer._Config()  # type: ignore[no-untyped-call]
     monkeypatch.setattr(aiplatform.initializer, "global_config", config)
     config.init(
@@ -336,7 +336,7 @@ def test_aiplatform_predicts(server: SimulatedModelServer, monkeypatch: pytest.M
 
 
 def test_endpoint_markers_cost_one_instance_or_the_request(server: SimulatedModelServer) -> None:
-    """A soft fault hits its own prediction, a hard one all of them."""
+    """A soft fault fails its own prediction, a hard one all of them."""
     path = f"{PARENT}/endpoints/99:predict"
     instances = ["a", "b [[empty]]", "c [[no-candidates]]", {"text": "d"}]
     predictions = post(server, path, {"instances": instances})[2]["predictions"]
@@ -357,7 +357,7 @@ def test_raw_predict_takes_any_json(server: SimulatedModelServer) -> None:
 
 
 def test_openai_reads_an_answer(oai: openai.OpenAI) -> None:
-    """Text, finish, full usage and the request id of a chat completion."""
+    """The SDK reads text, finish, full usage and the request id of a chat completion."""
     completion = oai.chat.completions.create(
         model="m",
         messages=[
@@ -434,7 +434,7 @@ def test_openai_reads_refusals_of_many_texts(
 
 
 def test_a_server_that_takes_fewer_texts(tmp_path: Path) -> None:
-    """Words its refusal as Text Embeddings Inference does."""
+    """A server that takes fewer texts words its refusal as Text Embeddings Inference does."""
     with running_model_server(tmp_path, "--max_texts=2") as server:
         status, _, body = post(server, "/v1/embeddings", {"model": "m", "input": ["a", "b", "c"]})
         message = "batch size 3 > maximum allowed batch size 2"
@@ -445,7 +445,7 @@ def test_a_server_that_takes_fewer_texts(tmp_path: Path) -> None:
 
 
 def test_openai_lists_models(oai: openai.OpenAI) -> None:
-    """GET /v1/models is readable."""
+    """The SDK reads GET /v1/models."""
     listed = [model.id for model in oai.models.list()]
     assert listed == ["simulated-model", "simulated-embedding-model"]
 
@@ -477,7 +477,7 @@ def test_openai_reads_errors(
 
 
 def test_openai_missing_model_and_key(tmp_path: Path) -> None:
-    """missing-model is a 404; the key is checked only by a server that was given one."""
+    """Missing-model is a 404; the key is checked only by a server that has one."""
     with running_model_server(tmp_path, "--api_key=right", "--answer=schema") as server:
         right = openai.OpenAI(base_url=server.openai_url, api_key="right", max_retries=0)
         wrong = openai.OpenAI(base_url=server.openai_url, api_key="wrong", max_retries=0)
@@ -496,7 +496,7 @@ def test_openai_missing_model_and_key(tmp_path: Path) -> None:
 
 
 def test_openai_over_vertex(server: SimulatedModelServer) -> None:
-    """The OpenAI-compatible route of Vertex wants a token and words errors the Google way."""
+    """Vertex's OpenAI-compatible route requires a token and words errors the Google way."""
     path = f"{PARENT}/endpoints/openapi/chat/completions"
     body = {"model": "google/m", "messages": [{"role": "user", "content": "x"}]}
     status, _, answer = post(server, path, body)

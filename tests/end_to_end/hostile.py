@@ -1,4 +1,4 @@
-r"""Records that try to break a run, each with the one outcome that it must have.
+r"""Records that try to break a run, each with its one required outcome.
 
 Pure and seeded: `volume_cases` builds inputs for the fake backend, `served_cases` for the simulated
 model server, `table_cases` the rows that a BigQuery table can hold.
@@ -65,11 +65,11 @@ class Case:
     """One input line and its required outcome.
 
     Attributes:
-      line: Without its line end.
+      line: The input line without its line end.
       fields: The record as JSON, normalised; None when the line cannot be read.
-      record_id: The id it must get.
-      stage: Where it must end; empty for a result.
-      error_type: Likewise.
+      record_id: The required id.
+      stage: The stage at which it must end; empty for a result.
+      error_type: The required error type; empty for a result.
     """
 
     line: bytes
@@ -97,13 +97,13 @@ def digest_of_json(value: Any) -> str:
 
 
 def content_id(fields: Mapping[str, Any]) -> str:
-    """The id of a record without one: a hash of its canonical JSON."""
+    """The id of a record that has none: a hash of its canonical JSON."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def expected(cases: Iterable[Case], *, cut_at: int | None = None) -> collections.Counter[Outcome]:
-    """The outcomes that a run over these cases must have, with their numbers."""
+    """The required outcomes of a run over these cases, and their counts."""
     return collections.Counter(case.outcome(cut_at=cut_at) for case in cases)
 
 
@@ -124,7 +124,7 @@ def outcome_of_row(row: Mapping[str, Any]) -> Outcome:
 
 
 def write_lines(cases: Iterable[Case], chance: random.Random | None = None) -> bytes:
-    """The file: all lines, with blank ones and both kinds of line end among them."""
+    """Writes a file of all lines, mixed with blank lines and both kinds of line ending."""
     chance = chance or random.Random(1)
     lines = [b"\xef\xbb\xbf"]  # a byte order mark is not content
     for case in cases:
@@ -135,7 +135,7 @@ def write_lines(cases: Iterable[Case], chance: random.Random | None = None) -> b
 
 
 def readable(fields: Mapping[str, Any], stage: str = "", error_type: str = "") -> Case:
-    """A line in standard JSON that reads back unchanged."""
+    """A line of standard JSON that reads back unchanged."""
     line = json.dumps(fields, ensure_ascii=False).encode()
     record_id = fields.get("id")
     if record_id in (None, ""):
@@ -181,7 +181,7 @@ def _text(number: int, kind: str = "plain", text: Any = "hello", **more: Any) ->
 
 
 def _render_makers() -> list[Maker]:
-    """Records for which the template fails, and similar ones for which it does not."""
+    """Records for which the template fails, and similar records for which it works."""
     missing, broken = ("render", "missing_field"), ("render", "render_error")
     return [
         lambda n, _: readable({"id": f"no-text-{n}", "kind": "plain"}, *missing),
@@ -241,7 +241,7 @@ def _unreadable_makers() -> list[Maker]:
 
 
 def _odd_value_makers() -> list[Maker]:
-    """Values that JSON, a hash or a table cannot hold unchanged: they still become results."""
+    """Values that JSON, a hash or a table cannot hold unchanged: they still give results."""
 
     def numbers(n: int, written: str, read: Any) -> Case:
         line = f'{{"id": "odd-{n}", "kind": "plain", "text": "t", "value": {written}}}'
@@ -289,7 +289,7 @@ def _nested(levels: int) -> list[Any]:
 
 
 def _id_makers() -> list[Maker]:
-    """Ids of every kind, and none; several records of kind `twin` share an id."""
+    """Ids of every kind, and missing ones; several records of kind `twin` share an id."""
 
     def made(build: Callable[[int], Any]) -> Maker:
         return lambda n, _: readable({"id": build(n), "kind": "plain", "text": f"text {n}"})
@@ -319,7 +319,7 @@ def _id_makers() -> list[Maker]:
 
 
 def _fault_makers() -> list[Maker]:
-    """All failures that are the record's own, by the fake backend's markers."""
+    """Every failure that the record itself causes, by the fake backend's markers."""
 
     def made(fault: str, stage: str = "infer", error_type: str | None = None) -> Maker:
         ends = (stage, fault if error_type is None else error_type)
@@ -339,7 +339,7 @@ def _fault_makers() -> list[Maker]:
 
 
 def _retried_makers() -> list[Maker]:
-    """Failures that are retried: they take a second or two, so there are few."""
+    """Failures that are retried: each takes a second or two, so there are few."""
 
     def made(fault: str, *ends: str) -> Maker:
         return lambda n, _: readable(_text(n, text=f"[[fake:{fault}]] {n}"), *(ends or RESULT))
@@ -355,7 +355,7 @@ def _retried_makers() -> list[Maker]:
 
 
 def _long_cases() -> list[Case]:
-    """Texts of 5 MB: one for each possible outcome."""
+    """Texts of 5 MB, one for each possible outcome."""
     long = "0123456789" * (LONG_BYTES // 10)
     quotes = '"\\é\n' * (LONG_BYTES // 5)
     marked = f"[[fake:blocked]] {long}"
@@ -451,7 +451,7 @@ _ANY_DIALECT: tuple[tuple[str, str], ...] = (
     ("[[http:429x1]][[http:500x1]]", ""),
 )
 """Marker and error type; empty for a result. Faults that may stop a run at its start come late:
-before the first success, two records with such a fault would rightly end the run."""
+before the first success, two records with such a fault would end the run, as they should."""
 
 _PERSISTENT: tuple[tuple[str, str], ...] = (
     ("[[http:500]]", "unavailable"),
@@ -513,7 +513,7 @@ TABLE_COLUMNS = (
 
 
 def table_cases(count: int, *, seed: int = 0) -> list[tuple[dict[str, Any], Case]]:
-    """Rows that a table can hold, in Python's types, each with its case as a JSON line."""
+    """Rows that a table can hold, as Python values, each with its case as a JSON line."""
     chance = random.Random(seed)
     made = []
     for number in range(count):

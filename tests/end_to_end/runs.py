@@ -42,7 +42,7 @@ class Held:
 
 
 def run(*arguments: str) -> int:
-    """The exit code of a command line; restores this process's loggers and warnings."""
+    """The exit code of a command line; this process's loggers and warnings are restored."""
     levels = {
         name: logging.getLogger(name).level for name in ("", "apache_beam", "google", "urllib3")
     }
@@ -90,7 +90,7 @@ def write_object(path: str, content: bytes) -> None:
 
 
 def in_tables(table: str) -> Held:
-    """The content of ``--output_table`` and the tables beside it."""
+    """The content of ``--output_table`` and of the tables next to it."""
     from google.cloud import bigquery
 
     with bigquery.Client() as client:
@@ -104,7 +104,7 @@ def in_tables(table: str) -> Held:
 
 
 def check_summary(held: Held) -> None:
-    """The summary agrees with the rows, and the run reconciles."""
+    """Checks that the summary agrees with the rows and that the run reconciles."""
     summary = held.summary
     assert summary["reconciled"] is True
     assert summary["results"] == len(held.results)
@@ -115,7 +115,7 @@ def check_summary(held: Held) -> None:
 
 
 def missing_part(message: str) -> NoReturn:
-    """Skips a test whose requirements this machine lacks; in CI it fails."""
+    """Skips a test whose requirements are missing on this machine; fails it in CI."""
     if os.environ.get("CI") == "true":
         pytest.fail(message, pytrace=False)
     pytest.skip(message)

@@ -23,7 +23,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def run_until(condition: Callable[[], bool], *arguments: str) -> int:
-    """The exit code of a command line in this process, with Ctrl-C once the condition holds."""
+    """The exit code of a command line in this process, interrupted once the condition holds."""
     errors: list[AssertionError] = []
 
     def interrupt() -> None:
@@ -41,13 +41,13 @@ def run_until(condition: Callable[[], bool], *arguments: str) -> int:
 
 
 def ended() -> int:
-    """The number of records with a row, of the run in this process."""
+    """The number of records of the run in this process that already have a row."""
     counts = metrics.LIVE.snapshot()
     return sum(n for name, n in counts.items() if name == "results" or "dead_letters_" in name)
 
 
 def make_strict_table(table: str) -> None:
-    """Creates a table for results that refuses ids that are not JSON."""
+    """Creates a table for results that rejects ids that are not JSON."""
     columns = tuple(
         Column(c.name, "JSON" if c.name == "record_id" else c.type, c.mode) for c in RESULT_COLUMNS
     )
@@ -57,7 +57,7 @@ def make_strict_table(table: str) -> None:
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
-    """The valid row of each minute: the one with the highest revision."""
+    """The valid row of each minute: its highest revision."""
     newest: dict[str, Row] = {}
     for row in rows:
         minute = str(row["read_minute"])
@@ -67,7 +67,7 @@ def latest(rows: Iterable[Row]) -> list[Row]:
 
 
 def check_minutes(held: Held, minutes: Iterable[Row]) -> None:
-    """Each minute reconciles, and their sums are the numbers of rows in the tables."""
+    """Checks that each minute reconciles and that all minutes add up to the rows in the tables."""
     rows = latest(minutes)
     assert [row["difference"] for row in rows] == [0] * len(rows)
     assert all(row["reconciled"] and not row["expired"] for row in rows)

@@ -1,4 +1,4 @@
-"""``python -m pipeline`` as a user sees it: exit codes, messages, files left behind."""
+"""``python -m pipeline`` as a user sees it: exit codes, messages and files left behind."""
 
 import concurrent.futures
 import contextlib
@@ -31,7 +31,7 @@ from tests.emulators.model_fixtures import SimulatedModelServer, running_model_s
 from tests.end_to_end import runs
 
 DEADLINE_S = 60.0
-"""Far longer than anything here takes; a test that waits longer fails."""
+"""Far longer than anything here takes; a longer wait fails the test."""
 
 COMMAND = [sys.executable, "-m", "pipeline"]
 NO_CREDENTIALS = (
@@ -50,7 +50,7 @@ class Ended:
 
 
 def bare_environment(folder: Path, **more: str) -> dict[str, str]:
-    """An environment without any credentials, whose temporary files go below a folder."""
+    """An environment without any credentials, whose temporary files go into this folder."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -88,7 +88,7 @@ def start(environment: Mapping[str, str], *flags: str, **options: Any) -> subpro
 
 
 def end(process: subprocess.Popen[str]) -> Ended:
-    """Waits for the end of a started command."""
+    """Waits for a started command to end."""
     try:
         stdout, stderr = process.communicate(timeout=DEADLINE_S)
     finally:
@@ -128,19 +128,19 @@ def write_records(path: Path, count: int, text: str = "hello") -> str:
 
 
 def unused_port() -> int:
-    """A port on which nothing listens."""
+    """A port on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-# Wrong use, in a process of its own: one of each kind.
+# Usage errors, in a process of their own: one of each kind.
 
 
 def _wrong_use(
     folder: Path, cloud: LoopbackCloud
 ) -> dict[str, tuple[dict[str, str], list[str], str]]:
-    """Name → environment, flags, the one message."""
+    """Name → environment, flags, the only message."""
     records = write_records(folder / "in.jsonl", 3)
     bare = bare_environment(folder)
     google = cloud.subprocess_environment(TMPDIR=bare["TMPDIR"])
@@ -253,13 +253,13 @@ def wrong_use(tmp_path_factory: pytest.TempPathFactory, loopback_cloud: Loopback
 
 @pytest.mark.parametrize("name", WRONG_USE)
 def test_wrong_use_ends_with_one_message(wrong_use: WrongUse, name: str) -> None:
-    """Exit code 2 and one line with the value and the remedy; no other output or file."""
+    """A usage error returns 2 and prints one line with the value and the remedy, and no more."""
     ended, message = wrong_use.ended[name]
     assert ended == Ended(2, "", f"error: {message}\n")
     assert files_below(wrong_use.folder) == ["in.jsonl"]
 
 
-# Further wrong use, in this process.
+# More usage errors, in this process.
 
 _FILES = {
     "latin": b"caf\xe9",
@@ -488,7 +488,7 @@ def test_wrong_value(
     flags: list[str],
     message: str,
 ) -> None:
-    """Exit code 2 and the message: the value and the remedy."""
+    """A wrong value returns 2 and a message that names the value and the remedy."""
     for name in ("GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_LOCATION", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "no-such-key.json"))
@@ -552,7 +552,7 @@ def test_wrong_cloud_resource(
     flags: list[str],
     message: str,
 ) -> None:
-    """A resource that is missing, or has another form, is wrong use too."""
+    """A cloud resource that is missing or has the wrong form is a usage error too."""
     with bigquery.Client() as client:
         client.query(f"CREATE TABLE `{bigquery_dataset}.input` (id STRING, text STRING)").result()
         client.query(f"CREATE VIEW `{bigquery_dataset}.seen` AS SELECT 1 AS n").result()
@@ -584,7 +584,7 @@ def test_wrong_cloud_resource(
 
 
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    """--help prints every flag and returns 0; without flags it is printed too, as wrong use."""
+    """``--help`` prints every flag and returns 0; without flags the help returns 2."""
     assert runs.run("--help") == 0
     shown = capsys.readouterr().out
     for flag in FLAGS:
@@ -593,11 +593,11 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == shown
 
 
-# What a run does to what is there.
+# How a run treats existing output.
 
 
 def test_write_modes_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A used folder is refused; append adds to it; replace leaves only the new run's files."""
+    """A used folder is rejected; append adds to it; replace leaves only the new run's files."""
     flags = [
         f"--input_files={write_records(tmp_path / 'in.jsonl', 3)}",
         "--prompt={{ text }}",
@@ -632,7 +632,7 @@ def test_write_modes_of_a_table(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Rows are appended by default; fail refuses a table with rows; replace empties it first."""
+    """Rows are appended by default; fail rejects a table with rows; replace empties it first."""
     temporary = made(tmp_path / "tmp")
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     table = f"{bigquery_dataset}.results"
@@ -669,7 +669,7 @@ def test_write_modes_of_a_table(
 def test_a_run_that_fails_leaves_no_summary_that_reconciles(
     tmp_path: Path, bigquery_dataset: str
 ) -> None:
-    """The previous run's summary keeps its own name, and is never the folder's."""
+    """A failed run leaves the previous summary under its own name, never as the folder's."""
     table = f"{bigquery_dataset}.results"
     flags = [
         f"--input_files={write_records(tmp_path / 'in.jsonl', 20)}",
@@ -698,7 +698,7 @@ def test_a_run_that_fails_leaves_no_summary_that_reconciles(
 def test_preview_sends_and_writes_nothing(
     tmp_path: Path, model_server: SimulatedModelServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It prints requests and totals, calls no server and creates nothing."""
+    """A preview prints requests and totals, calls no server and creates nothing."""
     source = write_records(tmp_path / "in.jsonl", 3)
     with Path(source).open("a") as file:
         file.write("broken\n")
@@ -730,7 +730,7 @@ def test_preview_sends_and_writes_nothing(
 
 
 def check_failed(ended: Ended, out: Path, message: str) -> None:
-    """Exit code 1, one message, no traceback, no output that looks complete."""
+    """Checks exit code 1, one message, no traceback, and no output that looks complete."""
     assert ended.code == 1
     assert ended.stdout == ""
     run_line, failed, last = ended.stderr.splitlines()
@@ -741,7 +741,7 @@ def check_failed(ended: Ended, out: Path, message: str) -> None:
 
 
 def test_a_missing_server(tmp_path: Path) -> None:
-    """A wrong port stops the run."""
+    """A port without a server stops the run."""
     port = unused_port()
     ended = call(
         bare_environment(tmp_path),
@@ -758,7 +758,7 @@ def test_a_missing_server(tmp_path: Path) -> None:
 
 
 def test_a_wrong_key(tmp_path: Path) -> None:
-    """A refused key stops the run after a few calls, and is not shown."""
+    """A rejected API key stops the run after a few calls and is never shown."""
     with running_model_server(tmp_path, "--api_key=right") as server:
         ended = call(
             bare_environment(tmp_path, OPENAI_API_KEY="the-wrong-key"),
@@ -783,7 +783,7 @@ def test_a_wrong_key(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A separate file system; skips the test if it may not be mounted."""
+    """A separate file system; skips the test if it cannot be mounted."""
     mount, umount = shutil.which("mount"), shutil.which("umount")
     disk = made(folder / "disk")
     command = [str(mount), "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
@@ -796,7 +796,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """A full disk ends the run, and is free again afterwards."""
+    """A full disk ends the run, which then frees the space that it used."""
     source = write_records(tmp_path / "in.jsonl", 3000, "a text " * 40)
     with small_disk(tmp_path, "256k") as disk:
         ended = call(
@@ -812,7 +812,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_a_file_beyond_its_limit(tmp_path: Path) -> None:
-    """The same with the process's limit of file size, which needs no privileges."""
+    """The process's limit on file size ends the run like a full disk; this needs no privileges."""
     source = write_records(tmp_path / "in.jsonl", 3000, "a text " * 40)
     process = subprocess.Popen(
         [
@@ -837,14 +837,14 @@ def test_a_file_beyond_its_limit(tmp_path: Path) -> None:
 # Runs that are stopped.
 
 SLOW = "[[latency:600000]]"
-"""Has the model server wait for ten minutes."""
+"""Makes the model server wait for ten minutes."""
 
 
 @contextlib.contextmanager
 def asking(
     server: SimulatedModelServer, environment: Mapping[str, str], source: str, *flags: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """A run in which some records have answers and 20 wait for them."""
+    """A run in which some records have answers and 20 are waiting for theirs."""
     server.reset()
     process = start(
         environment,
@@ -867,7 +867,7 @@ def asking(
 
 
 def write_slow_records(path: Path) -> str:
-    """Thirty records with immediate answers and twenty without."""
+    """Writes thirty records with immediate answers and twenty without."""
     lines = [json.dumps({"id": n, "text": f"{SLOW if n % 5 > 2 else ''} {n}"}) for n in range(50)]
     path.write_text("\n".join(lines))
     return str(path)
@@ -880,7 +880,7 @@ def test_an_interrupted_run_cleans_up(
     loopback_cloud: LoopbackCloud,
     number: signal.Signals,
 ) -> None:
-    """Ctrl-C ends with 130, cancels the calls and leaves neither files nor rows behind."""
+    """Ctrl-C ends the run with 130, cancels the calls and leaves neither files nor rows behind."""
     dataset = loopback_cloud.new_dataset()
     environment = loopback_cloud.subprocess_environment(TMPDIR=str(made(tmp_path / "tmp")))
     with asking(
@@ -894,7 +894,7 @@ def test_an_interrupted_run_cleans_up(
         ended = end(process)
 
     assert (ended.code, ended.stdout) == (130, "")
-    message = ended.stderr.splitlines()[-1]  # on a slow machine progress lines precede it
+    message = ended.stderr.splitlines()[-1]  # on a slow machine, progress lines come first
     assert message == (
         "interrupted: 50 calls had been sent; there is no summary: take nothing of this run for "
         "whole"
@@ -909,7 +909,7 @@ def test_an_interrupted_run_cleans_up(
 def test_a_killed_run_leaves_nothing_complete(
     tmp_path: Path, model_server: SimulatedModelServer
 ) -> None:
-    """After SIGKILL there is neither run.json nor a result; the same run elsewhere reconciles."""
+    """SIGKILL leaves neither run.json nor a result; the same run elsewhere reconciles."""
     source = write_slow_records(tmp_path / "in.jsonl")
     environment = bare_environment(tmp_path)
     with asking(model_server, environment, source, f"--output_path={tmp_path}/out") as process:
@@ -931,7 +931,7 @@ def test_a_killed_run_leaves_nothing_complete(
     runs.check_summary(held)
 
 
-# What a run shows.
+# Output of a run.
 
 _PROGRESS = re.compile(
     r"[0-9]+:[0-9]{2}  read [0-9,]+ · completed [0-9,]+ · [0-9,.]+/s · written [0-9,]+"
@@ -941,7 +941,7 @@ _PROGRESS = re.compile(
 def test_progress_is_plain_lines_without_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Lines without control codes, then the closing table and the locations."""
+    """Without a terminal a run prints lines without control codes, then the table and locations."""
     monkeypatch.setattr(progress, "_PLAIN_EVERY_S", 0.1)
 
     code = runs.run(
@@ -966,7 +966,7 @@ def test_progress_is_plain_lines_without_a_terminal(
 
 
 def check_table(lines: list[str], summary: Mapping[str, Any], out: Path) -> None:
-    """The closing table agrees with the summary, and the locations follow it."""
+    """Checks that the closing table agrees with the summary and that the locations follow it."""
     run_id, text = summary["run_id"], "\n".join(lines)
     assert f"─ reconciled · run {run_id} ─" in lines[0]
     for name in ("records", "results", "dead letters"):
@@ -1007,8 +1007,8 @@ def test_progress_is_a_live_line_on_a_terminal(tmp_path: Path) -> None:
     assert drawn > 3
     live, closing = shown[: shown.index("╭")], shown[shown.index("╭") :]
     assert len(_PROGRESS.findall(live)) == drawn
-    assert "\x1b[?25l" in live  # the cursor is hidden while the line lives
-    assert "\x1b[?25h" in live  # and shown again
+    assert "\x1b[?25l" in live  # the cursor is hidden while the live line is shown
+    assert "\x1b[?25h" in live  # and shown again afterwards
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", closing).replace("\r\n", "\n")
     summary = runs.in_files(tmp_path / "out").summary
     check_table(plain.splitlines(), summary, tmp_path / "out")
@@ -1023,7 +1023,7 @@ def _read_all(terminal: int) -> bytes:
         while selector.select(max(0.0, deadline - time.monotonic())):
             try:
                 block = os.read(terminal, 1 << 16)
-            except OSError:  # Linux says that the other end is closed
+            except OSError:  # Linux reports that the other end is closed
                 break
             if not block:
                 break

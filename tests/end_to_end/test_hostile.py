@@ -1,4 +1,4 @@
-"""Ten thousand hostile records: each has its one outcome, in every sink and batch size."""
+"""Each of ten thousand hostile records has its one outcome, in every sink and batch size."""
 
 import base64
 import collections
@@ -44,7 +44,7 @@ def cases() -> list[Case]:
 
 @functools.cache
 def fewer_cases() -> list[Case]:
-    """A tenth as many, of every kind, without the 5 MB texts."""
+    """A tenth as many cases of every kind, without the 5 MB texts."""
     return hostile.volume_cases(COUNT // 10, seed=1, long=False)
 
 
@@ -56,7 +56,7 @@ def write_input(folder: Path, lines: bytes) -> str:
 
 
 def check(held: runs.Held, of: list[Case], *, cut_at: int | None = None) -> None:
-    """Every case has its one outcome; repeated ids are counted."""
+    """Checks that every case has its one outcome and that repeated ids are counted."""
     wanted = expected(of, cut_at=cut_at)
     found = held.outcomes()
     assert found - wanted == collections.Counter()
@@ -79,7 +79,7 @@ def check_rows(held: runs.Held) -> None:
 
 
 def test_the_cases_are_of_every_kind() -> None:
-    """Equal seeds build equal cases; these have every possible outcome."""
+    """Equal seeds build equal cases, and these have every possible outcome."""
     assert len(cases()) == COUNT
     assert fewer_cases() == hostile.volume_cases(COUNT // 10, seed=1, long=False)
     assert sum(len(case.line) > hostile.LONG_BYTES for case in cases()) == 7
@@ -108,7 +108,7 @@ def test_no_record_is_lost_at_any_batch_size(tmp_path: Path, max_batch_size: int
 
 
 def test_files_and_tables_hold_the_same(tmp_path: Path, bigquery_dataset: str) -> None:
-    """Both sinks of one run hold every record, with the same content."""
+    """Both sinks of one run hold every record with the same content."""
     source = write_input(tmp_path, hostile.write_lines(cases()))
     table = f"{bigquery_dataset}.results"
 
@@ -144,7 +144,7 @@ def test_parquet_holds_the_same(tmp_path: Path) -> None:
 
 
 def test_cloud_storage_holds_the_same(bucket: str) -> None:
-    """Gzipped objects in, objects out: the same outcomes as with local files."""
+    """A run from gzipped objects to objects has the same outcomes as one with local files."""
     runs.write_object(
         f"gs://{bucket}/in/input.jsonl.gz", gzip.compress(hostile.write_lines(fewer_cases()))
     )
@@ -181,7 +181,7 @@ def test_a_required_id_is_a_field_like_any_other(tmp_path: Path) -> None:
 def test_a_result_that_no_sink_can_hold_is_a_dead_letter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row beyond the limit is `write_rejected`; the records beside it are results."""
+    """A row over the size limit is `write_rejected`; the records around it are results."""
     monkeypatch.setattr(
         rows, "MAX_LOADED_ROW_BYTES", 8_000_000
     )  # BigQuery's 100 MB take ten seconds
@@ -237,7 +237,7 @@ def _spelled(value: Any) -> Any:
 
 
 def test_a_table_and_a_file_give_the_same(tmp_path: Path, bigquery_dataset: str) -> None:
-    """NULL, NaN, NUMERIC, BYTES and TIMESTAMP of a table end like the same values of a file."""
+    """A table's NULL, NaN, NUMERIC, BYTES and TIMESTAMP end like the same values of a file."""
     made = hostile.table_cases(400)
     named = [case for _, case in made]
     make_table(f"{bigquery_dataset}.input", [row for row, _ in made])
@@ -271,7 +271,7 @@ SERVED = [
 def test_every_fault_of_a_server_has_its_outcome(
     tmp_path: Path, bigquery_dataset: str, model_server: SimulatedModelServer, dialect: str
 ) -> None:
-    """Soft failures and refusals are dead letters of their type; faults that pass are results."""
+    """Soft failures and refusals are dead letters of their type; retried faults pass."""
     schema = dialect == "openai"
     named = hostile.served_cases(400, schema=schema)
     source = write_input(tmp_path, hostile.write_lines(named))

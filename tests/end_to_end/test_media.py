@@ -1,4 +1,4 @@
-"""Media from the command line to the rows: an unreadable object costs only its record."""
+"""Media from the command line to the rows: an unreadable object fails only its record."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def _gemini(server: SimulatedModelServer) -> list[str]:
 def test_one_forbidden_object_among_a_thousand(
     tmp_path: Path, model_server: SimulatedModelServer
 ) -> None:
-    """999 results and one `forbidden` dead letter; the request held the object and the prompt."""
+    """One unreadable object gives 999 results and one `forbidden` dead letter."""
     model_server.reset()
     names = [f"photo-{number}" for number in range(1_000)]
     names[500] = "forbidden"
@@ -93,10 +93,10 @@ def test_whole_objects(bucket: str, tmp_path: Path, model_server: SimulatedModel
     ]
 
 
-def test_gs_objects_behind_an_openai_server(
+def test_gs_objects_and_an_openai_server(
     tmp_path: Path, model_server: SimulatedModelServer
 ) -> None:
-    """The record with the https URL gets an answer; the other one never leaves the worker."""
+    """A record with an https URL gets an answer; one with a gs:// URL never leaves the worker."""
     source = tmp_path / "in.jsonl"
     uris = {"web": "https://h/a.png", "bucket": "gs://b/a.png"}
     source.write_text("".join(json.dumps({"id": n, "photo": u}) + "\n" for n, u in uris.items()))
@@ -120,7 +120,7 @@ def test_gs_objects_behind_an_openai_server(
 
 
 def test_preview_shows_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Media and prompt as sent, and an estimate that includes them."""
+    """The preview shows media and prompt as sent, and its estimate includes both."""
     source = tmp_path / "in.jsonl"
     source.write_text('{"photo": "gs://b/a.png"}\n{"photo": null}\n')
 

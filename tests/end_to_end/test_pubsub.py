@@ -47,7 +47,7 @@ MALFORMED = (
 
 
 def hostile(count: int) -> Iterator[tuple[str | None, Message]]:
-    """Messages with the id of their row; None for the message id."""
+    """Messages with the id of their row; None stands for the message id."""
     for n in range(count):
         key = f"k{n}"
         attributes = {"key": key, "timeout": "soon", "topic": "sport", "data": "{}"}
@@ -55,7 +55,7 @@ def hostile(count: int) -> Iterator[tuple[str | None, Message]]:
             yield key, (MALFORMED[n // 100 % len(MALFORMED)], attributes)
         elif n % 100 == 1:  # the required id is missing
             yield None, (b'{"text": "nameless"}', {"tenant": "x"})
-        elif n % 100 == 2:  # a field wins over an attribute
+        elif n % 100 == 2:  # a field takes precedence over an attribute
             yield (
                 f"field {n}",
                 (json.dumps({"text": "x", "key": f"field {n}"}).encode(), attributes),
@@ -77,14 +77,14 @@ def hostile(count: int) -> Iterator[tuple[str | None, Message]]:
 def test_every_message_of_a_hostile_stream_ends_once(
     pubsub: PubSubEmulator, tmp_path: Path
 ) -> None:
-    """2,000 messages, 1 % malformed, become results and dead letters, in files and as messages."""
+    """Each of 2,000 messages, 1 % malformed, ends as one result or one dead letter."""
     topic, dead = pubsub.new_topic(), pubsub.new_topic()
     subscription, letters_of = pubsub.new_subscription(topic), pubsub.new_subscription(dead)
     messages = list(hostile(2000))
     poison = [(f"poison {n}", (b"{", {"key": f"poison {n}"})) for n in range(5)]
     for _, message in poison:
         pubsub.publish(topic, [message])
-    for _ in range(3):  # a reader that fails on them gets them again, for ever
+    for _ in range(3):  # a reader that fails on them receives them again, for ever
         again = {m.message.attributes["key"] for m in pubsub.pull(subscription, acknowledge=False)}
         assert again == {key for key, _ in poison}
     ids = pubsub.publish(topic, [message for _, message in messages])
@@ -125,7 +125,7 @@ def test_every_message_of_a_hostile_stream_ends_once(
 
 
 def test_a_stream_without_messages(pubsub: PubSubEmulator, tmp_path: Path) -> None:
-    """It ends at Ctrl-C with an empty summary."""
+    """A stream without messages ends at Ctrl-C with an empty summary."""
     subscription = pubsub.new_subscription(pubsub.new_topic())
     running: list[bool] = []
 
@@ -172,7 +172,7 @@ def command(pubsub: PubSubEmulator, tmp_path: Path) -> Iterator[Callable[..., An
 def test_an_orderly_stop(
     pubsub: PubSubEmulator, tmp_path: Path, command: Callable[..., Any], stop: signal.Signals
 ) -> None:
-    """It finishes the messages taken, reports, and returns the exit code of an interrupt."""
+    """An interrupted stream finishes the messages it has pulled, reports, and returns 130."""
     topic, dead = pubsub.new_topic(), pubsub.new_topic()
     subscription, letters_of = pubsub.new_subscription(topic), pubsub.new_subscription(dead)
     process = command(
@@ -201,7 +201,7 @@ def test_an_orderly_stop(
     assert pubsub.unacknowledged(subscription) == []
 
 
-# What is refused before anything is read
+# Usage errors that are found before anything is read
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -213,7 +213,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_missing_resources(
     pubsub: PubSubEmulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A missing subscription or topic is named, with the command that creates it."""
+    """The message names a missing subscription or topic and the command that creates it."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
     out = f"--output_path={tmp_path}/out"
@@ -234,7 +234,7 @@ def test_missing_resources(
 def test_dead_letters_that_would_be_read_again(
     pubsub: PubSubEmulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The input's topic is refused for dead letters."""
+    """A topic that the input subscribes to is rejected for dead letters."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
     assert refused(
@@ -249,7 +249,7 @@ def test_dead_letters_that_would_be_read_again(
 
 
 def test_a_batch_run_publishes_its_dead_letters(pubsub: PubSubEmulator, tmp_path: Path) -> None:
-    """In addition to its other sinks; the summary counts them the same way."""
+    """A batch run also publishes its dead letters; the summary counts them the same way."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
     (tmp_path / "in.jsonl").write_text('{"id": 1, "text": "x"}\nbad\n')

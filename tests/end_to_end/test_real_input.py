@@ -1,4 +1,4 @@
-"""Two thousand real texts: the package descriptions of this machine, through every sink."""
+"""Two thousand real texts, the package descriptions of this machine, through every sink."""
 
 import collections
 import json
@@ -27,7 +27,7 @@ def packages() -> list[dict[str, str]]:
 
 
 def check(held: runs.Held, packages: list[dict[str, str]]) -> dict[str, collections.Counter[str]]:
-    """Every text has one valid result; returns each package's answers by its id."""
+    """Checks that every text has one valid result; returns each package's answers by its id."""
     assert held.letters == []
     runs.check_summary(held)
     assert held.summary["records"] == len(packages)
@@ -50,7 +50,7 @@ def test_real_texts_end_once_from_any_source(
     model_server: SimulatedModelServer,
     packages: list[dict[str, str]],
 ) -> None:
-    """From Cloud Storage and from BigQuery, into files and tables: the same answers everywhere."""
+    """Texts from Cloud Storage and from BigQuery get the same answers in files and in tables."""
     folder, dataset = f"gs://{bucket}", bigquery_dataset
     runs.write_object(f"{folder}/packages.jsonl", real_input.json_lines(packages))
     real_input.make_table(f"{dataset}.packages", packages)
@@ -77,7 +77,7 @@ def test_real_texts_end_once_from_any_source(
     assert model_server.stats()["calls"] == 2 * len(packages)
 
 
-def test_an_empty_list_is_no_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_empty_list_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """If apt knows no packages, the error names the command to run."""
     fake = tmp_path / "apt-cache"
     fake.write_text("#!/bin/sh\n")

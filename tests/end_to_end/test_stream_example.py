@@ -1,4 +1,4 @@
-"""``make stream``, for a few seconds: the README's first command."""
+"""``make stream``, the README's first command, for a few seconds."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from tests.emulators.pubsub import PubSubEmulator
 def test_the_example_streams_and_is_stopped(
     loopback_cloud: LoopbackCloud, pubsub_emulator: PubSubEmulator
 ) -> None:
-    """It starts its own servers; the fixtures name the remedy if those are missing."""
+    """The example starts its own servers, streams, and ends when it is interrupted."""
     done = subprocess.run(
         [sys.executable, "examples/stream.py", "--seconds=15"],
         cwd=REPOSITORY,

@@ -1,4 +1,4 @@
-"""A local stream that crashes: acknowledged messages are in its files, others are redelivered."""
+"""A local stream that crashes: its files hold acknowledged messages; others are redelivered."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ class Watched:
         return self._pubsub.is_acknowledged(self.name, self._mirror)
 
     def delivers(self, ids: Iterable[str]) -> bool:
-        """Whether all of these are redelivered; nothing else reads the subscription any more."""
+        """Whether all of these are redelivered, once nothing else reads the subscription."""
         missing = set(ids)
         while missing:
             received = self._pubsub.unacknowledged(self.name)
@@ -104,7 +104,7 @@ def test_a_killed_stream_loses_no_message(
 
 
 def test_a_failed_stream_loses_no_message(pubsub: PubSubEmulator, tmp_path: Path) -> None:
-    """Its files remain, also in Parquet; only the hidden folders are deleted."""
+    """A failed stream keeps its files, also in Parquet; only the hidden folders are deleted."""
     subscription, dead = Watched(pubsub), pubsub.new_topic()
     subscription.publish(FIRST)
     with streaming(

@@ -34,7 +34,7 @@ def model(tmp_path: Path) -> Iterator[ServerProcess]:
 def test_messages_are_held_while_the_model_is_down(
     pubsub: PubSubEmulator, model: ServerProcess, tmp_path: Path
 ) -> None:
-    """Messages beyond the limit stay in the subscription; none becomes a dead letter."""
+    """Messages over the limit stay in the subscription, and none becomes a dead letter."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic, ack_deadline_s=60)
     ids = [f"k{n}" for n in range(COUNT)]
@@ -77,6 +77,6 @@ def test_messages_are_held_while_the_model_is_down(
     assert code == 130
     found = in_files(tmp_path / "out")
     check_summary(found)
-    assert {row["record_id"] for row in found.results} == set(ids)  # twice if a lease ends
+    assert {row["record_id"] for row in found.results} == set(ids)  # twice if a lease expires
     assert found.letters == []
     assert 0 < max(held) <= lease.MAX_BUNDLE

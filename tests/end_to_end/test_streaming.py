@@ -1,6 +1,6 @@
-"""A whole stream with everything real on loopback: Pub/Sub, a model server, BigQuery, Ctrl-C.
+"""A whole stream over loopback services: Pub/Sub, a model server, BigQuery, Ctrl-C.
 
-What it does not prove: how Dataflow commits, retries and drains; there is one process here.
+It runs in one process, so it does not prove how Dataflow commits, retries and drains.
 """
 
 import collections
@@ -33,7 +33,7 @@ COUNT = 600
 def strict_table(
     redirected_clients: LoopbackCloud, bigquery_dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> str:
-    """A table whose `record_id` holds JSON, which the check at the start would notice."""
+    """A table whose `record_id` holds JSON; the check at the start would notice that."""
     table = f"{bigquery_dataset}.answers"
     make_strict_table(table)
     monkeypatch.setattr(checks, "_check_columns", lambda *_: None)
@@ -41,9 +41,9 @@ def strict_table(
 
 
 def messages() -> Iterator[tuple[str, str, bytes]]:
-    """Id, how it ends, and body: 1 % malformed, 1 % poison for the model, some twice, two too large.
+    """Id, outcome and body: 1 % malformed, 1 % poison for the model, some twice, two too large.
 
-    And 0.5 % that the table refuses: their ids are no JSON.
+    The table rejects another 0.5 %, whose ids are not JSON.
     """
     for n in range(COUNT):
         key, outcome, fields = str(n), "result", {"text": f"hello {n}"}
@@ -71,10 +71,10 @@ def test_every_message_of_a_stream_ends(
     capsys: pytest.CaptureFixture[str],
     more: list[str],
 ) -> None:
-    """Every id has its rows in the tables, `_latest` one of each, and the minutes reconcile.
+    """Every id has its rows in the tables and one row in `_latest`, and the minutes reconcile.
 
-    The last messages are read when the run is stopped: they are in a batch that nothing but the
-    drain hands over.
+    The last messages have been read but wait in a batch when the run is stopped: only the drain
+    flushes it.
     """
     topic, dead = pubsub.new_topic(), pubsub.new_topic()
     subscription, letters_of = pubsub.new_subscription(topic), pubsub.new_subscription(dead)
@@ -132,14 +132,14 @@ def test_an_open_batch_is_not_lost_when_the_stream_is_stopped(
     bigquery_dataset: str,
     tmp_path: Path,
 ) -> None:
-    """Only the drain flushes it: it would wait for an hour. In tables and in files."""
+    """A drain flushes an open batch, which would else wait for an hour."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
     bodies = [json.dumps({"id": f"k{n}", "text": "x"}).encode() for n in range(100)]
     pubsub.publish(topic, [*((body, {}) for body in bodies), (b"bad", {"id": "bad"})])
     table = f"{bigquery_dataset}.answers"
     code = run_until(
-        lambda: ended() >= 65,  # a full batch and the bad one: 36 wait
+        lambda: ended() >= 65,  # a full batch and the malformed one: 36 wait
         f"--input_subscription={subscription}",
         "--prompt={{ text }}",
         "--backend=fake",

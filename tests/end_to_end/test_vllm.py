@@ -21,7 +21,7 @@ POISONED = {"7", "150", "299"}
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a test; its path is short, for the server's socket."""
+    """The folder of a test; its path is short, because the server's socket is in it."""
     folder = tmp_path_factory.mktemp("s")
     yield folder
     (folder / "release").touch()
@@ -36,7 +36,7 @@ class Command:
     folder: Path
 
     def server(self, generation: int) -> int:
-        """The process of the server's given start, once it is ready."""
+        """The process of the server's n-th start, once it is ready."""
 
         def ready() -> int | None:
             assert self.process.poll() is None, self.process.communicate()
@@ -50,12 +50,12 @@ class Command:
         return eventually(ready, 60.0)
 
     def await_requests(self, server: int, count: int) -> None:
-        """Returns once a server has received that many."""
+        """Returns once a server has received this many requests."""
         asked = self.folder / "asked"
         eventually(lambda: asked.exists() and asked.read_text().split().count(str(server)) >= count)
 
     def end(self) -> tuple[int, runs.Held]:
-        """Its exit code, once it has ended, and its rows."""
+        """The exit code and the rows of the command, once it has ended."""
         said = self.process.communicate(timeout=120)
         assert self.process.returncode in (0, 1), said
         return self.process.returncode, runs.in_files(self.folder / "out")
@@ -86,7 +86,7 @@ def _start(folder: Path, records: list[dict[str, Any]], *flags: str) -> Command:
 
 
 def test_two_kills_and_poison_cost_no_good_record(folder: Path) -> None:
-    """300 records, 1 % refused: each ends once, two restarts, and the command leaves no process."""
+    """Two killed servers and 1 % refused requests leave one outcome for each of 300 records."""
     texts = {str(n): "POISON" if str(n) in POISONED else f"SLOW {n}" for n in range(COUNT)}
     records = [{"id": record_id, "text": text} for record_id, text in texts.items()]
     command = _start(folder, records, "--prompt={{ text }}")
@@ -110,7 +110,7 @@ def test_two_kills_and_poison_cost_no_good_record(folder: Path) -> None:
 
 
 def test_media_and_whole_requests(folder: Path) -> None:
-    """An image by ``https`` precedes the prompt; ``gs://`` costs its record."""
+    """An ``https`` image precedes the prompt; a ``gs://`` image fails only its record."""
     (folder / "release").touch()
     whole = {"prompt": "continue", "max_tokens": 7, "top_k": 3}
     status, held = _start(folder, [{"id": "w", "request": whole}], "--request_field=request").end()

@@ -1,4 +1,4 @@
-"""A whole run whose tables get their rows by other methods than load jobs."""
+"""Whole runs whose tables get their rows by other methods than load jobs."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ COUNT = 1_000
 def test_hostile_records_end_once(tmp_path: Path, bigquery_dataset: str, way: str) -> None:
     """Files and tables hold every record, 5 MB texts included, and the summary reconciles.
 
-    But for one that is a row above 8 MB when it has been escaped.
+    One record is the exception: escaped, its row exceeds 8 MB.
     """
     cases = [c for c in hostile.volume_cases(COUNT, seed=2) if c.record_id != "long-escapes"]
     source = write_input(tmp_path, hostile.write_lines(cases))
@@ -48,16 +48,16 @@ def test_hostile_records_end_once(tmp_path: Path, bigquery_dataset: str, way: st
 def test_a_row_that_the_table_refuses_is_a_dead_letter(
     tmp_path: Path, bigquery_dataset: str, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """In every sink: a row that the table lacks is not a result in the files either.
+    """A row that the table rejects is a dead letter in every sink, also in the files.
 
-    The check before the launch finds this table out; a column policy or a change during the run
-    would not be found.
+    The check before the launch would reject this table; it cannot foresee a column policy or a
+    change during the run.
     """
     monkeypatch.setattr(checks, "_check_columns", lambda *_: None)
     name = TableName.parse(f"{bigquery_dataset}.results")
     spec = TableSpec(
         name=name,
-        columns=tuple(  # its owner has made record_id JSON: it takes the id 7, but not T-7
+        columns=tuple(  # record_id of this table is JSON: it accepts the id 7, but not T-7
             Column(c.name, "JSON" if c.name == "record_id" else c.type, c.mode)
             for c in RESULT_COLUMNS
         ),

@@ -1,7 +1,7 @@
-"""The whole graph of a streaming job as lines; ``python -m tests.pipeline.streaming_steps`` keeps them.
+"""The graph of a streaming job as lines; ``python -m tests.pipeline.streaming_steps`` writes them.
 
-A line per step, output with its coder, state and timer, in two files: rows at least once, and
-exactly once.
+Each step, output with its coder, state and timer is a line; one file is for rows written at least
+once, the other for exactly once.
 """
 
 import re
@@ -32,7 +32,7 @@ FLAGS = (
 
 
 def steps(*more: str) -> list[str]:
-    """What an update of the job has to find again; without the lines of Beam's own lambdas."""
+    """The parts of a job that an update must find again, without those of Beam's own lambdas."""
     root = streaming_pipeline()
     build(root, RunConfig.from_options(parse_flags([*FLAGS, *more])))
     return [re.sub(r"core\.py:\d+", "core.py", line) for line in described(root)]

@@ -1,4 +1,4 @@
-"""The pipeline as a whole: values that two of its steps have to share."""
+"""The pipeline as a whole: values that two of its steps must share."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ from transforms.inference.infer import Infer
 def test_infer_gets_the_params_of_the_requests(
     source: str, root: Any, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same for both steps; only a stream can find requests of a job that it has replaced."""
+    """`Infer` has the params of the requests; only a stream may meet those of an earlier job."""
     seen: list[Infer] = []
 
     def infer(**arguments: Any) -> beam.PTransform:

@@ -1,4 +1,4 @@
-"""The configuration: every flag in its place, conflicts refused with the remedy, nothing secret."""
+"""The configuration: every flag takes effect, conflicts name the remedy, and no secret is kept."""
 
 import json
 import pathlib
@@ -33,7 +33,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the machine's own settings counts."""
+    """Clears the machine's own settings."""
     for name in ("GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_LOCATION"):
         monkeypatch.delenv(name, raising=False)
 
@@ -52,11 +52,11 @@ def _with(*argv: str) -> RunConfig:
     return _config(*BASE, *argv)
 
 
-# The whole
+# The whole configuration
 
 
 def test_defaults() -> None:
-    """A run with nothing but what is needed."""
+    """A run with only the required flags has these defaults."""
     config = _config(*BASE)
     assert config.source == FileSource(pattern="a.jsonl")
     assert config.id_rule == IdRule("id", required=False)
@@ -87,7 +87,7 @@ def test_defaults() -> None:
 
 
 def test_picklable() -> None:
-    """It travels to workers, whatever is set."""
+    """A configuration with any flags can be pickled for workers."""
     config = _config(
         "--input_table=p:d.in",
         ASK,
@@ -104,7 +104,7 @@ def test_picklable() -> None:
 
 
 def test_pace() -> None:
-    """Each flag of the pace where it works."""
+    """Each flag of the pace reaches the setting that it controls."""
     config = _with(
         "--max_concurrency=7", "--max_attempts=2", "--request_timeout_s=1.5",
         "--record_deadline_s=60", "--max_batch_size=9", "--max_requests_per_minute=600",
@@ -136,12 +136,12 @@ def test_pace() -> None:
     ],
 )
 def test_values_out_of_range(flag: str, message: str) -> None:
-    """The value and the bound."""
+    """A value out of range is rejected with the value and the bound."""
     assert _refused(*BASE, flag) == message
 
 
 def test_id_field() -> None:
-    """Given by name it is required, also when the name is the default's."""
+    """An id field that is set is required, also when it has the default's name."""
     assert _with("--id_field=key").id_rule == IdRule("key", required=True)
     assert _with("--id_field=id").id_rule == IdRule("id", required=True)
     assert _with("--id_field=").id_rule == IdRule("id", required=False)
@@ -152,7 +152,7 @@ def test_id_field() -> None:
     [("all", None), ("", None), ("none", ()), ("a, b", ("a", "b")), ("a", ("a",))],
 )
 def test_record_fields(value: str, expected: tuple[str, ...] | None) -> None:
-    """All, none or a list."""
+    """Record fields are all, none or a list."""
     assert _with(f"--record_fields={value}").run.record_fields == expected
 
 
@@ -160,14 +160,14 @@ def test_record_fields(value: str, expected: tuple[str, ...] | None) -> None:
 
 
 def test_run_id_by_default() -> None:
-    """Time plus random: two runs never share one, and it is a name everywhere."""
+    """Run ids hold time and a random part: no two are equal, and each is valid in every name."""
     first, second = (_config(*BASE).run_id for _ in range(2))
     assert first != second
     assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{6}", first)
 
 
 def test_run_id() -> None:
-    """The given one, everywhere."""
+    """A run id that is set is used in every name."""
     config = _with("--run_id=My_run-7")
     assert config.run_id == config.run.run_id == config.summary.run_id == "My_run-7"
     assert _with("--run_id=" + "a" * 100).run_id == "a" * 100
@@ -175,13 +175,13 @@ def test_run_id() -> None:
 
 @pytest.mark.parametrize("run_id", ["a b", "a/b", "-a", "é", "a.b", "a" * 101, "_a", "a\nb"])
 def test_bad_run_id(run_id: str) -> None:
-    """It is part of file names and job names."""
+    """A bad run id is rejected, because file and job names contain it."""
     assert _refused(*BASE, f"--run_id={run_id}") == (
         f"--run_id is {run_id!r}, but may hold letters, digits, - and _ only (100 at most)"
     )
 
 
-# What to ask
+# The request
 
 
 def _nothing_asked(given: str) -> str:
@@ -225,13 +225,13 @@ def _nothing_asked(given: str) -> str:
         ),
     ],
 )
-def test_questions_that_are_not_clear(argv: list[str], message: str) -> None:
-    """Exactly one source of requests."""
+def test_exactly_one_kind_of_request(argv: list[str], message: str) -> None:
+    """Exactly one kind of request must be set."""
     assert _refused(IN, OUT, FAKE, *argv) == message
 
 
 def test_prompt_file(tmp_path: pathlib.Path) -> None:
-    """Errors in it name the file."""
+    """Errors in a prompt file name the file."""
     path = tmp_path / "p.txt"
     path.write_text("Hello\n{{ name }}")
     request = _config(IN, OUT, FAKE, f"--prompt_file={path}").request
@@ -243,7 +243,7 @@ def test_prompt_file(tmp_path: pathlib.Path) -> None:
 
 
 def test_empty_prompt_file(tmp_path: pathlib.Path) -> None:
-    """Nothing to ask is refused before it is paid for."""
+    """An empty prompt is rejected before any request is paid for."""
     path = tmp_path / "p.txt"
     path.write_text("")
     assert _refused(IN, OUT, FAKE, f"--prompt_file={path}") == (
@@ -252,7 +252,7 @@ def test_empty_prompt_file(tmp_path: pathlib.Path) -> None:
 
 
 def test_fields_as_requests() -> None:
-    """The other ways of asking."""
+    """Messages, whole requests and instances are the other kinds of request."""
     assert _config(IN, OUT, FAKE, "--messages_field=m").request.messages_field == "m"
     assert _config(IN, OUT, FAKE, "--request_field=r").request.request_field == "r"
     endpoint = ["--backend=vertex_endpoint", "--endpoint=projects/p/locations/l/endpoints/1"]
@@ -268,7 +268,7 @@ def test_fields_as_requests() -> None:
 
 
 def test_generation_flags() -> None:
-    """Flags and JSON become one configuration."""
+    """Generation flags and JSON are merged into one configuration."""
     config = _config(
         IN, ASK, OUT, "--backend=openai", "--model=m", "--max_output_tokens=9", "--temperature=0",
         '--generation_config={"top_p": 0.5, "stop": ["x"]}', '--request_options={"user": "u"}',
@@ -301,8 +301,8 @@ def test_generation_flags() -> None:
         ),
     ],
 )
-def test_parameters_given_twice(argv: list[str], message: str) -> None:
-    """Two values for one thing are refused; the same value twice is one."""
+def test_parameters_set_twice(argv: list[str], message: str) -> None:
+    """Two values for one parameter are rejected; equal values are one."""
     assert _refused(*BASE, *argv) == message
     same = _with("--temperature=1", '--generation_config={"temperature": 1}')
     assert same.request.params == {"generation_config": {"temperature": 1.0}}
@@ -319,7 +319,7 @@ def test_parameters_given_twice(argv: list[str], message: str) -> None:
     ],
 )
 def test_whole_requests_take_no_parameters(flag: str, named: str) -> None:
-    """They are sent as they stand: a flag that would be ignored is refused."""
+    """Whole requests reject parameters, which they would ignore."""
     argv = [IN, OUT, "--backend=openai", "--model=m", "--request_field=r"]
     assert _refused(*argv, flag) == (
         f"--request_field sends each request as it stands: remove --{named} "
@@ -329,7 +329,7 @@ def test_whole_requests_take_no_parameters(flag: str, named: str) -> None:
 
 
 def test_embeddings_take_no_schema() -> None:
-    """A vector is not JSON."""
+    """Embeddings reject a schema, since a vector is not JSON."""
     assert _refused(*BASE, "--task=embed", f"--output_schema={json.dumps(SCHEMA)}") == (
         f"--output_schema is {json.dumps(SCHEMA)!r}, but goes with --task=generate only: remove it"
     )
@@ -350,12 +350,12 @@ def test_embeddings_take_no_schema() -> None:
     ],
 )
 def test_bad_schema(schema: str, message: str) -> None:
-    """Found before anything is launched, with the place."""
+    """A bad schema is rejected before a launch, with the position of the error."""
     assert _refused(*BASE, f"--output_schema={schema}") == message
 
 
 def test_request_options_of_the_fake_are_its_own() -> None:
-    """They describe the fake, and are no part of a request."""
+    """Request options of the fake backend configure the fake and are no part of a request."""
     config = _with('--request_options={"latency_ms": 5}')
     assert config.backend == FakeBackend(latency_ms=5)
     assert config.request.params == {}
@@ -381,7 +381,7 @@ def test_request_options_of_the_fake_are_its_own() -> None:
     ],
 )
 def test_prices(argv: list[str], expected: TokenPrices) -> None:
-    """List prices only where the list is the server's."""
+    """List prices apply only to the server that publishes the list."""
     assert _config(IN, ASK, OUT, *argv).prices == expected
 
 
@@ -389,7 +389,7 @@ def test_prices(argv: list[str], expected: TokenPrices) -> None:
 
 
 def test_no_output() -> None:
-    """Results go somewhere; a preview needs nowhere."""
+    """A run needs an output; a preview needs none."""
     argv = [IN, ASK, FAKE]
     message = "no output is set: use --output_path, --output_table or both"
     assert _refused(*argv) == message
@@ -399,7 +399,7 @@ def test_no_output() -> None:
 
 
 def test_tables() -> None:
-    """Names, layout and cost of the three tables."""
+    """The three tables have their names, layout and prices."""
     sinks = _config(
         IN, ASK, FAKE, "--output_table=p:d.t", "--project=payer", "--bigquery_location=EU"
     ).sinks
@@ -419,7 +419,7 @@ def test_tables() -> None:
 
 
 def test_tables_of_the_environments_project(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table's project may be the environment's."""
+    """The project of a table may come from the environment."""
     argv = [IN, ASK, FAKE, "--output_table=d.t"]
     assert _refused(*argv) == "'d.t' is not a table: write project:dataset.table"
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "e")
@@ -429,7 +429,7 @@ def test_tables_of_the_environments_project(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_dead_letter_table() -> None:
-    """Its own name; never the output table."""
+    """The dead-letter table has its own name and is never the output table."""
     table = _with("--dead_letter_table=p:d.dead").sinks.dead_letter_table
     assert table is not None
     assert table.name == TableName("p", "d", "dead")
@@ -451,7 +451,7 @@ def test_dead_letter_table() -> None:
     ],
 )
 def test_folders(path: str, expected: str) -> None:
-    """With or without a slash at the end."""
+    """A folder may end with a slash or not."""
     sinks = _config(IN, ASK, FAKE, f"--output_path={path}").sinks
     assert sinks.output_path == expected
     assert sinks.results_path == f"{expected}/results"
@@ -462,7 +462,7 @@ def test_folders(path: str, expected: str) -> None:
 
 @pytest.mark.parametrize("path", ["/", "//", "gs://", "gs:///", "gs:///b"])
 def test_no_folders(path: str) -> None:
-    """The root of a file system is none to write into."""
+    """The root of a file system is rejected as a folder."""
     assert _refused(IN, ASK, FAKE, f"--output_path={path}") == (
         f"--output_path is {path!r}, which is not a folder to write into: name one below a bucket"
     )
@@ -478,14 +478,14 @@ def test_no_folders(path: str) -> None:
     ],
 )
 def test_write_mode(mode: str, disposition: str, replace: bool) -> None:
-    """Tables append by default; a folder's default is its own."""
+    """Tables append by default; folders have their own default."""
     sinks = _with(f"--write_mode={mode}").sinks
     assert sinks.write_mode == (mode or None)
     assert (sinks.write_disposition, sinks.replace) == (disposition, replace)
 
 
 def test_staging() -> None:
-    """Rows wait below the temp location; only a local run has a place of its own."""
+    """Rows are staged below the temp location; only a local run has another place."""
     argv = [IN, ASK, FAKE, "--output_table=p:d.t", "--run_id=r"]
     assert _config(*argv, "--temp_location=gs://b/t/").sinks.staging == ("gs://b/t/bigquery_load/r")
     assert _config(*argv).sinks.staging == f"{tempfile.gettempdir()}/batch-inference/r"
@@ -508,14 +508,14 @@ _DATAFLOW = [
 
 @pytest.mark.parametrize(("workers", "processes"), _SHARES)
 def test_share_of_a_quota(workers: list[str], processes: int) -> None:
-    """A job-wide quota is divided by the most processes there can be."""
+    """A job-wide quota is divided by the largest possible number of processes."""
     limits = _config(*_DATAFLOW, *workers, "--max_requests_per_minute=600").limits
     assert limits.requests_per_minute == 600 / processes
     assert limits.tokens_per_minute is None
 
 
 def test_share_of_a_quota_that_is_not_known() -> None:
-    """Without the number of processes a quota cannot be kept: refused before launch."""
+    """A quota is rejected if the number of processes is unknown, because it could not be kept."""
     quota = "--max_tokens_per_minute=600"
     assert _refused(*_DATAFLOW, quota) == (
         "--max_tokens_per_minute is a job-wide quota, divided among workers: set --max_num_workers"
@@ -545,7 +545,7 @@ def test_share_of_a_quota_that_is_not_known() -> None:
     ],
 )
 def test_is_local(runner: str | None, local: bool) -> None:
-    """Whether the pipeline runs in this process."""
+    """A run is local if the pipeline runs in this process."""
     assert is_local(parse_flags([f"--runner={runner}"] if runner else [])) is local
     assert LOCAL_RUNNER == "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
@@ -554,7 +554,7 @@ def test_is_local(runner: str | None, local: bool) -> None:
 
 
 def test_summary_holds_the_flags_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was given and the defaults; nothing that the environment holds."""
+    """The summary holds all flags, set or default, and nothing from the environment."""
     secret = "sk-" + "s" * 20
     for name in ("OPENAI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_APPLICATION_CREDENTIALS"):
         monkeypatch.setenv(name, secret)
@@ -590,7 +590,7 @@ def test_summary_holds_the_flags_and_no_secret(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_gemini_config() -> None:
-    """A whole configuration of the default backend."""
+    """The default backend has this whole configuration."""
     config = _config(
         IN, ASK, OUT, "--model=gemini-2.5-flash", "--project=p", "--region=us-central1"
     )
@@ -601,7 +601,7 @@ def test_gemini_config() -> None:
 
 
 def test_equal_flags_make_equal_requests() -> None:
-    """The run's name and time are no part of what is asked: fingerprints stay."""
+    """The run's name and time are no part of a request, so equal flags have equal fingerprints."""
     first, second = _config(*BASE), _config(*BASE)
     unlike: Any = (first.run_id, first.started_at)
     assert unlike != (second.run_id, second.started_at)

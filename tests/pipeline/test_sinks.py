@@ -1,4 +1,4 @@
-"""Which sinks a configuration makes."""
+"""The sinks that a configuration makes."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def _config(*argv: str, bounded: bool = True) -> RunConfig:
 
 
 def test_an_input_that_ends_is_loaded() -> None:
-    """All rows or none, and nothing is appended."""
+    """Rows of a bounded input are loaded, all or none; nothing is appended."""
     config = _config()
     for write in (write_results(config), write_dead_letters(config)):
         assert [(label, type(sink)) for label, sink in write.sinks] == [("LoadTable", LoadRows)]
@@ -40,7 +40,7 @@ def test_an_input_that_ends_is_loaded() -> None:
     ],
 )
 def test_rows_are_appended(flags: list[str], bounded: bool, expected: Delivery) -> None:
-    """As often as flags and input ask for; dead letters are never rejected."""
+    """Rows are appended as often as flags and input require; dead letters are never rejected."""
     config = _config(*flags, bounded=bounded)
     ((label, append),) = write_results(config).sinks
     assert isinstance(append, AppendRows)
@@ -54,7 +54,7 @@ def test_rows_are_appended(flags: list[str], bounded: bool, expected: Delivery) 
 
 @pytest.mark.parametrize("bounded", [True, False])
 def test_rows_are_inserted(bounded: bool) -> None:
-    """With streaming inserts, of an input that ends and of one that does not."""
+    """Rows of bounded and unbounded inputs can be written with streaming inserts."""
     config = _config("--write_method=streaming_inserts", bounded=bounded)
     ((label, insert),) = write_results(config).sinks
     assert isinstance(insert, InsertRows)
@@ -66,7 +66,7 @@ def test_rows_are_inserted(bounded: bool) -> None:
 
 
 def test_minutes_are_appended_at_least_once() -> None:
-    """Also where rows are written exactly once: a revision that is there twice says the same."""
+    """Minutes are appended at least once: a repeated revision of a minute is harmless."""
     ((label, append),) = minute_sinks(_config("--exactly_once=true", bounded=False))
     assert isinstance(append, AppendRows)
     assert (label, append.delivery) == ("AppendTable", Delivery.AT_LEAST_ONCE)
@@ -104,8 +104,8 @@ def test_minutes_are_appended_at_least_once() -> None:
         ),
     ],
 )
-def test_what_does_not_go_together(argv: list[str], message: str) -> None:
-    """Refused before the launch, with the value and the remedy."""
+def test_incompatible_flags(argv: list[str], message: str) -> None:
+    """Incompatible flags are rejected before the launch with the value and the remedy."""
     with pytest.raises(ConfigurationError) as raised:
         RunConfig.from_options(parse_flags(argv))
     assert str(raised.value) == message

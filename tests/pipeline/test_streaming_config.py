@@ -1,4 +1,4 @@
-"""The flags of a stream: what they make, what they refuse, and which runner takes them."""
+"""The flags of a stream: the parts they make, the values they reject, and the runner they need."""
 
 import pickle
 import re
@@ -40,14 +40,14 @@ def config_of(*argv: str) -> RunConfig:
 
 
 def refused(*argv: str) -> str:
-    """Why a command line is refused."""
+    """The reason why a command line is rejected."""
     with pytest.raises(ConfigurationError) as error:
         config_of(*argv)
     return str(error.value)
 
 
 def test_a_stream() -> None:
-    """The source, the id, the topic; picklable; with the checks that it needs."""
+    """A stream has its source, id and topic, can be pickled, and has the checks that it needs."""
     config = config_of(*STREAM, OUT, "--id_field=ticket", f"--dead_letter_topic={TOPIC}")
     assert config.source == PubSubSource(subscription=SUBSCRIPTION)
     assert config.mode is Mode.STREAMING
@@ -65,7 +65,7 @@ def test_a_stream() -> None:
 
 
 def test_a_stream_holds_its_messages_and_waits_for_batches() -> None:
-    """Through an outage; a bounded run gives up."""
+    """A stream holds its messages through an outage; a bounded run gives up."""
     config = config_of(*STREAM, OUT, "--max_batch_wait_s=0.5", "--batch_keys=4")
     assert config.limits.hold
     assert (config.batch.max_batch_wait_s, config.batch_keys) == (0.5, 4)
@@ -75,7 +75,7 @@ def test_a_stream_holds_its_messages_and_waits_for_batches() -> None:
 
 
 def test_a_stream_is_called_as_its_job() -> None:
-    """An update keeps the job's name, and with it the run; without a name the job gets the run's."""
+    """A named job names its run, also after an update; the run names an unnamed job."""
     assert config_of(*STREAM, *DATAFLOW, "--job_name=tickets").run_id == "tickets"
     assert config_of(*STREAM, *DATAFLOW, "--job_name=tickets", "--run_id=r").run_id == "r"
     options = parse_flags([*STREAM, *DATAFLOW])
@@ -88,7 +88,7 @@ def test_a_stream_is_called_as_its_job() -> None:
 
 
 def test_summaries_of_a_stream() -> None:
-    """A row per minute in the table; the whole of a local one is told by a file."""
+    """A stream's table has a row per minute; a file has the summary of a local stream."""
     table = config_of(*STREAM, "--output_table=p:d.t", "--run_id=r")
     assert table.sinks.runs_table is not None
     assert table.sinks.runs_table.columns == MINUTE_COLUMNS
@@ -100,15 +100,15 @@ def test_summaries_of_a_stream() -> None:
     assert dataflow.sinks.staging is None
 
 
-def test_files_are_no_stream() -> None:
-    """And need no topic."""
+def test_files_are_not_a_stream() -> None:
+    """Files make a batch run, which needs no topic for dead letters."""
     config = config_of("--input_files=a.jsonl", "--prompt=x", "--backend=fake", OUT)
     assert config.mode is Mode.BATCH
     assert config.sinks.dead_letter_topic is None
 
 
 def test_de_duplication_is_for_dataflow() -> None:
-    """A local run says that it has none."""
+    """The id attribute is rejected for a local run, which cannot drop duplicates."""
     config = config_of(*STREAM, *DATAFLOW, "--pubsub_id_attribute=event_id")
     assert config.source == PubSubSource(subscription=SUBSCRIPTION, id_attribute="event_id")
     assert refused(*STREAM, OUT, "--pubsub_id_attribute=event_id") == (
@@ -186,13 +186,13 @@ def test_de_duplication_is_for_dataflow() -> None:
     ],
 )
 def test_refused(argv: tuple[str, ...], message: str) -> None:
-    """With the value and the remedy."""
+    """Bad flags of a stream are rejected with the value and the remedy."""
     assert refused(*argv) == message
 
 
 @pytest.mark.parametrize("runner", [(), ("--runner=DirectRunner",), (f"--runner={LOCAL_RUNNER}",)])
 def test_a_local_stream_has_a_runner_that_can(runner: tuple[str, ...]) -> None:
-    """Whichever local runner was named; Beam finds ours by its name."""
+    """A local stream gets our runner whichever local runner is named; Beam finds it by its name."""
     options = parse_flags([*STREAM, OUT, *runner])
     set_defaults(options, RunConfig.from_options(options))
     standard = options.view_as(StandardOptions)
@@ -202,7 +202,7 @@ def test_a_local_stream_has_a_runner_that_can(runner: tuple[str, ...]) -> None:
 
 
 def test_a_stream_on_dataflow() -> None:
-    """Keeps its runner and streams."""
+    """A stream on Dataflow keeps its runner and sets ``streaming``."""
     options = parse_flags([*STREAM, *DATAFLOW])
     set_defaults(options, RunConfig.from_options(options))
     standard = options.view_as(StandardOptions)
@@ -210,7 +210,7 @@ def test_a_stream_on_dataflow() -> None:
 
 
 def test_a_batch_run_does_not_stream() -> None:
-    """It has the pinned local runner."""
+    """A batch run gets the pinned local runner and does not stream."""
     options = parse_flags(["--input_files=a.csv", *STREAM[1:], OUT])
     set_defaults(options, RunConfig.from_options(options))
     standard = options.view_as(StandardOptions)
@@ -218,7 +218,7 @@ def test_a_batch_run_does_not_stream() -> None:
 
 
 def test_a_stream_has_no_order() -> None:
-    """There is no whole of it to bring prefixes together from; within a batch there is."""
+    """A stream can be ordered within batches but not as a data set, since it never ends."""
     assert refused(*STREAM, OUT, "--order_by_prefix=data_set") == (
         "--order_by_prefix is 'data_set', but the input never ends: use batch"
     )

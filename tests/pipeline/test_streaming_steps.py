@@ -1,4 +1,4 @@
-"""An update of a streaming job finds every step, coder, state and timer of the job before."""
+"""An update of a streaming job finds every step, coder, state and timer of the earlier job."""
 
 import pytest
 
@@ -11,16 +11,17 @@ from tests.transforms.streams import described, streaming_pipeline
 
 @pytest.mark.parametrize("name", JOBS)
 def test_the_graph_is_the_one_that_is_kept(name: str) -> None:
-    """A difference here is one that a running job notices: it has to be drained, not updated.
+    """The graph is the recorded one; a running job with another must be drained, not updated.
 
-    If that is meant, say so in the changelog and run ``python -m tests.pipeline.streaming_steps``.
+    If that is intended, say so in the changelog and run ``python -m
+    tests.pipeline.streaming_steps``.
     """
     assert steps(*JOBS[name]) == (HERE / name).read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("name", JOBS)
 def test_nothing_of_ours_is_kept_as_a_pickle(name: str) -> None:
-    """Neither in a shuffle nor in state; the timestamps that Beam adds are its own."""
+    """Neither shuffles nor state hold pickles of ours; Beam's timestamps are its own."""
     kept = [line for line in steps(*JOBS[name]) if "/GroupByKey [" in line or " state " in line]
     assert len(kept) > 6
     for line in kept:
@@ -29,7 +30,7 @@ def test_nothing_of_ours_is_kept_as_a_pickle(name: str) -> None:
 
 
 def test_nothing_waits_for_the_end_of_a_stream() -> None:
-    """No side input and no summary of the whole: on Dataflow there is no end."""
+    """A stream has no side input and no summary of the whole, since on Dataflow it never ends."""
     lines = steps()
     assert not [line for line in lines if "Summarise " in line or "CountTable" in line]
     assert not [line for line in lines if "FinishFiles" in line]
@@ -37,7 +38,7 @@ def test_nothing_waits_for_the_end_of_a_stream() -> None:
 
 @pytest.mark.parametrize("more", [[], ["--output_table=p:d.t"]], ids=["files", "and tables"])
 def test_each_file_of_a_stream_is_named_as_it_is_staged(more: list[str]) -> None:
-    """Results, dead letters and minutes; an input that ends names all of them at once."""
+    """Files of a stream are named as they are staged, those of a bounded input all at once."""
 
     def named(source: str) -> list[str]:
         flags = (source, "--prompt={{ text }}", "--backend=fake", "--output_path=out", *more)

@@ -1,8 +1,8 @@
 """A launch without a cloud: gcloud's request, the launcher's argv, the recorded job.
 
-What this does not prove: that Dataflow's launcher hands over exactly these flags. They are those
-that its public logs show, one per field of the runtime environment, as strings; how it hands over
-the streaming mode is taken from the flag that Dataflow's guide names.
+This does not prove that Dataflow's launcher hands over exactly these flags. They are those in its
+public logs, one string for each field of the runtime environment; the flag for the streaming mode
+is the one in Dataflow's guide.
 """
 
 import dataclasses
@@ -72,9 +72,9 @@ def launcher_argv(launch: Json, spec: Json, project: str, region: str) -> list[s
 
     Args:
       launch: The ``launchParameter`` of the request.
-      spec: The container spec that it names; its environment gives way to the request's.
-      project: Of the request's path.
-      region: Likewise.
+      spec: The container spec that it names; the request's environment overrides its own.
+      project: The project of the request's path.
+      region: The region of the request's path.
     """
     own, given = spec["defaultEnvironment"], launch.get("environment", {})
     environment = own | given
@@ -140,9 +140,9 @@ class Launched:
 
     Attributes:
       code: The entry point's exit code.
-      messages: What it printed.
+      messages: Its output.
       jobs: The job requests that Dataflow got.
-      objects: What lies in the bucket, by name.
+      objects: The objects of the bucket, by name.
     """
 
     code: int
@@ -221,7 +221,7 @@ def storage(cloud: LoopbackCloud) -> Client:
 def run_entry_point(
     cloud: LoopbackCloud, dataflow: DataflowServer, argv: Sequence[str]
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs the entry point like the launcher, in its own process, to its end."""
+    """Runs the entry point in its own process to its end, like the launcher."""
     environment = cloud.subprocess_environment()
     paths = [str(ROOT), environment["PYTHONPATH"]]
     environment["PYTHONPATH"] = os.pathsep.join(paths)

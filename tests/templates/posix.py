@@ -1,4 +1,4 @@
-"""POSIX extended regular expressions, which the service promises, matched by the C library."""
+"""POSIX extended regular expressions, as the service documents, matched by the C library."""
 
 import ctypes
 import functools
@@ -18,7 +18,7 @@ def compiled(pattern: str) -> "ctypes.Array[ctypes.c_char]":
     """A compiled pattern.
 
     Raises:
-      ValueError: The C library refuses it.
+      ValueError: The C library rejects it.
     """
     regex = ctypes.create_string_buffer(_SIZE)
     if code := _library().regcomp(regex, pattern.encode(), _EXTENDED):

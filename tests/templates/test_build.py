@@ -1,6 +1,6 @@
 """The build request and the validation of a launch, with a fake gcloud.
 
-What this does not prove: that Cloud Build runs it, and that the build's identity may do so.
+This does not prove that Cloud Build runs it, and that the build's identity may do so.
 """
 
 import json
@@ -55,7 +55,7 @@ def _substitutions(command: str) -> dict[str, str]:
 
 
 def test_the_build_request(tmp_path: Path) -> None:
-    """It has every substitution, the commit and both identities; the source is in the bucket."""
+    """It has every substitution, the commit and both identities; the bucket has the source."""
     code, printed, commands = build(tmp_path, "--service_account=builder@p", "--worker=worker@p")
     assert code == 0, printed
     submitted = commands[-1]
@@ -77,7 +77,7 @@ def test_the_build_request(tmp_path: Path) -> None:
 
 
 def test_specs_for_gpus_never_become_stale(tmp_path: Path) -> None:
-    """If the bucket has some, a build without them is refused before it starts."""
+    """A build without the specs for GPUs is rejected before it starts if the bucket has some."""
     code, printed, commands = build(tmp_path, gpu_spec=True)
     assert code == 2
     assert printed.startswith("error: gs://b/templates/batch-gpu.json exists")
@@ -88,7 +88,7 @@ def test_specs_for_gpus_never_become_stale(tmp_path: Path) -> None:
 
 
 def test_promotion_comes_last() -> None:
-    """Live specs change only after all specs were validated, under their tag."""
+    """Live specs change only after all specs were validated under their tag."""
     text = (ROOT / "templates/cloudbuild.yaml").read_text("utf-8")
     steps = {step["id"]: step["args"][-1] for step in yaml.safe_load(text)["steps"]}
     assert list(steps)[-3:] == ["copy", "validate", "promote"]
@@ -115,7 +115,7 @@ def _environment(*flags: str) -> Any:
 
 
 def test_validation_names_the_workers_identity() -> None:
-    """The caller must be allowed to act as it; the default is the project's."""
+    """The caller must be allowed to act as the workers' identity, by default the project's."""
     assert _environment("--service_account=worker@p") == {
         "tempLocation": "gs://b/tmp",
         "serviceAccountEmail": "worker@p",
@@ -124,7 +124,7 @@ def test_validation_names_the_workers_identity() -> None:
 
 
 def test_validation_needs_parameters() -> None:
-    """Every template has required parameters."""
+    """Validation needs parameters, because every template has required ones."""
     done = _validate("--dry_run")
     assert done.returncode == 2
     assert done.stderr.startswith("error: there are no parameters")

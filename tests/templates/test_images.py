@@ -1,6 +1,6 @@
 """Images, lock files, scripts and the build, as far as checks work without a container engine.
 
-What this does not prove: that the images build and start. Nobody here has built them.
+This does not prove that the images build and start: no test builds them.
 """
 
 import doctest
@@ -48,8 +48,8 @@ def _pins(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_locks_are_whole(name: str) -> None:
-    """Every line pins one version by its hashes, and names no index."""
+def test_locks_are_complete(name: str) -> None:
+    """Every line of a lock file pins one version by its hashes and names no index."""
     text = (TEMPLATES / name).read_text("utf-8")
     entries = re.split(r"\n(?=[A-Za-z0-9])", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE))
     assert len(entries) == len(_pins(name)) > 50
@@ -60,7 +60,7 @@ def test_locks_are_whole(name: str) -> None:
 
 
 def test_the_lock_has_what_the_code_needs() -> None:
-    """All requirements of setup.py and their own, recursively, in the tested versions."""
+    """The lock file has all requirements of setup.py, recursively, in the tested versions."""
     pins = _pins("requirements.lock")
     tested = {}
     for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines():
@@ -111,7 +111,7 @@ def _base_requirements() -> list[str]:
 
 
 def test_the_gpu_lock_follows_its_input() -> None:
-    """It has the version of vLLM that requirements-gpu.in requires."""
+    """The lock file has the version of vLLM that requirements-gpu.in requires."""
     text = (TEMPLATES / "requirements-gpu.in").read_text("utf-8")
     wanted = [Requirement(line) for line in text.splitlines() if not line.startswith("#")]
     pins = _pins("requirements-gpu.lock")
@@ -124,7 +124,7 @@ _DRIVERS = {12: 525, 13: 580}
 
 
 def test_the_driver_follows_the_gpu_lock() -> None:
-    """Another CUDA in the lock file requires another minimum, perhaps other GPUs."""
+    """A new CUDA in the lock file requires a new minimum driver and perhaps other GPUs."""
     major = int(_pins("requirements-gpu.lock")["nvidia-cuda-runtime"].partition(".")[0])
     assert _DRIVERS[major] == MINIMUM_DRIVER
     help_text = GPU_DRIVER.help
@@ -134,7 +134,7 @@ def test_the_driver_follows_the_gpu_lock() -> None:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_the_guide_counts_the_packages(name: str) -> None:
-    """The guide's number is that of the lock file."""
+    """The guide's number of packages is that of the lock file."""
     guide = (ROOT / "docs/deploy.md").read_text("utf-8")
     assert f"{len(_pins(name))} pinned packages" in guide
 
@@ -144,7 +144,7 @@ def test_the_guide_counts_the_packages(name: str) -> None:
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_dockerfiles_pass_their_linter(name: str) -> None:
-    """Hadolint reports nothing."""
+    """Hadolint reports nothing for any Dockerfile."""
     done = subprocess.run(
         [_tool("hadolint"), f"templates/{name}"], cwd=ROOT, capture_output=True, text=True
     )
@@ -153,7 +153,7 @@ def test_dockerfiles_pass_their_linter(name: str) -> None:
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_images_copy_existing_files(name: str) -> None:
-    """Each copied file exists in the repository, and .dockerignore does not exclude it."""
+    """Each copied file is in the repository, and .dockerignore does not exclude it."""
     text = (TEMPLATES / name).read_text("utf-8")
     let_through = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE):
@@ -164,7 +164,7 @@ def test_images_copy_existing_files(name: str) -> None:
 
 
 def test_the_image_has_beams_version() -> None:
-    """Boot program, SDK and code have the same Beam; vLLM is outside of its packages."""
+    """Boot program, SDK and code have the same Beam; vLLM is outside its packages."""
     text = (TEMPLATES / "Dockerfile").read_text("utf-8")
     found = re.search(r"apache/beam_python3\.11_sdk:(\S+)", text)
     assert found is not None
@@ -207,7 +207,7 @@ def test_scripts_explain_themselves(name: str) -> None:
 
 
 def test_build_steps() -> None:
-    """Test, image, spec, check, promotion, in this order; scripts exist; substitutions too."""
+    """The build tests, makes image and spec, checks and promotes, using files that exist."""
     text = (TEMPLATES / "cloudbuild.yaml").read_text("utf-8")
     build = yaml.safe_load(text)
     ids = [step["id"] for step in build["steps"]]
@@ -235,13 +235,13 @@ def test_build_steps() -> None:
 
 @pytest.mark.parametrize("module", [main, render])
 def test_examples(module: ModuleType) -> None:
-    """The docstrings' examples hold."""
+    """The examples of the docstrings run as written."""
     tried = doctest.testmod(module)
     assert (tried.failed, tried.attempted > 0) == (0, True)
 
 
 def test_switches_of_the_launcher() -> None:
-    """A launch carries strings: switches lose their value, all else is unchanged."""
+    """Switches lose the string value that a launch passes; all other flags are unchanged."""
     argv = ["--update=true", "--use_public_ips=False", "--no_use_public_ips=true", "--region=r"]
     argv += ["--streaming", "--accept_truncated=true", "--enable_streaming_engine=1", "--x=false"]
     assert main.launcher_flags(argv) == [

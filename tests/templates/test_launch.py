@@ -1,7 +1,7 @@
 """A real launch: gcloud, the launcher's argv, our entry point, the recorded job.
 
 Each launch is a process of its own, with Google's clients, against services on loopback; the
-docstring of `tests.templates.launches` says what that does not prove.
+docstring of `tests.templates.launches` lists the limits of this.
 """
 
 import json
@@ -53,7 +53,7 @@ def test_batch_job_from_gcloud_to_dataflow(
     assert job["labels"] == {
         "goog-dataflow-provided-template-type": "flex",
         "pipeline": "batch-inference",
-        "team": "ml",  # ours wins over the launch's
+        "team": "ml",  # ours overrides the launch's
         "env": "test",
     }
     pool = found.pool
@@ -87,7 +87,7 @@ def test_batch_job_from_gcloud_to_dataflow(
 def test_template_location(
     dataflow: DataflowServer, loopback_cloud: LoopbackCloud, inputs: str
 ) -> None:
-    """As in the launcher: the job is a file, there is no call to Dataflow, and no wait."""
+    """The job is written to a file, without a call to Dataflow and without a wait."""
     argv = template_argv(inputs)
     found = launch(loopback_cloud, dataflow, inputs, [*argv, "--wait=true"])
     assert found.code == 0, found.messages
@@ -126,7 +126,7 @@ def test_refused_launches(
     more: list[str],
     message: str,
 ) -> None:
-    """The launcher sees a failure, its log has the remedy, and nothing is staged."""
+    """A rejected launch fails for the launcher, logs the remedy and stages nothing."""
     found = launch(loopback_cloud, dataflow, inputs, [*template_argv(inputs), *more])
     assert found.code == 2
     assert message in found.messages
@@ -137,7 +137,7 @@ def test_refused_launches(
 
 
 def test_update_and_drain(script: Script, dataflow: DataflowServer) -> None:
-    """An update is marked as one and keeps the name; draining finds the job by its name."""
+    """An update is marked as one and keeps the name; a drain finds the job by its name."""
     done = script(
         "update_streaming.sh", "--project=p", "--region=us-central1", "--bucket=b",
         "--job=answers", "--mappings=Old=New", "--compatibility=2.77.0", "model=m",
@@ -189,14 +189,14 @@ def test_drain_of_a_missing_job(script: Script) -> None:
     ],
 )
 def test_wrong_use(script: Script, name: str, arguments: list[str], message: str) -> None:
-    """Exit code 2, with the remedy, before any call."""
+    """A usage error returns 2 with the remedy before any call."""
     done = script(name, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {message}")
 
 
 def test_validate(script: Script, dataflow: DataflowServer) -> None:
-    """The request only validates; the token is not an argument."""
+    """The request only validates, and the token is not an argument."""
     done = script(
         "validate.sh", "--project=p", "--region=us-central1", "--dry_run",
         "--template=gs://b/templates/batch.json", 'prompt={"a": "b=c"}',

@@ -1,6 +1,6 @@
-"""One launch per template with all parameters that can be combined: none disturbs another.
+"""One launch per template with all parameters that can be combined.
 
-What each of them changes is in `tests.templates.test_parameters`.
+`tests.templates.test_parameters` tests the effect of each.
 """
 
 import pytest
@@ -82,13 +82,20 @@ _OTHER_PROMPTS = {"prompt_file", "system_prompt_file", "messages_field", "reques
 _OTHER_INPUTS = {"input_table", "input_query", "input_dead_letters"}
 _OF_TABLES = {"input_fields", "input_filter", "temp_dataset"}
 _OF_BACKENDS = {"instance_fields", "predict_method", "api_key_secret"}
+_OF_EMBEDDINGS = {"embedding_batch_size"}
 LEFT_OUT = {
-    BATCH: _OTHER_PROMPTS | _OTHER_INPUTS | _OF_TABLES | _OF_BACKENDS | {"generate_api"},
+    BATCH: _OTHER_PROMPTS
+    | _OTHER_INPUTS
+    | _OF_TABLES
+    | _OF_BACKENDS
+    | _OF_EMBEDDINGS
+    | {"generate_api"},
     STREAMING: _OTHER_PROMPTS
     | _OF_BACKENDS
+    | _OF_EMBEDDINGS
     | {"endpoint", "model_project", "model_location", "service_tier"},
 }
-"""Parameters for another input, prompt or backend than the ones here."""
+"""Parameters for another input, prompt, task or backend than those used here."""
 
 
 def _parameters(template: str, bucket: str, dataset: str) -> dict[str, str]:

@@ -45,7 +45,7 @@ def _launched(
 def test_gpus_for_the_step_that_calls_the_model(
     script: Script, dataflow: DataflowServer, loopback_cloud: LoopbackCloud, inputs: str
 ) -> None:
-    """Its machine fits the number of GPUs; all other steps have an ordinary one."""
+    """The calling step's machine fits its number of GPUs; other steps have an ordinary one."""
     found = _launched(
         script, dataflow, loopback_cloud, inputs,
         "--gpu=nvidia-l4", "--gpu_count=2", "--gpu_driver=580", "--reservation=automatic",
@@ -62,7 +62,7 @@ def test_gpus_for_the_step_that_calls_the_model(
 def test_gpus_for_all_workers(
     script: Script, dataflow: DataflowServer, loopback_cloud: LoopbackCloud, inputs: str
 ) -> None:
-    """A service option of Dataflow requests them: no step has a resource hint."""
+    """A service option of Dataflow requests GPUs for all workers, without resource hints."""
     accelerator = "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver:5xx"
     found = _launched(
         script, dataflow, loopback_cloud, inputs,
@@ -77,7 +77,7 @@ def test_gpus_for_all_workers(
 def test_the_template_without_gpus_refuses_them(
     script: Script, dataflow: DataflowServer, inputs: str
 ) -> None:
-    """Like the service: its form has neither the backend nor the GPU."""
+    """Without GPUs the template's form has neither the backend nor the GPU, as at the service."""
     spec = render.container_spec(BATCH, "image")
     for words, message in (
         (["backend=vllm", "model=m"], "backend=vllm does not match"),

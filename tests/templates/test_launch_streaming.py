@@ -62,7 +62,7 @@ def _streamed(
 def test_streaming_job_and_its_update(
     script: Script, dataflow: DataflowServer, loopback_cloud: LoopbackCloud, inputs: str
 ) -> None:
-    """A stream, on the Streaming Engine, exactly once; an update finds every step again."""
+    """A stream runs on the Streaming Engine with exactly-once; an update finds every step again."""
     flags = [*_flags(loopback_cloud, inputs), *FAKE]
     done = script("run_streaming.sh", *flags)
     assert done.returncode == 0, done.stderr
@@ -89,7 +89,7 @@ def test_streaming_job_and_its_update(
 def test_stream_with_gpus(
     script: Script, dataflow: DataflowServer, loopback_cloud: LoopbackCloud, inputs: str
 ) -> None:
-    """Only one step has them; all names are those of a stream without GPUs."""
+    """Only one step has GPUs, and all names are those of a stream without them."""
     done = script(
         "run_streaming.sh", *_flags(loopback_cloud, inputs), "--gpu=nvidia-l4",
         "backend=vllm", "model=gs://b/models/m", "--experiment=streaming_mode_at_least_once",
@@ -114,7 +114,7 @@ def test_streaming_template_location(
     inputs: str,
     update: bool,
 ) -> None:
-    """As in the launcher: the job is a file; the service finds the job that an update replaces."""
+    """The job is written to a file, and the service finds the job that an update replaces."""
     dataflow.jobs.append(RUNNING)
     name = "update_streaming.sh" if update else "run_streaming.sh"
     done = script(name, *_flags(loopback_cloud, inputs), *FAKE)

@@ -1,7 +1,7 @@
 """Every parameter of the templates has an effect: the pipeline built with it differs.
 
-What the run's summary tells of the flags is left out, and so are times: nothing else changes between
-two builds. Apache Beam's own three are found in a recorded request by `tests.templates.test_launch`.
+The flags in the run's summary and times are left out: nothing else changes between two builds.
+`tests.templates.test_launch` finds Apache Beam's own three in a recorded request.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ OF_BACKEND = {
     "vertex_endpoint": {"endpoint": "projects/p/locations/l/endpoints/1"},
     "openai": {"endpoint": "http://h/v1"},
 }
-"""Required parameters of a backend beside the model."""
+"""Required parameters of a backend besides the model."""
 VALUES = {
     "accept_truncated": "true",
     "backend": "fake",
@@ -86,12 +86,13 @@ BESIDE: dict[str, dict[str, str]] = {
     "gpu_machine_type": {"backend": "vllm", "gpu_type": "nvidia-l4"},
     "exactly_once": {"write_method": "storage_write"},
     "prefix_chars": {"order_by_prefix": "data_set"},
+    "embedding_batch_size": {"task": "embed"},
 }
-"""What has to be given, or left out (''), with a parameter."""
+"""Parameters that must be set, or left out (''), together with another one."""
 OPPOSITES = {("exactly_once", Mode.STREAMING): "true"}
-"""Where a template's own default is the value that the other needs."""
+"""Parameters whose template default is the value that the other job needs."""
 AT_LAUNCH = {("write_mode", Mode.STREAMING)}
-"""What a job does not differ by: a stream adds rows, and `fail` refuses a table that has some."""
+"""Parameters that change no graph: a stream adds rows, and `fail` rejects a table with rows."""
 FILES = {
     "prompt_file": "Tell {{ text }}",
     "system_prompt_file": "Be short.",
@@ -113,7 +114,7 @@ def _value(flag: Flag[Any], folder: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _no_random_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RunInference adds one to each of its steps."""
+    """Removes the random key that RunInference adds to each of its steps."""
     monkeypatch.setattr(uuid, "uuid1", lambda: uuid.UUID(int=0))
 
 
@@ -136,12 +137,12 @@ def _steps(flags: frozenset[tuple[str, str]]) -> dict[str, bytes]:
             for part in (step, components.environments[step.environment_id])
         )
         for step in components.transforms.values()
-        if step.spec.urn != python_urns.PICKLED_TRANSFORM  # what it is made of runs, not itself
+        if step.spec.urn != python_urns.PICKLED_TRANSFORM  # its parts run, not the composite itself
     }
 
 
 def _flags(flag: Flag[Any], mode: Mode, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Two jobs: with a parameter, and as nearly the same as may be without it."""
+    """The flags of two jobs: with a parameter, and as similar as possible without it."""
     place = place_of(flag)
     without = {**JOB, **INPUTS[mode], **BESIDE.get(flag.name, {})}
     if place.parent == "backend":
@@ -159,14 +160,14 @@ def _flags(flag: Flag[Any], mode: Mode, folder: Path) -> tuple[dict[str, str], d
     ("flag", "mode"), _OFFERED, ids=lambda each: getattr(each, "value", each.name)
 )
 def test_every_parameter_has_an_effect(flag: Flag[Any], mode: Mode, tmp_path: Path) -> None:
-    """In the graph, with everything else the same; or it is known to act before there is one."""
+    """Every parameter changes the graph, or is known to act before there is one."""
     given, without = _flags(flag, mode, tmp_path)
     assert (_built(given) == _built(without)) is ((flag.name, mode) in AT_LAUNCH)
 
 
 @pytest.mark.parametrize("mode", Mode)
 def test_nothing_else_changes_a_pipeline(mode: Mode) -> None:
-    """Two builds of the same flags are the same: a difference is the parameter's."""
+    """Two builds of the same flags are equal, so any difference is the parameter's."""
     first = _built({**JOB, **INPUTS[mode]})
     _steps.cache_clear()
     assert _built({**JOB, **INPUTS[mode]}) == first

@@ -1,4 +1,4 @@
-"""The rendered templates: strict messages of the API, patterns that work, and no drift."""
+"""The rendered templates: strict API messages, working patterns, and no drift."""
 
 import json
 import pathlib
@@ -38,7 +38,7 @@ def spec(template: render.Template, worker_image: str = "") -> api.ContainerSpec
 
 @EACH
 def test_specs_are_messages_of_the_api(template: render.Template) -> None:
-    """The round trip loses nothing."""
+    """A spec survives the round trip through the API's message."""
     document = render.container_spec(template, IMAGE, GPU_IMAGE)
     message = json_format.ParseDict(document, api.ContainerSpec.pb(api.ContainerSpec()))
     back = json_format.MessageToDict(message)
@@ -46,14 +46,14 @@ def test_specs_are_messages_of_the_api(template: render.Template) -> None:
 
 
 def _without_defaults(value: Any) -> Any:
-    """Proto3 omits false and empty values."""
+    """The value without the false and empty ones, which proto3 omits."""
     if isinstance(value, dict):
         return {k: _without_defaults(v) for k, v in value.items() if v not in (False, [], "")}
     return [_without_defaults(v) for v in value] if isinstance(value, list) else value
 
 
 def test_the_check_is_strict() -> None:
-    """A misspelt key, which public templates have, is refused."""
+    """A misspelt key, as in public templates, is rejected."""
     document = render.container_spec(render.TEMPLATES[0], IMAGE)
     document["metadata"]["parameters"][0]["optional"] = True
     with pytest.raises(json_format.ParseError, match="optional"):
@@ -61,7 +61,7 @@ def test_the_check_is_strict() -> None:
 
 
 def test_streaming_flags() -> None:
-    """Those that ``gcloud dataflow flex-template build`` would omit."""
+    """The specs have the flags that ``gcloud dataflow flex-template build`` would omit."""
     batch, streaming = map(spec, render.TEMPLATES)
     assert (batch.metadata.streaming, streaming.metadata.streaming) == (False, True)
     assert batch.metadata.supports_exactly_once
@@ -76,7 +76,7 @@ def test_streaming_flags() -> None:
 
 @EACH
 def test_workers_have_our_image(template: render.Template) -> None:
-    """The launcher's image, or the one for GPUs; the launch chooses machines and disks."""
+    """Workers have the launcher's image or the one for GPUs; machines are set per launch."""
     cpu, gpu = spec(template), spec(template, GPU_IMAGE)
     assert (cpu.image, cpu.default_environment.sdk_container_image) == (IMAGE, IMAGE)
     assert (gpu.image, gpu.default_environment.sdk_container_image) == (IMAGE, GPU_IMAGE)
@@ -93,7 +93,7 @@ def test_workers_have_our_image(template: render.Template) -> None:
 @GPUS
 @EACH
 def test_parameters_are_the_options(template: render.Template, worker_image: str) -> None:
-    """Every flag of the command line that suits the template, and nothing else."""
+    """Parameters are every flag of the command line that suits the template, and nothing else."""
     names = [parameter.name for parameter in spec(template, worker_image).metadata.parameters]
     assert len(names) == len(set(names))
     left_out = {n for n, flag in BY_NAME.items() if template.mode not in place_of(flag).templates}
@@ -123,8 +123,8 @@ def test_backends_follow_the_image(template: render.Template) -> None:
 
 @GPUS
 @EACH
-def test_parameters_say_what_they_are(template: render.Template, worker_image: str) -> None:
-    """A label, a help text, a default, and one place in the form; a parent before its children."""
+def test_parameters_describe_themselves(template: render.Template, worker_image: str) -> None:
+    """A parameter has a label, a help text, a default and one place, after its parent."""
     gpu, seen = bool(worker_image), set[str]()
     for parameter in spec(template, worker_image).metadata.parameters:
         flag = BY_NAME[parameter.name]
@@ -145,7 +145,7 @@ def test_parameters_say_what_they_are(template: render.Template, worker_image: s
 
 @EACH
 def test_required_parameters(template: render.Template) -> None:
-    """The service refuses a launch without them; the launcher checks all other combinations."""
+    """The service rejects a launch without them; the launcher checks all other combinations."""
     parameters = spec(template, GPU_IMAGE).metadata.parameters
     required = {parameter.name for parameter in parameters if not parameter.is_optional}
     assert required == {"model"} | (
@@ -156,7 +156,7 @@ def test_required_parameters(template: render.Template) -> None:
 @GPUS
 @EACH
 def test_patterns_accept_their_own_values(template: render.Template, worker_image: str) -> None:
-    """Each compiles as POSIX extended, is anchored, accepts its example, default and choices."""
+    """Each pattern is POSIX extended, anchored, and matches its example, default and choices."""
     gpu = bool(worker_image)
     for parameter in spec(template, worker_image).metadata.parameters:
         flag = BY_NAME[parameter.name]
@@ -172,7 +172,7 @@ def test_patterns_accept_their_own_values(template: render.Template, worker_imag
 
 @pytest.mark.parametrize("flag", BY_NAME.values(), ids=str)
 def test_forms(flag: Any) -> None:
-    """Every kind's form works; console types are the API's."""
+    """Every kind's form works, and console types are the API's."""
     form = flag.kind.form
     assert form.param_type in api.ParameterType.__members__
     if form.pattern:
@@ -209,13 +209,13 @@ def test_forms(flag: Any) -> None:
         (BY_NAME["endpoint"].kind, "models.example.com", False),
     ],
 )
-def test_what_patterns_refuse(kind: Kind[Any], value: str, accepted: bool) -> None:
-    """A wrong value is caught in the form, before anything is started."""
+def test_values_that_patterns_reject(kind: Kind[Any], value: str, accepted: bool) -> None:
+    """A wrong value is rejected in the form, before anything starts."""
     assert matches(kind.form.pattern, value) is accepted
 
 
-def test_flags_stand_under_what_they_need() -> None:
-    """Below the backends that take them or as they say, so that they are shown when they apply."""
+def test_flags_are_shown_under_the_flags_they_need() -> None:
+    """A flag is shown under the backends or the flag that it goes with."""
     for name, backends, gpu in (
         ("vllm_args", ("vllm",), True),
         ("gpu_type", ("vllm", "sentence_transformers"), True),
@@ -234,14 +234,14 @@ def test_flags_stand_under_what_they_need() -> None:
 
 
 def test_metadata_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is the output of ``python -m templates.render``."""
+    """The metadata is the output of ``python -m templates.render``."""
     assert render.main(["--check"]) == 0, capsys.readouterr().err
 
 
 def test_drift_fails(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message names the command that repairs it, which works."""
+    """The message names the command that repairs drift."""
     monkeypatch.setattr(render, "METADATA", tmp_path / "metadata")
     assert render.main(["--check"]) == 1
     assert "run python -m templates.render" in capsys.readouterr().err
@@ -251,7 +251,7 @@ def test_drift_fails(
 
 
 def test_specs_are_written(tmp_path: pathlib.Path) -> None:
-    """One per template, twice as many with a GPU image."""
+    """Each template has one spec, and a second one with a GPU image."""
     assert render.main([f"--image={IMAGE}", f"--folder={tmp_path}"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["batch.json", "streaming.json"]
     render.main([f"--image={IMAGE}", f"--gpu_image={GPU_IMAGE}", f"--folder={tmp_path}"])
@@ -261,7 +261,7 @@ def test_specs_are_written(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_spec_needs_image_and_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    """One without the other is wrong use."""
+    """An image without a folder, or the reverse, is a usage error."""
     with pytest.raises(SystemExit):
         render.main([f"--image={IMAGE}"])
     assert re.search("both --image and --folder", capsys.readouterr().err)

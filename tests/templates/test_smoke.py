@@ -1,6 +1,6 @@
 """The smoke test's own logic, with fake gcloud and bq.
 
-What this does not prove: that the commands do in a real project what they are to do.
+This does not prove that the commands work in a real project.
 """
 
 import os
@@ -65,7 +65,7 @@ def smoke(
 
 
 def test_all_goes_well(tmp_path: Path) -> None:
-    """Both jobs, 100 messages, resources and cost; at the end everything created is deleted."""
+    """Both jobs, 100 messages, resources and cost are checked; then everything is deleted."""
     code, printed, commands = smoke(tmp_path)
     assert code == 0, printed
     assert "batch: 100 results, 0 dead letters, model cost (list price) USD 0.0042" in printed
@@ -92,7 +92,7 @@ def test_all_goes_well(tmp_path: Path) -> None:
 
 
 def test_a_run_that_does_not_reconcile(tmp_path: Path) -> None:
-    """It fails with the numbers, and cleans up anyway unless --keep is set."""
+    """It fails with the numbers and still cleans up, unless --keep is set."""
     code, printed, commands = smoke(tmp_path, "--only=batch", rows=99)
     assert code == 1
     assert "FAILED: batch does not reconcile: 100 records, 99 results of 99 ids" in printed
@@ -107,14 +107,14 @@ def test_a_run_that_does_not_reconcile(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("summary", ["99 true", "100 false", ""])
 def test_a_summary_that_disagrees(tmp_path: Path, summary: str) -> None:
-    """The rows alone are no proof: the run's summary has to agree."""
+    """The rows must agree with the run's summary."""
     code, printed, _ = smoke(tmp_path, "--only=batch", summary=summary)
     assert code == 1
     assert f"FAILED: batch_runs says '{summary}' (records, reconciled)" in printed
 
 
 def test_the_workers_identity(tmp_path: Path) -> None:
-    """Both jobs run as it, and it gets access to their resources."""
+    """Both jobs run as the workers' identity, which gets access to their resources."""
     account = "worker@my-project.iam.gserviceaccount.com"
     code, printed, commands = smoke(tmp_path, f"--service_account={account}")
     assert code == 0, printed
@@ -126,7 +126,7 @@ def test_the_workers_identity(tmp_path: Path) -> None:
 
 
 def test_the_prices_are_beams() -> None:
-    """They equal the constants that the script names as its source."""
+    """The prices equal the constants that the script names as its source."""
     text = (ROOT / "templates/smoke.sh").read_text("utf-8")
     for kind in ("batch", "streaming"):
         upper = kind.upper()
@@ -141,7 +141,7 @@ def test_the_prices_are_beams() -> None:
 
 
 def test_a_dry_run_calls_nothing(tmp_path: Path) -> None:
-    """It prints its commands."""
+    """A dry run prints its commands and runs none."""
     code, printed, commands = smoke(tmp_path, "--dry_run")
     assert code == 0
     assert printed.count("flex-template run") == 2
@@ -151,7 +151,7 @@ def test_a_dry_run_calls_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flag", ["--bucke=b", "--only=stream"])
 def test_wrong_use(tmp_path: Path, flag: str) -> None:
-    """Exit code 2, before anything is created."""
+    """A usage error returns 2 before anything is created."""
     code, printed, commands = smoke(tmp_path, flag)
     assert (code, commands) == (2, [])
     assert printed.startswith(f"error: unknown flag {flag}")

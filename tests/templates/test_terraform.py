@@ -1,7 +1,7 @@
 """The Terraform module: it parses, and every reference has a declaration.
 
-What this does not prove: that the provider takes it. Its schema is not on this machine, so neither
-``terraform validate`` nor a plan has been run. Terraform evaluates the locals without it.
+This does not prove that the provider accepts it. Without the provider's schema neither a plan nor
+``terraform validate`` can run; Terraform evaluates the locals without it.
 """
 
 import json
@@ -61,7 +61,7 @@ def _resources() -> dict[str, str]:
 
 
 def test_it_parses() -> None:
-    """It declares all resources of a deployment."""
+    """The module parses and declares all resources of a deployment."""
     resources = _names("resource")
     assert len(resources) == len(set(resources))
     kinds = {name.partition(".")[0] for name in resources}
@@ -79,7 +79,7 @@ def test_it_parses() -> None:
 
 
 def test_it_is_formatted() -> None:
-    """It is the output of ``terraform fmt``, which also parses it."""
+    """The module is the output of ``terraform fmt``, which also parses it."""
     if shutil.which("terraform") is None:
         missing_part("terraform is not installed")
     done = subprocess.run(
@@ -93,7 +93,7 @@ def test_it_is_formatted() -> None:
 
 
 def test_every_reference_resolves() -> None:
-    """All used variables, locals and resources are declared, and all declared ones used."""
+    """All used variables, locals and resources are declared, and all declared ones are used."""
     variables, resources = set(_names("variable")), set(_names("resource"))
     declared_locals = set(_names("locals"))
     assert set(re.findall(r"\bvar\.(\w+)", TEXT)) == variables
@@ -117,7 +117,7 @@ def test_counted_resources_are_indexed() -> None:
 
 
 def test_guarantees_of_a_deployment() -> None:
-    """Retention, drain, private addresses, and an alert per kind of trouble."""
+    """A deployment sets retention, drain, private addresses, and an alert per kind of trouble."""
     assert TEXT.count('message_retention_duration = "604800s"') == 2
     assert re.search(r'on_delete += "drain"', TEXT)
     assert "skip_wait_on_job_termination = false" in TEXT
@@ -132,7 +132,7 @@ def test_guarantees_of_a_deployment() -> None:
 
 
 def test_files_of_a_running_job_are_not_deleted() -> None:
-    """Only old files of tmp/ are deleted, after the longest batch run."""
+    """Only old files of tmp/ are deleted, later than the longest batch run."""
     bucket = _resources()["google_storage_bucket.work"]
     assert bucket.count("matches_prefix") == 1
     assert 'matches_prefix = ["tmp/"]' in bucket
@@ -148,7 +148,7 @@ def test_files_of_a_running_job_are_not_deleted() -> None:
     ],
 )
 def test_jobs_depend_on_all_permissions_of_their_identity(job: str, others: set[str]) -> None:
-    """They also end before any of them is removed: a drain has to pull images."""
+    """Jobs depend on all permissions of their identity, so that a drain can still pull images."""
     body = _resources()[job]
     waits = set(re.findall(r"^    (google_\w+\.\w+),$", body, re.MULTILINE))
     grants = {
@@ -280,7 +280,7 @@ def _evaluated(folder: pathlib.Path, batch: Any, streaming: Any, kms_key: str | 
 
 
 def test_parameters_are_the_templates() -> None:
-    """What the module sets by itself exists in the template that it launches."""
+    """Parameters that the module sets itself exist in the template that it launches."""
     known = {flag.name for mode in Mode for flag in render.offered(mode)}
     assert known >= {"output_table", "input_subscription", "dead_letter_topic", "temp_dataset"}
 

@@ -1,4 +1,4 @@
-"""Mirrors `transforms`; what its tests share."""
+"""Mirrors `transforms`, and holds helpers that its tests share."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ JSON_OBJECTS = st.dictionaries(st.text(), JSON_VALUES, max_size=5)
 
 
 def pipeline(*arguments: str) -> beam.Pipeline:
-    """A pipeline on the pinned local runner, blind to the command line of the test run."""
+    """A pipeline on the pinned local runner that ignores the command line of the test run."""
     return beam.Pipeline(RUNNER, options=PipelineOptions(list(arguments)))
 
 
 def coded(*fields: Any, version: int = 2) -> bytes:
-    """The bytes of our coders, written without them: the version and a MessagePack array."""
+    """The bytes of our coders, built independently: the version and a MessagePack array."""
     return bytes([version]) + msgspec.msgpack.encode(fields)
 
 

@@ -1,10 +1,10 @@
 """Unbounded input without a service, on the local runner that has real-time timers.
 
 `FnApiRunner` has no `TestStream` and fires real-time timers at once, so these tests run on
-`BundleBasedDirectRunner`. A `TestStream` has a clock of its own, which starts at 0 and which no DoFn
-can read: `at` sets the clock that our transforms are given to the moment that an element names.
+`BundleBasedDirectRunner`. A `TestStream` has its own clock, which starts at 0 and which no DoFn can
+read: `at` sets the clock of our transforms to the time that an element names.
 
-What comes out is collected by a step, in order. `assert_that` groups, which here misses the end.
+A step collects the outputs in order. `assert_that` groups, and here misses the end.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _now_s = 0.0
 
 
 def stream_clock() -> float:
-    """Seconds: the moment that the latest element of a `TestStream` named."""
+    """The time in seconds that the latest element of a `TestStream` named."""
     return _now_s
 
 
@@ -43,10 +43,10 @@ def at(moment: tuple[float, Any]) -> Any:
 def stream(*events: Any) -> TestStream:
     """Bundles ``(moment, values)`` or ``(moment, values, timestamp)``; an int moves the watermark.
 
-    Processing time moves to each moment before its values come, in pairs with it: pass them to `at`.
-    At the end the watermark goes to infinity, as when a job is drained, by way of the global window's
-    end: timers hold it back there, but on this runner they do not, and then what they emit would be
-    late for the next grouping, and dropped.
+    Processing time moves to each moment before its values, which come in pairs with it: pass them
+    to `at`. At the end the watermark goes to infinity, as in a drain, but stops at the global
+    window's end first. Timers should hold it back there; on this runner they do not, and without
+    the stop their output would be late for the next grouping and dropped.
     """
     made, now = TestStream().advance_watermark_to(0), 0.0
     for event in events:
@@ -66,17 +66,17 @@ _collected: list[Any] = []
 
 
 def collect(value: Any) -> None:
-    """A last step: what it gets is what `collected_from` gives."""
+    """The last step: `collected_from` returns the elements that it gets."""
     _collected.append(value)
 
 
 def streaming_pipeline() -> beam.Pipeline:
-    """A streaming pipeline on the local runner, blind to the command line of the test run."""
+    """A streaming pipeline on the local runner that ignores the command line of the test run."""
     return beam.Pipeline(DIRECT_RUNNER, options=PipelineOptions(["--streaming"]))
 
 
 def collected_from(build: Callable[[beam.Pipeline], beam.PCollection[Any]]) -> list[Any]:
-    """Runs a streaming pipeline that ends; everything that came out, in order."""
+    """Runs a streaming pipeline that ends; returns its output in order."""
     _collected.clear()
     with streaming_pipeline() as root:
         _ = build(root) | "Collect" >> beam.Map(collect)
@@ -85,9 +85,9 @@ def collected_from(build: Callable[[beam.Pipeline], beam.PCollection[Any]]) -> l
 
 @contextlib.contextmanager
 def messages_from(pull: Callable[[], Sequence[bytes]]) -> Iterator[beam.PTransform]:
-    """A read of what a function gives each time it is called, one bundle each, without a service.
+    """A read of messages from a function, one bundle for each call, without a service.
 
-    The runner's own unbounded read runs, with a Pub/Sub client in this process.
+    The runner's own unbounded read runs with a Pub/Sub client in this process.
     """
 
     def response(**_: Any) -> Any:
@@ -109,7 +109,7 @@ def messages_from(pull: Callable[[], Sequence[bytes]]) -> Iterator[beam.PTransfo
 
 
 def described(pipeline: beam.Pipeline, under: str = "") -> list[str]:
-    """What an updated job has to find again: steps, state, timers and coders, below one label."""
+    """The parts of a job that its update must find again, below one label."""
     proto = pipeline.to_runner_api()
     context = PipelineContext(proto.components)
     lines = []

@@ -20,7 +20,7 @@ REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 REPOSITORY = Path(__file__).resolve().parents[2]
 TORCH_WHEELS = "https://download.pytorch.org/whl/cpu"
 UNUSED = ("torchvision", "torchaudio", "torchcodec", "triton")
-"""Their wheels do not load with this build of torch, and vLLM imports them if installed."""
+"""Packages whose wheels do not load with this build of torch; vLLM imports them if installed."""
 
 HOW_TO_GET_IT = (
     "create it with 'make vllm' (Python 3.11 and a package index), or name an existing one in "

@@ -1,4 +1,4 @@
-"""The real vLLM, from the backend to the engine: answers, parameters, poison, crashes, no orphans.
+"""The real vLLM, from the backend to the engine: answers, parameters, poison and crashes.
 
 The module has one server; tests kill it, and its successor serves the next tests.
 """
@@ -82,10 +82,15 @@ def _chats(count: int, **config: Any) -> list[Request]:
     ]
 
 
+_KEPT: list[Dispatcher] = []
+"""A dispatcher closes its client when it is dropped, and all tests share one client."""
+
+
 def _outcomes(
     client: VLLMClient, requests: Sequence[Request], meanwhile: Callable[[], None]
 ) -> list[Outcome]:
     dispatcher = Dispatcher(client, DispatchLimits(first_backoff_s=0.1, max_attempts=1))
+    _KEPT.append(dispatcher)
     thread = threading.Thread(target=meanwhile)
     thread.start()
     try:
@@ -95,7 +100,7 @@ def _outcomes(
 
 
 def test_parameters_are_each_records_own(client: VLLMClient) -> None:
-    """Length, temperature, seed and stop; the same seed returns the same answer."""
+    """Length, temperature, seed and stop are each record's own; a seed repeats its answer."""
     one = _ask(
         client, prompt("hello", generation_config={"max_output_tokens": 3, "temperature": 0})
     )
@@ -113,7 +118,7 @@ def test_parameters_are_each_records_own(client: VLLMClient) -> None:
 
 
 def test_whole_requests(client: VLLMClient) -> None:
-    """Completions with a choice, and with logprobs."""
+    """Whole requests reach completions, with a choice and with logprobs."""
     whole = {"prompt": "hi", "structured_outputs": {"choice": ["aa", "bb"]}, "logprobs": 1}
     completion = _ask(client, request_of({"request": whole}))
     assert completion.output in ("aa", "bb")
@@ -136,7 +141,7 @@ def test_structured_output(client: VLLMClient) -> None:
 
 
 def test_cached_tokens_are_counted(client: VLLMClient) -> None:
-    """A repeated prefix is cached."""
+    """A repeated prefix is counted as cached."""
     text = "the same words again " * 40
     first = _ask(client, prompt(text, generation_config={"max_output_tokens": 1}))
     second = _ask(client, prompt(text, generation_config={"max_output_tokens": 1}))
@@ -157,14 +162,14 @@ def test_cached_tokens_are_counted(client: VLLMClient) -> None:
 def test_poison_costs_its_record(
     client: VLLMClient, request_: Request, error: type[RecordError]
 ) -> None:
-    """VLLM's refusal is classified by its fields, not by its text."""
+    """Poison fails its own record; vLLM's refusal is classified by its fields, not its text."""
     with pytest.raises(error):
         _ask(client, request_)
 
 
 @pytest.mark.parametrize("victim", ["server", "engine"])
 def test_a_kill_in_the_middle_of_a_run(client: VLLMClient, victim: str) -> None:
-    """Every record gets an answer without another attempt; exactly one restart."""
+    """After a kill every record gets an answer without another attempt, from one restart."""
     server = client._servers[0]
     before = server.lease.state
 
@@ -185,7 +190,7 @@ def test_a_kill_in_the_middle_of_a_run(client: VLLMClient, victim: str) -> None:
 
 
 def test_nothing_is_left_of_a_killed_user(client: VLLMClient, backend: VLLMBackend) -> None:
-    """After SIGKILL to the server's last user, all its processes are gone within ten seconds."""
+    """All processes end within ten seconds of a SIGKILL to the server's last user."""
     state = client._servers[0].lease.state
     guard = processes.process(state.pid).parent
     mine = [state.keeper_pid, guard, state.pid]
@@ -209,7 +214,7 @@ def test_nothing_is_left_of_a_killed_user(client: VLLMClient, backend: VLLMBacke
 
 
 def test_embeddings(vllm_python: str, tiny_model: str, tmp_path: Path) -> None:
-    """The same model as a pooling one: a text beyond its context refuses all of its call."""
+    """The same model embeds as a pooling one; a text beyond its context refuses all of its call."""
     embed = VLLMBackend(
         model=tiny_model,
         task="embed",

@@ -82,12 +82,12 @@ def _part(part: Any) -> Any:
     """
     if not isinstance(part, Mapping) or part.get("type") != "media":
         return part
-    media = media_part(part.get("uri"), part.get("mime_type"), "a media part", "give a mime_type")
+    media = media_part(part.get("uri"), part.get("mime_type"), "a media part", "set its mime_type")
     uri, mime_type = media["uri"], media["mime_type"]
     if uri.startswith("gs://"):
         raise InvalidRequest(
-            f"{shown(uri)}: a server that speaks OpenAI's dialect cannot read gs:// objects; give "
-            "https:// URLs (signed ones, for instance), or use the backend gemini"
+            f"{shown(uri)}: a server that speaks OpenAI's dialect cannot read gs:// objects; use "
+            "https:// URLs (signed ones, for instance), or the backend gemini"
         )
     kind = _MEDIA_KINDS.get(mime_type.partition("/")[0].lower())
     if kind is None:

@@ -1,8 +1,8 @@
 """Lets DuckDB find its extensions in wheels, so that the emulator starts without a network.
 
-The emulator runs ``INSTALL spatial`` at its start and fails when that fails. DuckDB looks
-below ``$HOME/.duckdb`` first; the wheels ``duckdb-extension-*`` hold the same signed files
-that it would download.
+The emulator runs ``INSTALL spatial`` at its start and ends if that fails. DuckDB searches
+``$HOME/.duckdb`` first; the wheels ``duckdb-extension-*`` hold the same signed files that it would
+download.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ EXTENSIONS = ("spatial", "avro")
 
 
 def use_bundled_extensions(home: Path) -> None:
-    """Makes ``home`` this process's home folder, with the extensions linked below it."""
+    """Makes ``home`` this process's home folder and links the extensions below it."""
     os.environ["HOME"] = str(home)
     import duckdb
 

@@ -15,7 +15,7 @@ ExecuteJob = Callable[[str, str, dict[str, Any], Any], Awaitable[Any]]
 
 
 def extract_into_storage(stock_execute: ExecuteJob, storage_url: str) -> ExecuteJob:
-    """Returns an extract job handler that also uploads what the emulator's own wrote."""
+    """Returns an extract job handler that also uploads the files of the emulator's own."""
 
     async def execute(project: str, job_id: str, config: dict[str, Any], context: Any) -> Any:
         extract = config["extract"]

@@ -27,8 +27,8 @@ from tests.emulators.bigquery_shim import (
 PATCHED_VERSIONS = {"bqemulator": "1.4.0", "duckdb": "1.5.5"}
 
 CONNECTIONS = 256
-"""How many gRPC calls may be open: each connection of the Storage Write API holds a thread, and those
-beyond the emulator's own pool (cores + 4) would wait for ever."""
+"""How many gRPC calls may be open: each connection of the Storage Write API holds a thread, and
+connections beyond the emulator's own pool (cores + 4) would wait for ever."""
 
 PROJECT = "/bigquery/v2/projects/{project}"
 
@@ -62,7 +62,7 @@ def install(storage_url: str) -> None:
     grpc.aio.server = functools.partial(
         grpc.aio.server, migration_thread_pool=ThreadPoolExecutor(CONNECTIONS)
     )
-    # Time travel: a copy of the whole table for each append, and nobody reads it.
+    # Time travel copies the whole table for each append, and no test reads it.
     SnapshotManager.capture = lambda *_, **__: None
     # google-cloud-bigquery sends the file's part as */*.
     stock_is_permitted = upload._is_permitted_media_type

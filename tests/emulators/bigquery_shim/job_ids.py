@@ -1,8 +1,8 @@
 """A job id works once: a second ``jobs.insert`` with it answers 409, as the service does.
 
-Retries rely on it: a client that lost the answer sends the same id again and learns that the
-job exists. A request that is refused before it becomes a job gives its id back; a job that
-fails keeps it.
+Retries rely on it: a client that lost the answer sends the same id again and learns that the job
+exists. A request that is rejected before it becomes a job releases its id; a job that fails keeps
+it.
 """
 
 import contextlib

@@ -1,10 +1,10 @@
-"""Load jobs: atomic, strict about JSON rows, and honest about what they wrote.
+"""Load jobs: atomic, strict about JSON rows, and with the right row counts.
 
-Against the emulator's own: a job that fails leaves the table as it was; JSON rows are checked
+Unlike with the emulator's own: a job that fails leaves the table as it was; JSON rows are checked
 (see rows.py) and BYTES decoded; gzip is recognised by content; ``gs://…*`` expands; a missing
 object is ``notFound``; a table that a load creates gets its partitioning and clustering; and
-``outputRows`` counts this job's rows instead of the table's. Uploads
-(``load_table_from_file``) take the same way and keep the job id that the client chose.
+``outputRows`` counts this job's rows instead of the table's. Uploads (``load_table_from_file``) run
+the same code and keep the job id that the client chose.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ async def handle_load_job(
             statistics = {"load": {"inputFiles": str(len(files)), "outputRows": str(rows)}}
         except DomainError as error:
             error_result = {"reason": error.bq_reason, "message": error.message}
-        except Exception as error:  # DuckDB's and the readers' own: data that does not fit.
+        except Exception as error:  # errors of DuckDB and of the readers: data that does not fit
             message = f"Error while reading data, error message: {error}"
             error_result = {"reason": "invalid", "message": message}
         return JobMeta(
@@ -70,7 +70,7 @@ async def handle_load_job(
 
 
 async def _load_all_or_nothing(job: Any, files: list[Path], started: Any, ctx: Any) -> int:
-    """Loads the files in one transaction and returns how many rows they gave."""
+    """Loads the files in one transaction and returns their number of rows."""
     key = (job.project_id, job.dataset_id, job.table_id)
     async with ctx.engine.write_lock():
         created = ctx.catalog.get_table(*key) is None
@@ -122,7 +122,7 @@ def _transaction(ctx: Any) -> Any:
 
 
 def _create_table(job: Any, files: list[Path], started: Any, ctx: Any) -> None:
-    """Creates the destination, with the layout that the job asks for."""
+    """Creates the destination with the layout that the job requests."""
     key = (job.project_id, job.dataset_id, job.table_id)
     table = f"{job.project_id}:{job.dataset_id}.{job.table_id}"
     if job.create_disposition == "CREATE_NEVER":
@@ -145,7 +145,7 @@ def _create_table(job: Any, files: list[Path], started: Any, ctx: Any) -> None:
 
 
 def _replace_schema(job: Any, ctx: Any) -> None:
-    """Empties the table; WRITE_TRUNCATE would also give it the job's schema, if that differs."""
+    """Empties the table; WRITE_TRUNCATE would also set the job's schema, if that differs."""
     requested = (job.raw_config.get("schema") or {}).get("fields") or []
     meta = ctx.catalog.get_table(job.project_id, job.dataset_id, job.table_id)
     names = [field.name for field in tables._parse_schema_fields(requested)]
@@ -187,7 +187,7 @@ def _content(file: Path) -> bytes:
 
 
 def _files_of(uri: str, ctx: Any) -> list[Path]:
-    """Returns the local files behind a URI, sorted; at least one."""
+    """Returns the local files of a URI, sorted; at least one."""
     path = Path(executor._resolve_uri(uri, ctx))
     if "*" not in uri:
         files = [path] if path.is_file() else []
@@ -202,7 +202,7 @@ def _files_of(uri: str, ctx: Any) -> list[Path]:
 
 
 def keep_upload_job_id(envelope: dict[str, Any], configuration: dict[str, Any]) -> dict[str, Any]:
-    """Returns an upload's configuration with the client's job id kept beside it."""
+    """Returns an upload's configuration with the client's job id in it."""
     job_id = (envelope.get("jobReference") or {}).get("jobId")
     return {**configuration, UPLOAD_JOB_ID: job_id or upload._new_job_id()}
 

@@ -31,7 +31,7 @@ _ERROR_BY_REASON: dict[str, type[DomainError]] = {
 
 
 async def query(project: str, request: Any, context: Any, caller: Any) -> dict[str, Any]:
-    """Answers ``jobs.query``; a failed query raises what becomes its HTTP status."""
+    """Answers ``jobs.query``; a failed query raises the error of its HTTP status."""
     answer: dict[str, Any] = await jobs.query(project, request, context, caller)
     for error in answer.get("errors", []):
         raise _ERROR_BY_REASON.get(error["reason"], InvalidQueryError)(error["message"])
@@ -41,8 +41,8 @@ async def query(project: str, request: Any, context: Any, caller: Any) -> dict[s
 def with_destination_tables(stock_handle: HandleQueryJob) -> HandleQueryJob:
     """Returns the emulator's query handler plus destination tables and once-only job ids.
 
-    The rows are written first and the job's result is then read from the table, so that a
-    query that is not deterministic runs once. A dry run takes no job id.
+    The rows are written first and the job's result is then read from the table, so that a query
+    that is not deterministic runs once. A dry run uses up no job id.
     """
 
     async def handle(
@@ -80,7 +80,7 @@ def with_destination_tables(stock_handle: HandleQueryJob) -> HandleQueryJob:
 def _write_statement(
     name: str, requested: dict[str, Any], destination: dict[str, Any], context: Any
 ) -> str:
-    """Returns the statement that writes the query's rows as its disposition asks."""
+    """Returns the statement that writes the query's rows as its disposition says."""
     sql = requested["query"].rstrip().rstrip(";")
     disposition = requested.get("writeDisposition", "WRITE_EMPTY")
     existing = context.catalog.get_table(*_table_parts(destination))

@@ -1,9 +1,9 @@
 """Datasets and tables as the service lists and describes them.
 
-``datasets.list`` honours ``filter``. It matters more than it looks: after a direct read Beam
-deletes every dataset that a list filtered by its own labels returns, so an emulator that
-ignores the filter loses all datasets of the project. And schemas answer with the API's legacy
-type names (INTEGER for INT64), whatever name created the column.
+``datasets.list`` honours ``filter``, which is vital: after a direct read Beam deletes every dataset
+that a list filtered by its own labels returns, so an emulator that ignores the filter loses all
+datasets of the project. Schemas have the API's legacy type names (INTEGER for INT64), whatever name
+created the column.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def with_legacy_type_names(
 
 
 async def patch_table(names: tuple[str, str, str], request: Any, context: Any) -> dict[str, Any]:
-    """Changes a table; the columns that a new schema adds are added to what is stored, too."""
+    """Changes a table; columns that a new schema adds are added to the stored table, too."""
     before = context.catalog.get_table(*names)
     answer: dict[str, Any] = await tables.patch_table(*names, request, context)
     known = {field.name for field in before.schema_.fields} if before else set()

@@ -1,4 +1,4 @@
-"""JSON rows against a table's schema: what fits is converted, what does not is an error.
+"""JSON rows against a table's schema: values that fit are converted, others are an error.
 
 The emulator's own conversion lets unknown fields, missing REQUIRED fields and most wrong
 types pass. ``insertAll`` and JSON loads both go through ``convert_row``; they differ in how a
@@ -30,7 +30,7 @@ class InvalidRowError(ValueError):
     """
 
     def __init__(self, location: str, message: str) -> None:
-        """Keeps the location beside the message."""
+        """Keeps the location with the message."""
         super().__init__(message)
         self.location = location
 
@@ -53,7 +53,7 @@ def convert_row(
         parents: dotted path of the enclosing RECORD, with a final dot.
 
     Raises:
-        InvalidRowError: at the first thing that does not fit.
+        InvalidRowError: at the first value that does not fit.
     """
     known = {field.name.lower() for field in fields}
     for name in row:

@@ -1,14 +1,14 @@
 """The Storage Write API with the service's rules for rows, and streams that survive the server.
 
-Beside the emulator's own handler:
+Changes to the emulator's own handler:
 
 - Nested RECORD columns reach the table.
 - Rows that do not fit are ``row_errors`` of a request that appends nothing: a missing REQUIRED
-  value, JSON text that is none, a value that the column's type does not take.
+  value, invalid JSON text, a value that the column's type does not accept.
 - A field that the table lacks is ``SCHEMA_MISMATCH_EXTRA_FIELDS``.
 - Later requests of a connection may leave out the stream's name.
-- Rows and the stream's new offset are one transaction. With a data folder a server that was
-  killed at any moment goes on where the last acknowledged append, or one behind it, has ended.
+- Rows and the stream's new offset are one transaction. With a data folder, a server killed at any
+  moment continues after the last acknowledged append, or one append later.
 """
 
 import json
@@ -43,7 +43,7 @@ def arrow_schema(meta: Any) -> pa.Schema:
 def decode_rows(
     decoder: ProtoRowDecoder, rows: Sequence[bytes], fields: Sequence[Field], schema: pa.Schema
 ) -> tuple[pa.Table | None, dict[int, str]]:
-    """Returns the rows as a table, or else what is wrong with which of them."""
+    """Returns the rows as a table, or else the errors by row."""
     try:
         table = proto_rows_to_arrow_table(decoder, list(rows), schema)
     except Exception:

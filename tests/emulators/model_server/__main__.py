@@ -1,6 +1,6 @@
 """Starts the simulated model server: ``python -m tests.emulators.model_server --port 0``.
 
-What it does not prove: see the package. It is written from captures and vendor documentation, no
+Limits: see the package. It is written from captures and vendor documentation; no
 real endpoint was called; it always listens on 127.0.0.1 and nothing else.
 """
 
@@ -37,7 +37,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 async def serve(options: argparse.Namespace) -> None:
-    """Serves until SIGINT, SIGTERM or, if owned, the owner's end; says when it listens."""
+    """Serves until SIGINT, SIGTERM or, if owned, the owner's end; announces when it listens."""
     from tests.emulators.model_server import app
     from tests.emulators.owner_link import OwnerLink
 

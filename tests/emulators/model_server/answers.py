@@ -1,9 +1,9 @@
-"""What the server answers: canned text, JSON that satisfies a schema, unit vectors, token counts.
+"""The server's answers: canned text, JSON that satisfies a schema, unit vectors, token counts.
 
 Everything is a function of the request, so equal prompts get equal answers.
 
-What this does not prove: anything about a model's quality, or a tokenizer's counts (a token is four
-characters here). Written from vendor documentation, no real endpoint was called.
+This does not prove anything about a model's quality, or a tokenizer's counts (a token is four
+characters here). Written from vendor documentation; no real endpoint was called.
 """
 
 import hashlib
@@ -30,19 +30,19 @@ TICKET_SCHEMA: dict[str, Any] = {
     },
     "required": ["category", "priority", "sentiment", "summary"],
 }
-"""What ``--answer schema`` answers where a request asks for no schema of its own."""
+"""The answer of ``--answer schema`` to a request without a schema of its own."""
 
 _OPEN_SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}}
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What form of output a request asks for.
+    """The form of output that a request asks for.
 
     Attributes:
         as_json: Whether it asks for JSON at all.
-        schema: The schema it gives, if any.
-        bare_enum: Whether the value of an enum goes out without quotes (``text/x.enum``).
+        schema: The request's schema, if any.
+        bare_enum: Whether the value of an enum is sent without quotes (``text/x.enum``).
     """
 
     as_json: bool = False
@@ -66,7 +66,7 @@ class Answer:
 
 
 def tokens(text: str) -> int:
-    """Tokens of a text: one per four characters begun; 0 for an empty text."""
+    """Tokens of a text: one per four characters or part of them; 0 for an empty text."""
     return (len(text) + 3) // 4
 
 
@@ -89,7 +89,7 @@ def compose(text: str, asked: Asked, fault: str | None, mode: str = "canned") ->
     """The answer to one prompt under one soft fault (``faults.SOFT``).
 
     Args:
-        text: The text that decides: the last text part of the last user message.
+        text: The text that decides, which is the last text part of the last user message.
         asked: The form of output that the request asks for.
         fault: A soft fault, or None. Those that concern a response without content
             (``prompt-blocked``, ``no-candidates``) are the dialect's business.
@@ -114,7 +114,7 @@ def compose(text: str, asked: Asked, fault: str | None, mode: str = "canned") ->
 
 
 def unit_vector(text: str, dimensions: int) -> list[float]:
-    """A vector of length 1, decided by a hash of the text.
+    """A vector of length 1, determined by a hash of the text.
 
     Examples:
         >>> round(sum(x * x for x in unit_vector("a", 16)), 6)

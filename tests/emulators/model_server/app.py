@@ -10,7 +10,7 @@ Model calls::
 
 Its own: ``GET /health``, ``GET /_stats``, ``GET /_requests``, ``POST /_reset``.
 
-What it does not prove: see the package. It is written from captures and vendor documentation, no
+Limits: see the package. It is written from captures and vendor documentation; no
 real endpoint was called; HTTP/2, TLS and request size limits are not modelled.
 """
 
@@ -34,12 +34,12 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command line decides.
+    """The settings of the command line.
 
     Attributes:
         latency_s: Seconds to wait before each answer.
         answer_mode: ``canned`` or ``schema``.
-        api_key: The key that the OpenAI dialect wants; None accepts any or none.
+        api_key: The key that the OpenAI dialect requires; None accepts any or none.
         strict: Leave out the fields that break the SDKs' strict types.
         max_texts: The most texts of an embedding request in the OpenAI dialect; None for OpenAI's
             own limits.
@@ -117,7 +117,7 @@ class ModelServer:
         model: str | None,
         identify: Callable[[web.Request], None],
     ) -> web.StreamResponse:
-        """Counts and remembers a call around ``_serve``; a client that goes away counts too."""
+        """Counts and remembers a call around ``_serve``, also of a client that disconnects."""
         stats = self._stats
         stats.began(request.path)
         try:
@@ -179,7 +179,7 @@ class ModelServer:
             message = errors.MESSAGES.get(plan.status, "Simulated error.")
             return self._refuse(operation.error, Refused(plan.status, message), plan)
         if plan.fault == "hang":
-            await asyncio.Event().wait()  # cancelled when the client goes away
+            await asyncio.Event().wait()  # cancelled when the client disconnects
         if plan.fault == "malformed":
             return web.Response(body=b"this is not JSON {", content_type="application/json")
         if plan.fault == "wrong-shape":
@@ -247,7 +247,7 @@ class ModelServer:
 
 
 def _texts(operation: Operation, call: Call) -> list[str]:
-    """The texts of a call; a body of quite another shape is the client's error."""
+    """The texts of a call; a body of another shape is the client's error."""
     try:
         return operation.texts(call)
     except (AttributeError, KeyError, TypeError) as error:
@@ -267,7 +267,7 @@ async def running(settings: Settings, port: int = 0) -> AsyncIterator[str]:
     """Serves on 127.0.0.1 inside the block and yields the base URL.
 
     Args:
-        settings: What the server does.
+        settings: The server's behaviour.
         port: TCP port; 0 takes a free one.
     """
     runner = web.AppRunner(

@@ -1,7 +1,7 @@
-"""Error bodies as Google, OpenAI and vLLM word them.
+"""Error bodies in the words of Google, OpenAI and vLLM.
 
-What this does not prove: which error a real service sends when. It is written from captures and
-vendor documentation, no real endpoint was called.
+This does not prove which error a real service sends when. It is written from captures and vendor
+documentation; no real endpoint was called.
 """
 
 from tests.emulators.model_server.faults import Plan
@@ -31,7 +31,7 @@ MESSAGES = {
     503: "The service is currently unavailable.",
     504: "Deadline expired before operation could complete.",
 }
-"""What a ``[[http:CODE]]`` marker says."""
+"""The message of a ``[[http:CODE]]`` marker."""
 
 _OPENAI_KINDS = {
     401: ("invalid_request_error", "invalid_api_key"),

@@ -1,9 +1,9 @@
-"""Markers inside a prompt that decide, record by record, what goes wrong.
+"""Markers inside a prompt that select a failure for each record.
 
 A marker is ``[[name]]``, ``[[name:value]]`` or either with a count: ``[[http:503x2]]`` fires on the
-first two attempts of this prompt and then no more. Several markers of one prompt are a script that
-is played in order: ``[[http:429x1]][[resetx1]]`` is a 429, then a closed connection, then success.
-Attempts are counted per text, so two records with the same text share one count.
+first two attempts of this prompt only. Several markers of one prompt are a script that is played in
+order: ``[[http:429x1]][[resetx1]]`` is a 429, then a closed connection, then success. Attempts are
+counted per text, so two records with the same text share one count.
 
 =====================  ===========================================================================
 ``http:CODE``          an error with this status in the dialect's format
@@ -18,8 +18,8 @@ Attempts are counted per text, so two records with the same text share one count
 others                 see SOFT and ``answers.compose``: 200 with an unusual answer
 =====================  ===========================================================================
 
-What this does not prove: how often, or in which order, a real service fails. It is written from
-captures and vendor documentation, no real endpoint was called.
+This does not prove how often, or in which order, a real service fails. It is written from captures
+and vendor documentation; no real endpoint was called.
 """
 
 import re
@@ -27,7 +27,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 HARD = frozenset({"http", "reset", "hang", "malformed", "wrong-shape"})
-"""Faults that hit the whole request, whatever else is in it."""
+"""Faults that fail the whole request, whatever else is in it."""
 
 SOFT = frozenset(
     {
@@ -56,7 +56,7 @@ _MARKER = re.compile(r"\[\[([a-z]+(?:-[a-z]+)*?)(?::([0-9]+(?:\.[0-9]+)?))?(?:x(
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one text asks for on this attempt.
+    """The faults that one text requests on this attempt.
 
     Attributes:
         fault: A name of HARD or SOFT, or None.
@@ -64,7 +64,7 @@ class Plan:
         retry_after: Seconds, as written, for the header of an error.
         latency_s: Wait before anything else, in seconds.
         style: ``google`` or ``vllm`` error wording, or None for the dialect's own.
-        unknown: Well-formed markers that mean nothing: counted, otherwise ignored.
+        unknown: Well-formed markers without a meaning: counted, otherwise ignored.
     """
 
     fault: str | None = None
@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def hard(self) -> bool:
-        """Whether the whole request is hit."""
+        """Whether the whole request fails."""
         return self.fault in HARD
 
 
@@ -89,7 +89,7 @@ NO_PLAN = Plan()
 
 
 class FaultBook:
-    """Reads plans and remembers how often each prompt with a counted marker was tried."""
+    """Reads plans and counts the attempts of each prompt with a counted marker."""
 
     def __init__(self) -> None:
         """Starts with no attempts."""

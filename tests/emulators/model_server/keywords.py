@@ -1,6 +1,6 @@
-"""Which of some labels a text is about, by counting related words.
+"""Chooses the label that a text is about, by counting related words.
 
-What this does not prove: anything about classification. It makes a demo look plausible and is
+This does not prove anything about classification. It makes a demo look plausible and is
 deterministic; a model would disagree with it.
 """
 
@@ -31,17 +31,17 @@ RELATED = {
     "human": "human agent person call lawyer manager",
     "escalate": "lawyer manager urgent unacceptable complaint",
 }
-"""Word beginnings that speak for a label."""
+"""Beginnings of words that point to a label."""
 
 STRONG = {"urgent": 3, "critical": 3}
 """Labels whose words outweigh several of a milder one."""
 
 NEUTRAL = ("other", "normal", "medium", "neutral", "unknown", "none", "general", "misc")
-"""Labels for a text that speaks for nothing else, in order of preference."""
+"""Labels for a text that points to no other, in order of preference."""
 
 
 def words(label: str) -> list[str]:
-    """The lower-case words of a label: ``needsHuman`` and ``needs_human`` are two."""
+    """The lower-case words of a label: ``needsHuman`` and ``needs_human`` both have two."""
     spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", label)
     return re.findall(r"[a-z0-9]+", spaced.lower())
 
@@ -73,8 +73,8 @@ def score(label: str, text: str, *, by_name: bool = True) -> int:
 def choose(labels: Sequence[str], text: str) -> str:
     """The label with the best score, else a neutral one, else one by a hash of the text.
 
-    An instruction such as "one of billing, shipping, other" names every label and so speaks for
-    none: once more than half of the labels are named, names stop counting.
+    An instruction such as "one of billing, shipping, other" names every label and so points to
+    none: if more than half of the labels are named, names do not count.
 
     Examples:
         >>> choose(["billing", "shipping"], "Where is my parcel?")

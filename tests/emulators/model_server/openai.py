@@ -1,11 +1,11 @@
 """The OpenAI dialect: chat completions, embeddings, models.
 
-It serves what OpenAI, vLLM and Vertex AI's OpenAI-compatible endpoint have in common.
+It serves the common part of OpenAI, vLLM and Vertex AI's OpenAI-compatible endpoint.
 
-What this does not prove: that any of them answers so. It is written from captures and vendor
-documentation, no real endpoint was called. Streaming, tools, ``n`` and output limits are not
-modelled. Reasoning is 3 tokens, within ``completion_tokens``; system messages count as cached. Media
-are not opened and cost no tokens; a URL with ``forbidden`` in it is a 403.
+This does not prove that any of them answers like this. It is written from captures and vendor
+documentation; no real endpoint was called. Streaming, tools, ``n`` and output limits are not
+modelled. Reasoning is 3 tokens, within ``completion_tokens``; system messages count as cached.
+Media are not opened and cost no tokens; a URL with ``forbidden`` in it is a 403.
 """
 
 import base64

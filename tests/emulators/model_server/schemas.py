@@ -6,8 +6,8 @@ Understood: types in either case and as lists, ``nullable``, ``enum``, ``const``
 ``multipleOf``, ``minLength``/``maxLength``, ``format``. Not understood: ``pattern``, ``not``,
 ``if``; such a value may violate its schema.
 
-What this does not prove: what a model would write, or which schemas a real service accepts. It is
-written from vendor documentation, no real endpoint was called.
+This does not prove what a model would write, or which schemas a real service accepts. It is written
+from vendor documentation; no real endpoint was called.
 """
 
 import math
@@ -37,7 +37,7 @@ _MAX_DEPTH = 8
 
 
 def subject(text: str) -> str:
-    """What a prompt is about: without markers, and inside ``<ticket>``-like tags or after a label."""
+    """A prompt's subject: without markers, inside ``<ticket>``-like tags or after a label."""
     clean = _MARKERS.sub("", text)
     if tagged := _TAG.search(clean):
         return tagged[2].strip().removeprefix("Subject:").strip()
@@ -52,7 +52,7 @@ def first_sentence(text: str) -> str:
 
 
 def fill(schema: Any, text: str) -> Any:
-    """A value that satisfies ``schema``; equal schema and text give the equal value.
+    """A value that satisfies ``schema``; equal schemas and texts have equal values.
 
     Examples:
         >>> fill({"type": "OBJECT", "properties": {"a": {"type": "INTEGER", "minimum": 3,

@@ -1,6 +1,6 @@
-"""What the server counts and remembers of the calls it got.
+"""The server's counts and its memory of calls.
 
-What this does not prove: how a real service counts or bills. No real endpoint was called.
+This does not prove how a real service counts or bills. No real endpoint was called.
 """
 
 from collections import Counter, deque
@@ -21,15 +21,15 @@ class Stats:
 
     Attributes:
         calls: Model calls received: HTTP requests.
-        texts: Texts in them: an embedding request holds one or more. A request that is refused for
-            its form or its size has none.
+        texts: Texts in them: an embedding request holds one or more. A request rejected for its
+            form or its size has none.
         served: Answers with status 200, unusual ones included.
         in_flight: Calls being served now.
         in_flight_max: The most calls served at the same time.
         by_path: Calls by path.
         by_status: Answers by status; a closed connection counts as 499.
         by_fault: Faults that were played, by name, such as ``http:503``.
-        unknown_markers: Well-formed markers that mean nothing: a typo in a test shows here.
+        unknown_markers: Well-formed markers without a meaning, so that a test's typo shows.
     """
 
     calls: int = 0

@@ -1,10 +1,10 @@
 """Vertex AI's generateContent, and the tables of all Vertex methods.
 
 Field names follow recorded SDK requests, published response rows and the REST reference. Fields
-that real rows carry and the Python SDK's strict types refuse (``candidates[].score``,
+that real rows have and the Python SDK's strict types reject (``candidates[].score``,
 ``usageMetadata.billablePromptUsage``) are sent unless the call is strict.
 
-What this does not prove: that Vertex AI answers so. No real endpoint was called; quotas, request
+This does not prove that Vertex AI answers like this. No real endpoint was called; quotas, request
 size limits, safety filters and regional availability are not modelled. Output limits are ignored:
 only a marker truncates. Thoughts are 3 tokens unless the thinking budget is 0; the system
 instruction counts as cached. Media are not opened and cost no tokens; a URI with ``forbidden`` in
@@ -72,7 +72,7 @@ def _traffic_type(call: Call) -> str:
 
 
 def _usage(call: Call, answer: Answer | None) -> Json:
-    """A usage block; counts of zero are left out, as proto3 JSON does."""
+    """A usage block; counts of zero are omitted, as in proto3 JSON."""
     contents = pick(call.body, "contents")
     contents = [contents] if isinstance(contents, dict) else contents
     system = "".join(texts_of(pick(call.body, "systemInstruction")))

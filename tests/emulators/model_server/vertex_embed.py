@@ -1,13 +1,13 @@
 """Vertex AI's three embedding methods: predict, embedContent, batchEmbedContents.
 
-``predict`` takes as many texts and tokens as Google documents: 250 and 20,000, of Gemini's models one
-text. A text beyond 2,048 tokens is cut, or refused where ``autoTruncate`` is false.
+``predict`` accepts as many texts and tokens as Google documents: 250 and 20,000, for Gemini's
+models one text. A text beyond 2,048 tokens is cut, or rejected if ``autoTruncate`` is false.
 
-Markers here: ``empty`` gives a vector without values, ``no-candidates`` leaves the text's entry
-out, ``truncated`` says that the text was cut. The other soft faults change nothing.
+Markers here: ``empty`` returns a vector without values, ``no-candidates`` omits the text's entry,
+``truncated`` says that the text was cut. The other soft faults change nothing.
 
-What this does not prove: that Vertex AI answers so. It is written from captures and vendor
-documentation, no real endpoint was called; ``batchEmbedContents`` has the shape of the Gemini API's
+This does not prove that Vertex AI answers like this. It is written from captures and vendor
+documentation; no real endpoint was called; ``batchEmbedContents`` has the shape of the Gemini API's
 reference, unverified on Vertex.
 """
 

@@ -1,11 +1,11 @@
 """Vertex AI's custom endpoints: the resource, predict and rawPredict.
 
-Each instance gets one prediction: a string instance a string, any other ``{"output", "score"}``. An
-instance's markers are those of the last string in it; a hard fault of one instance hits the whole
-request, ``no-candidates`` leaves its prediction out, ``empty`` makes it null.
+Each instance has one prediction: a string for a string, ``{"output", "score"}`` for any other. An
+instance's markers are those of the last string in it; a hard fault of one instance fails the whole
+request, ``no-candidates`` omits its prediction, ``empty`` makes it null.
 
-What this does not prove: that Vertex AI or anybody's container answers so. It is written from
-captures and vendor documentation, no real endpoint was called.
+This does not prove that Vertex AI or any container answers like this. It is written from captures
+and vendor documentation; no real endpoint was called.
 """
 
 from collections.abc import Iterable
@@ -67,7 +67,7 @@ def _raw_texts(call: Call) -> list[str]:
 
 
 def _raw_predict(call: Call) -> Json:
-    """What the container says: a chat completion, predictions, or the input and an answer."""
+    """The container's reply: a chat completion, predictions, or the input and an answer."""
     if "messages" in call.body:
         return openai.CHAT.answer(call)
     if "instances" in call.body:
@@ -77,7 +77,7 @@ def _raw_predict(call: Call) -> Json:
 
 
 def endpoint(call: Call) -> Json:
-    """The endpoint resource; dedicated exactly if its id starts with ``dedicated``."""
+    """The endpoint resource; it is dedicated if and only if its id starts with ``dedicated``."""
     project, location, name = (call.path[part] for part in ("project", "location", "endpoint"))
     number = project if project.isdigit() else PROJECT_NUMBER
     where = f"projects/{number}/locations/{location}"

@@ -1,7 +1,7 @@
-"""What both dialects share: the call, the refusal, JSON in and out, mixed-case lookups.
+"""Code that both dialects share: the call, the refusal, JSON in and out, mixed-case lookups.
 
-What this does not prove: that a real service accepts or refuses the same bodies. It is written from
-captures and vendor documentation, no real endpoint was called.
+This does not prove that a real service accepts or refuses the same bodies. It is written from
+captures and vendor documentation; no real endpoint was called.
 """
 
 import functools
@@ -50,8 +50,8 @@ class Call:
         model: Model or endpoint id of the path (Vertex) or the body (OpenAI).
         path: The variable parts of the path by name.
         headers: Request headers, case-insensitive.
-        plans: What the markers ask for, one per text of the operation, same order.
-        strict: Leave out the fields that break the SDKs' strict response types.
+        plans: The faults that markers request, one per text of the operation, in order.
+        strict: Omit the fields that break the SDKs' strict response types.
         answer_mode: ``canned`` or ``schema``.
         max_texts: The most texts of an embedding request in the OpenAI dialect, as Text Embeddings
             Inference limits them; None for OpenAI's own limits.
@@ -74,7 +74,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One thing a dialect can do, as pure functions over parsed bodies.
+    """One operation of a dialect, as pure functions of parsed bodies.
 
     Attributes:
         texts: The texts whose markers decide; raises Refused on a body it cannot read.
@@ -106,7 +106,7 @@ def load(raw: bytes) -> Json:
     """A request body as an object.
 
     Raises:
-        Refused: 400 when the bytes are no JSON object.
+        Refused: 400 if the bytes are not a JSON object.
     """
     try:
         body = orjson.loads(raw)
@@ -121,7 +121,7 @@ def load(raw: bytes) -> Json:
 
 
 def dump(value: Any) -> bytes:
-    """JSON bytes; lone surrogates go out escaped."""
+    """JSON bytes in which lone surrogates are escaped."""
     try:
         return orjson.dumps(value)
     except TypeError:
@@ -129,7 +129,7 @@ def dump(value: Any) -> bytes:
 
 
 def to_int(value: Any, default: int) -> int:
-    """Whole numbers also as strings, as proto3 JSON writes int64."""
+    """A whole number, also from a string, as proto3 JSON writes int64."""
     try:
         return int(value)
     except (TypeError, ValueError):
@@ -137,10 +137,10 @@ def to_int(value: Any, default: int) -> int:
 
 
 def check_media(uri: Any, schemes: tuple[str, ...]) -> None:
-    """Takes a URI without opening it.
+    """Accepts a URI without opening it.
 
     Raises:
-        Refused: 400 when it is none of these schemes, 403 when ``forbidden`` stands in it.
+        Refused: 400 for another scheme, 403 if the URI contains ``forbidden``.
     """
     if not isinstance(uri, str) or not uri.startswith(schemes):
         raise Refused(400, f"The media URI must start with one of {', '.join(schemes)}.")
@@ -152,7 +152,7 @@ def instances_of(call: Call) -> list[Any]:
     """The instances of a ``:predict`` body.
 
     Raises:
-        Refused: 400 when there is none.
+        Refused: 400 if there are none.
     """
     instances = pick(call.body, "instances")
     if not isinstance(instances, list) or not instances:

@@ -1,10 +1,11 @@
-"""Points the three BigQuery clients that have no setting for it at an emulator.
+"""Points the three BigQuery clients that lack a setting for it at an emulator.
 
 Of the clients that Beam and this project use, ``google.cloud.bigquery.Client`` follows
 ``BIGQUERY_EMULATOR_HOST`` by itself. The apitools client has its URL as a class attribute, and
-``BigQueryReadClient`` and ``BigQueryWriteClient`` open a TLS channel unless they are given another. Each function takes the
-module that defines its class, so that an import hook can call it as the module loads, and
-returns what undoes the change. Imports nothing heavy: ``sitecustomize`` loads it everywhere.
+``BigQueryReadClient`` and ``BigQueryWriteClient`` open a TLS channel unless they are passed
+another. Each function takes the module that defines its class, so that an import hook can call it
+as the module loads, and returns a function that undoes the change. Imports nothing heavy:
+``sitecustomize`` loads it everywhere.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""From flags to a backend; nothing is guessed, nothing is silently global, nothing is ignored."""
+"""From flags to a backend: no value is guessed or ignored, and none is silently global."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ ENDPOINT = "projects/p/locations/europe-west4/endpoints/123"
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the machine's own settings counts."""
+    """Clears the machine's own settings."""
     for name in ("GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_LOCATION", "GOOGLE_CLOUD_REGION"):
         monkeypatch.delenv(name, raising=False)
 
@@ -37,7 +37,7 @@ def _refused(*argv: str) -> str:
 
 
 def test_gemini_is_never_silently_global(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Model flags before the job's, these before the environment's, else an error."""
+    """Model flags override the job's, which override the environment; without any, error."""
     argv = ["--model=m", "--model_project=mp", "--model_location=us-east1"]
     job = ["--project=jp", "--region=europe-west1"]
     assert _backend(*argv, *job) == GeminiBackend(model="m", project="mp", location="us-east1")
@@ -68,7 +68,7 @@ def test_every_backend_of_the_flag() -> None:
 
 
 def test_gemini() -> None:
-    """All of its flags; gemini is the default, also for an empty value."""
+    """Every flag of Gemini reaches its backend, which is the default, also for an empty value."""
     place = ["--model=m", "--project=p", "--region=r"]
     assert _backend(*place, "--backend=") == _backend(*place, "--backend=gemini")
     assert _backend(
@@ -90,7 +90,7 @@ def test_gemini() -> None:
 
 
 def test_openai() -> None:
-    """The real service unless there is an endpoint; the name of the model is needed."""
+    """Without an endpoint the real OpenAI service is called; the name of the model is required."""
     assert _backend("--backend=openai", "--model=m") == OpenAIBackend(
         model="m", endpoint="https://api.openai.com/v1"
     )
@@ -106,7 +106,7 @@ def test_openai() -> None:
 
 
 def test_vertex_endpoint() -> None:
-    """The endpoint's resource name and how it is called."""
+    """The endpoint's resource name is required; a flag selects how it is called."""
     argv = ["--backend=vertex_endpoint", f"--endpoint={ENDPOINT}"]
     assert _backend(*argv) == VertexEndpointBackend(endpoint=ENDPOINT)
     assert _backend(*argv, "--predict_method=raw_predict", "--model=m") == VertexEndpointBackend(
@@ -121,7 +121,7 @@ def test_vertex_endpoint() -> None:
 
 
 def test_vllm() -> None:
-    """The server's arguments are those of a shell."""
+    """The vLLM server's arguments are split like a shell's."""
     argv = [
         "--backend=vllm",
         "--model=Qwen/Qwen3-8B",
@@ -167,20 +167,20 @@ def test_vllm() -> None:
     ],
 )
 def test_vllm_refuses(flags: list[str], message: str) -> None:
-    """Before anything is launched."""
+    """Bad flags of vLLM are rejected before a launch."""
     assert _refused("--backend=vllm", *flags) == message
 
 
 @pytest.mark.parametrize("flag", ["vllm_args", "vllm_python"])
 def test_flags_of_vllm_go_with_it_alone(flag: str) -> None:
-    """Elsewhere they would do nothing."""
+    """Flags of vLLM are rejected for other backends, which would ignore them."""
     assert _refused("--backend=openai", "--model=m", f"--{flag}=x") == (
         f"--{flag} is 'x', but backend openai does not take it: remove it, or use --backend=vllm"
     )
 
 
 def test_sentence_transformers() -> None:
-    """Embeddings only."""
+    """Sentence transformers only compute embeddings."""
     argv = ["--backend=sentence_transformers", "--model=all-MiniLM-L6-v2"]
     assert _backend(*argv, "--task=embed") == SentenceTransformersBackend(model="all-MiniLM-L6-v2")
     assert _refused(*argv) == (
@@ -192,7 +192,7 @@ def test_sentence_transformers() -> None:
 
 
 def test_fake() -> None:
-    """Its request options are its own."""
+    """Request options of the fake backend go to the backend, not into requests."""
     assert _backend("--backend=fake") == FakeBackend()
     assert _backend(
         "--backend=fake", "--model=m", "--task=embed",
@@ -315,12 +315,12 @@ def test_fake() -> None:
     ],
 )
 def test_backend_conflicts(argv: list[str], message: str) -> None:
-    """Each names the flag, its value and what it goes with."""
+    """Each conflict names the flag, its value and the setting that it goes with."""
     assert _refused(*argv) == message
 
 
 def test_several_endpoints() -> None:
-    """Commas separate them; one is what it always was."""
+    """Commas separate several endpoints; a single endpoint needs no comma."""
     both = _backend("--backend=openai", "--model=m", "--endpoint=http://a/v1, http://b/v1")
     assert both == OpenAIBackend(model="m", endpoint=("http://a/v1", "http://b/v1"))
     one = _backend("--backend=openai", "--model=m", "--endpoint=http://a/v1,")
@@ -356,13 +356,13 @@ def test_several_endpoints() -> None:
         ),
     ],
 )
-def test_endpoints_and_apis_that_cannot_be(argv: list[str], message: str) -> None:
-    """Each with its value and the remedy."""
+def test_impossible_endpoints_and_apis(argv: list[str], message: str) -> None:
+    """Impossible endpoints and APIs are rejected with the value and the remedy."""
     assert _refused("--model=m", *argv).startswith(message)
 
 
 def test_base_models() -> None:
-    """The completions API by a flag, with both backends that have one."""
+    """A flag selects the completions API for either backend that has one."""
     argv = ("--model=m", "--generate_api=completions")
     assert _backend("--backend=vllm", *argv) == VLLMBackend(model="m", api="completions")
     asked = _backend("--backend=openai", "--endpoint=http://a/v1", *argv)

@@ -1,4 +1,4 @@
-"""Only an adapter knows its backend: everybody else asks for capabilities, never for a name."""
+"""Only an adapter knows its backend; other modules ask for capabilities, never for a name."""
 
 import ast
 import pathlib
@@ -21,7 +21,7 @@ MODULES = {
 
 
 def names_compared(tree: ast.AST) -> Iterator[str]:
-    """The names of backends in comparisons, in cases of a match and in tuples of ``in``."""
+    """The names of backends in comparisons, in match cases and in tuples of ``in``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare | ast.MatchValue):
             yield from (
@@ -32,7 +32,7 @@ def names_compared(tree: ast.AST) -> Iterator[str]:
 
 
 def types_asked(tree: ast.AST) -> Iterator[str]:
-    """The classes of backends in calls of ``isinstance`` and ``issubclass``."""
+    """The classes of backends in ``isinstance`` and ``issubclass`` calls."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
             for part in ast.walk(node.args[1]):
@@ -57,8 +57,8 @@ def concrete_imports(tree: ast.AST) -> Iterator[str]:
         )
 
 
-def test_the_scan_sees_something() -> None:
-    """Each rule finds what it forbids, and every backend has its adapter's file."""
+def test_each_scan_finds_its_target() -> None:
+    """Each rule finds the code that it forbids, and every backend has its adapter's file."""
     assert ADAPTERS | {"templates/form.py", "transforms/__init__.py"} <= set(MODULES)
     code = (
         "import transforms.backends.vllm.launch\n"
@@ -77,21 +77,21 @@ def test_the_scan_sees_something() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(set(MODULES) - ADAPTERS))
-def test_nobody_compares_names_of_backends(path: str) -> None:
-    """Nor asks for their classes."""
+def test_no_module_compares_names_of_backends(path: str) -> None:
+    """No module compares backends' names or asks for their classes."""
     assert list(names_compared(MODULES[path])) == []
     assert list(types_asked(MODULES[path])) == []
 
 
 @pytest.mark.parametrize("path", sorted(set(MODULES) - MAY_IMPORT))
-def test_nobody_imports_a_concrete_backend(path: str) -> None:
-    """Except for its adapter, the public names, and backends that share a dialect."""
+def test_no_module_imports_a_concrete_backend(path: str) -> None:
+    """Only adapters, public names and backends of one dialect import concrete backends."""
     if not path.startswith("transforms/backends/"):
         assert list(concrete_imports(MODULES[path])) == []
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_an_adapter_knows_its_own_backend_only(name: str) -> None:
-    """Adapters share flags and checks through `pipeline.backends.shared`."""
+    """An adapter knows only its own backend; adapters share code in `pipeline.backends.shared`."""
     for imported in concrete_imports(MODULES[f"pipeline/backends/{name}.py"]):
         assert f"{imported}.".startswith(f"transforms.backends.{name}.")

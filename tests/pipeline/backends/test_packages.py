@@ -1,4 +1,4 @@
-"""A backend from somebody else's package: an entry point, found without a change of ours."""
+"""A backend from a third-party package is an entry point and needs no change of ours."""
 
 import importlib.metadata
 import json
@@ -66,7 +66,7 @@ ADAPTER = BackendAdapter(
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder with two installed packages: one that works, and one whose import fails."""
+    """A folder with two installed packages: one that works, and one that cannot be imported."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "acme_echo.py").write_text(ECHO, "utf-8")
     (folder / "acme_broken.py").write_text("import acme_sdk_that_is_not_there\n", "utf-8")
@@ -91,7 +91,7 @@ def _run(packages: pathlib.Path, *argv: str) -> subprocess.CompletedProcess[str]
 
 
 def test_every_record_is_answered(packages: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """By a backend that this project has never heard of, with a flag of its own."""
+    """A backend that this project does not know, with a flag of its own, answers every record."""
     rows = [{"id": str(number), "text": f"é {number}"} for number in range(30)]
     inputs = tmp_path / "in.jsonl"
     inputs.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -115,7 +115,7 @@ def test_every_record_is_answered(packages: pathlib.Path, tmp_path: pathlib.Path
 
 
 def test_help_lists_it(packages: pathlib.Path) -> None:
-    """With its flag."""
+    """``--help`` lists a package's backend and its flag."""
     done = _run(packages, "--help")
     assert done.returncode == 0, done.stderr
     assert "sentence_transformers|fake|broken|echo" in done.stdout
@@ -150,7 +150,7 @@ def test_help_lists_it(packages: pathlib.Path) -> None:
     ],
 )
 def test_wrong_use(packages: pathlib.Path, argv: list[str], message: str) -> None:
-    """A package that cannot be imported is an error only for those who choose its backend."""
+    """A package that cannot be imported is an error only for users who choose its backend."""
     done = _run(packages, "--input_files=a.jsonl", "--prompt=x", "--output_path=out", *argv)
     assert (done.returncode, done.stderr) == (2, message)
 
@@ -187,7 +187,7 @@ TAKEN = BackendAdapter(name="fake", make=_make)
 def test_adapters_that_cannot_be_used(
     name: str, value: str, expected: BackendAdapter | str
 ) -> None:
-    """Each is kept with its reason; the built-in ones are as ever."""
+    """A broken adapter is listed with the reason; built-in adapters work as before."""
     found = load([_entry(name, value)])
     if isinstance(expected, str):
         expected = Unusable(f"{__name__}:{value}", expected)
@@ -195,7 +195,7 @@ def test_adapters_that_cannot_be_used(
 
 
 def test_a_name_that_is_taken(caplog: pytest.LogCaptureFixture) -> None:
-    """No package replaces a backend that is there; the log names the package that tried."""
+    """No package replaces an existing backend; the log names the package that tried."""
     with caplog.at_level(logging.WARNING):
         found = load([_entry("fake", "TAKEN")])
     assert found == {each.name: each for each in BUILT_IN}

@@ -20,7 +20,7 @@ RUN = (*BASE, "--backend=vllm", "--model=m", "--vllm_python=/no/python")
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the machine's own settings counts."""
+    """Clears the machine's own settings."""
     monkeypatch.delenv("VLLM_PYTHON", raising=False)
 
 
@@ -36,14 +36,14 @@ def _refused(**fields: Any) -> str:
 
 
 def test_an_interpreter_with_vllm() -> None:
-    """Named, or this one."""
+    """A local run uses the named interpreter, or else this one."""
     there = (("PYTHONPATH", FAKE_VLLM),)
     _check(environment=there)
     _check(python=sys.executable, environment=there)
 
 
 def test_an_interpreter_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message says who chose it."""
+    """If the interpreter lacks vLLM, the message says which setting chose it."""
     python = sys.executable
     remedy = "which has no vLLM: install vLLM there, or set --vllm_python to the Python that has it"
     assert _refused() == (
@@ -55,7 +55,7 @@ def test_an_interpreter_without(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_interpreter(tmp_path: pathlib.Path) -> None:
-    """No such file, or none that runs."""
+    """A missing or broken interpreter is rejected."""
     assert _refused(python="/no/python") == (
         "--vllm_python is '/no/python', which cannot be run (No such file or directory): set it to "
         "the Python that has vLLM"
@@ -64,7 +64,7 @@ def test_no_interpreter(tmp_path: pathlib.Path) -> None:
 
 
 def test_only_where_the_model_runs() -> None:
-    """A remote job is not asked for an interpreter on this machine."""
+    """A remote job needs no interpreter with vLLM on this machine."""
     remote = ("--runner=DataflowRunner", "--project=p", "--region=r", "--temp_location=gs://b/t")
     for argv in ((*RUN, *remote), RUN):
         config = RunConfig.from_options(parse_flags(argv))

@@ -31,12 +31,12 @@ def _refused(*argv: str) -> str:
 
 @pytest.mark.parametrize("module", [launch_checks, placement])
 def test_examples(module: object) -> None:
-    """The docstrings' examples are true."""
+    """The examples of the docstrings run as written."""
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 
 
-def test_what_can_run() -> None:
-    """Complete jobs, and any local run."""
+def test_valid_jobs() -> None:
+    """Complete jobs and all local runs pass the checks."""
     _check(*JOB)
     _check(JOB[0], JOB[1], "--setup_file=./setup.py")
     _check(*JOB, GPU, "--machine_type=g2-standard-8")
@@ -46,8 +46,8 @@ def test_what_can_run() -> None:
     _check("--runner=DirectRunner", GPU, "--flexrs_goal=COST_OPTIMIZED")
 
 
-def test_what_a_job_needs() -> None:
-    """A place for temporary files, and the code."""
+def test_requirements_of_a_job() -> None:
+    """A job needs a place for temporary files and a way to get our code to its workers."""
     assert _refused(JOB[0]).startswith("--temp_location is missing: ")
     assert _refused(JOB[0], JOB[1]) == (
         "--sdk_container_image is missing: the workers would not have this code; set it to the "
@@ -56,7 +56,7 @@ def test_what_a_job_needs() -> None:
 
 
 def test_a_snapshot_and_write_streams_of_its_job() -> None:
-    """BigQuery would drop new rows as already written."""
+    """A snapshot and its job's write streams exclude each other: BigQuery would drop new rows."""
     _check(*JOB, "--create_from_snapshot=s")
     assert _refused(*JOB, "--create_from_snapshot=s", "--exactly_once=true").startswith(
         "--create_from_snapshot does not go with --exactly_once=true: "
@@ -98,12 +98,12 @@ def test_a_snapshot_and_write_streams_of_its_job() -> None:
     ],
 )
 def test_gpu_options_that_exclude_each_other(argv: list[str], message: str) -> None:
-    """As service options or as experiments."""
+    """GPU options that exclude each other are rejected, as service options or as experiments."""
     assert _refused(*JOB, *argv).startswith(message)
 
 
 def test_a_backend_that_no_image_has() -> None:
-    """Under a template's launch the image is ours; elsewhere it may be the user's own."""
+    """A template's image lacks this backend; a user's own image may have it."""
     own = (*JOB, "--backend=sentence_transformers", "--task=embed")
     _check(*own)
     assert _refused(*own, "--template_location=gs://b/job").startswith(
@@ -112,7 +112,7 @@ def test_a_backend_that_no_image_has() -> None:
 
 
 def test_vllm_without_an_accelerator() -> None:
-    """In whichever way one is asked for, one has to be."""
+    """Jobs with vLLM need an accelerator, however it is requested."""
     hint = "--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver:5xx"
     for given in (L4, GPU, hint):
         _check(*JOB, VLLM, given)
@@ -136,7 +136,7 @@ def test_vllm_without_an_accelerator() -> None:
     ],
 )
 def test_bf16_on_an_old_gpu(dtype: str, accepted: bool) -> None:
-    """Only vLLM loads a model on the worker; the last ``--dtype`` counts, and nothing else."""
+    """Only vLLM loads a model on the worker, so only its last ``--dtype`` decides about bf16."""
     message = "nvidia-tesla-t4 cannot compute in bfloat16"
     for asked in (T4, "--gpu_type=nvidia-tesla-t4"):
         given = (*JOB, asked, VLLM, f"--vllm_args={dtype}")
@@ -150,8 +150,8 @@ def test_bf16_on_an_old_gpu(dtype: str, accepted: bool) -> None:
 
 
 @pytest.mark.parametrize("gpu", ["nvidia-tesla-v100", "nvidia-tesla-p100", "nvidia-tesla-p4"])
-def test_gpus_that_cuda_has_left_behind(gpu: str) -> None:
-    """Whatever the model's type is; other code may still use them."""
+def test_gpus_that_cuda_no_longer_supports(gpu: str) -> None:
+    """GPUs that vLLM's CUDA no longer supports are rejected for vLLM only."""
     asked = f"--experiments=worker_accelerator=type:{gpu};count:1;install-nvidia-driver"
     assert _refused(*JOB, VLLM, asked, "--vllm_args=--dtype=half").startswith(
         f"{gpu} is too old for --backend=vllm"
@@ -164,7 +164,7 @@ def test_gpus_that_cuda_has_left_behind(gpu: str) -> None:
     [("580", True), ("590.44.01", True), ("5xx", True), ("550", False), ("535.129.03", False)],
 )
 def test_drivers_older_than_the_cuda_of_vllm(driver: str, accepted: bool) -> None:
-    """A version that is named; what a series of versions means is Dataflow's."""
+    """A named driver version older than vLLM's CUDA is rejected; named series are not."""
     for asked in ([GPU.replace("580", driver)], [L4, f"--gpu_driver={driver}"]):
         if accepted:
             _check(*JOB, VLLM, *asked)
@@ -176,12 +176,12 @@ def test_drivers_older_than_the_cuda_of_vllm(driver: str, accepted: bool) -> Non
 
 
 def test_a_server_that_needs_more_gpus() -> None:
-    """Than each worker has, by our flags or as service options."""
+    """A server that needs more GPUs than its worker has is rejected."""
     size = "--vllm_args=--tensor-parallel-size=2"
     for asked in (L4, GPU):
         assert _refused(*JOB, VLLM, asked, size) == (
             "--vllm_args is '--tensor-parallel-size=2', but each worker has 1 of nvidia-l4: the "
-            "arguments ask for 2 GPUs, and there are 1"
+            "arguments request 2 GPUs, but the machine has 1"
         )
     _check(*JOB, VLLM, L4, "--gpu_count=2", size)
 
@@ -191,7 +191,7 @@ def test_a_server_that_needs_more_gpus() -> None:
     [(gpu, count, machine) for gpu in MACHINES for count, machine in MACHINES[gpu].items()],
 )
 def test_our_own_machines_have_their_gpus(gpu: str, count: int, machine: str) -> None:
-    """Each of the table, with its number and with no other."""
+    """Each machine type of the table accepts its own number of GPUs and no other."""
     asked = (*JOB, VLLM, "--vllm_args=--dtype=half", f"--gpu_type={gpu}", f"--gpu_count={count}")
     _check(*asked)
     _check(*asked, f"--gpu_machine_type={machine}")
@@ -211,13 +211,13 @@ def test_our_own_machines_have_their_gpus(gpu: str, count: int, machine: str) ->
     ],
 )
 def test_machines_that_have_others(gpu: str, count: int, machine: str) -> None:
-    """Named by their family, or by their size."""
+    """Machine types with other GPUs, by their family or their size, are rejected."""
     flags = (f"--gpu_type={gpu}", f"--gpu_count={count}", f"--gpu_machine_type={machine}")
     assert _refused(*JOB, VLLM, *flags).startswith(f"--gpu_machine_type is '{machine}', which ")
 
 
 def test_flags_of_gpus_that_can_run() -> None:
-    """The other steps' machine is not asked: theirs needs no GPU."""
+    """The machine type of other steps is not checked: these need no GPU."""
     _check(*JOB, VLLM, L4)
     _check(*JOB, VLLM, L4, "--machine_type=n2-standard-8")
     _check(*JOB, VLLM, L4, "--gpu_machine_type=g2-standard-12")
@@ -264,5 +264,5 @@ def test_flags_of_gpus_that_can_run() -> None:
     ],
 )
 def test_flags_of_gpus_that_exclude_each_other(argv: list[str], message: str) -> None:
-    """The same rules as for service options, in the words of our flags."""
+    """Our flags have the same rules as service options, in messages that name the flags."""
     assert _refused(*JOB, VLLM, L4, *argv).startswith(message)

@@ -1,4 +1,4 @@
-"""Checks of where data is, against the emulated services."""
+"""Checks of where data is stored, against the emulated services."""
 
 from collections.abc import Iterator
 
@@ -32,7 +32,7 @@ def _refused(table: TableName, location: str | None, region: str) -> str:
 
 
 def test_dataset_elsewhere(in_europe: TableName) -> None:
-    """Refused with both places; naming the dataset's location says that it is meant."""
+    """A dataset elsewhere is rejected with both places, unless a flag names its location."""
     name = f"{in_europe.project}.{in_europe.dataset}"
     check_dataset("--output_table", in_europe, None, "europe-west4")
     check_dataset("--output_table", in_europe, "europe-west4", "us-central1")
@@ -47,7 +47,7 @@ def test_dataset_elsewhere(in_europe: TableName) -> None:
 
 
 def test_dataset_that_is_not_there(in_europe: TableName) -> None:
-    """Another check says so."""
+    """A missing dataset is left to another check."""
     check_dataset("--output_table", TableName(in_europe.project, "none", "t"), None, "us-east1")
 
 
@@ -61,7 +61,7 @@ def test_dataset_that_is_not_there(in_europe: TableName) -> None:
     ],
 )
 def test_where_the_workers_are(flags: list[str], expected: tuple[str, str]) -> None:
-    """Not where the job is, when a flag says so: the data goes to the workers."""
+    """The workers' location counts, not the job's: the data goes to the workers."""
     assert workers_region(parse_flags(["--region=us-east1", *flags])) == expected
 
 
@@ -72,8 +72,8 @@ def _checks(*argv: str) -> list[str]:
     return [what for what, _ in placement_checks(options, RunConfig.from_options(options))]
 
 
-def test_what_is_checked(bucket: str, bigquery_dataset: str) -> None:
-    """Each dataset once, and the temporary folder; nothing for a local run."""
+def test_checks_of_a_run(bucket: str, bigquery_dataset: str) -> None:
+    """Each dataset and the temporary folder are checked once; a local run checks nothing."""
     table = bigquery_dataset.replace(".", ":") + ".t"
     tables = [f"--input_table={table}", f"--output_table={table}"]
     dataflow = ["--runner=DataflowRunner", f"--temp_location=gs://{bucket}/tmp/"]
@@ -87,7 +87,7 @@ def test_what_is_checked(bucket: str, bigquery_dataset: str) -> None:
 
 
 def test_they_run_with_the_others(bucket: str, in_europe: TableName) -> None:
-    """As the command does before a launch: a definite no is raised."""
+    """These checks run with the others before a launch and raise a definite failure."""
     options = parse_flags([
         "--runner=DataflowRunner", "--project=emu-proj", "--region=us-central1",
         f"--temp_location=gs://{bucket}/tmp", "--input_query=SELECT 1 AS id", "--prompt=x",
@@ -99,7 +99,7 @@ def test_they_run_with_the_others(bucket: str, in_europe: TableName) -> None:
 
 
 def test_a_bucket_that_is_not_there(bucket: str) -> None:
-    """The temporary folder has to be writable."""
+    """A temporary folder that cannot be written is rejected."""
     options = parse_flags([
         "--runner=DataflowRunner", "--project=emu-proj", "--region=us-central1",
         f"--temp_location=gs://{bucket}-none/tmp", "--input_query=SELECT 1 AS id", "--prompt=x",

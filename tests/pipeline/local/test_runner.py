@@ -59,7 +59,7 @@ class Stream:
 
 
 class Seen:
-    """Items that steps have seen, in the runner's only thread."""
+    """Items seen by steps, in the runner's only thread."""
 
     items: ClassVar[list[Any]] = []
 
@@ -77,7 +77,7 @@ def see(item: Any) -> None:
 
 
 def subscribed(pubsub: PubSubEmulator, *bodies: bytes) -> str:
-    """A subscription with these messages waiting."""
+    """A subscription with these messages waiting in it."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
     pubsub.publish(topic, [(body, {}) for body in bodies])
@@ -85,7 +85,7 @@ def subscribed(pubsub: PubSubEmulator, *bodies: bytes) -> str:
 
 
 def test_a_drained_stream_ends_as_a_bounded_pipeline(pubsub: PubSubEmulator) -> None:
-    """Messages taken are processed, side inputs included, and not redelivered."""
+    """A drained stream processes all messages taken, side inputs included; none is redelivered."""
     bodies = [b"%d" % n for n in range(700)]
     subscription = subscribed(pubsub, *bodies)
 
@@ -105,7 +105,7 @@ def test_a_drained_stream_ends_as_a_bounded_pipeline(pubsub: PubSubEmulator) -> 
 
 
 def test_an_empty_stream_drains(pubsub: PubSubEmulator) -> None:
-    """Its side inputs are empty."""
+    """An empty stream drains with empty side inputs."""
 
     def steps(messages: beam.PCollection[bytes]) -> None:
         once = messages.pipeline | beam.Create([None])
@@ -118,7 +118,7 @@ def test_an_empty_stream_drains(pubsub: PubSubEmulator) -> None:
 
 
 def test_a_failing_step_returns_its_messages(pubsub: PubSubEmulator) -> None:
-    """All of them, also the untouched ones: no unprocessed message is acknowledged."""
+    """A failing step returns all of its messages: no unprocessed message is acknowledged."""
 
     def fail(body: bytes) -> None:
         raise ValueError("unlucky")
@@ -136,7 +136,7 @@ def test_a_failing_step_returns_its_messages(pubsub: PubSubEmulator) -> None:
 def test_a_closed_lease_returns_unprocessed_messages(
     pubsub: PubSubEmulator, processed: bool
 ) -> None:
-    """Processed ones are acknowledged and not redelivered."""
+    """A closed lease acknowledges the processed messages and returns the others."""
     subscription = subscribed(pubsub, b"0")
     lease = local_streaming.MessageLease(subscription)
     wait_until(lambda: bool(lease.take()))
@@ -146,7 +146,7 @@ def test_a_closed_lease_returns_unprocessed_messages(
 
 
 def test_nothing_is_taken_or_acknowledged_after_a_failure() -> None:
-    """The runner requests more before it notices the failure: it gets nothing."""
+    """After a failure no message is taken or acknowledged, even if the runner requests more."""
 
     class Untouchable:
         def take(self) -> list[Any]:
@@ -160,7 +160,7 @@ def test_nothing_is_taken_or_acknowledged_after_a_failure() -> None:
 
 
 def test_a_cancelled_stream_returns_unprocessed_messages(pubsub: PubSubEmulator) -> None:
-    """It stops between two steps."""
+    """A cancelled stream stops between two steps and returns its unprocessed messages."""
     entered, go_on = threading.Event(), threading.Event()
     Seen.items.append((entered, go_on))
 
@@ -204,7 +204,7 @@ class _BatchUntilTimer(beam.DoFn):
 
 
 def test_timers_fire_while_no_message_arrives(pubsub: PubSubEmulator) -> None:
-    """An open batch is flushed without waiting for the next message."""
+    """A timer flushes an open batch without waiting for the next message."""
     subscription = subscribed(pubsub, b"a", b"b")
 
     def steps(messages: beam.PCollection[bytes]) -> None:
@@ -219,7 +219,7 @@ def test_timers_fire_while_no_message_arrives(pubsub: PubSubEmulator) -> None:
 
 
 def test_a_message_in_state_is_not_acknowledged(pubsub: PubSubEmulator) -> None:
-    """A killed process would lose it."""
+    """A message in state stays unacknowledged, because a killed process would lose it."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
 
@@ -253,7 +253,7 @@ class _CountAndBatch(_BatchUntilTimer):
 
 
 def test_a_message_that_left_state_is_acknowledged(pubsub: PubSubEmulator) -> None:
-    """While the stream runs, whatever other state steps keep."""
+    """A message that has left state is acknowledged while the stream runs."""
     topic = pubsub.new_topic()
     subscription, mirror = pubsub.new_subscription(topic), pubsub.new_subscription(topic)
     pubsub.publish(topic, [(b"a", {}), (b"b", {})])
@@ -291,7 +291,7 @@ class _BatchUntilTheEnd(beam.DoFn):
 
 
 def test_output_of_a_timer_at_the_end_is_not_lost(pubsub: PubSubEmulator) -> None:
-    """It passes two stateful steps in a row, and is part of the side input."""
+    """Output of a timer at the end passes two stateful steps and is part of the side input."""
     subscription = subscribed(pubsub, b"a", b"b")
 
     def steps(messages: beam.PCollection[bytes]) -> None:
@@ -317,7 +317,7 @@ def test_output_of_a_timer_at_the_end_is_not_lost(pubsub: PubSubEmulator) -> Non
 
 
 def test_a_missing_subscription_fails_the_stream(pubsub: PubSubEmulator) -> None:
-    """With the service's own error."""
+    """A missing subscription fails the stream with the service's own error."""
     subscription = f"{subscribed(pubsub)}-not"
     stream = Stream(subscription, lambda messages: messages | beam.Map(see))
     stream.join()
@@ -325,7 +325,7 @@ def test_a_missing_subscription_fails_the_stream(pubsub: PubSubEmulator) -> None
 
 
 def test_beam_is_restored(pubsub: PubSubEmulator) -> None:
-    """Another pipeline in this process uses Beam's own evaluators."""
+    """After a stream, other pipelines in this process use Beam's own evaluators again."""
     before = (transform_evaluator._PubSubReadEvaluator, executor._CompletionCallback)
     local_streaming.drain()
     stream = Stream(subscribed(pubsub), lambda messages: messages | beam.Map(see))

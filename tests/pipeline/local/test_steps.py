@@ -30,7 +30,7 @@ def events() -> Events:
 
 
 class Life(beam.DoFn):
-    """Records its life cycle."""
+    """A DoFn that records its life cycle."""
 
     def setup(self) -> None:
         Heard.events.append(("setup", None))
@@ -50,7 +50,7 @@ class Life(beam.DoFn):
 
 
 class Numbered(beam.DoFn):
-    """Numbers the elements of a key from 1."""
+    """A DoFn that numbers the elements of a key from 1."""
 
     COUNT = ReadModifyWriteStateSpec("count", VarIntCoder())
 
@@ -89,7 +89,7 @@ def named(events: Events, *names: str) -> Events:
 
 
 def test_a_dofn_is_set_up_once(events: Events) -> None:
-    """It serves all bundles and is torn down when the run ends."""
+    """A DoFn is set up once, serves all bundles and is torn down when the run ends."""
     run(["a"], ["b", "c"], step=beam.ParDo(Life()))
     assert [name for name, _ in named(events, "setup", "process", "teardown")] == [
         "setup",
@@ -101,7 +101,7 @@ def test_a_dofn_is_set_up_once(events: Events) -> None:
 
 
 def test_a_dofn_whose_bundle_failed_is_replaced(events: Events) -> None:
-    """Another DoFn processes the bundle again; the first one's output is dropped."""
+    """After a failed bundle a new DoFn processes it again; the first one's output is dropped."""
     run(["a"], ["b", "unlucky"], ["c"], step=beam.ParDo(Life()))
     assert [name for name, _ in named(events, "setup", "failed", "teardown")] == [
         "setup",
@@ -114,21 +114,21 @@ def test_a_dofn_whose_bundle_failed_is_replaced(events: Events) -> None:
 
 
 def test_state_is_kept_between_bundles_and_not_from_failed_ones(events: Events) -> None:
-    """A bundle's state changes are committed with it."""
+    """State changes are committed with their bundle, and dropped if it fails."""
     step = beam.ParDo(Numbered()).with_input_types(tuple[str, str])
     run([("k", "a")], [("k", "b"), ("k", "unlucky")], [("l", "c")], step=step)
     assert [item for _, item in named(events, "out")] == [("k", 1), ("k", 2), ("k", 3), ("l", 1)]
 
 
 def test_a_reshuffle_is_one_step(events: Events) -> None:
-    """Elements pass unchanged, and nothing is grouped."""
+    """A reshuffle passes its elements unchanged and groups nothing."""
     built = run(["a", "b"], step=beam.Reshuffle())
     assert not [label for label in labels(built.transforms_stack[0]) if "GroupByKey" in label]
     assert named(events, "out") == [("out", "a"), ("out", "b")]
 
 
 def test_only_reshuffles_are_replaced() -> None:
-    """A GroupByKey is not."""
+    """A GroupByKey stays as it is."""
     built = beam.Pipeline(options=PipelineOptions([]))
     pairs = built | beam.Create([(1, 2)])
     _ = pairs | "Group" >> beam.GroupByKey()

@@ -1,4 +1,4 @@
-"""Flags: one definition, strict values, and messages that hold the value and the remedy."""
+"""Flags: one definition, strict values, and messages that name the value and the remedy."""
 
 import argparse
 import pathlib
@@ -59,7 +59,7 @@ def test_every_flag_once() -> None:
 
 
 def test_defaults_of_the_contract() -> None:
-    """Exactly these, and nothing else has a default."""
+    """These flags have these defaults, and no other flag has one."""
     assert {flag.name: flag.default_text for flag in FLAGS if flag.default_text} == {
         "accept_truncated": "false",
         "task": "generate",
@@ -82,7 +82,7 @@ def test_defaults_of_the_contract() -> None:
 
 
 def test_flags_do_not_clash_with_beams() -> None:
-    """Each of ours can stand beside each of Beam's, and is no prefix trap."""
+    """Each of our flags works next to each of Beam's, and none is a prefix of another."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     for kind in [InferenceOptions, *_all_beam_options(PipelineOptions)]:
         kind._add_argparse_args(parser)
@@ -98,7 +98,7 @@ def _all_beam_options(kind: Any) -> list[Any]:
 
 
 def test_help() -> None:
-    """Every flag is in it, with its default, under its group."""
+    """The help lists every flag with its default under its group."""
     text = help_text()
     for flag in FLAGS:
         assert f"{flag} " in text
@@ -111,8 +111,8 @@ def test_help() -> None:
 # The command line
 
 
-def test_given_and_not_given() -> None:
-    """Both ways of writing a value; '' and blanks are not given; white space around is no value."""
+def test_set_and_unset_values() -> None:
+    """Both spellings of a value work, blank values count as unset, and values are stripped."""
     values = _values("--limit=5", "--prompt", " Hello {{ name }} ", "--model=", "--endpoint=  ")
     assert (values[LIMIT], values.text(LIMIT)) == (5, "5")
     assert values[PROMPT] == values.text(PROMPT) == "Hello {{ name }}"
@@ -123,7 +123,7 @@ def test_given_and_not_given() -> None:
 
 
 def test_empty_is_the_default() -> None:
-    """A template hands every parameter on: '' is as if the flag were not there."""
+    """An empty value equals an absent flag, because a template passes every parameter."""
     empty = _values(*(f"{flag}=" for flag in FLAGS))
     assert empty == _values()
     assert empty.given == {flag.name: flag.default_text for flag in FLAGS}
@@ -143,13 +143,13 @@ def test_empty_is_the_default() -> None:
         (["--limit"], "--limit has no value: write --limit=…"),
     ],
 )
-def test_what_is_no_flag(argv: list[str], message: str) -> None:
-    """Refused, with the nearest one that exists; no flag may be shortened."""
+def test_unknown_flags(argv: list[str], message: str) -> None:
+    """An unknown flag is rejected with the nearest one that exists; no flag may be shortened."""
     assert _refused(*argv) == message
 
 
 def test_beams_flags_pass() -> None:
-    """They reach Beam as they stand."""
+    """Beam's flags reach Beam unchanged."""
     options = parse_flags(
         [
             "--runner=DataflowRunner",
@@ -211,12 +211,12 @@ def test_beams_flags_pass() -> None:
     ],
 )
 def test_choices(argv: str, message: str) -> None:
-    """The value, what there is, and the nearest of them."""
+    """A wrong choice is rejected with the value, the choices and the nearest one."""
     assert _refused(argv) == message
 
 
 def test_booleans() -> None:
-    """``true`` or ``false``; without a default it is false."""
+    """A boolean is ``true`` or ``false``; without a default it is false."""
     assert _values("--wait=true")[WAIT] is True
     assert _values("--wait=false")[WAIT] is False
     assert _values()[WAIT] is False
@@ -233,7 +233,7 @@ def test_booleans() -> None:
     ],
 )
 def test_whole_numbers(value: str, message: str) -> None:
-    """Each refusal holds the value and the bound."""
+    """A wrong whole number is rejected with the value and the bound."""
     assert _refused(f"--limit={value}") == message
 
 
@@ -247,18 +247,18 @@ def test_whole_numbers(value: str, message: str) -> None:
     ],
 )
 def test_numbers(value: str, message: str) -> None:
-    """Likewise; what is no number and what is endless is refused."""
+    """A wrong number is rejected with the value and the bound, infinity and NaN included."""
     assert _refused(f"--temperature={value}") == message
 
 
 def test_endless_number() -> None:
-    """No deadline is endless."""
+    """No deadline may be infinite."""
     message = _refused("--record_deadline_s=inf")
     assert message.startswith(f"{RECORD_DEADLINE_S} is inf, but must be ")
 
 
 def test_numbers_that_fit() -> None:
-    """As types, zero included where it is allowed."""
+    """Numbers have their types, and zero is accepted where it is allowed."""
     values = _values("--temperature=0", "--limit=7", "--request_timeout_s=0.5")
     assert values[TEMPERATURE] == 0.0
     assert isinstance(values[TEMPERATURE], float)
@@ -268,13 +268,13 @@ def test_numbers_that_fit() -> None:
 
 
 def test_lists() -> None:
-    """Separated by commas; blanks are nothing."""
+    """Commas separate the items of a list; blank items are dropped."""
     assert _values("--input_fields=a, b ,,c")[INPUT_FIELDS] == ("a", "b", "c")
     assert _values("--input_fields=,")[INPUT_FIELDS] == ()
 
 
 def test_labels() -> None:
-    """Pairs, as Google Cloud takes them; another is refused with the rule."""
+    """Labels are pairs as Google Cloud accepts them; others are rejected with the rule."""
     values = _values("--resource_labels=team=search, stage=, cost-centre=a_1")
     assert values[RESOURCE_LABELS] == {"team": "search", "stage": "", "cost-centre": "a_1"}
     assert _values()[RESOURCE_LABELS] == {}
@@ -286,7 +286,7 @@ def test_labels() -> None:
 
 
 def test_require() -> None:
-    """A missing value says what needs it."""
+    """A missing value is reported with the setting that needs it."""
     assert _values("--model=m").require(MODEL, "why") == "m"
     with pytest.raises(ConfigurationError) as raised:
         _values().require(MODEL, "which model, e.g. --model=m")
@@ -297,7 +297,7 @@ def test_require() -> None:
 
 
 def test_json_inline_and_by_file(tmp_path: pathlib.Path) -> None:
-    """An object that begins with a brace, else the path of one, with or without a BOM."""
+    """A value that begins with a brace is an object; any other is the path of one."""
     expected = {"top_p": 0.5, "stop": ["é"]}
     text = '{"top_p": 0.5, "stop": ["é"]}'
     path = tmp_path / "config.json"
@@ -331,8 +331,8 @@ def test_json_inline_and_by_file(tmp_path: pathlib.Path) -> None:
         ),
     ],
 )
-def test_json_that_is_none(text: str, message: str) -> None:
-    """The error's place and the value's beginning."""
+def test_invalid_json(text: str, message: str) -> None:
+    """Invalid JSON is rejected with the error's position and the beginning of the value."""
     assert _refused(f"--generation_config={text}") == message
 
 
@@ -345,10 +345,10 @@ def test_json_that_is_none(text: str, message: str) -> None:
         (None, "--output_schema: cannot read '{path}': No such file or directory"),
     ],
 )
-def test_json_file_that_is_none(
+def test_invalid_json_file(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, data: bytes | None, message: str
 ) -> None:
-    """The message holds the path."""
+    """The message about a bad JSON file names its path."""
     monkeypatch.chdir(tmp_path)
     path = "schema.json"
     if data is not None:

@@ -40,7 +40,7 @@ def _modules() -> Iterator[types.ModuleType]:
 
 
 def test_the_default_is_the_fields() -> None:
-    """Of the field of the flag's own name, or of the one that it names; a required one has none."""
+    """A flag has the default of the field of its name or the named field, if there is one."""
     assert Flag("retries", "G", "Help.", COUNT, of=_Limits).default == 3
     assert Flag("max_retries", "G", "Help.", COUNT, of=_Limits, field="retries").default_text == "3"
     assert Flag("names", "G", "Help.", TEXT, of=_Limits).default == ()
@@ -48,7 +48,7 @@ def test_the_default_is_the_fields() -> None:
 
 
 def test_a_default_cannot_be_written_twice() -> None:
-    """Nor can a flag configure a field that is not there."""
+    """A flag of a field cannot repeat its default or name a field that does not exist."""
     with pytest.raises(TypeError, match="--retries: its default stands in _Limits"):
         Flag("retries", "G", "Help.", COUNT, of=_Limits, default=3)
     with pytest.raises(TypeError, match="--tries: _Limits has no field 'tries'"):
@@ -56,7 +56,7 @@ def test_a_default_cannot_be_written_twice() -> None:
 
 
 def test_defaults_that_no_field_has() -> None:
-    """Exactly these stand at the flag; each backend says for itself that it keeps no cut answer."""
+    """Only these flags define their defaults; each backend rejects truncated answers itself."""
     literal = {flag.name for flag in FLAGS if flag.of is None and flag.default is not None}
     assert literal == {
         "accept_truncated",
@@ -71,7 +71,7 @@ def test_defaults_that_no_field_has() -> None:
 
 
 def test_annotations_say_whether_there_may_be_no_value() -> None:
-    """``Flag[int | None]`` where there is no default, ``Flag[int]`` where there is one."""
+    """A flag without a default is a ``Flag[int | None]``, one with a default a ``Flag[int]``."""
     seen = set()
     for module in _modules():
         for name, hint in typing.get_type_hints(module).items():
@@ -86,7 +86,7 @@ def test_annotations_say_whether_there_may_be_no_value() -> None:
 
 
 def test_messages_of_the_library_name_flags() -> None:
-    """The library speaks of fields in backquotes; no two flags configure fields of one name."""
+    """Fields in backquotes become flags; no two flags configure fields of one name."""
     assert with_flags("`max_batch_size` is 0; set `format`") == (
         "--max_batch_size is 0; set --input_format"
     )
@@ -99,7 +99,7 @@ def test_messages_of_the_library_name_flags() -> None:
     "path", sorted((ROOT / "transforms").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_the_library_knows_no_flags(path: pathlib.Path) -> None:
-    """It is used without a command line: messages, docstrings and comments speak of fields."""
+    """Messages, docstrings and comments of the library name fields, never flags."""
     named = set(re.findall(r"--([a-z][a-z0-9_]+)\b(?!-)", path.read_text("utf-8")))
     ours = {(str(path.relative_to(ROOT)), flag.name) for flag in FLAGS if flag.name in named}
     assert ours - VLLMS_OWN == set()

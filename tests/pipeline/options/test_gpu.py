@@ -1,4 +1,4 @@
-"""GPU flags: hints for the one step that calls the model, and combinations that are refused."""
+"""GPU flags: hints for the one step that calls the model, and rejected combinations."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -39,7 +39,7 @@ def _refused(*argv: str) -> str:
 
 
 def test_hints() -> None:
-    """The machine that has so many, and the driver: by default one that vLLM's CUDA can do with."""
+    """The hint's machine has this many GPUs, and its default driver supports vLLM's CUDA."""
     assert _config(*JOB, "--gpu_type=nvidia-l4").resource_hints == {
         "accelerator": "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver:5xx"
     }
@@ -60,7 +60,7 @@ def test_hints() -> None:
 
 
 def _hinted(proto: Any) -> Iterator[str]:
-    """The names of the steps that run where there is an accelerator."""
+    """The names of the steps that run on an accelerator."""
     components = proto.components
     for step in components.transforms.values():
         place = components.environments.get(step.environment_id)
@@ -73,9 +73,9 @@ def _hinted(proto: Any) -> Iterator[str]:
 
 
 def test_only_the_call_has_a_gpu() -> None:
-    """Reading, rendering and writing run on ordinary machines."""
+    """Only the step that calls the model has a GPU; the others run on ordinary machines."""
     for gpu, expected in (("--gpu_type=nvidia-l4", True), ("--gpu_type=", False)):
-        root = beam.Pipeline()  # one of a Dataflow runner asks Cloud Storage
+        root = beam.Pipeline()  # a Dataflow runner would ask Cloud Storage
         build(root, _config(*JOB, gpu))
         names = set(_hinted(root.to_runner_api()))
         assert bool(names) is expected
@@ -127,7 +127,7 @@ def test_only_the_call_has_a_gpu() -> None:
     ],
 )
 def test_refused(argv: list[str], message: str) -> None:
-    """Each with its value and the remedy."""
+    """A wrong combination is rejected with the value and the remedy."""
     assert _refused(*argv).startswith(message)
 
 
@@ -138,7 +138,7 @@ def _completed(*argv: str) -> Any:
 
 
 def test_defaults_of_a_job_with_a_gpu() -> None:
-    """One container, and a disk that holds weights; what the user says stands."""
+    """A GPU job gets one container and a disk that holds weights; the user's own values stay."""
     options = _completed(*JOB, "--gpu_type=nvidia-l4")
     assert options.view_as(WorkerOptions).disk_size_gb == 200
     experiments = options.view_as(DebugOptions).experiments
@@ -157,7 +157,7 @@ def test_defaults_of_a_job_with_a_gpu() -> None:
 
 
 def test_defaults_of_other_jobs() -> None:
-    """A vLLM on all workers has disk and container too; others and local runs are left alone."""
+    """Jobs with vLLM on all workers get disk and container too; others and local runs do not."""
     options = _completed(*JOB)
     assert options.view_as(WorkerOptions).disk_size_gb == 200
     assert options.view_as(DebugOptions).experiments == ["no_use_multiple_sdk_containers"]
@@ -168,6 +168,6 @@ def test_defaults_of_other_jobs() -> None:
 
 
 def test_a_quota_is_shared_by_one_process_per_worker() -> None:
-    """The one container is known before it is set."""
+    """The quota counts one process per worker, although the container count is set later."""
     config = _config(*JOB, "--max_requests_per_minute=100", "--max_num_workers=4")
     assert config.limits.requests_per_minute == 25

@@ -1,4 +1,4 @@
-"""Which fields hold media: the flag's, a whole object's own, and what is refused before launch."""
+"""The fields that hold media: those of the flag or a whole object, and values that are rejected."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def _refused(*argv: str) -> str:
 
 
 def test_fields_of_the_flag() -> None:
-    """In their order, each with or without a type; none without the flag."""
+    """The flag's fields keep their order, with or without a type; by default there are none."""
     assert _fields(*ROWS, ASK, FAKE) == ()
     assert _fields(*ROWS, ASK, FAKE, "--media_fields=a, b:image/jpeg") == (
         MediaField("a"),
@@ -38,7 +38,7 @@ def test_fields_of_the_flag() -> None:
 
 
 def test_a_whole_object_is_the_medium() -> None:
-    """Without the flag, and where its uri is named; a type that is given wins over the record's."""
+    """A whole object is the medium by default; a type in the flag overrides the record's."""
     assert _fields(*OBJECTS, ASK, FAKE) == (OBJECT,)
     assert _fields(*OBJECTS, ASK, FAKE, "--media_fields=uri") == (OBJECT,)
     assert _fields(*OBJECTS, ASK, FAKE, "--media_fields=uri:image/png") == (
@@ -50,8 +50,8 @@ def test_a_whole_object_is_the_medium() -> None:
 @pytest.mark.parametrize(
     "argv", [(ASK, FAKE, "--task=embed"), (ASK, *ENDPOINT), ("--messages_field=m", FAKE)]
 )
-def test_objects_that_are_asked_about_otherwise(argv: Any) -> None:
-    """An embedding, an instance and a chat have their text only, as ever."""
+def test_objects_of_requests_with_text_only(argv: Any) -> None:
+    """An embedding, an instance or a chat of an object has text only."""
     assert _fields(*OBJECTS, *argv) == ()
 
 
@@ -72,7 +72,7 @@ def test_objects_that_are_asked_about_otherwise(argv: Any) -> None:
     ],
 )
 def test_values_that_name_no_fields(argv: Any, message: str) -> None:
-    """The value and the remedy."""
+    """A value that names no field is rejected with the value and the remedy."""
     assert _refused(*ROWS, *argv) == message
 
 
@@ -88,7 +88,7 @@ def test_values_that_name_no_fields(argv: Any, message: str) -> None:
     ],
 )
 def test_requests_without_a_place_for_media(argv: Any) -> None:
-    """Refused instead of ignored."""
+    """A request without a place for media rejects the flag instead of ignoring it."""
     assert _refused(*ROWS, *argv, "--media_fields=photo") == (
         "--media_fields is 'photo', but goes with a prompt to generate from only: remove it; "
         "chats and whole requests carry parts of their own, embeddings and instances have none"
@@ -96,7 +96,7 @@ def test_requests_without_a_place_for_media(argv: Any) -> None:
 
 
 def test_objects_that_the_model_cannot_read() -> None:
-    """Local files, and gs:// objects on a server that speaks OpenAI's dialect."""
+    """Local files are rejected, and so are gs:// objects for servers of the OpenAI dialect."""
     local = ("--input_files=photos/*.png", *OBJECTS[1:])
     assert _refused(*local, ASK, FAKE) == (
         "--input_files is 'photos/*.png', but the model reads each object by its URI: copy the "

@@ -1,4 +1,4 @@
-"""Files that flags name, and errors in one line."""
+"""Files that flags name, and errors as one line."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ from transforms.records.errors import ConfigurationError
 
 
 def test_read_text(tmp_path: pathlib.Path) -> None:
-    """The whole text; a folder is no file."""
+    """The whole text of a file is read; a folder is rejected."""
     path = tmp_path / "prompt.txt"
     path.write_bytes(b"\xef\xbb\xbfHello\r\n\xc3\xa9\n")
     assert read_text(str(path), "--prompt_file") == "Hello\r\né\n"
@@ -19,7 +19,7 @@ def test_read_text(tmp_path: pathlib.Path) -> None:
 
 
 def test_reason() -> None:
-    """One line, also of an error that says nothing."""
+    """The reason is one line, also of an error without a message."""
     assert reason(FileNotFoundError(2, "No such file or directory", "x")) == (
         "No such file or directory"
     )

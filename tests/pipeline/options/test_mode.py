@@ -1,4 +1,4 @@
-"""Whether a run ends: each source says it, and Beam agrees."""
+"""Whether a run ends: each source declares it, and Beam agrees."""
 
 import dataclasses
 from typing import Any
@@ -33,14 +33,14 @@ SOURCES = [
 
 @pytest.mark.parametrize(("source", "mode"), SOURCES)
 def test_the_mode_of_each_source(source: Any, mode: Mode) -> None:
-    """By what it says of itself."""
+    """The mode is the one that the source declares."""
     assert Mode.of(source) is mode
     assert (mode.bounded, mode.streaming) == (source.bounded, not source.bounded)
 
 
 @pytest.mark.parametrize(("source", "mode"), [SOURCES[0], SOURCES[1], SOURCES[4], SOURCES[6]])
 def test_beam_agrees(source: Any, mode: Mode) -> None:
-    """Of both outputs, whenever no service is needed to build the read."""
+    """Beam agrees for both outputs of every source that can be built without a service."""
     records, unread = beam.Pipeline() | source.transform(IdRule())
     assert records.is_bounded is unread.is_bounded is mode.bounded
 
@@ -50,7 +50,7 @@ class _Endless(FileSource):
 
 
 def test_a_source_that_beam_contradicts() -> None:
-    """Is refused: half of the graph would be built for the other mode."""
+    """A source that Beam contradicts is rejected: half of the graph would have the other mode."""
     argv = ["--input_files=a.jsonl", "--prompt=x", "--backend=fake", "--output_path=/out"]
     config = RunConfig.from_options(parse_flags(argv))
     source = _Endless(pattern="a.jsonl")

@@ -1,4 +1,4 @@
-"""The order of requests: off by default, in batches or in all of the data by a flag."""
+"""The order of requests: none by default, by prefix within batches or the data set by a flag."""
 
 import json
 import pathlib
@@ -22,7 +22,7 @@ def _config(*argv: str) -> RunConfig:
 
 
 def test_flags() -> None:
-    """Nothing is ordered that nobody asked for: steps keep their labels."""
+    """Requests are ordered only if the flag is set, and steps keep their labels."""
     assert _config().order == Order()
     assert _config("--order_by_prefix=batch").order == Order(in_batch=True)
     assert _config("--order_by_prefix=data_set").order == Order(True, OrderByPrefix().prefix_chars)
@@ -51,7 +51,7 @@ def test_flags() -> None:
     ],
 )
 def test_refused(argv: list[str], message: str) -> None:
-    """With the value and the remedy."""
+    """A wrong order is rejected with the value and the remedy."""
     with pytest.raises(ConfigurationError) as raised:
         _config(*argv)
     assert str(raised.value).startswith(message)
@@ -59,7 +59,7 @@ def test_refused(argv: list[str], message: str) -> None:
 
 @pytest.mark.parametrize("where", ["batch", "data_set"])
 def test_a_run(where: str, tmp_path: pathlib.Path) -> None:
-    """Each record has its one result."""
+    """Each record of an ordered run has its one result."""
     records = [{"id": str(n), "text": f"{'ab'[n % 2] * 9} {n}"} for n in range(40)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     argv = [

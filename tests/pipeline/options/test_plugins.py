@@ -1,4 +1,4 @@
-"""A source of somebody else's package: an entry point, found without a change of ours."""
+"""A source from a third-party package is an entry point and needs no change of ours."""
 
 import json
 import os
@@ -73,7 +73,7 @@ WARNINGS = (
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder with an installed package of one source, and of three that cannot be used."""
+    """A folder with an installed package of one working source and three broken ones."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "acme_numbers.py").write_text(NUMBERS, "utf-8")
     info = folder / "acme_numbers-1.0.dist-info"
@@ -102,7 +102,7 @@ def _run(package: pathlib.Path, *argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_record_is_answered(package: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Of a source that this project has never heard of, with a flag of its own and one of ours."""
+    """Every record of an unknown source is answered, with its own flag and one of ours."""
     done = _run(
         package, "--input_numbers=9", "--limit=3", "--numbers_stem=no.", "--prompt={{ text }}",
         "--backend=fake", f"--output_path={tmp_path}/out", "--run_id=r",
@@ -121,7 +121,7 @@ def test_every_record_is_answered(package: pathlib.Path, tmp_path: pathlib.Path)
 
 
 def test_help_lists_it(package: pathlib.Path) -> None:
-    """With its flags and a default; what cannot be used is left out, and the log says why."""
+    """``--help`` lists a source with flags and default; broken ones are left out and logged."""
     done = _run(package, "--help")
     assert done.returncode == 0, done.stderr
     shown = " ".join(done.stdout.split())
@@ -130,8 +130,8 @@ def test_help_lists_it(package: pathlib.Path) -> None:
     assert done.stderr.splitlines() == list(WARNINGS)
 
 
-def test_it_stands_beside_our_own(package: pathlib.Path) -> None:
-    """Exactly one source; its flags go with it alone."""
+def test_it_works_like_our_own(package: pathlib.Path) -> None:
+    """A run has exactly one source, and a source's flags are rejected for any other."""
     done = _run(package, "--input_numbers=9", "--input_files=a", "--backend=fake")
     assert done.returncode == 2
     assert (

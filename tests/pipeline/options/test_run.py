@@ -1,4 +1,4 @@
-"""The job's project: by its flag, else by the environment."""
+"""The job's project: from its flag or from the environment."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from pipeline.options.run import project_of
 
 
 def test_project_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The flag, else the environment, else none."""
+    """The flag precedes the environment; without either there is no project."""
     monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
     assert project_of(parse_flags([])) is None
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "e")

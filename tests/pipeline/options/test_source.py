@@ -15,7 +15,7 @@ from transforms.sources.files import FileSource
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the machine's own settings counts."""
+    """Clears the machine's own settings."""
     for name in ("GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_LOCATION", "GOOGLE_CLOUD_REGION"):
         monkeypatch.delenv(name, raising=False)
 
@@ -39,7 +39,7 @@ def _refused(make: Any, *argv: str) -> str:
 
 
 def test_files() -> None:
-    """Glob, format and limit."""
+    """A glob, a format and a limit make a source of files."""
     assert _source("--input_files=a/*.x", "--input_format=csv", "--limit=3") == FileSource(
         pattern="a/*.x", format="csv", limit=3
     )
@@ -47,7 +47,7 @@ def test_files() -> None:
 
 
 def test_table() -> None:
-    """All of its flags; its project pays unless the job has one."""
+    """Every flag of a table reaches its source; its project pays unless the job has one."""
     assert _source(
         "--input_table=p:d.t",
         "--input_fields=a,b",
@@ -70,7 +70,7 @@ def test_table() -> None:
 
 
 def test_dead_letters() -> None:
-    """A table or files, read as any other; each row gives its record back."""
+    """Dead letters are read from a table or files, and each row becomes its record again."""
     assert _source("--input_dead_letters=out/dead_letters/*.jsonl", "--limit=2") == (
         DeadLetterSource(rows=FileSource(pattern="out/dead_letters/*.jsonl", limit=2))
     )
@@ -84,7 +84,7 @@ def test_dead_letters() -> None:
 
 
 def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The project, by flag or environment, pays for it."""
+    """The project of the flag or the environment pays for a query."""
     query = "--input_query=SELECT 1"
     assert _refused(_source, query) == "--input_query needs --project: who pays for the query"
     assert _source(query, "--project=p") == QuerySource(query="SELECT 1", job_project="p")
@@ -144,5 +144,5 @@ def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_source_conflicts(argv: list[str], message: str) -> None:
-    """Each names what is wrong and what to do."""
+    """A conflict names the problem and the remedy."""
     assert _refused(_source, *argv) == message

@@ -1,4 +1,4 @@
-"""A command line is parsed once, and all of its mistakes are told at once."""
+"""A command line is parsed once, and all of its mistakes are reported together."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ from transforms.records.errors import ConfigurationError
 
 @pytest.fixture
 def parsings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One item for each time that the flags are parsed."""
+    """One item for each parsing of the flags."""
     found: list[int] = []
     parse = Values.of
 
@@ -30,7 +30,7 @@ def parsings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_run_parses_once(parsings: list[int], tmp_path: pathlib.Path) -> None:
-    """From the command line to the results."""
+    """A run parses its flags once, from the command line to the results."""
     (tmp_path / "in.jsonl").write_text(json.dumps({"id": "1", "text": "a"}), encoding="utf-8")
     argv = [
         f"--input_files={tmp_path}/in.jsonl",
@@ -43,7 +43,7 @@ def test_a_run_parses_once(parsings: list[int], tmp_path: pathlib.Path) -> None:
 
 
 def test_a_launch_parses_once(parsings: list[int]) -> None:
-    """With its checks and its defaults."""
+    """A launch parses its flags once, with its checks and defaults."""
     options = parse_flags(
         [
             "--input_files=gs://b/a.jsonl", "--prompt={{ text }}", "--backend=fake",
@@ -58,7 +58,7 @@ def test_a_launch_parses_once(parsings: list[int]) -> None:
 
 
 def test_all_mistakes_at_once() -> None:
-    """Of values, and of parts that do not depend on each other; one per line."""
+    """All wrong values and independent conflicts are reported together, one per line."""
     with pytest.raises(ConfigurationError) as raised:
         RunConfig.from_options(
             parse_flags(["--limit=0", "--task=x", "--temperature=warm", "--max_attempts=-1"])
@@ -81,7 +81,7 @@ def test_all_mistakes_at_once() -> None:
 
 
 def test_each_mistake_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the terminal; nothing was launched."""
+    """Each mistake is a line on the terminal, and nothing is launched."""
     assert main(["--promt=x", "--no_such_flag", "value", "word"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: unknown flag --promt; did you mean --prompt?",

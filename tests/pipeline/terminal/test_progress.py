@@ -1,4 +1,4 @@
-"""Progress: the last seconds as a view, a view as lines, lines on a console."""
+"""Progress: recent seconds become a view, a view becomes lines, lines go to a console."""
 
 import io
 import itertools
@@ -17,7 +17,7 @@ HELD = {**FULL, "in_flight_requests": 2, "rate_limit_per_minute": 1187}
 
 
 def seen(*samples: tuple[float, dict[str, int]]) -> View:
-    """The view right after some samples; the run began at 0."""
+    """The view after some samples of a run that began at 0."""
     recent = Recent(0.0)
     for now, counts in samples:
         recent.note(counts, now)
@@ -28,7 +28,7 @@ def seen(*samples: tuple[float, dict[str, int]]) -> View:
 
 
 def test_counts_are_those_of_the_last_sample() -> None:
-    """Dead letters of all types are summed."""
+    """Counts are those of the last sample, with dead letters of all types added up."""
     counts = {"read": 900, "completed": 600, "results": 400, "retried": 7}
     letters = {"dead_letters_blocked": 3, "dead_letters_internal": 1}
     view = seen((1.0, {"read": 100}), (4.0, {**counts, **letters}))
@@ -37,19 +37,19 @@ def test_counts_are_those_of_the_last_sample() -> None:
 
 
 def test_at_least_as_many_were_read_as_completed() -> None:
-    """Sources count in steps and may lag behind."""
+    """A view never shows more records completed than read, although sources count in steps."""
     assert seen((1.0, {"read": 0, "completed": 600})).read == 600
 
 
 def test_counters_of_a_remote_job_have_other_names() -> None:
-    """It has no gauges: only the throttled time says anything about its pace."""
+    """A remote job's counters have other names, and it has no gauges."""
     view = seen((1.0, {"records": 9, "completed_records": 5, "retries": 2, "throttled_ms": 35_400}))
     assert (view.read, view.completed, view.retries, view.in_flight) == (9, 5, 2, None)
     assert pace_line(view) == "throttled 35 s, all threads"
 
 
 def test_the_speed_is_that_of_the_last_ten_seconds() -> None:
-    """Earlier time, such as a long start, does not count."""
+    """The speed is that of the last ten seconds; a slow start does not count."""
     view = seen(
         *((float(second), {"completed": max(0, second - 60) * 20}) for second in range(1, 81))
     )
@@ -57,7 +57,7 @@ def test_the_speed_is_that_of_the_last_ten_seconds() -> None:
 
 
 def test_the_speed_falls_to_nothing() -> None:
-    """Ten seconds after the last record there is no speed."""
+    """Ten seconds after the last record the speed is unknown."""
     assert (
         seen((1.0, {"completed": 90}), (5.0, {"completed": 90}), (15.0, {"completed": 90})).per_s
         == 0
@@ -65,14 +65,14 @@ def test_the_speed_falls_to_nothing() -> None:
 
 
 def test_a_view_before_the_first_sample() -> None:
-    """It has zeros, and no pace."""
+    """Before the first sample a view has zeros and no pace."""
     view = Recent(0.0).view(0.0)
     assert counts_line(view) == "0:00  read 0 · completed 0 · 0/s · written 0"
     assert pace_line(view) == ""
 
 
 def test_calls_in_flight_and_a_learnt_rate_are_means_of_the_last_seconds() -> None:
-    """Both oscillate many times a minute."""
+    """Calls in flight and the learnt rate, which oscillate, are means of recent seconds."""
     rates, flying = (1100, 1300, 1500), (0, 3, 6)
     samples = [
         (second, {**HELD, "rate_limit_per_minute": rate, "in_flight_requests": calls})
@@ -84,14 +84,14 @@ def test_calls_in_flight_and_a_learnt_rate_are_means_of_the_last_seconds() -> No
 
 
 def test_requests_between_two_attempts_are_those_of_the_last_sample() -> None:
-    """Like the requests that wait."""
+    """Requests between attempts, like waiting ones, are those of the last sample."""
     view = seen((1.0, HELD), (2.0, {**HELD, "waiting_requests": 9, "backing_off_requests": 7}))
     assert (view.waiting, view.backing_off) == (9, 7)
 
 
 @pytest.mark.parametrize("rate", [{}, {"rate_limit_per_minute": 0}])
 def test_no_learnt_rate_is_none(rate: dict[str, int]) -> None:
-    """A gauge cannot be infinite: without a rate it is absent or 0."""
+    """Without a learnt rate the gauge is absent or 0, because it cannot be infinite."""
     assert seen((1.0, {**FULL, **rate})).rate_per_minute is None
 
 
@@ -109,12 +109,12 @@ def test_no_learnt_rate_is_none(rate: dict[str, int]) -> None:
 def test_requests_are_held_when_they_wait_although_more_could_be_sent(
     counts: dict[str, int], held: bool
 ) -> None:
-    """A quota, a Retry-After or the wait before another attempt holds them."""
+    """A quota, a Retry-After or a wait between attempts holds requests although calls are free."""
     assert seen((1.0, counts)).held is held
 
 
 def test_a_single_sample_changes_no_state() -> None:
-    """Nothing appears or vanishes for an instant."""
+    """A single sample changes no state, so no word flickers."""
     recent = Recent(0.0)
     quarters = itertools.count(1)
 
@@ -132,7 +132,7 @@ def test_a_single_sample_changes_no_state() -> None:
 
 
 def test_silence_is_the_time_since_anything_moved() -> None:
-    """Only while calls are in flight: an idle run is not silent."""
+    """Silence is counted from the last change, and only while calls are in flight."""
     busy, idle = {**FULL, "sent": 32}, {**FULL, "sent": 32, "in_flight_requests": 0}
     assert seen((1.0, busy), (21.0, busy)).silent_s == 20
     assert seen((1.0, busy), (21.0, {**busy, "sent": 33})).silent_s == 0
@@ -156,13 +156,13 @@ LARGE = View(
 
 
 def test_speeds_below_ten_have_a_decimal() -> None:
-    """A language model on one machine answers a few requests per second."""
+    """Speeds below ten have a decimal, for models that answer a few requests per second."""
     shown = [counts_line(View(per_s=per_s)).split(" · ")[2] for per_s in (0.42, 9.94, 9.96, 8928)]
     assert shown == ["0.4/s", "9.9/s", "10/s", "8,928/s"]
 
 
 def test_the_counts_of_a_large_run_fit_a_terminal() -> None:
-    """The least important counts go first; clock and speed always stay."""
+    """A long line drops the least important counts first, and never the clock or the speed."""
     assert counts_line(LARGE, 98) == (
         "12:34:56  read 1,234,567 · completed 1,234,567 · 8,928/s · written 1,234,567 · "
         "dead letters 12,345"
@@ -245,12 +245,12 @@ def test_the_counts_of_a_large_run_fit_a_terminal() -> None:
     ],
 )
 def test_the_pace_in_words(given: dict[str, Any], line: str) -> None:
-    """How many calls are in flight, and why others wait."""
+    """The pace says how many calls are in flight and why others wait."""
     assert pace_line(View(**given)) == line
 
 
 def test_the_pace_of_a_large_run_fits_a_terminal() -> None:
-    """The reason for waiting stays longest."""
+    """A long pace line keeps the reason for waiting longest."""
     held = {"held": True, "rate_per_minute": 1_234_567.0}
     view = View(in_flight=2_047, limit=2_048, waiting=900_000, retries=123_456, **held)  # type: ignore[arg-type]
     assert pace_line(view, 78) == (
@@ -264,7 +264,7 @@ def test_the_pace_of_a_large_run_fits_a_terminal() -> None:
 
 
 def test_a_plain_line_of_a_usual_run_fits_100_columns() -> None:
-    """Plain lines are never cut, because they go to files."""
+    """A plain line of a usual run fits 100 columns, since plain lines are never cut."""
     view = View(
         elapsed_s=610, read=100_000, completed=89_856, per_s=892, written=50_000, in_flight=64
     )
@@ -285,7 +285,7 @@ class Clock:
 
 
 def test_plain_lines_come_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts and pace in one line, without control codes."""
+    """Plain lines appear every ten seconds with counts and pace, without control codes."""
     clock, file = Clock(monkeypatch), io.StringIO()
     shown = Progress(
         Console(file=file, width=40, soft_wrap=True), lambda: {"completed": 100, **FULL}
@@ -302,7 +302,7 @@ def test_plain_lines_come_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_stream_holds_messages_instead_of_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the outage lasts."""
+    """A stream holds its messages however long the outage lasts."""
     clock, file = Clock(monkeypatch), io.StringIO()
     down = {**FULL, "outage_s": 125}
     shown = Progress(Console(file=file, width=120, soft_wrap=True), lambda: down, holds=True)
@@ -316,7 +316,7 @@ def test_a_stream_holds_messages_instead_of_stopping(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_bar_always_has_two_lines_that_fit(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    """A bar that changes its height would make the terminal flicker."""
+    """The bar always has two lines that fit, since a changing height would make it flicker."""
     clock, large = Clock(monkeypatch), 10**7
     counts: dict[str, int] = {}
     console = Console(file=io.StringIO(), width=width, force_terminal=True, soft_wrap=True)
@@ -339,7 +339,7 @@ def test_the_bar_always_has_two_lines_that_fit(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_slow_counts_are_fetched_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A remote job's counts come over the network; the clock goes on meanwhile."""
+    """Slow counts of a remote job are fetched rarely while the clock goes on."""
     clock, fetched = Clock(monkeypatch), []
 
     def counts() -> dict[str, int]:
@@ -355,7 +355,7 @@ def test_slow_counts_are_fetched_rarely(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_unavailable_counts_do_not_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job goes on, and its line shows the last known counts."""
+    """Unavailable counts do not end the wait; the line shows the last known counts."""
     clock, file = Clock(monkeypatch), io.StringIO()
     replies = iter([{"completed_records": 50}])
 
@@ -373,7 +373,7 @@ def test_unavailable_counts_do_not_end_the_wait(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_logged_lines_stand_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Output past the bar would tear it; afterwards the handler writes where it did before."""
+    """Logged lines appear above the bar; afterwards the handler writes to its former stream."""
     file, stderr = io.StringIO(), io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     handler, root = logging.StreamHandler(), logging.getLogger()

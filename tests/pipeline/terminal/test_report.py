@@ -49,7 +49,7 @@ SUMMARY = {
     ],
 )
 def test_the_title_says_how_a_run_ended(tmp_path: Path, more: dict[str, Any], title: str) -> None:
-    """A stopped run reconciles too: requests not sent are dead letters."""
+    """The title of a stopped run says that it reconciles too: unsent requests are dead letters."""
     flags = ["--prompt={{ text }}", "--backend=fake", "--run_id=r", f"--output_path={tmp_path}/o"]
     (tmp_path / "in.jsonl").write_text('{"text": "hello"}\n')
     config = RunConfig.from_options(parse_flags([*flags, f"--input_files={tmp_path}/in.jsonl"]))

@@ -1,4 +1,4 @@
-"""Counts: the counts of each stage, summed exactly, whatever a server reports."""
+"""Counts of each stage, summed exactly, whatever a server reports."""
 
 import collections
 import decimal
@@ -38,7 +38,7 @@ def _result(**known: Any) -> dict[str, Any]:
 
 
 def test_results() -> None:
-    """Rows, calls, retries, waiting time, the ledger, tokens and cost."""
+    """Results count rows, calls, retries, waiting time, the ledger, tokens and cost."""
     counts = Counts()
     counts.add_result(
         _result(
@@ -92,7 +92,7 @@ def test_dead_letters() -> None:
 
 
 def test_no_known_cost_is_none_and_not_zero() -> None:
-    """A free call costs 0; the cost of a call without a price is unknown."""
+    """A free call costs 0, and a call without a price has an unknown cost."""
     counts = Counts()
     counts.add_result(_result(), 0)
     assert counts.cost_usd is None
@@ -103,7 +103,7 @@ def test_no_known_cost_is_none_and_not_zero() -> None:
 
 @pytest.mark.parametrize("reported", ["12", 1.5, True, [1], {"a": 1}])
 def test_tokens_that_are_not_counts(reported: Any) -> None:
-    """They are ignored, instead of failing every record of the bundle."""
+    """Invalid token counts are ignored instead of failing every record of the bundle."""
     counts = Counts()
     letter = DeadLetter("infer", "truncated", "cut", usage=Usage(reported, 1, reported, None))
     counts.add_dead_letter({"cost_usd": None}, letter)
@@ -124,7 +124,7 @@ TALLIES = st.builds(
 @settings(deadline=None)
 @given(st.lists(TALLIES, max_size=6))
 def test_total(counted: list[Counts]) -> None:
-    """The sum of each count, of each error type and of the known costs, in any grouping."""
+    """A total sums each count, each error type and the known costs, in any grouping."""
     total = Counts.total(counted)
     for name in ("results", "records"):
         assert total.by_name[name] == sum(counts.by_name[name] for counts in counted)
@@ -136,7 +136,7 @@ def test_total(counted: list[Counts]) -> None:
 
 
 def test_total_does_not_change_its_parts() -> None:
-    """Beam may pass the same counts again."""
+    """A total leaves its parts unchanged, because Beam may pass them again."""
     counts = Counts()
     counts.add_result(_result(cost_usd="1"), 0)
     assert Counts.total([counts, counts]).by_name["results"] == 2
@@ -145,7 +145,7 @@ def test_total_does_not_change_its_parts() -> None:
 
 
 def test_emit_counts() -> None:
-    """One tagged element at the end of the global window, with the bundle's sum."""
+    """A bundle emits its sum as one tagged element at the end of the global window."""
     counts = Counts()
     tagged = emit_counts(counts)
     assert isinstance(tagged, TaggedOutput)
@@ -158,7 +158,7 @@ def test_emit_counts() -> None:
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 40).map(lambda n: n.to_bytes(8, "big")), max_size=60), st.data())
 def test_count_duplicates(hashes: list[bytes], data: st.DataObject) -> None:
-    """The same number as a naive count, however the hashes are packed."""
+    """Duplicates equal a naive count, however the hashes are packed."""
     cuts = sorted(data.draw(st.lists(st.integers(0, len(hashes)), max_size=4)))
     edges = zip([0, *cuts], [*cuts, len(hashes)], strict=True)
     packed = [b"".join(hashes[start:end]) for start, end in edges]
@@ -166,7 +166,7 @@ def test_count_duplicates(hashes: list[bytes], data: st.DataObject) -> None:
 
 
 def test_bundles_are_counted_separately() -> None:
-    """A bundle's count and hashes leave with it: the next one starts at zero."""
+    """A bundle's count and hashes leave with it, and the next one starts at zero."""
     dofn = _CountRecordsDoFn()
     hashes: list[tuple[int, bytes]] = []
     for ids, expected in ((["a", "b", "a"], 3), (["a"], 1), ([], 0)):
@@ -201,7 +201,7 @@ def _is(expected: dict[str, int]) -> Callable[[list[Counts]], None]:
     "arguments", [(), ("--direct_num_workers=4", "--direct_running_mode=multi_threading")]
 )
 def test_counts_records(arguments: tuple[str, ...]) -> None:
-    """Read and unread together are the records; ids are compared across bundles."""
+    """Records are read plus unread ones; ids are compared across bundles."""
     ids = [str(n) for n in range(200)] + ["7"] * 3 + ["8", "é", "é", ""]
     letter = DeadLetter("read", "parse_error", "no JSON")
     with pipeline(*arguments) as root:

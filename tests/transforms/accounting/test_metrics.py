@@ -17,14 +17,14 @@ from transforms.records.records import Completion, Usage
 
 @pytest.fixture(autouse=True)
 def live(monkeypatch: pytest.MonkeyPatch) -> LiveCounts:
-    """Live counts for this test alone."""
+    """Live counts of this test alone."""
     live = LiveCounts()
     monkeypatch.setattr(metrics, "LIVE", live)
     return live
 
 
 class Calls:
-    """A dispatcher whose values the test sets."""
+    """A dispatcher whose numbers the test sets."""
 
     def __init__(self, throttled_s: float = 0.0) -> None:
         self.throttled = throttled_s
@@ -51,7 +51,7 @@ class _Script(beam.DoFn):
 
 
 def _told(script: Any) -> dict[str, dict[str, Any]]:
-    """Beam's metrics after a bundle in which the function ran, by kind and name."""
+    """Beam's metrics by kind and name, after a bundle in which the function ran."""
     with pipeline() as p:
         _ = p | beam.Create([script]) | beam.ParDo(_Script())
     found = p.result.metrics().query(beam.metrics.MetricsFilter().with_namespace("batch_inference"))
@@ -65,7 +65,7 @@ def _told(script: Any) -> dict[str, dict[str, Any]]:
 
 
 def test_live_counts(live: LiveCounts) -> None:
-    """Adds, sets, copies and clears."""
+    """Live counts can be added, set, copied and cleared."""
     live.add("read", 2)
     live.add("read", 3)
     live.set({"waiting": 7, "read_files": 1})
@@ -78,7 +78,7 @@ def test_live_counts(live: LiveCounts) -> None:
 
 
 def test_live_counts_of_many_threads(live: LiveCounts) -> None:
-    """None is lost."""
+    """Concurrent additions are all counted."""
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: live.add("read", 1), range(4000)))
     assert live.snapshot() == {"read": 4000}
@@ -88,7 +88,7 @@ def test_live_counts_of_many_threads(live: LiveCounts) -> None:
 
 
 def test_failed_calls_are_taken_once() -> None:
-    """By type; the next take returns only newer ones."""
+    """Failed calls are taken by type, and each take returns only newer ones."""
     failed = FailedCalls()
     for error_type in ("timeout", "internal", "timeout"):
         failed.add(error_type)
@@ -99,7 +99,7 @@ def test_failed_calls_are_taken_once() -> None:
 
 
 def test_failed_calls_of_many_threads() -> None:
-    """None is lost, and none is counted twice."""
+    """Concurrent failures are all counted, and each once."""
     failed = FailedCalls()
 
     def use(n: int) -> int:
@@ -132,7 +132,7 @@ def _every_kind() -> None:
 
 
 def test_counts(live: LiveCounts) -> None:
-    """Records, calls, tokens (also of billed failures) and failed calls, in several reports."""
+    """Several reports add up records, calls, tokens (also of billed failures) and failed calls."""
     told = _told(_every_kind)
     assert told["counters"] == {
         "completed_records": 7,
@@ -166,7 +166,7 @@ def _throttled() -> None:
 
 
 def test_throttled_time() -> None:
-    """Counts since this thread began to wait; Dataflow's counter gets all whole seconds."""
+    """Throttled time counts since this thread began to wait, in whole seconds for Dataflow."""
     counters = _told(_throttled)["counters"]
     assert counters == {"throttled_ms": 4250, "cumulativeThrottlingSeconds": 4}
 
@@ -180,7 +180,7 @@ def _throttled_backwards() -> None:
 
 
 def test_throttled_time_never_falls() -> None:
-    """An older reading of another thread subtracts nothing, and nothing counts twice."""
+    """An older reading of another thread subtracts nothing, and no time counts twice."""
     counters = _told(_throttled_backwards)["counters"]
     assert counters == {"throttled_ms": 3000, "cumulativeThrottlingSeconds": 3}
 
@@ -190,7 +190,7 @@ def _nothing() -> None:
 
 
 def test_nothing_to_report(live: LiveCounts) -> None:
-    """An empty report does no harm."""
+    """An empty report changes nothing."""
     assert _told(_nothing) == {
         "counters": {"throttled_ms": 0},
         "distributions": {},
@@ -210,7 +210,7 @@ def _two_threads() -> None:
 
 
 def test_each_thread_reports_its_own_time() -> None:
-    """A later thread has waited less: five seconds and three."""
+    """Each thread reports its own wait: five seconds, and three for a later thread."""
     counters = _told(_two_threads)["counters"]
     assert counters == {"throttled_ms": 8000, "cumulativeThrottlingSeconds": 8}
 

@@ -13,7 +13,7 @@ def _outputs(counted: BundleCounts) -> list[tuple[str, int | None, int]]:
 
 
 def test_one_sum_of_a_bounded_input() -> None:
-    """Minutes do not matter."""
+    """A bounded input has one sum, whatever the minutes."""
     counted = BundleCounts(by_minute=False)
     for minute in (None, 7, 8):
         counted.of(minute).by_name["results"] += 1

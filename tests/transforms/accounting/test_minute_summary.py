@@ -1,4 +1,4 @@
-"""The streaming summary: each minute's row is revised until every record has ended, then no more."""
+"""The streaming summary: each minute's row is revised until all of its records have ended."""
 
 import collections
 import decimal
@@ -60,7 +60,7 @@ def _counts(records: int = 0, results: int = 0, **dead_letters: int) -> Counts:
 
 
 def _rows(*events: Any, **arguments: Any) -> list[str]:
-    """The rows of a stream of counted: ``minute.revision records-results-dead_letters`` each."""
+    """The rows of a stream of counts: ``minute.revision records-results-dead_letters`` each."""
     lines = collected_from(
         lambda root: (
             root
@@ -82,7 +82,7 @@ def _rows(*events: Any, **arguments: Any) -> list[str]:
 
 
 def test_revised_until_it_reconciles() -> None:
-    """A row per change, a minute apart; none for a minute that does not change."""
+    """A change adds a row, at most one a minute; an unchanged minute adds none."""
     assert _rows(
         (61, [(1, _counts(records=3))]),
         (100, [(1, _counts(results=1))]),
@@ -94,7 +94,7 @@ def test_revised_until_it_reconciles() -> None:
 
 
 def test_the_first_row_waits_for_the_minute() -> None:
-    """It includes everything up to `every_s` after the minute's end."""
+    """The first row includes everything up to `every_s` after the minute's end."""
     early, late = (179, [(1, _counts(results=1))]), (181, [(1, _counts(results=1))])
     assert _rows((60, [(1, _counts(records=2))]), early) == ["01.1 2-1-0"]
     assert _rows((60, [(1, _counts(records=2))]), late) == ["01.1 2-0-0", "01.2 2-1-0"]
@@ -102,7 +102,7 @@ def test_the_first_row_waits_for_the_minute() -> None:
 
 
 def test_two_minutes() -> None:
-    """Each has its own sums, revisions and row, in whatever order counted arrive."""
+    """Two minutes have their own sums, revisions and rows, in whatever order counts arrive."""
     rows = _rows(
         (61, [(1, _counts(records=2)), (2, _counts(results=1)), (1, _counts(results=1))]),
         (130, [(2, _counts(records=1)), (1, _counts(results=1))]),
@@ -112,23 +112,23 @@ def test_two_minutes() -> None:
 
 
 def test_drain_writes_the_pending_row() -> None:
-    """The row comes without real time passing."""
+    """A drain writes the pending row without waiting."""
     assert _rows((61, [(1, _counts(records=3, results=2, blocked=1))])) == ["01.1 3-2-1"]
 
 
 def test_late_counted() -> None:
-    """They count for the minute that they name, however far behind the watermark."""
+    """Late counts belong to the minute that they name, however far behind the watermark."""
     events = ((61, [(1, _counts(records=1))], 100), 5_000, (62, [(1, _counts(results=1))], 1))
     assert _rows(*events) == ["01.1 1-1-0"]
 
 
 def test_empty_input() -> None:
-    """Nothing is read, and nothing written."""
+    """Without input no row is written."""
     assert _rows(100) == []
 
 
 def test_expiry(caplog: pytest.LogCaptureFixture) -> None:
-    """After `keep_s` without a change the state is gone; a lossy minute reports it once."""
+    """After `keep_s` without a change the state is deleted; a lossy minute reports it once."""
     clock = (10_000, [(9, _counts())])
     with caplog.at_level(logging.ERROR):
         rows = _rows(
@@ -150,7 +150,7 @@ def test_expiry(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_state_that_still_changes_is_kept() -> None:
-    """Even if the watermark runs ahead of the last change, nothing is dropped too early."""
+    """State that still changes is kept, even if the watermark runs ahead of the last change."""
     rows = _rows(
         (61, [(1, _counts(records=2))]),
         (500, [(1, _counts(results=1))]),
@@ -163,7 +163,7 @@ def test_state_that_still_changes_is_kept() -> None:
 
 @pytest.mark.parametrize(("every_s", "keep_s"), [(-1, 100), (50, 100), (60, 60), (float("nan"), 9)])
 def test_impossible_times(every_s: float, keep_s: float) -> None:
-    """The constructor refuses them; the message holds both."""
+    """The constructor rejects impossible times with a message that holds both."""
     with pytest.raises(ConfigurationError, match=rf"every_s is {every_s}, .*\({keep_s}\)"):
         SummariseMinutes(spec=SPEC, every_s=every_s, keep_s=keep_s)
 
@@ -189,7 +189,7 @@ def test_gauges_follow_the_rows() -> None:
 
 
 def test_backlog() -> None:
-    """A finished minute leaves it; the oldest remaining one counts."""
+    """A finished minute leaves the backlog, and the oldest remaining one counts."""
     backlog = watch(watch(watch(Backlog(), 10, 4), 12, 1), 11, 2)
     assert gauges(backlog, 13 * 60) == {
         "backlog_records": 7,
@@ -203,7 +203,7 @@ def test_backlog() -> None:
 
 
 def test_minute_row() -> None:
-    """The columns of a batch run's summary, and the minute's own."""
+    """A row has the columns of a batch run's summary and those of the minute."""
     counts = _counts(records=7, results=2, timeout=1, blocked=1)
     counts.by_name.update(input_tokens=5, output_tokens=6, requests_sent=4, retries=1)
     counts.cost_usd = decimal.Decimal("0.0012")
@@ -237,7 +237,7 @@ def test_minute_row() -> None:
 
 
 def test_a_sum_beyond_its_column() -> None:
-    """The row is written without it."""
+    """A sum too large for its column is left out of the row."""
     counts = _counts(records=1, results=1)
     counts.by_name["input_tokens"] = 2**70
     row = json.loads(encode_summary(minute_row(SPEC, 1, MinuteCount(counts)), MINUTE_COLUMNS))
@@ -246,7 +246,7 @@ def test_a_sum_beyond_its_column() -> None:
 
 
 def test_minute_counted() -> None:
-    """They count like a `Counts`, by minute, and start at zero after `take`."""
+    """Counts of a minute add up like `Counts`, and start at zero after `take`."""
     counted = CountsByMinute()
     row = result_row(answer_of("x"), RunInfo(run_id="r", backend="b", model="m"), lambda *_: "0.5")
     counted.of(5).add_result(row, 3)
@@ -265,7 +265,7 @@ def test_minute_counted() -> None:
 
 
 def test_inputs_read() -> None:
-    """Records and unreadable inputs, by the minute that they carry."""
+    """Records and unreadable inputs are counted by the minute that they carry."""
     records = [Record(str(n), {}, read_minute=minute) for n, minute in enumerate([5, 5, 6, None])]
     unread = [DeadLetter("read", "parse_error", "", read_minute=6)]
     with pipeline() as root:
@@ -293,7 +293,7 @@ def _read_or_answered(data: bytes) -> MinuteCounts:
 
 
 def test_real_time() -> None:
-    """On a real clock: the result arrives only after the timer has written the row without it."""
+    """On a real clock, the result arrives only after the timer has written a row without it."""
     waiting = [b"read", b"answered"]
 
     def pull() -> list[bytes]:
@@ -315,7 +315,7 @@ def test_real_time() -> None:
 
 
 def test_state_of_the_earlier_version_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An updated job finds its counts: fields that older bytes lack take their defaults."""
+    """An updated job reads its counts: fields that older bytes lack take their defaults."""
     original, written = MinuteCountCoder.encode, []
 
     def older(coder: MinuteCountCoder, count: MinuteCount) -> bytes:
@@ -343,7 +343,7 @@ STEPS = [
 
 
 def test_steps_state_and_coders_are_stable() -> None:
-    """An updated streaming job has to find them again; a change here requires a drain."""
+    """An updated job finds its steps, state and coders; a change here requires a drain."""
     root = streaming_pipeline()
     counted = root | stream() | beam.Map(at).with_output_types(MinuteCounts)
     _ = counted | "SummariseMinutes" >> SummariseMinutes(spec=SPEC)

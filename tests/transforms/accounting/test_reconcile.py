@@ -76,7 +76,7 @@ def _summary(
 def test_reconciled(
     counted: tuple[int, int, int], results: list[int], dead_letters: list[int]
 ) -> None:
-    """Every record is one row, in every sink of its kind."""
+    """A run reconciles if every record is one row in every sink of its kind."""
     row = _summary(counted, results, dead_letters)
     assert row["reconciled"] is True
     assert (row["records"], row["results"], row["dead_letters"]) == counted
@@ -84,7 +84,7 @@ def test_reconciled(
 
 
 def test_stopped_early() -> None:
-    """It reconciles, but the run has failed: some records were never sent."""
+    """A stopped run reconciles, but has failed: some records were never sent."""
     row = {**_summary((7, 5, 2), [5], [2]), "dead_letters_by_error_type": '{"not_attempted":2}'}
     with pytest.raises(StoppedEarly, match=r"^run run-1 stopped early: 2 records were not attemp"):
         check_reconciled(row)
@@ -112,7 +112,7 @@ def test_stopped_early() -> None:
 def test_not_reconciled(
     counted: tuple[int, int, int], results: list[int], dead_letters: list[int], message: str
 ) -> None:
-    """One sink short, one doubled, two that differ, two errors that cancel: all are noticed."""
+    """A sink that is short, doubled or different, and errors that cancel, are all noticed."""
     row = _summary(counted, results, dead_letters)
     assert row["reconciled"] is False
     with pytest.raises(NotReconciled) as caught:
@@ -132,7 +132,7 @@ def test_not_reconciled(
 def test_reconciled_is_exact(
     results: int, letters: int, records: int, held: list[int], held_letters: list[int]
 ) -> None:
-    """For any counts, it is true only if no row is lost or doubled in any sink."""
+    """For any counts, a run reconciles only if no row is lost or doubled in any sink."""
     row = _summary((records, results, letters), held, held_letters)
     whole = set(held) <= {results} and set(held_letters) <= {letters}
     present = (bool(held) or not results) and (bool(held_letters) or not letters)
@@ -140,7 +140,7 @@ def test_reconciled_is_exact(
 
 
 def test_a_sink_that_reports_each_bundle_is_one_sink() -> None:
-    """A topic reports zero at the start, and then the rows of each bundle."""
+    """A topic's reports, zero at the start and one per bundle, are one sink."""
     reports = _reports([4], [0]) + [SinkReport("dead_letters", "files", "d0", n) for n in (2, 3)]
     spec = dataclasses.replace(SPEC, sinks=2)
     row = summarise(spec, _counts(9, 4, 5), reports)
@@ -149,7 +149,7 @@ def test_a_sink_that_reports_each_bundle_is_one_sink() -> None:
 
 
 def test_summary_row() -> None:
-    """Every column, from the counts and from the sinks."""
+    """The summary has every column, from the counts and from the sinks."""
     counts = _counts(
         7,
         5,
@@ -194,7 +194,7 @@ def test_summary_row() -> None:
 
 
 def test_write_summary(tmp_path: Path) -> None:
-    """One JSON line; a repeated attempt overwrites it."""
+    """A summary is one JSON line, which a repeated attempt overwrites."""
     path = tmp_path / "run.json"
     spec = SummarySpec(
         run_id="r",
@@ -211,7 +211,7 @@ def test_write_summary(tmp_path: Path) -> None:
 
 
 def test_sums_beyond_their_columns(tmp_path: Path) -> None:
-    """A nonsense value of a server empties its own column; the summary is still written."""
+    """An absurd number from a server empties its own column; the summary is still written."""
     path = tmp_path / "run.json"
     spec = SummarySpec(
         run_id="r",
@@ -258,7 +258,7 @@ def test_write_run_summary(tmp_path: Path) -> None:
 
 
 def test_an_empty_run_is_summarised_too(tmp_path: Path) -> None:
-    """Without any record, count or report there is still one row."""
+    """A run without any record, count or report still has one summary row."""
     path = tmp_path / "run.json"
     _run(path, [], [])
     assert json.loads(path.read_bytes())["reconciled"] is True
@@ -267,7 +267,7 @@ def test_an_empty_run_is_summarised_too(tmp_path: Path) -> None:
 def test_a_wrong_report_fails_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The summary is written once, and then the run fails with the number of records."""
+    """A wrong report fails the run with the number of records, after one summary is written."""
     path = tmp_path / "run.json"
     written = []
 

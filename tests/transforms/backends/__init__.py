@@ -1,4 +1,4 @@
-"""Mirrors `transforms.backends`; what its tests share."""
+"""Mirrors `transforms.backends`, and holds helpers that its tests share."""
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

@@ -1,4 +1,4 @@
-"""What each backend says it can do, as data."""
+"""The capabilities that each backend declares, as data."""
 
 import dataclasses
 from typing import Any
@@ -44,13 +44,13 @@ BUCKETS_AND_WEB, WEB = ("gs", "https"), ("https",)
     ids=lambda each: getattr(each, "family", ""),
 )
 def test_capabilities(backend: Any, expected: Capabilities) -> None:
-    """Exactly these; list prices where somebody publishes them for the calls of this backend."""
+    """Each backend declares these capabilities, and list prices where its calls have any."""
     assert isinstance(backend, CapableBackend)
     assert capabilities_of(backend) == expected
 
 
 def test_a_backend_that_does_not_say() -> None:
-    """Has the defaults: it can do everything, and has no list prices."""
+    """A backend that declares nothing has the defaults: every capability and no list prices."""
 
     @dataclasses.dataclass(frozen=True)
     class Plain:

@@ -58,7 +58,7 @@ def _one(backend: FakeBackend, request: Request) -> Completion:
 
 
 def test_answer() -> None:
-    """Output, tokens, finish reason and model; the same alone and among many."""
+    """An answer has output, tokens, finish reason and model, the same alone and among many."""
     request = request_of({"messages": []}, fingerprint=FINGERPRINT)
     expected = Completion(
         output=f"fake answer {FINGERPRINT[:12]}",
@@ -71,7 +71,7 @@ def test_answer() -> None:
 
 
 def test_embedding() -> None:
-    """A vector that depends on nothing but the fingerprint."""
+    """An embedding depends on nothing but the fingerprint."""
     backend = FakeBackend(task="embed", embedding_dimensions=3)
     first = _one(backend, request_of({"text": "a"}, fingerprint=FINGERPRINT))
     again = _one(backend, request_of({"text": "b"}, fingerprint=FINGERPRINT))
@@ -85,7 +85,7 @@ def test_embedding() -> None:
 
 
 def test_latency_makes_it_no_batch_client() -> None:
-    """With a latency requests are answered one by one, as a server would."""
+    """With a latency, requests are answered one by one, as by a server."""
 
     async def kinds() -> tuple[bool, bool]:
         async with opened(FakeBackend()) as quick, opened(FakeBackend(latency_ms=1)) as slow:
@@ -96,7 +96,7 @@ def test_latency_makes_it_no_batch_client() -> None:
 
 
 def test_shares() -> None:
-    """Each fault meets its share of the records, and in every run the same records."""
+    """Each fault hits its share of the records, and the same records in every run."""
     faults = {"blocked": 0.1, "truncated": 0.05, "rate_limited": 0.02}
     first, again = _many(FakeBackend(faults=faults), _requests(20_000), times=2)
     counts = Counter(type(outcome) for outcome in first)
@@ -105,8 +105,8 @@ def test_shares() -> None:
     assert counts == {Completion: 16615, Blocked: 1980, Truncated: 990, RateLimited: 415}
 
 
-def test_soft_failures_keep_what_was_paid_for() -> None:
-    """As a real backend's: tokens, text, finish reason and model."""
+def test_soft_failures_keep_their_answers() -> None:
+    """Soft failures keep tokens, text, finish reason and model, as a real backend's do."""
     (outcomes,) = _many(FakeBackend(faults={"truncated": 1}), _requests(1))
     (error,) = outcomes
     assert isinstance(error, Truncated)
@@ -119,7 +119,7 @@ def test_soft_failures_keep_what_was_paid_for() -> None:
 
 
 def test_transient_faults_fail_the_first_attempt_only() -> None:
-    """The second attempt of the same record succeeds."""
+    """Transient faults fail only the first attempt of a record."""
     backend = FakeBackend(faults={"transient:unavailable": 0.5})
     requests = _requests(100)
     first, second = _many(backend, requests, times=2)
@@ -129,7 +129,7 @@ def test_transient_faults_fail_the_first_attempt_only() -> None:
 
 
 def test_internal_is_a_crash_of_the_whole_call() -> None:
-    """Nobody classified it; tried alone, only its own record fails."""
+    """An internal fault crashes the whole call; tried alone, only its own record fails."""
 
     async def ask() -> list[Any]:
         good, bad = prompt("fine"), prompt("[[fake:internal]]")
@@ -146,7 +146,7 @@ def test_internal_is_a_crash_of_the_whole_call() -> None:
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if name != "internal"])
 def test_markers(name: str) -> None:
-    """A marker forces its fault for exactly that record, wherever it stands in the body."""
+    """A marker forces its fault for exactly its record, wherever it is in the body."""
     marker = f"[[fake:{name}]]"
     bodies: list[Any] = [
         {"messages": [{"role": "user", "content": f"a {marker} b"}]},
@@ -169,13 +169,13 @@ def test_markers(name: str) -> None:
 
 
 def test_unknown_marker() -> None:
-    """A typo in a test shows."""
+    """An unknown marker is an error, so that a typo in a test shows."""
     with pytest.raises(InvalidRequest, match=r"^unknown fault 'oops'; known: invalid_request, "):
         _one(FakeBackend(), prompt("[[fake:oops]]"))
 
 
 def test_forbidden_for_all_is_fatal() -> None:
-    """Like a missing permission; a share of forbidden records is their own failure."""
+    """Forbidden for all is fatal, like a missing permission; a share of records is not."""
     for share, cause in ((1, Cause.CREDENTIALS), (1.0, Cause.CREDENTIALS), (0.999, Cause.REQUEST)):
         (outcomes,) = _many(FakeBackend(faults={"forbidden": share}), _requests(1))
         assert outcomes[0].cause is cause
@@ -218,7 +218,7 @@ def test_schema() -> None:
 
 @given(st.text(), st.text(alphabet="0123456789abcdef", min_size=1))
 def test_any_prompt_has_one_outcome(text: str, fingerprint: str) -> None:
-    """Whatever a prompt holds, alone and among many the outcome is the same."""
+    """Any prompt has the same outcome alone and among many."""
     body = {"messages": [{"role": "user", "content": text}]}
     request = request_of(body, fingerprint=fingerprint)
     assert _many(FakeBackend(), [request]) == [[_one(FakeBackend(), request)]]
@@ -251,13 +251,13 @@ _SHARES = "it must be an object of shares from 0 to 1, together at most 1"
     ],
 )
 def test_wrong_options(options: Any, message: str) -> None:
-    """Each names the value and the remedy."""
+    """A wrong option is rejected with the value and the remedy."""
     with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
         FakeBackend(**options)
 
 
 def test_backend_is_a_picklable_description() -> None:
-    """It travels to workers."""
+    """The backend can be pickled for workers."""
     backend = FakeBackend(faults={"blocked": 0.5})
     assert pickle.loads(pickle.dumps(backend)) == backend
     assert (backend.family, backend.model) == ("fake", "fake")

@@ -1,4 +1,4 @@
-"""Gemini: bodies as google-genai sends them, replies and soft failures read as they are."""
+"""Gemini: bodies are those of google-genai; replies and soft failures are read exactly."""
 
 import asyncio
 import pickle
@@ -74,7 +74,7 @@ def _path_and_body(server: SimulatedModelServer) -> tuple[str, Any]:
 
 
 def test_body_is_that_of_the_sdk(model_server: SimulatedModelServer) -> None:
-    """Messages, configuration, schema and options arrive exactly as google-genai sends them."""
+    """Messages, configuration, schema and options are sent exactly as google-genai sends them."""
     model_server.reset()
     with _sdk(model_server) as sdk:
         sdk.models.generate_content(
@@ -150,10 +150,10 @@ def _in_camel_case(body: Any) -> Any:
 
 
 def test_media_are_those_of_the_sdk(model_server: SimulatedModelServer) -> None:
-    """Our media parts, and images of chats in OpenAI's words, as google-genai sends them.
+    """Media parts, and images in OpenAI's form, are sent as google-genai sends them.
 
-    But for the spelling of nested names: the SDK writes ``file_uri``, the REST reference
-    ``fileUri``, and Google's JSON takes either.
+    Only the spelling of nested names differs: the SDK writes ``file_uri``, the REST reference
+    ``fileUri``, and Google's JSON accepts either.
     """
     model_server.reset()
     with _sdk(model_server) as sdk:
@@ -188,7 +188,7 @@ def test_media_are_those_of_the_sdk(model_server: SimulatedModelServer) -> None:
 
 
 def test_a_forbidden_object(model_server: SimulatedModelServer) -> None:
-    """Costs its own record."""
+    """A forbidden object fails its own record."""
     part = {"type": "media", "uri": "gs://b/forbidden.png", "mime_type": "image/png"}
     request = request_of({"messages": [{"role": "user", "content": [part]}]})
     backend = GeminiBackend(**FIELDS, endpoint=model_server.base_url)
@@ -213,7 +213,7 @@ _KIND, _SHARED_KIND = "x-vertex-ai-llm-request-type", "x-vertex-ai-llm-shared-re
 def test_service_tier(
     model_server: SimulatedModelServer, tier: Any, headers: dict[str, str], served: str
 ) -> None:
-    """Asked for by headers; what was really served is what the answer and the failure say."""
+    """Headers request the service tier; answers and failures name the tier that served them."""
     model_server.reset()
     backend = GeminiBackend(**FIELDS, endpoint=model_server.base_url, service_tier=tier)
     answered, blocked = _outcomes(backend, prompt("a"), prompt("[[blocked]]"))
@@ -234,7 +234,7 @@ def test_service_tier(
 def test_embedding_body_is_that_of_the_sdk(
     model_server: SimulatedModelServer, model: str, config: Any, more: Any
 ) -> None:
-    """Both ways to ask for an embedding, with the settings in their three places."""
+    """Both embedding methods send the SDK's body, with the settings in their three places."""
     model_server.reset()
     with _sdk(model_server) as sdk:
         reference = sdk.models.embed_content(
@@ -278,7 +278,7 @@ def _embedded(
 def test_body_of_several_texts_is_that_of_the_sdk(
     model_server: SimulatedModelServer, config: Any, more: Any
 ) -> None:
-    """One instance per text, in order; the SDK reads the same vectors and tokens."""
+    """A call has one instance per text, in order; the SDK reads the same vectors and tokens."""
     model_server.reset()
     contents: list[Any] = ["hello", "a longer text", "x"]
     with _sdk(model_server) as sdk:
@@ -305,7 +305,7 @@ def test_body_of_several_texts_is_that_of_the_sdk(
 
 
 def test_as_many_texts_as_the_model_takes(model_server: SimulatedModelServer) -> None:
-    """In one request; each has its own vector and its own count of tokens."""
+    """A call holds as many texts as the model accepts, each with its own vector and token count."""
     model_server.reset()
     texts = [f"text {number} {'x' * number}" for number in range(250)]
     outcomes = _embedded(_embedding_backend(model_server.base_url), *texts)
@@ -320,7 +320,7 @@ def test_as_many_texts_as_the_model_takes(model_server: SimulatedModelServer) ->
 
 
 def test_failures_of_single_texts(model_server: SimulatedModelServer) -> None:
-    """An empty vector or text costs its own record; a cut text has its vector, as ever."""
+    """An empty vector or text fails its own record; a cut text keeps its vector."""
     outcomes = _embedded(
         _embedding_backend(model_server.base_url), "a", "[[empty]]", "", "b" * 9000, "[[truncated]]"
     )
@@ -351,14 +351,14 @@ def test_failures_of_single_texts(model_server: SimulatedModelServer) -> None:
 def test_a_call_that_fails_as_a_whole(
     model_server: SimulatedModelServer, texts: list[str], error: type[RecordError], message: str
 ) -> None:
-    """It raises: no text of it has an outcome."""
+    """A call that fails raises, and no text of it has an outcome."""
     with pytest.raises(error, match=message):
         _embedded(_embedding_backend(model_server.base_url), *texts)
 
 
 @pytest.mark.parametrize("values", [["a"], [None], "ab"])
 def test_vectors_of_something_else(values: Any) -> None:
-    """Are no answer."""
+    """Vectors of a wrong shape are not an answer."""
 
     async def ask() -> Any:
         async def handle(request: web.Request) -> web.Response:
@@ -397,7 +397,7 @@ _ALONE = CallLimits(max_requests=1, max_tokens=15_000)
     ],
 )
 def test_limits_of_a_call(fields: Any, limits: CallLimits) -> None:
-    """Those of the model, or the user's; ``embedContent`` takes one text whatever is asked for."""
+    """Limits are the model's or the user's; ``embedContent`` accepts one text in any case."""
     backend = GeminiBackend(**{**FIELDS, **fields}, task="embed", endpoint="http://127.0.0.1:1")
     assert backend.embedding_limits() == limits
 
@@ -410,7 +410,7 @@ def test_limits_of_a_call(fields: Any, limits: CallLimits) -> None:
 
 
 def test_answer(model_server: SimulatedModelServer) -> None:
-    """Text, finish reason, tokens by kind, model and tier, from a reply with unknown fields."""
+    """An answer has its text, finish reason, tokens by kind, model and tier."""
     request = request_of(
         {
             "messages": [
@@ -432,7 +432,7 @@ def test_answer(model_server: SimulatedModelServer) -> None:
 
 
 def test_a_whole_request_goes_as_it_stands(model_server: SimulatedModelServer) -> None:
-    """Parameters are not mixed into it, for texts and for embeddings."""
+    """A whole request is sent unchanged, without parameters, for texts and for embeddings."""
     model_server.reset()
     body = {"contents": [{"role": "user", "parts": [{"text": "a"}]}], "labels": {"b": "c"}}
     request = request_of({"request": body}, generation_config={"seed": 1}, output_schema=SCHEMA)
@@ -447,7 +447,7 @@ def test_a_whole_request_goes_as_it_stands(model_server: SimulatedModelServer) -
 
 
 def test_urls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regions, publishers, tuned models and base URLs."""
+    """URLs follow regions, publishers, tuned models and base URLs."""
     monkeypatch.delenv("GOOGLE_VERTEX_BASE_URL", raising=False)
 
     def url(**fields: Any) -> str:
@@ -499,7 +499,7 @@ def test_failures(
     error: type[RecordError],
     retry_after_s: float | None,
 ) -> None:
-    """Each of a server's failures becomes its error, beside an answer that is not touched."""
+    """Each failure of a server becomes its error and leaves other answers untouched."""
     backend = GeminiBackend(**FIELDS, endpoint=model_server.base_url)
     failed, fine = _outcomes(backend, prompt(text), prompt("fine"))
     assert type(failed) is error
@@ -508,8 +508,8 @@ def test_failures(
     assert fine.output == "answer to fine"
 
 
-def test_soft_failures_keep_what_was_paid_for(model_server: SimulatedModelServer) -> None:
-    """Tokens, model, finish reason and the text that there was."""
+def test_soft_failures_keep_their_answers(model_server: SimulatedModelServer) -> None:
+    """Soft failures keep tokens, model, finish reason and any text."""
     backend = GeminiBackend(**FIELDS, endpoint=model_server.base_url)
     truncated, blocked, refused = _outcomes(
         backend, prompt("[[truncated]]"), prompt("[[blocked]]"), prompt("[[prompt-blocked]]")
@@ -526,7 +526,7 @@ def test_soft_failures_keep_what_was_paid_for(model_server: SimulatedModelServer
 
 
 def test_accept_truncated(model_server: SimulatedModelServer) -> None:
-    """Then a cut text is a result; thoughts that ate the whole limit still are not."""
+    """With ``accept_truncated`` a cut text is a result, unless thoughts used up the whole limit."""
     backend = GeminiBackend(**FIELDS, endpoint=model_server.base_url, accept_truncated=True)
     cut, nothing = _outcomes(backend, prompt("[[truncated]]"), prompt("[[thoughts-only]]"))
     assert isinstance(cut, Completion)
@@ -535,7 +535,7 @@ def test_accept_truncated(model_server: SimulatedModelServer) -> None:
 
 
 def test_unknown_reasons_and_odd_text_pass(model_server: SimulatedModelServer) -> None:
-    """A finish reason of tomorrow with text, and a lone surrogate, are answers."""
+    """An unknown finish reason with text, and a lone surrogate, are answers."""
     backend = GeminiBackend(**FIELDS, endpoint=model_server.base_url)
     new, odd = _outcomes(backend, prompt("[[unknown-finish]]"), prompt("[[surrogate]]"))
     assert isinstance(new, Completion)
@@ -545,7 +545,7 @@ def test_unknown_reasons_and_odd_text_pass(model_server: SimulatedModelServer) -
 
 
 def test_embedding_failures(model_server: SimulatedModelServer) -> None:
-    """No vector is no answer."""
+    """A missing vector is not an answer."""
     for model in ("gemini-embedding-001", "gemini-embedding-2"):
         backend = GeminiBackend(
             **{**FIELDS, "model": model}, task="embed", endpoint=model_server.base_url
@@ -566,7 +566,7 @@ def _reply(parts: Any, reason: str | None = "STOP", **more: Any) -> dict[str, An
 
 
 def test_parts() -> None:
-    """Text parts are joined, thoughts left out; calls of functions are JSON."""
+    """Text parts are joined without thoughts; function calls become JSON."""
     spoken = completion_of(
         _reply([{"text": "a", "thought": True}, {"text": "b"}, {"inlineData": {}}, {"text": "c"}]),
         accept_truncated=False,
@@ -656,15 +656,15 @@ def test_own_schema_wins() -> None:
         ),
     ],
 )
-def test_what_gemini_has_no_word_for(body: Any, message: str) -> None:
-    """The record is refused before it is sent, with the role or type that was wrong."""
+def test_roles_and_types_that_gemini_lacks(body: Any, message: str) -> None:
+    """A role or type that Gemini lacks is rejected by name before the request is sent."""
     with pytest.raises(InvalidRequest) as caught:
         generate_body(request_of(body))
     assert str(caught.value) == message
 
 
 def test_backend_is_a_picklable_description() -> None:
-    """It travels to workers; its client answers one by one."""
+    """The backend can be pickled for workers; its client answers one by one."""
     backend = GeminiBackend(**FIELDS, endpoint="http://127.0.0.1:1")
     assert pickle.loads(pickle.dumps(backend)) == backend
     assert (backend.family, backend.model) == ("gemini", "gemini-2.5-flash")

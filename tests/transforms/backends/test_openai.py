@@ -1,4 +1,4 @@
-"""The OpenAI dialect: bodies as the openai package sends them, for OpenAI and for compatibles."""
+"""The OpenAI dialect: bodies as the openai package sends them, also to compatible servers."""
 
 import asyncio
 import contextlib
@@ -70,7 +70,7 @@ def _path_and_body(server: SimulatedModelServer) -> tuple[str, Any]:
 
 
 def test_chat_body_is_that_of_the_sdk(model_server: SimulatedModelServer) -> None:
-    """A compatible server gets ``max_tokens``; everything else as the openai package sends it."""
+    """Compatible servers get ``max_tokens``; all else is sent as the openai package does."""
     model_server.reset()
     messages: Any = [{"role": "system", "content": "s"}, {"role": "user", "content": "hello"}]
     with openai.OpenAI(base_url=model_server.openai_url, api_key="k", max_retries=0) as sdk:
@@ -95,7 +95,7 @@ def _media(uri: str, mime_type: str) -> dict[str, Any]:
 
 
 def test_media(model_server: SimulatedModelServer) -> None:
-    """Images as OpenAI and vLLM know them, audio and video as vLLM does; other parts as they are."""
+    """Images, audio and video are sent in vLLM's and OpenAI's form; other parts are unchanged."""
     model_server.reset()
     own = {"type": "image_url", "image_url": {"url": "data:image/png;base64,YQ==", "detail": "low"}}
     text = {"type": "text", "text": "hello"}
@@ -146,7 +146,7 @@ def test_media(model_server: SimulatedModelServer) -> None:
     ],
 )
 def test_media_that_cannot_be_sent(part: Any, message: str) -> None:
-    """The record is refused before it is sent, with what to do."""
+    """Media that cannot be sent are rejected before the request, with the remedy."""
     request = request_of({"messages": [{"role": "user", "content": [part]}]})
     with pytest.raises(InvalidRequest) as raised:
         chat_body(request, "m", limit_name="max_tokens")
@@ -154,7 +154,7 @@ def test_media_that_cannot_be_sent(part: Any, message: str) -> None:
 
 
 def test_a_forbidden_url(model_server: SimulatedModelServer) -> None:
-    """Costs its own record."""
+    """A forbidden URL fails its own record."""
     content = [_media("https://h/forbidden.png", "image/png")]
     request = request_of({"messages": [{"role": "user", "content": content}]})
     backend = OpenAIBackend(model="m", endpoint=model_server.openai_url)
@@ -164,7 +164,7 @@ def test_a_forbidden_url(model_server: SimulatedModelServer) -> None:
 
 
 def test_embedding_body_is_that_of_the_sdk(model_server: SimulatedModelServer) -> None:
-    """One text, as floats."""
+    """An embedding request sends one text and asks for floats."""
     model_server.reset()
     with openai.OpenAI(base_url=model_server.openai_url, api_key="k", max_retries=0) as sdk:
         reference = sdk.embeddings.create(
@@ -184,7 +184,7 @@ def test_embedding_body_is_that_of_the_sdk(model_server: SimulatedModelServer) -
 
 
 def test_base64_embeddings(model_server: SimulatedModelServer) -> None:
-    """Who asks for packed vectors gets the same numbers, in single precision."""
+    """Packed vectors hold the same numbers in single precision."""
     backend = OpenAIBackend(model="m", endpoint=model_server.openai_url, task="embed")
     plain, packed = _outcomes(
         backend,
@@ -215,7 +215,7 @@ def _embedded(
 
 
 def test_body_of_several_texts_is_that_of_the_sdk(model_server: SimulatedModelServer) -> None:
-    """One request for all, with the parameters that they share; the SDK reads the same vectors."""
+    """One request holds all texts and their parameters; the SDK reads the same vectors."""
     model_server.reset()
     texts = ["hello", "", "a longer text than that"]
     with openai.OpenAI(base_url=model_server.openai_url, api_key="k", max_retries=0) as sdk:
@@ -242,7 +242,7 @@ def test_body_of_several_texts_is_that_of_the_sdk(model_server: SimulatedModelSe
 
 
 def test_tokens_are_shared_by_estimate(model_server: SimulatedModelServer) -> None:
-    """The server counts them for the request; shares are whole, and add up to its count."""
+    """The server's count for a request is split by estimates into whole numbers."""
     requests = [
         Request(request_of({}).record, {"text": "x" * size}, {}, "f", size // 4)
         for size in (40, 4, 400, 41)
@@ -258,7 +258,7 @@ def test_tokens_are_shared_by_estimate(model_server: SimulatedModelServer) -> No
 
 @pytest.mark.parametrize("config", [{}, {"encoding_format": "base64"}])
 def test_a_thousand_texts_in_one_request(model_server: SimulatedModelServer, config: Any) -> None:
-    """Each has its own vector, in both encodings."""
+    """Each of a thousand texts has its own vector, in both encodings."""
     model_server.reset()
     texts = [f"text {number}" for number in range(1000)]
     outcomes = _embedded(_embedding_backend(model_server), *texts, generation_config=config)
@@ -271,7 +271,7 @@ def test_a_thousand_texts_in_one_request(model_server: SimulatedModelServer, con
 
 
 def test_an_empty_vector_costs_its_own_text(model_server: SimulatedModelServer) -> None:
-    """The texts beside it have theirs."""
+    """An empty vector fails its own text; other texts keep theirs."""
     first, empty, last = _embedded(_embedding_backend(model_server), "a", "[[empty]]", "b")
     assert isinstance(empty, EmptyOutput)
     assert [one.embedding for one in (first, last) if isinstance(one, Completion)] == [
@@ -301,13 +301,13 @@ def test_an_empty_vector_costs_its_own_text(model_server: SimulatedModelServer) 
 def test_a_call_that_fails_as_a_whole(
     model_server: SimulatedModelServer, texts: list[str], error: type[RecordError], message: str
 ) -> None:
-    """It raises: no text of it has an outcome."""
+    """A call that fails raises, and no text of it has an outcome."""
     with pytest.raises(error, match=message):
         _embedded(_embedding_backend(model_server), *texts)
 
 
 def test_a_refusal_by_text_embeddings_inference(tmp_path: Path) -> None:
-    """Its limit is learnt from a few refused calls."""
+    """The limit of Text Embeddings Inference is learnt from a few refused calls."""
     with running_model_server(tmp_path, "--max_texts=4") as server:
 
         async def ask() -> list[Any]:
@@ -324,7 +324,7 @@ def test_a_refusal_by_text_embeddings_inference(tmp_path: Path) -> None:
 
 
 def _vectors(*indexes: Any) -> dict[str, Any]:
-    """An answer whose vector of a text is the text's place."""
+    """A response in which each vector is its text's index."""
     data: list[dict[str, Any]] = [
         {"object": "embedding", "embedding": [float(place)]} for place in range(len(indexes))
     ]
@@ -335,7 +335,7 @@ def _vectors(*indexes: Any) -> dict[str, Any]:
 
 
 def _answered(answer: Any) -> Sequence[Completion | RecordError]:
-    """The outcomes of three texts, from a server that answers so."""
+    """The outcomes of three texts, from a server with this response."""
 
     async def ask() -> Any:
         async def handle(request: web.Request) -> web.Response:
@@ -374,14 +374,14 @@ def test_vectors_in_another_order(order: tuple[int, ...]) -> None:
     ],
 )
 def test_vectors_that_cannot_be_matched(indexes: Sequence[Any], found: str) -> None:
-    """The call is refused, so that its texts are tried in smaller calls; none gets another's."""
+    """Vectors that cannot be matched fail the call, whose texts are retried in smaller ones."""
     message = f"asked for the embeddings of 3 texts, the server answered {found}"
     with pytest.raises(InvalidRequest, match=f"^{re.escape(message)}$"):
         _answered(_vectors(*indexes))
 
 
 def test_a_server_that_counts_no_tokens() -> None:
-    """Then no text has a count."""
+    """Without a count by the server no text has one."""
     outcomes = _answered({**_vectors(0, 1, 2), "usage": None})
     assert [one.usage for one in outcomes] == [Usage()] * 3
 
@@ -412,7 +412,7 @@ _OTHERS = CallLimits(max_requests=32, max_bytes=2_000_000)
     ],
 )
 def test_limits_of_a_call(fields: Any, limits: CallLimits, refuses_empty: bool) -> None:
-    """Those of the provider where it is known, safe ones elsewhere, or the user's."""
+    """Limits are the known provider's, safe defaults elsewhere, or the user's."""
     backend = OpenAIBackend(model="m", task="embed", api_key="k", **fields)
     assert backend.embedding_limits() == limits
     assert backend.refuses_empty() is refuses_empty
@@ -425,7 +425,7 @@ def test_limits_of_a_call(fields: Any, limits: CallLimits, refuses_empty: bool) 
 
 
 def test_only_embeddings_share_a_call() -> None:
-    """A generating client asks for one answer a request."""
+    """A generating client sends one request per call."""
 
     async def shares(**fields: Any) -> bool:
         async with opened(OpenAIBackend(model="m", endpoint="http://h/v1", **fields)) as client:
@@ -436,7 +436,7 @@ def test_only_embeddings_share_a_call() -> None:
 
 
 def test_calls_that_servers_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A queue that has room for 100 texts has room for four calls of up to 32."""
+    """A queue with room for 100 texts has room for four calls of up to 32."""
 
     async def wanted() -> tuple[int, int]:
         async with opened(OpenAIBackend(model="m", endpoint="http://h/v1", task="embed")) as client:
@@ -491,7 +491,7 @@ def test_answer(model_server: SimulatedModelServer) -> None:
     ],
 )
 def test_failures(model_server: SimulatedModelServer, text: str, error: type[RecordError]) -> None:
-    """Each of a server's failures becomes its error, beside an answer that is not touched."""
+    """Each failure of a server becomes its error and leaves other answers untouched."""
     backend = OpenAIBackend(model="m", endpoint=model_server.openai_url)
     failed, fine = _outcomes(backend, prompt(text), prompt("fine"))
     assert type(failed) is error
@@ -500,7 +500,7 @@ def test_failures(model_server: SimulatedModelServer, text: str, error: type[Rec
 
 
 def test_a_whole_request_goes_as_it_stands(model_server: SimulatedModelServer) -> None:
-    """Parameters are not mixed into it."""
+    """A whole request is sent unchanged, without parameters."""
     model_server.reset()
     body = {"model": "other", "messages": [{"role": "user", "content": "a"}]}
     backend = OpenAIBackend(model="m", endpoint=model_server.openai_url)
@@ -509,7 +509,7 @@ def test_a_whole_request_goes_as_it_stands(model_server: SimulatedModelServer) -
 
 
 def test_accept_truncated(model_server: SimulatedModelServer) -> None:
-    """Then a cut text is a result; reasoning that ate the whole limit still is not."""
+    """With ``accept_truncated`` a cut text is a result, unless it is all reasoning."""
     backend = OpenAIBackend(model="m", endpoint=model_server.openai_url, accept_truncated=True)
     cut, nothing = _outcomes(backend, prompt("[[truncated]]"), prompt("[[thoughts-only]]"))
     assert isinstance(cut, Completion)
@@ -523,7 +523,7 @@ def _reply(message: dict[str, Any], reason: str = "stop") -> dict[str, Any]:
 
 
 def test_refusal_and_tool_calls() -> None:
-    """A refusal is blocked, with its words; calls of tools are JSON."""
+    """A refusal is blocked with its text; tool calls become JSON."""
     with pytest.raises(Blocked) as caught:
         completion_of(_reply({"content": None, "refusal": "I will not."}), accept_truncated=False)
     assert caught.value.output == "I will not."
@@ -538,7 +538,7 @@ def test_refusal_and_tool_calls() -> None:
 
 
 def test_logprobs_of_a_tool_call() -> None:
-    """Both in one object; without logprobs the calls stand alone."""
+    """Logprobs and tool calls share one object; without logprobs the calls are the output."""
     calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
     choice = {"message": {"tool_calls": calls}, "finish_reason": "tool_calls"}
     path = "chat/completions"
@@ -550,13 +550,13 @@ def test_logprobs_of_a_tool_call() -> None:
 
 
 def test_parts_of_content() -> None:
-    """Some compatible servers answer with a list of parts."""
+    """Content may be a list of parts, as some compatible servers send it."""
     parts = [{"type": "thinking"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert completion_of(_reply({"content": parts}), accept_truncated=False).output == "ab"
 
 
 def test_usage() -> None:
-    """What a server leaves out, or sends as null, is not known."""
+    """Usage that a server omits or sends as null is unknown."""
     assert usage_of({}) == Usage()
     assert usage_of({"usage": None}) == Usage()
     counts = {"prompt_tokens": 1, "completion_tokens": 2}
@@ -567,7 +567,7 @@ def test_usage() -> None:
 
 
 def test_names_of_the_token_limit() -> None:
-    """OpenAI's reasoning models refuse the name that compatible servers know."""
+    """OpenAI's reasoning models get another name of the token limit than compatible servers."""
     openai_backend = OpenAIBackend(model="m", api_key="k")
     assert openai_backend.at_openai()
     assert not OpenAIBackend(model="m", endpoint="http://api.openai.com.test/v1").at_openai()
@@ -628,14 +628,14 @@ _OBJECT: dict[str, Any] = {"type": "object", "additionalProperties": False}
     ],
 )
 def test_strict_only_for_closed_schemas(schema: Any, closed: bool) -> None:
-    """Strict mode refuses every other schema, which is sent as a wish then."""
+    """Strict mode is set only for closed schemas; others are sent without it."""
     assert is_closed(schema) is closed
     body = chat_body(prompt("a", output_schema=schema), "m", limit_name="max_tokens")
     assert body["response_format"]["json_schema"]["strict"] is closed
 
 
-def test_what_cannot_be_sent() -> None:
-    """A request of the other task is refused before it is sent."""
+def test_requests_that_cannot_be_sent() -> None:
+    """A request of the other task is rejected before it is sent."""
     with pytest.raises(InvalidRequest, match=r"^a request with \['text'\] has no messages$"):
         chat_body(request_of({"text": "a"}), "m", limit_name="max_tokens")
     with pytest.raises(InvalidRequest, match=r"with \['messages'\] has no text$"):
@@ -643,7 +643,7 @@ def test_what_cannot_be_sent() -> None:
 
 
 def test_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the configuration, else the environment; only OpenAI itself demands one."""
+    """The key is configured or from the environment; only OpenAI itself requires one."""
 
     async def headers(**fields: Any) -> Any:
         async with opened(OpenAIBackend(model="m", **fields)) as client:
@@ -659,7 +659,7 @@ def test_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_backend_is_a_picklable_description_without_its_key() -> None:
-    """It travels to workers with its key, but does not show it."""
+    """The backend can be pickled with its key for workers, and does not show it."""
     backend = OpenAIBackend(model="m", api_key="sk-secret")
     assert pickle.loads(pickle.dumps(backend)) == backend
     assert (backend.family, backend.model) == ("openai", "m")

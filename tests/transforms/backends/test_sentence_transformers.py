@@ -1,4 +1,4 @@
-"""Embeddings in the worker, with the real MiniLM: equal to the library's own, in the same order."""
+"""Embeddings in the worker by the real MiniLM: the library's own vectors, in the same order."""
 
 import asyncio
 import gc
@@ -39,7 +39,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def offline() -> Iterator[None]:
-    """The model is a local directory: nothing is asked of any hub."""
+    """Forbids access to the hub: the model is a local directory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
@@ -61,7 +61,7 @@ def _embed(texts: list[Any], **fields: Any) -> Any:
 
 @pytest.mark.parametrize("batch_size", [None, 1, 7, 1000])
 def test_equal_to_encode(model: Any, batch_size: int | None) -> None:
-    """However texts are batched, the vectors are those of the library, in the order of the call."""
+    """However texts are batched, vectors are the library's, in the order of the call."""
     expected = model.encode(TEXTS, show_progress_bar=False).tolist()
     found = _embed(TEXTS, batch_size=batch_size)
     assert len(found) == len(TEXTS)
@@ -80,7 +80,7 @@ def test_tokens_are_those_used() -> None:
 
 
 def test_types() -> None:
-    """A tuple of plain floats, nothing of NumPy."""
+    """A vector is a tuple of plain floats, without NumPy types."""
     (found,) = _embed(["a"])
     assert type(found.embedding) is tuple
     assert {type(value) for value in found.embedding} == {float}
@@ -88,7 +88,7 @@ def test_types() -> None:
 
 
 def test_one_at_a_time_and_none() -> None:
-    """`generate` is the same; an empty call is an empty answer."""
+    """`generate` gives the same vector; an empty call has an empty answer."""
 
     async def ask() -> tuple[Completion, Any]:
         async with opened(SentenceTransformersBackend(model=MODEL)) as client:
@@ -103,7 +103,7 @@ def test_one_at_a_time_and_none() -> None:
 
 
 def test_a_request_without_text_fails_alone() -> None:
-    """Its neighbours keep their places."""
+    """A request without text fails alone, and its neighbours keep their places."""
 
     async def ask() -> Any:
         requests = [
@@ -123,7 +123,7 @@ def test_a_request_without_text_fails_alone() -> None:
 
 
 def test_calls_at_once_take_turns() -> None:
-    """Calls of several bundles meet in one thread and each gets its own answers."""
+    """Concurrent calls of several bundles run in one thread, and each gets its own answers."""
     texts = [[f"call {call} text {number}" for number in range(9)] for call in range(4)]
 
     async def ask() -> Any:
@@ -141,7 +141,7 @@ def test_calls_at_once_take_turns() -> None:
 
 
 def test_one_model_per_process() -> None:
-    """Opened twice it is loaded once, and let go when both have closed."""
+    """A model opened twice is loaded once, and released when both are closed."""
 
     async def ask() -> None:
         backend = SentenceTransformersBackend(model=MODEL + "/.")
@@ -168,7 +168,7 @@ class _SumOfTokens:
         self.widths: list[int] = []
 
     def preprocess(self, texts: list[str]) -> dict[str, Any]:
-        """As many ones as words, padded to the longest, and something that is no tensor."""
+        """As many ones as words, padded to the longest, and a value that is not a tensor."""
         counts = [len(text.split()) for text in texts]
         rows = [[1] * count + [0] * (max(counts) - count) for count in counts]
         if self.tokenizer.padding_side == "left":
@@ -177,7 +177,7 @@ class _SumOfTokens:
         return {"input_ids": mask.clone(), "attention_mask": mask, "modality": "text"}
 
     def __call__(self, features: dict[str, Any]) -> dict[str, Any]:
-        """The sums, and how wide the batch came."""
+        """The sums, and the width of the batch."""
         assert features["modality"] == "text"
         self.widths.append(features["attention_mask"].shape[1])
         return {"sentence_embedding": features["input_ids"].sum(1, keepdim=True)}
@@ -193,7 +193,7 @@ def test_padding_is_cut_where_it_is(padding_side: str) -> None:
 
 
 def test_prompts_go_the_librarys_own_way(model: Any) -> None:
-    """A model with a default prompt is asked by `encode`, which knows how to pool it."""
+    """A model with a default prompt uses `encode`, which knows how to pool it."""
     model.prompts["mine"] = "query: "
     model.default_prompt_name = "mine"
     try:
@@ -208,7 +208,7 @@ def test_prompts_go_the_librarys_own_way(model: Any) -> None:
 
 
 def test_truncated_dimensions(model: Any) -> None:
-    """A model that is loaded with fewer dimensions answers with fewer."""
+    """A model loaded with fewer dimensions returns vectors with fewer."""
     model.truncate_dim = 5
     try:
         (found,) = embed(model, ["a"])
@@ -219,7 +219,7 @@ def test_truncated_dimensions(model: Any) -> None:
 
 
 def test_many_texts_are_cut(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is tokenized together is bounded; the answers are the same."""
+    """The number of texts tokenized together is bounded, and the answers are the same."""
     whole = embed(model, TEXTS)
     monkeypatch.setattr(module, "TEXTS_AT_ONCE", 10)
     for cut, completion in zip(embed(model, TEXTS), whole, strict=True):
@@ -231,7 +231,7 @@ def test_many_texts_are_cut(model: Any, monkeypatch: pytest.MonkeyPatch) -> None
     st.lists(st.integers(0, 300)), st.integers(1, 2000), st.one_of(st.none(), st.integers(1, 50))
 )
 def test_batches(lengths: list[int], budget: int, batch_size: int | None) -> None:
-    """Every text in exactly one batch, sorted, and no batch of several beyond its bound."""
+    """Every text is in exactly one sorted batch, and no batch of several exceeds its bound."""
     found = list(batches(lengths, budget, batch_size))
     assert sorted(place for batch in found for place in batch) == list(range(len(lengths)))
     ordered = [lengths[place] for batch in found for place in batch]
@@ -244,20 +244,20 @@ def test_batches(lengths: list[int], budget: int, batch_size: int | None) -> Non
 
 
 def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extra to install is named."""
+    """The message names the extra to install."""
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(BackendUnusable, match=r"needs the extra 'embed'"):
         asyncio.run(SentenceTransformersBackend(model="other").open())
 
 
 def test_no_such_model(tmp_path: Any) -> None:
-    """The model is named, and what it may be."""
+    """The message names the missing model and the valid forms."""
     with pytest.raises(BackendUnusable, match=r"^the model '.*nothing' cannot be loaded .*local"):
         asyncio.run(SentenceTransformersBackend(model=str(tmp_path / "nothing")).open())
 
 
 def test_backend_is_a_picklable_description() -> None:
-    """It travels to workers; the model does not."""
+    """The backend can be pickled for workers, without the model."""
     backend = SentenceTransformersBackend(model=MODEL)
     assert pickle.loads(pickle.dumps(backend)) == backend
     assert (backend.family, backend.model) == ("sentence_transformers", MODEL)

@@ -1,4 +1,4 @@
-"""Deployed models: instances in, predictions out, on the host where they answer."""
+"""Deployed models: instances in, predictions out, on the endpoint's own host."""
 
 import asyncio
 import pickle
@@ -38,7 +38,7 @@ def _outcomes(
 
 
 def _replies(handler: Handler, *requests: Request, **fields: Any) -> Any:
-    """The outcomes of requests to a server of one's own."""
+    """The outcomes of requests to a server of their own."""
 
     async def exchange() -> Any:
         async with serving(handler) as url:
@@ -49,7 +49,7 @@ def _replies(handler: Handler, *requests: Request, **fields: Any) -> Any:
 
 
 def test_predict(model_server: SimulatedModelServer) -> None:
-    """One instance per request; a text is the output, anything else is JSON."""
+    """Each request is one instance; a text is the output, anything else becomes JSON."""
     model_server.reset()
     backend = VertexEndpointBackend(endpoint=ENDPOINT, api_base=model_server.base_url)
     request = request_of(
@@ -69,7 +69,7 @@ def test_predict(model_server: SimulatedModelServer) -> None:
 
 
 def test_raw_predict(model_server: SimulatedModelServer) -> None:
-    """The instance is the whole body, and the container's own JSON the whole answer."""
+    """The instance is the whole body, and the container's own JSON is the whole answer."""
     model_server.reset()
     backend = VertexEndpointBackend(
         endpoint=ENDPOINT, method="raw_predict", api_base=model_server.base_url
@@ -86,7 +86,7 @@ def test_raw_predict(model_server: SimulatedModelServer) -> None:
 
 @pytest.mark.parametrize("method", ["predict", "raw_predict"])
 def test_a_whole_request_goes_as_it_stands(model_server: SimulatedModelServer, method: Any) -> None:
-    """For both methods."""
+    """A whole request is sent unchanged by both methods."""
     model_server.reset()
     backend = VertexEndpointBackend(
         endpoint=ENDPOINT, method=method, api_base=model_server.base_url
@@ -97,7 +97,7 @@ def test_a_whole_request_goes_as_it_stands(model_server: SimulatedModelServer, m
 
 
 def test_failures(model_server: SimulatedModelServer) -> None:
-    """Null, nothing, another shape and a refusal."""
+    """A null, missing or malformed prediction and a refusal become their errors."""
     backend = VertexEndpointBackend(endpoint=ENDPOINT, api_base=model_server.base_url)
     texts = ["[[empty]]", "[[no-candidates]]", "[[wrong-shape]]", "[[malformed]]", "[[http:429]]"]
     outcomes = _outcomes(
@@ -110,7 +110,7 @@ def test_failures(model_server: SimulatedModelServer) -> None:
 
 
 def test_raw_replies() -> None:
-    """Text that is no JSON, a JSON text, exact numbers, nothing; bytes that are no text."""
+    """Raw replies may be text, JSON text or exact numbers; other bytes and no output fail."""
     replies = [b"plain text", b'"quoted"', b'{"n":1180591620717411303424}', b"", b"null", b"\xff"]
 
     async def handler(request: web.Request) -> web.Response:
@@ -127,7 +127,7 @@ def test_raw_replies() -> None:
 
 
 def test_model_version_of_a_prediction() -> None:
-    """The deployed model where it is named, else the version; NaN survives as text."""
+    """The model version is the deployed model if named, else the version; NaN survives as text."""
     replies = [
         b'{"predictions": [[1, NaN]], "modelVersionId": "7"}',
         b'{"predictions": [0], "deployedModelId": "d", "modelVersionId": "7"}',
@@ -144,7 +144,7 @@ def test_model_version_of_a_prediction() -> None:
 
 @pytest.mark.parametrize("status", [200, 403, 404, 500])
 def test_dedicated_host(status: int) -> None:
-    """An endpoint with a host of its own is called there; one that cannot be asked, where it is."""
+    """A dedicated endpoint is called on its own host; an unknown one on the regional host."""
     calls: list[tuple[str, str, str]] = []
     hosts: list[str] = []
 
@@ -177,14 +177,14 @@ def test_dedicated_host(status: int) -> None:
 def test_base_url_of_the_environment(
     model_server: SimulatedModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``GOOGLE_VERTEX_BASE_URL`` redirects as it does for Google's own SDK."""
+    """``GOOGLE_VERTEX_BASE_URL`` redirects requests as it does for Google's own SDK."""
     monkeypatch.setenv("GOOGLE_VERTEX_BASE_URL", model_server.base_url)
     (outcome,) = _outcomes(VertexEndpointBackend(endpoint=ENDPOINT), request_of({"instance": "a"}))
     assert outcome == Completion(output="answer to a", model_version="1")
 
 
 def test_names() -> None:
-    """The model is the endpoint's id unless named; a URL names its endpoint as a resource does."""
+    """The model is the endpoint's id unless named; a URL or a resource names the endpoint."""
     backend = VertexEndpointBackend(endpoint=ENDPOINT)
     assert (backend.family, backend.model, backend.resource()) == (
         "vertex_endpoint", "99", ENDPOINT,
@@ -199,7 +199,7 @@ def test_names() -> None:
     "endpoint", ["99", "projects/p/endpoints/99", "https://host/v1/models/m", f"{ENDPOINT}/x"]
 )
 def test_no_endpoint(endpoint: str) -> None:
-    """Anything else is found before the launch."""
+    """Any other endpoint is rejected before the launch."""
     with pytest.raises(
         ConfigurationError, match=f"^`endpoint` is '{endpoint}', but must be projects/"
     ):

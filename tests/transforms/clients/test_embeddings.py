@@ -1,4 +1,4 @@
-"""Several texts in one call: what the clients of remote embedding models share."""
+"""Several texts in one call, as clients of remote embedding models share it."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ Refuses = Callable[[Sequence[str]], RecordError | None]
 
 
 class Server:
-    """Refuses what it is told to refuse; an answer is the text itself."""
+    """A server with scripted refusals; an answer is the text itself."""
 
     def __init__(self, refuses: Refuses) -> None:
         self.refuses = refuses
@@ -37,12 +37,12 @@ class Server:
 
 
 def more_than(most: int) -> Refuses:
-    """A server that takes so many texts."""
+    """Refuses a call of more than this many texts."""
     return lambda texts: TooLarge("too many") if len(texts) > most else None
 
 
 def holding(bad: str) -> Refuses:
-    """A server that refuses a call for one text."""
+    """Refuses a call with this text."""
     return lambda texts: InvalidRequest("bad") if bad in texts else None
 
 
@@ -54,7 +54,7 @@ def requests_of(texts: Sequence[str]) -> list[Request]:
 async def embed_all(
     shared: SharedCalls, server: Server, texts: Sequence[str]
 ) -> list[Completion | RecordError]:
-    """Calls as large as the limit allows; a refused call is halved until it is a single text."""
+    """Calls as large as the limit allows; a refused call is halved down to single texts."""
     outcomes: list[Completion | RecordError] = []
     while len(outcomes) < len(texts):
         some = texts[len(outcomes) : len(outcomes) + shared.texts]
@@ -82,7 +82,7 @@ async def _halving(
     st.lists(st.integers(0, 10_000), min_size=1, max_size=50),
 )
 def test_shares_of_tokens_add_up(total: int, weights: list[int]) -> None:
-    """Exactly, and each share is its proportion rounded down or up."""
+    """Shares of tokens add up exactly, each rounded down or up."""
     shares = share_tokens(total, weights)
     assert sum(shares) == total
     weights = weights if any(weights) else [1] * len(weights)
@@ -92,7 +92,7 @@ def test_shares_of_tokens_add_up(total: int, weights: list[int]) -> None:
 
 @pytest.mark.parametrize(("server_takes", "learnt"), [(10, 8), (32, 32), (1, 1), (31, 16)])
 def test_a_lower_limit_of_the_server_is_learnt(server_takes: int, learnt: int) -> None:
-    """From a few refused calls of each size; no text is lost, and later calls are not refused."""
+    """A lower limit is learnt from a few refused calls of each size, without losing a text."""
     shared, server = SharedCalls(32), Server(more_than(server_takes))
     texts = [str(number) for number in range(320)]
     outcomes = asyncio.run(embed_all(shared, server, texts))
@@ -120,7 +120,7 @@ def test_refusals_of_larger_calls_say_nothing_new(caplog: pytest.LogCaptureFixtu
 
 
 def test_a_bad_text_lowers_nothing() -> None:
-    """A call of its size was accepted: the text is to blame, and stands alone in the end."""
+    """A bad text lowers no limit if a call of its size was accepted; it is refused alone."""
     shared, server = SharedCalls(32), Server(holding("bad"))
     texts = ["fine"] * 32 + (["fine"] * 20 + ["bad"] + ["fine"] * 11) * 10
     outcomes = asyncio.run(embed_all(shared, server, texts))
@@ -129,7 +129,7 @@ def test_a_bad_text_lowers_nothing() -> None:
 
 
 def test_bad_texts_at_the_very_start() -> None:
-    """Halve the size once: no accepted call says yet that they are to blame."""
+    """Bad texts before any accepted call halve the limit once."""
     shared, server = SharedCalls(32), Server(holding("bad"))
     texts = (["bad"] + ["fine"] * 31) * 20
     outcomes = asyncio.run(embed_all(shared, server, texts))
@@ -138,7 +138,7 @@ def test_bad_texts_at_the_very_start() -> None:
 
 
 def test_a_large_call_that_is_accepted_late() -> None:
-    """Restores the size that quick refusals have halved: they were bad texts."""
+    """A large call accepted later restores a limit that quick refusals have halved."""
     shared, server = SharedCalls(32), Server(holding("bad"))
     sizes = []
     for texts in (*[["bad"] * 32] * 3, ["fine"] * 30):
@@ -149,7 +149,7 @@ def test_a_large_call_that_is_accepted_late() -> None:
 
 
 def test_an_outage_lowers_nothing() -> None:
-    """It says nothing of a call's size."""
+    """An outage lowers no limit, since it is unrelated to a call's size."""
     shared = SharedCalls(32)
     server = Server(lambda texts: Unavailable("down"))
     for _ in range(10):
@@ -159,7 +159,7 @@ def test_an_outage_lowers_nothing() -> None:
 
 
 def test_an_empty_text_costs_no_call_where_it_would_be_refused() -> None:
-    """The others keep their places and their call; elsewhere the server decides."""
+    """An empty text that would be refused is not sent; other texts keep their places and call."""
     texts = requests_of(["a", "", "b", ""])
     for refuses_empty in (True, False):
         shared = SharedCalls(32, refuses_empty=refuses_empty)
@@ -181,7 +181,7 @@ def test_an_empty_text_costs_no_call_where_it_would_be_refused() -> None:
 
 
 def test_whole_requests_go_alone() -> None:
-    """The dispatcher shares no call with them; they lower no limit."""
+    """Whole requests are sent alone and lower no limit."""
     shared, server = SharedCalls(32, refuses_empty=True), Server(holding("bad"))
     whole = request_of({"request": {"input": "a"}})
     (outcome,) = asyncio.run(shared.outcomes([whole], server.one, server.many))
@@ -191,6 +191,6 @@ def test_whole_requests_go_alone() -> None:
 
 
 def test_calls_that_a_server_can_use() -> None:
-    """Its queue counts texts, the dispatcher counts calls."""
+    """A server's queue counts texts, from which the number of calls follows."""
     shared = SharedCalls(32)
     assert [shared.calls(texts) for texts in (0, 1, 32, 33)] == [0, 1, 1, 2]

@@ -1,4 +1,4 @@
-"""Several servers as one: who is asked, who is left out, who comes back, and what the queue says."""
+"""Several servers as one: which is called, which is left out, and what their queues show."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from transforms.records.errors import InvalidRequest, RateLimited, RecordError, 
 from transforms.records.records import Completion
 
 NOBODY = "http://127.0.0.1:9/v1"
-"""The discard port: nothing listens there."""
+"""The discard port, on which no process listens."""
 ANSWER = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}], "model": "m"}
 
 
@@ -41,7 +41,7 @@ class Server:
         self.url = ""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """Answers what it was told to."""
+        """Answers as the test has set."""
         if request.path == "/metrics":
             self.looks += 1
             return web.Response(text=self.metrics or "", status=200 if self.metrics else 404)
@@ -56,7 +56,7 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def servers(count: int) -> AsyncIterator[list[Server]]:
-    """So many, on ports of their own."""
+    """This many servers, on their own ports."""
     async with contextlib.AsyncExitStack() as stack:
         made = [Server() for _ in range(count)]
         for server in made:
@@ -94,13 +94,13 @@ async def _error(made: Endpoints) -> RecordError:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits that nobody has to wait for."""
+    """Shortens all waits."""
     monkeypatch.setattr(endpoints, "_FIRST_PROBE_S", 0.001)
     monkeypatch.setattr(gauges, "READ_EVERY_S", 0.001)
 
 
-def test_the_least_loaded_is_asked() -> None:
-    """Equal ones in turn; one that is slow gets no more than it works off."""
+def test_the_least_loaded_server_is_called() -> None:
+    """The least loaded server is called, equal ones in turn; a slow one gets fewer calls."""
 
     async def work() -> None:
         async with servers(2) as (one, two), group(one.url, two.url + "/") as made:
@@ -119,8 +119,8 @@ def test_the_least_loaded_is_asked() -> None:
     _run(work)
 
 
-def test_a_dead_server_costs_no_request() -> None:
-    """Nobody listens there: the request goes to another, and the next ones at once."""
+def test_a_dead_server_fails_no_request() -> None:
+    """A request to a dead server is sent to another one, and so are the next requests."""
 
     async def work() -> None:
         async with servers(1) as (live,), group(NOBODY, live.url) as made:
@@ -135,7 +135,7 @@ def test_a_dead_server_costs_no_request() -> None:
 
 
 def test_a_server_that_fails_is_left_out_and_comes_back() -> None:
-    """Three failures in a row; while all requests go to the other, it is probed."""
+    """After three failures in a row a server is left out and probed until it recovers."""
 
     async def work() -> None:
         async with servers(2) as (ill, well), group(ill.url, well.url) as made:
@@ -159,8 +159,8 @@ def test_a_server_that_fails_is_left_out_and_comes_back() -> None:
     _run(work)
 
 
-def test_failures_with_answers_between_leave_nobody_out() -> None:
-    """A single failure may be the record's own."""
+def test_failures_with_answers_between_leave_no_server_out() -> None:
+    """Failures with answers between them leave no server out: each may be its record's own."""
 
     async def work() -> None:
         async with servers(2) as (one, two), group(one.url, two.url) as made:
@@ -177,7 +177,7 @@ def test_failures_with_answers_between_leave_nobody_out() -> None:
 
 
 def test_closing_ends_a_probe_that_fails_in_the_same_moment() -> None:
-    """Until Python 3.12 `asyncio.wait_for` then swallows the cancellation."""
+    """Before Python 3.12 `asyncio.wait_for` swallows the cancellation in this case."""
 
     async def asked(*_: object, **__: object) -> None:
         asking.set()
@@ -197,7 +197,7 @@ def test_closing_ends_a_probe_that_fails_in_the_same_moment() -> None:
 
 
 def test_all_are_down() -> None:
-    """They are asked as a single one is, with its errors; the first answer brings one back."""
+    """If all servers are down, they are called like a single one until one answers."""
 
     async def work() -> None:
         async with servers(1) as (server,), group(NOBODY, server.url) as made:
@@ -220,7 +220,7 @@ def test_all_are_down() -> None:
 
 
 def test_a_full_server_rests() -> None:
-    """Its Retry-After holds back nobody else, and it is not dead."""
+    """A full server's Retry-After delays no other server and does not count as a failure."""
 
     async def work() -> None:
         async with servers(2) as (full, free), group(full.url, free.url) as made:
@@ -239,7 +239,7 @@ def test_a_full_server_rests() -> None:
 
 
 def test_a_server_with_another_model() -> None:
-    """What one refuses and another serves is the server's fault; what all refuse is the request's."""
+    """A request that one server serves is the other's fault; one that all refuse is its own."""
 
     async def work() -> None:
         async with servers(2) as (wrong, right), group(wrong.url, right.url) as made:
@@ -260,7 +260,7 @@ def test_a_server_with_another_model() -> None:
 
 
 def test_a_server_that_hangs_is_left_out() -> None:
-    """The dispatcher cancels what takes too long."""
+    """A server that hangs is left out once the dispatcher cancels its calls."""
 
     async def work() -> None:
         async with servers(2) as (hangs, other), group(hangs.url, other.url) as made:
@@ -282,7 +282,7 @@ def test_a_server_that_hangs_is_left_out() -> None:
 
 @pytest.mark.parametrize("family", ["vllm:num_requests_{}", "sglang:num_{}_reqs"])
 def test_the_pace_follows_the_servers_queue(family: str) -> None:
-    """Figures of several servers add up, our share of them counts; other pages are read once."""
+    """Metrics of several servers add up, our share counts, and pages without them are read once."""
     running = family.format("running") + "{} 100\n"
     waiting = family.format("waiting" if "vllm" in family else "queue") + "{} 60\n"
 
@@ -306,8 +306,8 @@ def test_the_pace_follows_the_servers_queue(family: str) -> None:
     _run(work)
 
 
-def test_a_server_that_tells_no_more() -> None:
-    """Neither its queue nor its gauges are believed any longer."""
+def test_a_server_that_stops_reporting() -> None:
+    """Once a server stops reporting, its last queue and gauges are dropped."""
 
     async def work() -> None:
         async with servers(1) as (server,), group(server.url, measured=True) as made:
@@ -321,8 +321,8 @@ def test_a_server_that_tells_no_more() -> None:
     _run(work)
 
 
-def test_servers_that_tell_nothing() -> None:
-    """No metrics, or somebody else's: nothing is known, and nothing is said."""
+def test_servers_without_metrics() -> None:
+    """Without known metrics the queue is unknown, and nothing is logged."""
 
     async def work() -> None:
         async with (
@@ -341,7 +341,7 @@ def test_servers_that_tell_nothing() -> None:
 
 
 def test_the_backend_takes_several() -> None:
-    """It is measured, picklable, and the dispatcher loses no record to a dead server."""
+    """A backend of several endpoints has metrics, can be pickled, and avoids a dead server."""
 
     async def work() -> None:
         async with servers(1) as (live,):
@@ -355,7 +355,7 @@ def test_the_backend_takes_several() -> None:
 
 
 def test_through_the_dispatcher() -> None:
-    """One server is dead, one answers 500 until it is left out: every record is answered."""
+    """With a dead server and one that answers 500, every record is still answered."""
     started: list[Any] = []
 
     async def start() -> Any:
@@ -376,7 +376,7 @@ def test_through_the_dispatcher() -> None:
 
 
 def test_completions_of_a_base_model() -> None:
-    """By the flag, or because the whole request is one."""
+    """The completions API is used if the flag is set or the whole request has a prompt."""
     seen: list[tuple[str, Any]] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:

@@ -42,7 +42,7 @@ def _bearer(number: int) -> dict[str, str]:
 
 
 def test_one_refresh_for_all_waiting_requests() -> None:
-    """A hundred concurrent requests cost one refresh, in another thread than the loop's."""
+    """A hundred concurrent requests cost one refresh, in a thread other than the loop's."""
     credentials = _Credentials(PAST, HOUR)
 
     async def ask() -> list[Any]:
@@ -67,7 +67,7 @@ def test_refreshed_before_expiry() -> None:
 
 
 def test_the_old_token_serves_while_it_lives() -> None:
-    """A failing token endpoint does no harm while the old token is accepted."""
+    """While the old token is accepted, a failing token endpoint has no effect."""
     failure = google.auth.exceptions.TransportError("no route")
     credentials = _Credentials(MINUTE, failure)
 
@@ -76,11 +76,11 @@ def test_the_old_token_serves_while_it_lives() -> None:
         return [await auth.headers() for _ in range(3)]
 
     assert asyncio.run(ask()) == [_bearer(1)] * 3
-    assert len(credentials.refreshed_in) == 2  # the failed one is not repeated at once
+    assert len(credentials.refreshed_in) == 2  # the failed refresh is not repeated at once
 
 
 def test_expired_and_no_new_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests then fail as retryable, each with its own error, and recover."""
+    """With an expired token requests fail as retryable, each with its own error, and recover."""
     failure = google.auth.exceptions.RefreshError("503", {"a": "b"}, retryable=True)
     credentials = _Credentials(PAST, failure, HOUR)
 
@@ -100,7 +100,7 @@ def test_expired_and_no_new_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_revoked() -> None:
-    """A definite refusal is `forbidden` for the record, and fatal at the start."""
+    """A revoked credential is `forbidden` for a record, and fatal at the start."""
     credentials = _Credentials(PAST, google.auth.exceptions.RefreshError("invalid_grant"))
 
     async def ask() -> None:
@@ -120,13 +120,13 @@ def test_revoked() -> None:
     ],
 )
 def test_no_token_at_open(failure: Exception) -> None:
-    """`open` fetches the first token: its failure names the remedy."""
+    """`open` fetches the first token, and its failure names the remedy."""
     with pytest.raises(BackendUnusable, match="gcloud auth application-default login"):
         asyncio.run(GoogleAuth.open(_Credentials(failure)))
 
 
 def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Missing credentials name the remedy too; the scope is the cloud platform's."""
+    """Missing credentials name the remedy; the scope is the cloud platform's."""
     asked: list[Any] = []
 
     def default(**arguments: Any) -> None:
@@ -151,7 +151,7 @@ def test_quota_project() -> None:
 
 
 def test_no_real_token_over_plain_http(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain HTTP gets a fake token; nothing looks for the environment's credentials."""
+    """Over plain HTTP a fake token is sent, and no credentials are looked up."""
     monkeypatch.setattr(google.auth, "default", None)
 
     async def ask() -> Any:
@@ -161,7 +161,7 @@ def test_no_real_token_over_plain_http(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_vertex_base_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hosts by location, like google-genai's; overrides win."""
+    """Hosts depend on the location, like google-genai's; overrides take precedence."""
     monkeypatch.delenv("GOOGLE_VERTEX_BASE_URL", raising=False)
     assert [vertex_base_url(name) for name in ("us-central1", "global", "eu", "us")] == [
         "https://us-central1-aiplatform.googleapis.com",

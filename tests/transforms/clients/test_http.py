@@ -85,7 +85,7 @@ def test_status(status: int, error: type[RecordError], cause: Cause) -> None:
 def test_the_parameter_counts_where_the_code_repeats_the_status(
     parameter: str, error: type[RecordError]
 ) -> None:
-    """As vLLM answers: its code is the status."""
+    """A code that repeats the status, as vLLM's does, leaves the decision to the parameter."""
     body = orjson.dumps({"error": {"message": "No.", "param": parameter, "code": 400}})
     assert type(error_of(400, {}, body, URL)) is error
 
@@ -101,7 +101,7 @@ def test_the_parameter_counts_where_the_code_repeats_the_status(
     ],
 )
 def test_code(status: int, code: str, error: type[RecordError], cause: Cause) -> None:
-    """A code is more specific than its status, and means nothing with another status."""
+    """A code is more specific than its status, and ignored with any other status."""
     body = orjson.dumps({"error": {"message": "No.", "type": "t", "param": None, "code": code}})
     made = error_of(status, {}, body, URL)
     assert type(made) is error
@@ -127,12 +127,12 @@ def test_code(status: int, code: str, error: type[RecordError], cause: Cause) ->
     ],
 )
 def test_message(body: bytes, message: str) -> None:
-    """The server's own words, cut at 500 characters, never what it repeats of the input."""
+    """The message is the server's own, cut at 500 characters, without the input that it repeats."""
     assert str(error_of(502, {}, body, URL)) == f"HTTP 502 from host/v1/chat: {message}"
 
 
 def test_retry_after() -> None:
-    """Seconds or a date; what is neither counts as not given."""
+    """A Retry-After is in seconds or a date; any other value is ignored."""
     now = dt.datetime(2026, 11, 21, 8, 0, tzinfo=dt.timezone.utc)
     later = email.utils.format_datetime(now + dt.timedelta(seconds=90), usegmt=True)
     earlier = email.utils.format_datetime(now - dt.timedelta(seconds=90), usegmt=True)
@@ -144,13 +144,13 @@ def test_retry_after() -> None:
 
 
 def test_place_keeps_no_secret() -> None:
-    """Neither a user nor a query stands in a message; nor does what is no URL at all."""
+    """Messages never show a user or a query of a URL, or any text that is not a URL."""
     assert place("http://me:word@127.0.0.1:80/a/b?key=secret#c") == "127.0.0.1:80/a/b"
     assert place("http://[::1") == "the given address"
 
 
 def test_post_sends_json_and_reads_it() -> None:
-    """Body, headers and reply travel unchanged; integers of any size and NaN are read."""
+    """Body, headers and reply are sent unchanged; integers of any size and NaN are read."""
 
     async def handler(request: web.Request) -> web.Response:
         seen = {
@@ -185,7 +185,7 @@ def test_post_sends_json_and_reads_it() -> None:
 
 
 def test_unreadable_success_is_retryable() -> None:
-    """A 200 that is no JSON, and one of another shape, are the server's failure."""
+    """A 200 without JSON or of another shape is a retryable failure of the server."""
 
     async def handler(request: web.Request) -> web.Response:
         return web.Response(text="<html>")
@@ -206,7 +206,7 @@ def test_unreadable_success_is_retryable() -> None:
 
 
 def test_redirects_are_not_followed() -> None:
-    """A redirected POST would arrive as a GET."""
+    """A redirect is not followed, because the POST would arrive as a GET."""
 
     async def handler(request: web.Request) -> web.Response:
         raise web.HTTPFound("/elsewhere")
@@ -241,14 +241,14 @@ def test_no_connection() -> None:
 
 
 def test_no_url() -> None:
-    """What is no URL is wrong for every record."""
+    """A value that is not a URL is an error of every record."""
     with pytest.raises(InvalidRequest, match=r"is no URL$") as caught:
         _post("127.0.0.1", {})
     assert caught.value.cause is Cause.NOT_SERVED
 
 
 async def _answer_once(reply: bytes) -> tuple[asyncio.Server, str]:
-    """A server that reads a little, writes `reply` and hangs up."""
+    """A server that reads a little, writes `reply` and disconnects."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
@@ -269,7 +269,7 @@ async def _answer_once(reply: bytes) -> tuple[asyncio.Server, str]:
     ],
 )
 def test_disconnected(reply: bytes, cause: Cause) -> None:
-    """A connection lost before the answer is no answer; one lost in the middle, a broken one."""
+    """A connection lost before the answer is unanswered; one lost in the middle is broken."""
 
     async def exchange() -> None:
         server, url = await _answer_once(reply)
@@ -286,7 +286,7 @@ def test_disconnected(reply: bytes, cause: Cause) -> None:
 
 
 def test_keepalive_is_below_vllm() -> None:
-    """An idle connection must be gone before vLLM closes it, after 5 s."""
+    """Idle connections close before vLLM closes them, which it does after 5 s."""
 
     async def keepalive() -> Any:
         client = JsonClient()

@@ -1,4 +1,4 @@
-"""Secrets: workers read them by name; their values are nowhere else."""
+"""Secrets: workers read them by name, and their values are nowhere else."""
 
 import asyncio
 import doctest
@@ -39,12 +39,12 @@ def _refused(name: str = NAME) -> str:
 
 
 def test_examples() -> None:
-    """The docstrings' examples hold."""
+    """The examples of the docstrings run as written."""
     assert doctest.testmod(secrets).failed == 0
 
 
 def test_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One request; white space around the value comes from an editor."""
+    """A secret is read in one request, without the white space that editors add."""
     with serve_secrets({NAME: [f" {KEY}\n"]}) as (url, asked):
         monkeypatch.setenv(BASE_URL_VARIABLE, f"{url}/")
         assert _read() == KEY
@@ -52,7 +52,7 @@ def test_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_outages_are_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Throttling and server errors, but not for ever."""
+    """Throttling and server errors are retried, but not for ever."""
     with serve_secrets({NAME: [503, 429, 500, KEY]}) as (url, asked):
         monkeypatch.setenv(BASE_URL_VARIABLE, url)
         assert _read() == KEY
@@ -65,7 +65,7 @@ def test_outages_are_retried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("status", [403, 404, 400])
 def test_an_unreadable_secret(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    """It is requested once; the message has the name, the answer and the role."""
+    """An unreadable secret is requested once; the message has its name, the answer and the role."""
     with serve_secrets({NAME: [status]}) as (url, asked):
         monkeypatch.setenv(BASE_URL_VARIABLE, url)
         message = _refused()
@@ -76,21 +76,21 @@ def test_an_unreadable_secret(monkeypatch: pytest.MonkeyPatch, status: int) -> N
 
 
 def test_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty version is not a key."""
+    """An empty version is rejected as a key."""
     with serve_secrets({NAME: [" \n"]}) as (url, _):
         monkeypatch.setenv(BASE_URL_VARIABLE, url)
         assert _refused() == f"the secret {NAME} is empty: add a version that holds the key"
 
 
 def test_google_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It applies without the tests' variable."""
+    """Google's own host is the default without the tests' variable."""
     monkeypatch.delenv(BASE_URL_VARIABLE, raising=False)
     assert base_url(NAME) == "https://secretmanager.googleapis.com"
 
 
 @pytest.mark.parametrize("name", [KEY, "projects/p/secrets/openai", f"{NAME}/more", f" {NAME}"])
 def test_names(name: str) -> None:
-    """A key pasted in place of its name is refused, and not repeated."""
+    """A key in place of a name is rejected and not repeated in the message."""
     with pytest.raises(ConfigurationError, match="--flag is not the name") as raised:
         check_secret_name(name, "--flag")
     assert name.strip() not in str(raised.value)
@@ -98,7 +98,7 @@ def test_names(name: str) -> None:
 
 
 def test_the_flag() -> None:
-    """The name reaches the backend; a key in its place is in no message; only openai takes it."""
+    """The secret's name reaches the backend, only of openai; a key in its place is never shown."""
     argv = ["--input_files=a.jsonl", "--prompt=x", "--model=m", "--output_path=out"]
 
     def config(*more: str) -> RunConfig:

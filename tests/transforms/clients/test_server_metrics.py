@@ -22,7 +22,7 @@ process_open_fds 34.0
 
 
 def test_engines_are_summed() -> None:
-    """Other metrics are ignored."""
+    """Metrics of several engines are added up, and unknown ones are ignored."""
     assert read_metrics(PAGE) == {
         "running": 5.0,
         "waiting": 7.0,
@@ -45,7 +45,7 @@ def test_gauges() -> None:
 
 @pytest.mark.parametrize("before", [{}, {"a": {}}, {"a": {"output_tokens": 2e9}}])
 def test_a_counters_first_value_is_not_growth(before: dict[str, dict[str, float]]) -> None:
-    """At the first reading, after a failed one, and after a restart."""
+    """A first value is not growth, initially or after a failed reading or a restart."""
     now = {"output_tokens": 1e9, "cache_queries": 1e6, "cache_hits": 1e5}
     assert gauges_between(before, {"a": now}, 1.0) == {
         "vllm_running_requests": 0,
@@ -55,14 +55,14 @@ def test_a_counters_first_value_is_not_growth(before: dict[str, dict[str, float]
 
 
 def test_servers_are_separate() -> None:
-    """A server that restarts does not hide the growth of another one."""
+    """A restarted server does not hide the growth of another one."""
     before = {"a": {"output_tokens": 1e9}, "b": {"output_tokens": 100.0}}
     now = {"a": {"output_tokens": 5.0}, "b": {"output_tokens": 150.0}}
     assert gauges_between(before, now, 5.0)["vllm_output_tokens_per_s"] == 10
 
 
 def test_figures() -> None:
-    """Readings are frequent while more and more is wanted; without pages nothing is known."""
+    """Readings are frequent while the suggestion grows; without pages nothing is known."""
     figures = ServerMetrics()
     seen = []
     for second, (in_flight, page) in enumerate(
@@ -81,7 +81,7 @@ def test_figures() -> None:
 
 
 def _wanted(slots: int, processes: int, readings: int) -> list[list[int]]:
-    """The requests of each process that shares a server, reading by reading."""
+    """The suggestion to each process that shares a server, reading by reading."""
     wanted, seen = [0] * processes, []
     for _ in range(readings):
         in_flight = [max(32, each) for each in wanted]
@@ -93,18 +93,18 @@ def _wanted(slots: int, processes: int, readings: int) -> list[list[int]]:
 
 
 def test_the_queue_determines_how_many_are_wanted() -> None:
-    """They double until some wait, then a quarter waits; a quiet server changes nothing."""
+    """The suggestion doubles until a queue forms, then keeps a quarter waiting."""
     assert [*zip(*_wanted(256, 1, 6), strict=True)] == [(64, 128, 256, 512, 320, 320)]
     assert wanted_in_flight({}, 0, 320) == 320
     assert wanted_in_flight({"running": 100.0, "waiting": 220.0}, 320, 320) == 125
 
 
 def test_processes_that_share_a_server() -> None:
-    """Together they arrive at the queue that a single one would have."""
+    """Processes that share a server together reach the queue that a single one would have."""
     assert _wanted(256, 4, 8)[-1] == [80] * 4
 
 
 @pytest.mark.parametrize(("in_flight", "wanted"), [(100, 200), (125, 250), (126, 150), (1000, 150)])
 def test_requests_that_do_not_run_are_not_doubled(in_flight: int, wanted: int) -> None:
-    """A hundred run and none waits: something before the queue delays the others."""
+    """If other limits keep requests from running, their number is not doubled."""
     assert wanted_in_flight({"running": 100.0, "waiting": 0.0}, in_flight, 150) == wanted

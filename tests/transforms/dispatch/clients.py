@@ -1,4 +1,4 @@
-"""Clients that do as they are told, and what tests of a dispatcher ask of it."""
+"""Scripted clients, and what tests of a dispatcher read from it."""
 
 import asyncio
 import collections
@@ -30,10 +30,10 @@ def numbers(requests: Sequence[Request]) -> list[int]:
 
 
 class Client:
-    """Answers by a function of the request's number and of how often it was asked before.
+    """Answers by a function of the request's number and the number of its earlier calls.
 
-    The function gives an output, a completion, an exception to raise, or `HANG`. Calls take
-    `seconds`: a number, or such a function.
+    The function returns an output, a completion, an exception to raise, or `HANG`. Calls take
+    `seconds`, which is a number or such a function.
     """
 
     def __init__(self, reply: Callable[[int, int], Any], seconds: Any = 0.0) -> None:
@@ -81,7 +81,7 @@ class Client:
 
 
 class MeasuredClient(Client):
-    """Likewise, and says how many calls its server can use."""
+    """A `Client` that also says how many calls its server can use."""
 
     wanted = 0
 
@@ -93,7 +93,7 @@ class MeasuredClient(Client):
 
 
 class HoldingClient(Client):
-    """Likewise, and holds requests back by their number: how long, each time it is asked."""
+    """A `Client` that holds requests back by number: a function says for how long, on each try."""
 
     def __init__(
         self, reply: Callable[[int, int], Any], seconds: Any, hold: Callable[[int], float]
@@ -107,7 +107,7 @@ class HoldingClient(Client):
 
 
 class ManyClient(Client):
-    """Likewise, and by the batch with a function of the requests."""
+    """A `Client` that also answers batch calls by a function of the requests."""
 
     def __init__(
         self,
@@ -135,8 +135,8 @@ class ManyClient(Client):
 class RemoteClient(Client):
     """Answers calls of several requests over a network, with a function of their numbers.
 
-    The function gives a list of replies, one exception for the whole call, or `HANG`. A call of one
-    request is one of `Client`. Each call's requests are in `sets`, with the time.
+    The function returns a list of replies, one exception for the whole call, or `HANG`. `Client`
+    handles a call of one request. `sets` holds the time and the requests of each call.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class RemoteClient(Client):
 
     @property
     def sizes(self) -> list[int]:
-        """How many requests each call asked."""
+        """The number of requests in each call."""
         return [len(asked) for _, asked in self.sets]
 
 
@@ -183,12 +183,12 @@ def virtual_now() -> float:
 
 
 def answer(client: Client, count: int, **limits: Any) -> list[Outcome]:
-    """What a dispatcher of its own makes of so many requests."""
+    """The outcomes of this many requests in a dispatcher of their own."""
     return Dispatcher(client, DispatchLimits(**limits)).answer(make_requests(count))
 
 
 def collect(completions: CompletionQueue) -> list[Ended]:
-    """Everything that is still to come, in the order in which it ended."""
+    """All outstanding outcomes, in the order in which they ended."""
     ended = []
     while completions.outstanding:
         item = completions.get(30.0)
@@ -198,7 +198,7 @@ def collect(completions: CompletionQueue) -> list[Ended]:
 
 
 def drain(completions: CompletionQueue) -> list[Ended | None]:
-    """Everything that is there now."""
+    """All items that are in the queue now."""
     items = []
     while True:
         try:
@@ -223,7 +223,7 @@ def outputs(outcomes: Sequence[Outcome]) -> list[str | None]:
 
 
 def kinds(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    """How many outcomes there are of each class."""
+    """The number of outcomes of each class."""
     return dict(
         collections.Counter(
             type(outcome.error if isinstance(outcome, Failure) else outcome).__name__

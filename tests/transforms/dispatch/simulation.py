@@ -1,8 +1,8 @@
-"""A discrete-event simulation of paces against one backend: minutes in a second, always the same.
+"""A deterministic discrete-event simulation of paces against one backend: minutes in a second.
 
-`Server` is the backend: slots that calls queue for, a quota that answers 429, refusals at random,
-a hard limit that answers 503. `simulate` lets one or more paces send to it whenever they may, as
-a dispatcher with an endless supply of requests does, and gives what came of it each second.
+`Server` is the backend: slots that calls queue for, a quota that answers 429, refusals at random, a
+hard limit that answers 503. `simulate` lets one or more paces send to it whenever they may, as a
+dispatcher with an endless supply of requests does, and returns the numbers of each second.
 """
 
 import collections
@@ -25,15 +25,15 @@ class Server:
     """A backend whose service times are log-normal.
 
     Args:
-      slots: Calls that it serves at once, others queue; 0 for any number.
-      quota: Calls per second; beyond it, 429. 0 for any number.
-      retry_after_s: What its 429s ask for.
+      slots: Calls that it serves at once, while others queue; 0 for no limit.
+      quota: Calls per second; above it, 429; 0 for no limit.
+      retry_after_s: The ``Retry-After`` of its 429s.
       limited: The share of calls that get a 429 at random, whatever their rate.
-      overloaded: Likewise a 503.
+      overloaded: The share of calls that get a 503 at random.
       hard_limit: Calls in service beyond which a further one gets a 503; 0 for none.
-      median_s: Of the service times.
-      p99_s: Of the service times.
-      seed: Of all that is random.
+      median_s: The median of the service times.
+      p99_s: The 99th percentile of the service times.
+      seed: The seed of all random numbers.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Server:
         self._random = random.Random(seed)
 
     def set_quota(self, quota: float) -> None:
-        """From now on it is this; nothing is saved up."""
+        """Sets the quota from now on; nothing is saved up."""
         self._quota, self._left = quota, min(self._left, quota)
 
     def refuses(self, now: float) -> Verdict | None:
@@ -82,13 +82,13 @@ class Server:
         return None
 
     def service_s(self) -> float:
-        """How long the next call is served."""
+        """The service time of the next call."""
         return math.exp(self._random.gauss(self._mu, self._sigma))
 
 
 @dataclasses.dataclass(slots=True)
 class Second:
-    """What one second saw.
+    """The numbers of one second.
 
     Attributes:
       calls: Calls sent.
@@ -107,7 +107,7 @@ class Second:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a simulation gave: the seconds, and the paces when they had come to rest."""
+    """The result of a simulation: the seconds, and the paces after the last call ended."""
 
     seconds: Sequence[Second]
     paces: Sequence[Pace]
@@ -148,16 +148,16 @@ def simulate(
     wanted: Callable[[], int] = lambda: 0,
     events: Sequence[tuple[float, Callable[[], None]]] = (),
 ) -> Outcome:
-    """Lets paces send to a server for so many seconds, then lets what is in flight end.
+    """Lets paces send to a server for a number of seconds, then lets calls in flight end.
 
     Args:
       server: The backend that they share.
-      seconds: How long they send.
-      paces: How many there are, each a process of its own.
-      max_concurrency: The ceiling of each.
-      requests_per_minute: The known share of each; None for none.
-      wanted: What the server tells each; 0 for nothing.
-      events: What else happens, and when.
+      seconds: The time for which they send.
+      paces: The number of paces, each like a process of its own.
+      max_concurrency: The ceiling of each pace.
+      requests_per_minute: The known share of each pace; None for no quota.
+      wanted: The concurrency that the server suggests to each pace; 0 for none.
+      events: Other events and their times.
     """
     run = _Run(server, seconds, paces, max_concurrency, requests_per_minute, wanted)
     for at, event in events:
@@ -166,7 +166,7 @@ def simulate(
 
 
 class _Run:
-    """One simulation: a heap of what happens next."""
+    """One simulation: a heap of coming events."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class _Run:
         self._wake_at = [math.inf] * paces
 
     def at(self, time: float, event: Callable[[], None]) -> None:
-        """Something happens then; what was planned first happens first."""
+        """Schedules an event; events of equal times happen in the order of scheduling."""
         heapq.heappush(self._heap, (time, next(self._order), event))
 
     def run(self) -> Outcome:
@@ -202,11 +202,11 @@ class _Run:
         return Outcome(self._seconds, self._paces)
 
     def _second(self) -> Second | None:
-        """The present one; None after the last."""
+        """The current second; None after the last."""
         return self._seconds[int(self._now)] if self._now < self._until else None
 
     def _count_busy(self) -> None:
-        """Adds the calls in service since the last change to the seconds that they fell into."""
+        """Adds the calls in service since the last change to the seconds in which they ran."""
         at, end = self._counted_at, min(self._now, self._until)
         while at < end:
             upto = min(math.floor(at) + 1.0, end)
@@ -215,7 +215,7 @@ class _Run:
         self._counted_at = self._now
 
     def _pump(self, n: int) -> None:
-        """Sends what one pace may send, and comes back when it may send more."""
+        """Sends the calls that one pace permits, and returns when it permits more."""
         if self._now >= self._until:
             return
         pace, now = self._paces[n], self._now

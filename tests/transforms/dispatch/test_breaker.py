@@ -1,4 +1,4 @@
-"""The circuit breaker by itself; `test_pace` has it in a pace."""
+"""The circuit breaker on its own; `test_pace` tests it in a pace."""
 
 import math
 
@@ -6,7 +6,7 @@ from transforms.dispatch.breaker import CircuitBreaker
 
 
 def _open() -> CircuitBreaker:
-    """One that has opened at 0."""
+    """A breaker that has opened at 0."""
     breaker = CircuitBreaker()
     for _ in range(10):
         assert not breaker.open
@@ -16,7 +16,7 @@ def _open() -> CircuitBreaker:
 
 
 def test_failures_that_do_not_count() -> None:
-    """A request that is known to fail says nothing about the backend."""
+    """A failure of a request that is known to fail does not count."""
     breaker = CircuitBreaker()
     for _ in range(100):
         breaker.failed(object(), 0.0, counts=False)
@@ -24,7 +24,7 @@ def test_failures_that_do_not_count() -> None:
 
 
 def test_a_success_between() -> None:
-    """Only failures in a row open it."""
+    """Only failures in a row open the breaker."""
     breaker = CircuitBreaker()
     for _ in range(3):
         for _ in range(9):
@@ -34,7 +34,7 @@ def test_a_success_between() -> None:
 
 
 def test_probes() -> None:
-    """One at a time, each twice as late as the one before, up to ten seconds."""
+    """Probes are sent one at a time, at intervals that double up to ten seconds."""
     breaker, now, waits = _open(), 0.0, []
     for _ in range(7):
         waits.append(breaker.wait_s(now))
@@ -49,8 +49,8 @@ def test_probes() -> None:
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
 
 
-def test_a_probe_that_says_nothing() -> None:
-    """Another may be sent at once."""
+def test_an_inconclusive_probe() -> None:
+    """After an inconclusive probe another one may be sent immediately."""
     breaker, probe = _open(), object()
     breaker.sent(probe)
     breaker.ignored(object())
@@ -60,7 +60,7 @@ def test_a_probe_that_says_nothing() -> None:
 
 
 def test_it_closes() -> None:
-    """With the first call that was served; the time until then was an outage."""
+    """The first served call closes the breaker; the time until then is an outage."""
     breaker = _open()
     assert breaker.outage.present_s(7.0) == 7.0
     assert breaker.served(8.0)

@@ -1,4 +1,4 @@
-"""How many requests fit into one call, and what its responses say."""
+"""How many requests fit into one call, and what the results of a call show."""
 
 import itertools
 
@@ -17,35 +17,35 @@ from transforms.records.records import Completion, Record, Request, Usage
 
 
 def job(tokens: int = 1, text: str = "") -> Job:
-    """One whose request has so many tokens and such a text."""
+    """A job whose request has this many tokens and this text."""
     request = Request(Record("1", {}), {"text": text}, {}, "f", tokens)
     return Job(0, request, 0, None, CompletionQueue())
 
 
 def sizes(jobs: list[Job], limits: CallLimits) -> list[int]:
-    """How many requests each call has."""
+    """The number of requests in each call."""
     return [len(part) for part in grouped(jobs, limits)]
 
 
 def test_no_limits() -> None:
-    """All requests are one call."""
+    """Without limits all requests are one call."""
     assert sizes([job()] * 5, CallLimits(max_requests=None)) == [5]
 
 
 def test_max_requests() -> None:
-    """Calls are full, except the last."""
+    """Every call but the last is full."""
     assert sizes([job()] * 7, CallLimits(max_requests=3)) == [3, 3, 1]
     assert sizes([job()] * 2, CallLimits()) == [1, 1]
 
 
 def test_max_tokens() -> None:
-    """A call ends before the request that is too much; one alone may exceed it."""
+    """A call ends before the request that would exceed the limit, which one alone may exceed."""
     jobs = [job(tokens) for tokens in (4, 6, 1, 30, 10)]
     assert sizes(jobs, CallLimits(max_requests=None, max_tokens=10)) == [2, 1, 1, 1]
 
 
 def test_max_bytes() -> None:
-    """As JSON, in UTF-8."""
+    """The limit in bytes counts JSON in UTF-8."""
     body = len(json_values.dumps({"text": "é" * 10}))
     assert body == len('{"text":""}') + 20
     jobs = [job(text="é" * 10)] * 5
@@ -61,7 +61,7 @@ def test_max_bytes() -> None:
 def test_calls_keep_their_limits(
     tokens: list[int], max_requests: int | None, max_tokens: int | None
 ) -> None:
-    """Every request is in one call, in order; no call is larger, or could take the next request."""
+    """Each request is in one call, in order; no call exceeds a limit or has room for another."""
     jobs = [job(each) for each in tokens]
     limits = CallLimits(max_requests=max_requests, max_tokens=max_tokens)
     parts = list(grouped(jobs, limits))
@@ -88,12 +88,12 @@ def test_calls_keep_their_limits(
     ],
 )
 def test_verdict(responses: list[Response], said: Verdict) -> None:
-    """One request that was served shows that the backend works."""
+    """One served request shows that the backend works."""
     assert verdict(responses) is said
 
 
 def test_tokens_of_calls() -> None:
-    """The requests' own, and what answers took lately; what a call took, if the server says so."""
+    """Prompts and recent answers predict a call's tokens; a server's count replaces them."""
     tokens = TokenEstimate()
     assert tokens.of_requests([job(5), job(6)]) == 11
     billed = Completion("", usage=Usage(4, None, 16, 16))

@@ -1,4 +1,4 @@
-"""The way of outcomes from the event loop to the thread that waits for them."""
+"""Outcomes pass from the event loop to the thread that waits for them."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from transforms.records.records import Completion
 
 
 def filled(*items: BaseException | str | None) -> CompletionQueue:
-    """One that holds these: a string is an outcome's output."""
+    """A queue with these items: a string is an outcome's output."""
     completions = CompletionQueue()
     for item in items:
         if isinstance(item, str):
@@ -24,7 +24,7 @@ def filled(*items: BaseException | str | None) -> CompletionQueue:
 
 
 def taken(completions: CompletionQueue, enough: Callable[[bool], bool]) -> list[str | None]:
-    """The outputs of all that ends until it is enough."""
+    """The outputs that end until a batch is admitted."""
     return [
         ended.outcome.output
         for ended in completions.until(enough, lambda: None)
@@ -33,7 +33,7 @@ def taken(completions: CompletionQueue, enough: Callable[[bool], bool]) -> list[
 
 
 def test_until_a_batch_is_admitted() -> None:
-    """What ended before is given out; the rest stays for later."""
+    """Outcomes from before the admission are returned; the rest stays for later."""
     completions = filled("a", "b", None, "c")
     assert taken(completions, lambda admitted: admitted) == ["a", "b"]
     assert (completions.outstanding, completions.abandoned) == (1, False)
@@ -42,7 +42,7 @@ def test_until_a_batch_is_admitted() -> None:
 
 
 def test_a_batch_that_was_admitted_stays_so() -> None:
-    """Also when outcomes come after it."""
+    """An admitted batch stays admitted when outcomes follow."""
     completions = filled("a", None, "b")
     assert taken(completions, lambda admitted: admitted and not completions.outstanding) == [
         "a",
@@ -51,14 +51,14 @@ def test_a_batch_that_was_admitted_stays_so() -> None:
 
 
 def test_nothing_is_waited_for_when_it_is_enough() -> None:
-    """Nor is anything taken."""
+    """A thread that has enough neither waits nor takes outcomes."""
     completions = filled("a")
     assert taken(completions, lambda _: True) == []
     assert completions.outstanding == 1
 
 
 def test_metrics_are_reported_while_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time that the thread wakes."""
+    """Metrics are reported each time the thread wakes, also while nothing ends."""
     monkeypatch.setattr(completion_queue, "TICK_S", 0.0)
     completions, woken = filled(), []
 
@@ -72,8 +72,8 @@ def test_metrics_are_reported_while_nothing_ends(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("error", [BackendUnusable("no"), ZeroDivisionError("a bug")])
-def test_what_stops_the_run_abandons_the_queue(error: Exception) -> None:
-    """After what had ended before it."""
+def test_an_error_that_stops_the_run_abandons_the_queue(error: Exception) -> None:
+    """An error that stops the run abandons the queue after the outcomes that came before it."""
     completions = filled("a", error)
     until = completions.until(lambda _: False, lambda: None)
     assert next(until).outcome == Completion("a")
@@ -83,7 +83,7 @@ def test_what_stops_the_run_abandons_the_queue(error: Exception) -> None:
 
 
 def test_a_thread_that_fails_while_it_waits_abandons_the_queue() -> None:
-    """Its bundle has failed."""
+    """A thread that fails while it waits abandons the queue, since its bundle has failed."""
     completions = filled("a")
 
     def fail() -> None:
@@ -95,7 +95,7 @@ def test_a_thread_that_fails_while_it_waits_abandons_the_queue() -> None:
 
 
 def test_a_thread_that_leaves_earlier_abandons_the_queue() -> None:
-    """The step behind it has failed, and Beam closes what it did not read to the end."""
+    """A thread that stops early, because a later step failed, abandons the queue."""
     completions = filled("a", "b")
     ended = completions.until(lambda _: False, lambda: None)
     next(ended)

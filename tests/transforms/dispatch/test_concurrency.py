@@ -1,6 +1,6 @@
-"""The limit of calls in flight: it climbs, holds, probes, backs off, and comes back.
+"""The limit of calls in flight: it climbs, holds, probes, backs off, and recovers.
 
-The exact limits are of a backend without any variance; what chance does to them is simulated.
+Exact limits belong to a backend without variance; simulations show the effect of chance.
 """
 
 import math
@@ -14,18 +14,18 @@ from tests.transforms.dispatch.simulation import Server, simulate
 from transforms.dispatch.concurrency import AdaptiveConcurrency
 
 Backend = Callable[[int], float]
-"""The throughput of so many calls in flight."""
+"""The throughput at a number of calls in flight."""
 
 
 def _slots(slots: int) -> Backend:
-    """A backend that serves so many calls at once, each for a second."""
+    """A backend that serves this many calls at once, each in a second."""
     return lambda in_flight: float(min(in_flight, slots))
 
 
 def _drive(
     limit: AdaptiveConcurrency, backend: Backend, start: float, seconds: float
 ) -> tuple[float, list[int]]:
-    """Keeps the limit filled for so long: the time after it, and the limits that there were."""
+    """Keeps the limit filled for a time; returns the time after it and the limits seen."""
     now, limits = start, [limit.limit]
     while now < start + seconds:
         in_flight = limits[-1]
@@ -46,19 +46,19 @@ def _filled(ceiling: int) -> AdaptiveConcurrency:
 
 @pytest.mark.parametrize(("ceiling", "first"), [(1, 1), (31, 31), (32, 32), (2048, 32)])
 def test_start(ceiling: int, first: int) -> None:
-    """32, or less if no more is allowed."""
+    """The limit starts at 32, or at its ceiling if that is lower."""
     assert AdaptiveConcurrency(ceiling, 0.0).limit == first
 
 
 def test_climb_to_the_ceiling() -> None:
-    """It doubles each round while throughput follows; the ceiling is the end, and stays it."""
+    """The limit doubles each round while throughput follows, up to the ceiling, where it stays."""
     now, limits = _drive(_filled(1000), _slots(10_000), 0.0, 60)
     assert limits == [32, 64, 128, 256, 512, 1000]
     assert now == pytest.approx(60, abs=0.1)
 
 
 def test_hold_and_probe() -> None:
-    """It holds at what the backend takes and three tenths more; in vain it tries half as much again.
+    """The limit holds 30 % above the backend's slots; probes of another 50 % are undone.
 
     83 is 1.3 x 64, and 124 is 1.5 x 83.2.
     """
@@ -68,7 +68,7 @@ def test_hold_and_probe() -> None:
 
 
 def test_no_probe_before_its_time() -> None:
-    """A limit that holds is left alone for 15 s, and until the round then under way ends."""
+    """A limit is held for at least 15 s and until the current round ends."""
     limit = _filled(2048)
     now = 0.0
     held_at = []
@@ -80,7 +80,7 @@ def test_no_probe_before_its_time() -> None:
 
 
 def test_the_backend_grows() -> None:
-    """A probe that throughput follows begins a new climb, without a second headroom."""
+    """A probe that raises throughput begins a new climb, without adding headroom again."""
     limit = _filled(2048)
     now, limits = _drive(limit, _slots(64), 0.0, 10)
     assert limits[-1] == 83
@@ -90,14 +90,14 @@ def test_the_backend_grows() -> None:
 
 
 def test_unbound_rounds_tell_nothing() -> None:
-    """Without enough requests the throughput is no answer to the limit: it stays."""
+    """The limit stays while there are too few requests to fill it."""
     limit = AdaptiveConcurrency(2048, 0.0)
     assert _drive(limit, _slots(10_000), 0.0, 60)[1] == [32]
 
 
 @pytest.mark.parametrize(("bound", "limits"), [(0.85, [32]), (0.95, [32, 64])])
 def test_rounds_that_bound_for_a_while(bound: float, limits: list[int]) -> None:
-    """Nine tenths of a round are enough."""
+    """A round counts if the limit binds for nine tenths of it."""
     limit = AdaptiveConcurrency(2048, 0.0)
     limit.binds(False, 0.0)
     limit.binds(True, 1.0 - bound)
@@ -105,7 +105,7 @@ def test_rounds_that_bound_for_a_while(bound: float, limits: list[int]) -> None:
 
 
 def test_binds_twice() -> None:
-    """What is known already changes nothing."""
+    """Reporting that the limit binds twice changes nothing."""
     limit = AdaptiveConcurrency(2048, 0.0)
     for n in range(10):
         limit.binds(True, n / 10)
@@ -113,7 +113,7 @@ def test_binds_twice() -> None:
 
 
 def _refuse(limit: AdaptiveConcurrency, calls: int, sent_at: float, now: float) -> list[int]:
-    """Calls that are refused: the limit after each."""
+    """The limit after each of several refused calls."""
     limits = []
     for _ in range(calls):
         limit.ended(sent_at, now, refused=True)
@@ -122,7 +122,7 @@ def _refuse(limit: AdaptiveConcurrency, calls: int, sent_at: float, now: float) 
 
 
 def test_back_off_once_per_event() -> None:
-    """What was sent before a cut does not cut again, however much of it is refused."""
+    """Calls sent before a cut do not cut the limit again, however many are refused."""
     limit = _filled(2048)
     limits = _refuse(limit, 500, 0.0, 1.0)
     assert limits == sorted(limits, reverse=True)
@@ -133,7 +133,7 @@ def test_back_off_once_per_event() -> None:
 
 
 def test_never_below_one() -> None:
-    """However often it is cut."""
+    """The limit never falls below one, however often it is cut."""
     limit = _filled(2048)
     for second in range(30):
         _refuse(limit, 100, float(second), second + 0.5)
@@ -141,14 +141,14 @@ def test_never_below_one() -> None:
 
 
 def test_back_after_a_cut() -> None:
-    """It rises in steps of a quarter to where it was, and waits there for a while."""
+    """After a cut the limit rises by quarters to its earlier value and waits there for a while."""
     limit = _filled(2048)
     _refuse(limit, 100, 0.0, 0.0)
     assert _drive(limit, _slots(10_000), 0.0, 4)[1] == [22, 28, 32]
 
 
 def test_restart() -> None:
-    """After an outage: half, and up again to what there was."""
+    """After an outage the limit starts at half and rises to its earlier value."""
     limit = _filled(2048)
     now, limits = _drive(limit, _slots(64), 0.0, 10)
     assert limits[-1] == 83
@@ -157,7 +157,7 @@ def test_restart() -> None:
 
 
 def test_two_outages() -> None:
-    """The second one does not lower what the first one recovers to."""
+    """A second outage does not lower the limit to which the first one recovers."""
     limit = _filled(2048)
     for _ in range(3):
         limit.restart(0.0)
@@ -166,8 +166,8 @@ def test_two_outages() -> None:
     assert limits[:11] == [4, 5, 6, 7, 9, 12, 15, 19, 23, 29, 32]
 
 
-def test_some_refusals_are_no_congestion() -> None:
-    """One call in twenty fails whatever is sent: the limit does not fall."""
+def test_some_refusals_are_not_congestion() -> None:
+    """One refusal in twenty calls at any load does not lower the limit."""
     limit = AdaptiveConcurrency(2048, 0.0)
     for n in range(10_000):
         limit.ended(n / 100, n / 100 + 1, refused=n % 20 == 0)
@@ -189,7 +189,7 @@ def test_some_refusals_are_no_congestion() -> None:
 def test_always_between_one_and_the_ceiling(
     ceiling: int, steps: list[tuple[str, int, float]]
 ) -> None:
-    """Whatever happens, in whatever order."""
+    """The limit stays between one and the ceiling, whatever happens in whatever order."""
     limit, now = AdaptiveConcurrency(ceiling, 0.0), 0.0
     for what, times, seconds in steps:
         for _ in range(times if what in ("end", "refuse") else 1):
@@ -209,7 +209,7 @@ def test_always_between_one_and_the_ceiling(
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(("slots", "seconds"), [(64, 100), (256, 60), (1024, 40)])
 def test_slots_stay_busy(slots: int, seconds: int, seed: int) -> None:
-    """From the twentieth second on, and with no more calls in flight than thrice the slots."""
+    """Slots stay busy from the twentieth second on, with at most three calls in flight per slot."""
     run = simulate(Server(slots=slots, seed=seed), seconds)
     assert run.busy(20) >= 0.97 * slots
     assert run.paces[0].limit <= 3 * slots
@@ -219,14 +219,14 @@ def test_slots_stay_busy(slots: int, seconds: int, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_random_overload_keeps_slots_busy(seed: int) -> None:
-    """One call in twenty gets a 503 whatever is sent."""
+    """Slots stay busy although one call in twenty gets a 503 at any load."""
     run = simulate(Server(slots=64, overloaded=0.05, seed=seed), 200)
     assert run.busy(20) >= 0.95 * 64
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_hard_limit(seed: int) -> None:
-    """A backend that answers 503 beyond 100 calls is used well and refuses little."""
+    """A backend that answers 503 above 100 calls is used well and refuses little."""
     run = simulate(Server(hard_limit=100, seed=seed), 120)
     assert run.busy(20) >= 0.7 * 100
     assert run.overloaded(0) < 0.1

@@ -1,4 +1,4 @@
-"""The dispatcher: one outcome per request, in turn, at the pace; what it shows; its end.
+"""The dispatcher: one outcome per request, in order and at the pace; its gauges; its end.
 
 Tests run on virtual time: see `tests.transforms.dispatch.virtual_time`. Times are exact.
 """
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("clock")
 
 
 def test_one_outcome_each_in_order() -> None:
-    """However the calls end, outcomes are in the order of the requests."""
+    """Outcomes are in the order of the requests, however the calls end."""
     client = Client(lambda n, _: f"answer {n}", lambda n, _: n * 7 % 13)
     outcomes = answer(client, 100)
     assert outputs(outcomes) == [f"answer {n}" for n in range(100)]
@@ -55,13 +55,13 @@ def test_one_outcome_each_in_order() -> None:
 
 
 def test_no_requests() -> None:
-    """Nothing in, nothing out."""
+    """No requests have no outcomes."""
     assert answer(Client(lambda n, _: ""), 0) == []
     assert answer(ManyClient(lambda requests: []), 0) == []
 
 
 def test_many_threads_share_one_client() -> None:
-    """Bundles of several threads meet; each gets its own outcomes."""
+    """Bundles of several threads share one client, and each gets its own outcomes."""
     client = Client(lambda n, _: f"{n}")
     shared = Dispatcher(client, DispatchLimits(max_concurrency=3))
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
@@ -72,7 +72,7 @@ def test_many_threads_share_one_client() -> None:
 
 
 def test_batches_come_back_with_their_outcomes() -> None:
-    """What was given with a batch, and each request's index in it."""
+    """Each outcome comes with its batch's context and its request's index."""
     shared = Dispatcher(Client(lambda n, _: f"{n}"), DispatchLimits())
     completions = CompletionQueue()
     shared.submit(make_requests(2), completions, "first")
@@ -85,7 +85,7 @@ def test_batches_come_back_with_their_outcomes() -> None:
 
 @pytest.mark.parametrize("most", [1, 4, 50])
 def test_max_concurrency(most: int) -> None:
-    """So many calls are in flight at once, never more, also over several batches."""
+    """No more calls than the limit are in flight at once, also over several batches."""
     client = Client(lambda n, _: "", 1.0)
     shared = Dispatcher(client, DispatchLimits(max_concurrency=most))
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
@@ -94,7 +94,7 @@ def test_max_concurrency(most: int) -> None:
 
 
 def test_concurrency_climbs() -> None:
-    """It starts at 32 and doubles while throughput follows."""
+    """The limit starts at 32 and doubles while throughput follows."""
     client = Client(lambda n, _: "", 1.0)
     answer(client, 1000)
     sent = collections.Counter(client.times)
@@ -104,7 +104,7 @@ def test_concurrency_climbs() -> None:
 
 
 def test_completion_is_kept() -> None:
-    """All of the client's completion comes through."""
+    """The client's whole completion is passed on."""
     made = Completion("o", '{"a":1}', (0.5,), "STOP", Usage(1, 2, 3, 4), "v", "FLEX")
     (outcome,) = answer(Client(lambda n, _: made, 2.5), 1)
     assert outcome == Completion(
@@ -112,8 +112,8 @@ def test_completion_is_kept() -> None:
     )
 
 
-def test_unforeseen_exception_costs_its_record() -> None:
-    """It is not retried and keeps its stack trace."""
+def test_an_unexpected_exception_fails_its_record() -> None:
+    """An unexpected exception fails its record without a retry and keeps its stack trace."""
     client = Client(lambda n, _: ZeroDivisionError("boom") if n == 1 else f"{n}")
     outcomes = answer(client, 3)
     assert outputs(outcomes) == ["0", None, "2"]
@@ -124,8 +124,8 @@ def test_unforeseen_exception_costs_its_record() -> None:
     assert trace.tb_frame.f_code.co_name == "generate"  # type: ignore[union-attr]
 
 
-def test_client_that_gives_no_completion() -> None:
-    """A client's bug is its record's failure too."""
+def test_a_client_without_a_completion() -> None:
+    """A client's bug, such as a missing completion, fails its record too."""
 
     class Wrong(Client):
         async def generate(self, request: Request) -> Completion:
@@ -138,7 +138,7 @@ def test_client_that_gives_no_completion() -> None:
 
 @pytest.mark.parametrize("by_the_batch", [False, True])
 def test_a_client_that_cancels_itself(clock: Clock, by_the_batch: bool) -> None:
-    """A cancellation that nobody here asked for is a failure like another, not silence."""
+    """A cancellation that the client itself raises is a failure like any other."""
     client: Client = Client(lambda n, _: asyncio.CancelledError() if not n else f"{n}")
     if by_the_batch:
         client = ManyClient(lambda requests: asyncio.CancelledError(), client.reply)
@@ -154,7 +154,7 @@ def test_a_client_that_cancels_itself(clock: Clock, by_the_batch: bool) -> None:
 
 
 def test_oldest_first() -> None:
-    """First in, first out, over several batches and threads' queues."""
+    """Requests are first in, first out, over several batches and threads' queues."""
     client = Client(lambda n, _: "", 1.0)
     shared = Dispatcher(client, DispatchLimits(max_concurrency=3))
     queues = [CompletionQueue(), CompletionQueue()]
@@ -175,7 +175,7 @@ def test_retries_go_before_newer_records() -> None:
 
 
 def test_a_batch_is_admitted_when_there_is_room(clock: Clock) -> None:
-    """At most 2,048 requests wait before the next batch is asked for; those in flight go extra."""
+    """A batch is admitted once at most 2,048 requests wait; requests in flight do not count."""
     shared = Dispatcher(Client(lambda n, _: "", 1.0), DispatchLimits(max_concurrency=1))
     completions, other = CompletionQueue(), CompletionQueue()
     with clock.hold():
@@ -191,7 +191,7 @@ def test_a_batch_is_admitted_when_there_is_room(clock: Clock) -> None:
 
 
 def test_a_large_batch_is_admitted_late(clock: Clock) -> None:
-    """None comes when all of it but 2,048 requests was sent."""
+    """A large batch admits the next once all but 2,048 of its requests have been sent."""
     shared = Dispatcher(Client(lambda n, _: "", 1.0), DispatchLimits(max_concurrency=1))
     completions = CompletionQueue()
     with clock.hold():
@@ -202,8 +202,8 @@ def test_a_large_batch_is_admitted_late(clock: Clock) -> None:
     assert items.index(None) == 3
 
 
-def test_an_abandoned_queue_drops_what_waits(clock: Clock) -> None:
-    """Nobody comes back for it, so nobody pays for it; other threads' requests go on."""
+def test_an_abandoned_queue_drops_waiting_requests(clock: Clock) -> None:
+    """Waiting requests of an abandoned queue are never sent; other threads' requests go on."""
     client = Client(lambda n, _: "", 1.0)
     shared = Dispatcher(client, DispatchLimits(max_concurrency=2))
     gone, stays = CompletionQueue(), CompletionQueue()
@@ -218,7 +218,7 @@ def test_an_abandoned_queue_drops_what_waits(clock: Clock) -> None:
 
 
 def test_abandoned_retries_are_dropped(clock: Clock) -> None:
-    """Also what waits for its back-off is not asked again."""
+    """Requests of an abandoned queue that wait for a back-off are not retried."""
     client = Client(lambda n, _: Unavailable("500"))
     shared = Dispatcher(client, DispatchLimits(first_backoff_s=60))
     completions = CompletionQueue()
@@ -232,10 +232,10 @@ def test_abandoned_retries_are_dropped(clock: Clock) -> None:
     assert shared.gauges()["waiting_requests"] == 0
 
 
-def test_an_interrupted_answer_drops_what_waits(
+def test_an_interrupted_answer_drops_waiting_requests(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread that leaves `answer` by an exception will not come back for its outcomes."""
+    """A thread that leaves `answer` by an exception abandons its waiting requests."""
     monkeypatch.setattr(completion_queue, "TICK_S", 0.0)
     client = Client(lambda n, _: HANG)
     shared = Dispatcher(client, DispatchLimits(max_concurrency=1, request_timeout_s=5))
@@ -256,7 +256,7 @@ def test_an_interrupted_answer_drops_what_waits(
 
 
 def test_a_shared_quota_is_kept() -> None:
-    """Never more calls than a second's worth at once, and the quota on average."""
+    """Calls never exceed a second's worth at once, or the quota on average."""
     client = Client(lambda n, _: "", 0.1)
     outcomes = answer(client, 600, requests_per_minute=600)
     per_s = collections.Counter(int(at) for at in client.times)
@@ -267,7 +267,7 @@ def test_a_shared_quota_is_kept() -> None:
 
 
 def test_a_quota_of_tokens_is_kept() -> None:
-    """What answers really took is spent; the estimate is only for the start of a call."""
+    """Answers spend the tokens that they used; the estimate only decides when a call starts."""
     billed = Completion("", usage=Usage(60, None, 30, 10))
     client = Client(lambda n, _: billed, 0.1)
     answer(client, 300, tokens_per_minute=60_000)
@@ -278,7 +278,7 @@ def test_a_quota_of_tokens_is_kept() -> None:
 
 
 def test_refusals_do_not_spend_a_quota_of_tokens() -> None:
-    """The tokens of a call that failed are given back, unless the server billed them."""
+    """Tokens of a failed call are returned to the quota, unless the server billed them."""
     client = Client(lambda n, before: "" if before else RateLimited("429"))
     request = Request(Record("0", {}), {"n": 0}, {}, "0", 1000)
     shared = Dispatcher(client, DispatchLimits(tokens_per_minute=60_000, first_backoff_s=1))
@@ -286,11 +286,11 @@ def test_refusals_do_not_spend_a_quota_of_tokens() -> None:
     assert client.times == [0, 1]
 
 
-# What may be seen
+# Gauges
 
 
 def test_gauges(clock: Clock) -> None:
-    """The state of the moment."""
+    """Gauges show the current state."""
     shared = Dispatcher(Client(lambda n, _: "", 1.0), DispatchLimits(max_concurrency=3))
     idle = {
         "in_flight_requests": 0,
@@ -319,8 +319,8 @@ def test_gauges(clock: Clock) -> None:
 @pytest.mark.parametrize(
     ("wanted", "most", "highest"), [(0, 2048, 32), (100, 2048, 100), (100, 50, 50)]
 )
-def test_what_the_server_can_use(wanted: int, most: int, highest: int) -> None:
-    """It gets it at once, up to the ceiling; where it does not say, the climb begins as ever."""
+def test_the_limit_follows_the_server(wanted: int, most: int, highest: int) -> None:
+    """The limit follows a server's suggestion at once, up to the ceiling; without one it climbs."""
     client = MeasuredClient(lambda n, _: f"{n}", 1.0)
     client.wanted = wanted
     shared = Dispatcher(client, DispatchLimits(max_concurrency=most))
@@ -330,8 +330,8 @@ def test_what_the_server_can_use(wanted: int, most: int, highest: int) -> None:
     assert client.times[highest] > 0
 
 
-def test_what_the_server_can_use_grows(clock: Clock) -> None:
-    """It gets more without waiting for an answer, which may take minutes."""
+def test_the_limit_grows_with_the_server(clock: Clock) -> None:
+    """A server that can use more calls gets them before the next answer, which may be late."""
     client = MeasuredClient(lambda n, _: "", 100.0)
     client.wanted = 10
     completions = CompletionQueue()
@@ -345,8 +345,8 @@ def test_what_the_server_can_use_grows(clock: Clock) -> None:
     collect(completions)
 
 
-def test_what_is_held_takes_no_place_and_no_time(clock: Clock) -> None:
-    """Others are sent meanwhile; neither its timeout runs nor its deadline, and it is no failure."""
+def test_held_requests_take_no_slot_and_no_time(clock: Clock) -> None:
+    """A held request takes no slot, its time does not run, and holding is no failure."""
     holds = {0: [500.0, 400.0]}
     client = HoldingClient(lambda n, _: f"{n}", 1.0, lambda n: (holds.get(n) or [0.0]).pop(0))
     limits = DispatchLimits(max_concurrency=1, request_timeout_s=2, record_deadline_s=10)
@@ -357,7 +357,7 @@ def test_what_is_held_takes_no_place_and_no_time(clock: Clock) -> None:
 
 
 def test_a_crash_costs_no_time_after_the_restart(clock: Clock) -> None:
-    """A hundred calls are lost, held while the server starts, and all sent at once when it is up."""
+    """A hundred calls lost in a crash are held while the server starts, then all sent at once."""
     crash = Unavailable("crashed", cause=Cause.RESTARTING)
     client = HoldingClient(
         lambda n, before: "" if before else crash,
@@ -372,7 +372,7 @@ def test_a_crash_costs_no_time_after_the_restart(clock: Clock) -> None:
 
 
 def test_a_client_that_holds_for_good(clock: Clock) -> None:
-    """What it raises ends the run."""
+    """An error that the client raises while holding requests ends the run."""
 
     def gone(n: int) -> float:
         raise BackendUnusable("gone")
@@ -383,7 +383,7 @@ def test_a_client_that_holds_for_good(clock: Clock) -> None:
 
 
 def test_gauge_of_a_learnt_rate(clock: Clock) -> None:
-    """It is there as soon as refusals have taught one: 59 of 60 calls of a second were accepted."""
+    """The gauge appears once refusals have shown a rate: here 59 of 60 calls were accepted."""
     refused = RateLimited("429", retry_after_s=1)
     client = Client(lambda n, before: refused if n == 49 and not before else "", 0.1)
     shared = Dispatcher(client, DispatchLimits())
@@ -398,7 +398,7 @@ def test_gauge_of_a_learnt_rate(clock: Clock) -> None:
 
 
 def test_gauge_of_an_outage(clock: Clock) -> None:
-    """How long the backend has been down this time."""
+    """The gauge shows for how long the backend has been down in this outage."""
     client = Client(lambda n, _: "up")
     shared = Dispatcher(client, DispatchLimits())
     for _ in range(2):
@@ -414,7 +414,7 @@ def test_gauge_of_an_outage(clock: Clock) -> None:
 
 
 def test_gauge_of_back_offs(clock: Clock) -> None:
-    """Of the requests that wait, those between two attempts."""
+    """The gauge counts waiting requests that are between two attempts."""
     client = Client(lambda n, before: "" if before or n else Unavailable("500"), 1.0)
     shared = Dispatcher(client, DispatchLimits(max_concurrency=1, first_backoff_s=3))
     completions = CompletionQueue()
@@ -430,7 +430,7 @@ def test_gauge_of_back_offs(clock: Clock) -> None:
 
 
 def test_throttled_time(clock: Clock) -> None:
-    """Seconds in which requests waited for a quota; not those in which they waited for a slot."""
+    """Throttled time is time spent waiting for a quota, not for a slot."""
     shared = Dispatcher(
         Client(lambda n, _: "", 0.0), DispatchLimits(requests_per_minute=60, max_concurrency=1)
     )
@@ -443,7 +443,7 @@ def test_throttled_time(clock: Clock) -> None:
 
 
 def test_throttled_time_of_a_retry_after() -> None:
-    """Records that wait behind somebody else's Retry-After."""
+    """Waiting for another record's Retry-After is throttled time."""
     refused = RateLimited("429", retry_after_s=30)
     client = Client(lambda n, before: refused if n == 0 and not before else f"{n}")
     shared = Dispatcher(client, DispatchLimits(max_concurrency=1))
@@ -453,7 +453,7 @@ def test_throttled_time_of_a_retry_after() -> None:
 
 
 def test_throttled_time_of_a_lone_record() -> None:
-    """The record that was refused waits for the Retry-After, too."""
+    """A refused record's own wait for its Retry-After is throttled time, too."""
     refused = RateLimited("429", retry_after_s=30)
     shared = Dispatcher(Client(lambda n, before: "late" if before else refused), DispatchLimits())
     shared.answer(make_requests(1))
@@ -461,7 +461,7 @@ def test_throttled_time_of_a_lone_record() -> None:
 
 
 def test_failed_calls_are_counted() -> None:
-    """By type, retried ones included, once; what nobody foresaw is ``internal``."""
+    """Failed calls are counted once by type, with retries; unexpected ones are ``internal``."""
     replies = {
         0: Blocked("no"),
         1: Unavailable("500"),
@@ -480,14 +480,14 @@ def test_failed_calls_are_counted() -> None:
     assert shared.take_failed_calls() == {}
 
 
-# An error of our own
+# Errors of the dispatcher itself
 
 
 @pytest.mark.parametrize("method", ["wait_s", "sent", "waiting", "ended"])
 def test_an_error_of_our_own_reaches_every_thread(
     monkeypatch: pytest.MonkeyPatch, clock: Clock, method: str
 ) -> None:
-    """A bug in the dispatcher's own steps stops the threads that wait, rather than hanging them."""
+    """A bug in the dispatcher's own steps reaches every waiting thread instead of hanging it."""
     shared = Dispatcher(Client(lambda n, _: f"{n}", 1.0), DispatchLimits(max_concurrency=2))
     queues = [CompletionQueue(), CompletionQueue()]
 
@@ -509,7 +509,7 @@ def test_an_error_of_our_own_reaches_every_thread(
 def test_an_error_in_a_retry_reaches_every_thread(
     monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    """Timers are steps of our own, too."""
+    """A bug in a timer reaches every waiting thread, too."""
     shared = Dispatcher(Client(lambda n, _: Unavailable("500")), DispatchLimits(first_backoff_s=9))
     completions = CompletionQueue()
 
@@ -526,7 +526,7 @@ def test_an_error_in_a_retry_reaches_every_thread(
 
 
 def test_every_thread_gets_an_error_of_its_own(clock: Clock) -> None:
-    """Raising adds to an error's traceback; why it happened is said to each."""
+    """Each thread gets its own error with the cause, since raising adds to an error's traceback."""
     cause = OSError("no route to host")
 
     class Revoked(Client):
@@ -564,7 +564,7 @@ def test_the_error_of_a_broken_run_does_not_grow() -> None:
 
 @pytest.mark.parametrize("make", [lambda: "", lambda: Unavailable("500"), ZeroDivisionError])
 def test_client_is_closed_with_its_dispatcher(make: Callable[[], Any]) -> None:
-    """Exactly once, when nobody holds the dispatcher any more, however its calls ended."""
+    """An unused dispatcher closes its client exactly once, however calls ended."""
     client = Client(lambda n, _: make())
     shared = Dispatcher(client, DispatchLimits(max_attempts=2))
     shared.answer(make_requests(3))
@@ -577,7 +577,7 @@ def test_client_is_closed_with_its_dispatcher(make: Callable[[], Any]) -> None:
 
 
 def test_a_broken_dispatcher_is_closed() -> None:
-    """What was cancelled holds nothing."""
+    """A broken dispatcher is closed: cancelled calls keep no reference."""
     client = Client(lambda n, _: HANG if n > 1 else Forbidden("401", cause=Cause.CREDENTIALS))
     with pytest.raises(BackendUnusable):
         answer(client, 5)
@@ -589,7 +589,7 @@ def test_a_broken_dispatcher_is_closed() -> None:
 
 @pytest.mark.parametrize("reply", ["", Blocked("no"), Unavailable("500"), RuntimeError(), HANG])
 def test_nothing_is_left_in_flight(reply: Any) -> None:
-    """However calls end, their slots are free again."""
+    """Slots are free again after every kind of end."""
     shared = Dispatcher(
         Client(lambda n, _: reply), DispatchLimits(max_attempts=2, request_timeout_s=5)
     )
@@ -600,8 +600,8 @@ def test_nothing_is_left_in_flight(reply: Any) -> None:
     assert shared._tasks == set()
 
 
-def test_threads_that_share_nothing_are_not_held_up() -> None:
-    """One dispatcher's end does not touch another's."""
+def test_separate_dispatchers_do_not_affect_each_other() -> None:
+    """The end of one dispatcher does not affect another's threads."""
     broken = Dispatcher(Client(lambda n, _: BackendUnusable("no")), DispatchLimits())
     works = Dispatcher(Client(lambda n, _: f"{n}"), DispatchLimits())
     with pytest.raises(BackendUnusable):

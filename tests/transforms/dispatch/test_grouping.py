@@ -1,4 +1,4 @@
-"""Calls of several requests to a server: one permit, one timeout, one outcome per request.
+"""Calls of several requests to a server: a permit and a timeout per call, an outcome per request.
 
 Tests run on virtual time: times are exact.
 """
@@ -48,7 +48,7 @@ from transforms.records.records import Completion
 pytestmark = pytest.mark.usefixtures("clock")
 
 
-# What a call carries
+# The content of a call
 
 
 def test_as_many_as_fit() -> None:
@@ -67,7 +67,7 @@ def test_as_many_as_fit() -> None:
     [{"max_tokens": 10}, {"max_bytes": 10 * len(b'{"n":0}')}, {"max_requests": 10}],
 )
 def test_each_limit(limits: dict[str, Any]) -> None:
-    """Requests, estimated tokens, or bytes: whichever is reached first."""
+    """A call ends at the first limit it reaches: requests, estimated tokens, or bytes."""
     client = RemoteClient(completions, lambda n, _: f"{n}", **limits)
     assert outputs(answer(client, 10)) == [f"{n}" for n in range(10)]
     assert client.sizes == [10]
@@ -77,18 +77,18 @@ def test_each_limit(limits: dict[str, Any]) -> None:
 
 
 def test_a_call_of_one_is_a_plain_call() -> None:
-    """Nothing is wrapped for a single request."""
+    """A call of one request is sent without a wrapper."""
     client = RemoteClient(lambda _: pytest.fail("not asked"))
     assert outputs(answer(client, 1)) == ["alone 0"]
 
 
 def test_bundles_share_a_call(clock: Clock) -> None:
-    """Requests of any thread go together, once none has come for a tenth of a second."""
+    """Requests of all threads share a call, once none has come for a tenth of a second."""
     client = RemoteClient(completions, max_requests=100)
     shared = Dispatcher(client, DispatchLimits())
     first, second = CompletionQueue(), CompletionQueue()
 
-    def submit() -> None:  # on the loop, so that both arrive at one moment
+    def submit() -> None:  # on the loop, so that both arrive at the same moment
         shared.submit(make_requests(3), first, "first")
         shared.submit(make_requests(2, 10), second, "second")
 
@@ -103,7 +103,7 @@ def test_bundles_share_a_call(clock: Clock) -> None:
 
 
 def test_requests_that_wait_for_a_permit_are_grouped() -> None:
-    """A call takes one permit, whatever it carries."""
+    """A call takes one permit, however many requests it carries."""
     client = RemoteClient(completions, max_requests=4)
     assert outputs(answer(client, 20, max_concurrency=2)) == [f"{n}" for n in range(20)]
     assert [at for at, _ in client.sets] == [0, 0, 1, 1, 2]
@@ -111,7 +111,7 @@ def test_requests_that_wait_for_a_permit_are_grouped() -> None:
 
 
 def test_requests_of_threads_that_are_gone_are_left_out(clock: Clock) -> None:
-    """Nobody pays for them."""
+    """Requests of abandoned queues are left out of calls."""
     client = RemoteClient(completions, max_requests=4)
     shared = Dispatcher(client, DispatchLimits(max_concurrency=1))
     gone, stays = CompletionQueue(), CompletionQueue()
@@ -126,7 +126,7 @@ def test_requests_of_threads_that_are_gone_are_left_out(clock: Clock) -> None:
 
 
 def test_gauges(clock: Clock) -> None:
-    """Requests in flight and waiting; calls where there is a limit of calls."""
+    """Gauges count requests in flight and waiting, and calls where calls are limited."""
     shared = Dispatcher(
         RemoteClient(completions, max_requests=4), DispatchLimits(max_concurrency=2)
     )
@@ -144,7 +144,7 @@ def test_gauges(clock: Clock) -> None:
 
 
 def test_a_quota_of_requests_counts_calls() -> None:
-    """60 a minute are one call a second, after a burst of one."""
+    """A quota of 60 requests a minute permits one call a second, after a burst of one."""
     client = RemoteClient(completions, max_requests=10, seconds=0.1)
     answer(client, 50, requests_per_minute=60)
     assert client.sizes == [10] * 5
@@ -152,7 +152,7 @@ def test_a_quota_of_requests_counts_calls() -> None:
 
 
 def test_a_call_waits_while_requests_keep_coming(clock: Clock) -> None:
-    """It goes when it is full, after a pause of a tenth of a second, or after a second at the most."""
+    """A call is sent when full, after a pause of a tenth of a second, or after a second at most."""
     client = RemoteClient(completions, max_requests=100, seconds=0.0)
     shared = Dispatcher(client, DispatchLimits())
     queue = CompletionQueue()
@@ -185,7 +185,7 @@ def test_a_call_that_is_full_by_tokens_does_not_wait(clock: Clock) -> None:
 
 
 def test_a_body_of_its_own_shares_no_call() -> None:
-    """A whole request may differ in its parameters; it goes at once, and alone."""
+    """A whole request may differ in its parameters, so it is sent alone and at once."""
     client = RemoteClient(completions, max_requests=100, seconds=0.0)
     requests = make_requests(4)
     requests[2:] = [
@@ -198,7 +198,7 @@ def test_a_body_of_its_own_shares_no_call() -> None:
 
 
 def test_a_client_may_learn_that_its_server_takes_less() -> None:
-    """The limits of each call are those of the moment."""
+    """Each call keeps the limits that the client has at that moment."""
     client = RemoteClient(completions, max_requests=4, seconds=1.0)
 
     def learning(asked: list[int]) -> Any:
@@ -211,7 +211,7 @@ def test_a_client_may_learn_that_its_server_takes_less() -> None:
 
 
 def test_a_quota_of_tokens_counts_all_requests() -> None:
-    """Ten requests took a hundred tokens: one call a second."""
+    """A quota of tokens counts all requests: ten with a hundred tokens make one call a second."""
     client = RemoteClient(completions, max_requests=10, seconds=0.1)
     answer(client, 400, tokens_per_minute=6000)
     late = [at for at, _ in client.sets[20:]]
@@ -219,7 +219,7 @@ def test_a_quota_of_tokens_counts_all_requests() -> None:
 
 
 def test_a_timeout_is_the_calls() -> None:
-    """It is cancelled as a whole, costs each request an attempt, and they are asked again together."""
+    """A timeout cancels the whole call and costs each request an attempt; the retry is shared."""
     client = RemoteClient(lambda asked: HANG if virtual_now() < 5 else completions(asked))
     outcomes = answer(client, 3, request_timeout_s=5, first_backoff_s=2)
     assert client.sets == [(0.1, [0, 1, 2]), (7.1, [0, 1, 2])]
@@ -227,7 +227,7 @@ def test_a_timeout_is_the_calls() -> None:
 
 
 def test_a_refusal_is_the_calls() -> None:
-    """Retry-After holds the process; the same requests go together, at the cost of no attempt."""
+    """A refused call is retried whole after its Retry-After, at the cost of no attempt."""
     client = RemoteClient(
         lambda asked: (
             RateLimited("429", retry_after_s=30) if virtual_now() < 90 else completions(asked)
@@ -241,7 +241,7 @@ def test_a_refusal_is_the_calls() -> None:
 
 
 def test_an_outage_costs_no_record() -> None:
-    """Calls that fail for a minute are asked again, hardly any of them in smaller ones."""
+    """Calls that fail for a minute are retried, hardly any of them in smaller calls."""
 
     def reply(asked: list[int]) -> Any:
         return Unavailable("500") if 5 <= virtual_now() < 65 else completions(asked)
@@ -253,11 +253,11 @@ def test_an_outage_costs_no_record() -> None:
     assert len([at for at, _ in client.sets if 5 <= at < 65]) < 40
 
 
-# One bad record costs one record
+# One bad record fails alone
 
 
 def refusing(poison: set[int], error: Exception) -> RemoteClient:
-    """A server that refuses a call as a whole for one of these, however many others it carries."""
+    """A server that refuses any call with one of these, however many others it carries."""
     return RemoteClient(
         lambda asked: error if poison & set(asked) else completions(asked),
         lambda n, _: error if n in poison else f"{n}",
@@ -268,7 +268,7 @@ def refusing(poison: set[int], error: Exception) -> RemoteClient:
     "error", [InvalidRequest("400"), Blocked("no"), ZeroDivisionError("a bug")]
 )
 def test_a_call_that_is_refused_is_split(error: Exception) -> None:
-    """Halves are asked until the poison stands alone; the split is no attempt of the others."""
+    """A refused call is split until the poison is alone; this costs others no attempt."""
     client = refusing({5}, error)
     outcomes = answer(client, 8)
     assert failures(outcomes)[5] == (type(error).__name__, str(error), 1)
@@ -292,7 +292,7 @@ def test_a_call_that_is_refused_is_split(error: Exception) -> None:
 )
 @given(st.integers(1, 200), st.sets(st.integers(0, 199), max_size=4))
 def test_exactly_the_poison_fails(count: int, positions: set[int]) -> None:
-    """However many requests there are, wherever it stands; in few calls."""
+    """Exactly the poison fails, in few calls, however many requests surround it."""
     poison = {position % count for position in positions}
     client = refusing(poison, InvalidRequest("400"))
     outcomes = answer(client, count, max_dead_letter_ratio=1.0)
@@ -307,7 +307,7 @@ def test_exactly_the_poison_fails(count: int, positions: set[int]) -> None:
 @pytest.mark.parametrize("others", [False, True])
 @pytest.mark.parametrize("make", [lambda: Unavailable("500"), lambda: HANG])
 def test_poison_that_breaks_the_server(most: int, count: int, others: bool, make: Any) -> None:
-    """Its neighbours fail with it, are asked in smaller calls, and are answered."""
+    """Requests that failed in one call with poison are sent in smaller calls and answered."""
     poison = {count // 2}
     client = RemoteClient(
         lambda asked: make() if poison & set(asked) else completions(asked),
@@ -321,7 +321,7 @@ def test_poison_that_breaks_the_server(most: int, count: int, others: bool, make
 
 
 def test_calls_of_poison_get_smaller() -> None:
-    """The second time the same requests, then a quarter of them, the last time each alone."""
+    """A failed call is retried whole, then in quarters, and finally one request at a time."""
     client = RemoteClient(
         lambda asked: Unavailable("500") if 5 in asked else completions(asked),
         lambda n, _: Unavailable("500"),
@@ -335,7 +335,7 @@ def test_calls_of_poison_get_smaller() -> None:
 
 
 def test_poison_in_a_stream_without_other_traffic(clock: Clock) -> None:
-    """Its neighbours are answered in smaller calls, and so show that the failure is its own."""
+    """Smaller calls answer the neighbours of poison, and so show that it fails alone."""
     client = RemoteClient(
         lambda asked: Unavailable("500") if 5 in asked else completions(asked),
         lambda n, _: Unavailable("500") if n == 5 else f"{n}",
@@ -351,8 +351,8 @@ def test_poison_in_a_stream_without_other_traffic(clock: Clock) -> None:
     }
 
 
-def test_poison_that_stands_alone_stays_alone() -> None:
-    """While it waits for its next attempt no other request joins it."""
+def test_isolated_poison_stays_alone() -> None:
+    """Poison that waits for its next attempt shares its call with no other request."""
     client = RemoteClient(
         lambda asked: Unavailable("500") if 5 in asked else completions(asked),
         lambda n, _: Unavailable("500") if n == 5 else f"{n}",
@@ -365,7 +365,7 @@ def test_poison_that_stands_alone_stays_alone() -> None:
 
 
 def test_failures_of_single_requests() -> None:
-    """A call may work and fail some: those are asked again, the others are final."""
+    """A successful call may fail single requests: retryable ones are retried, others are final."""
     replies = {0: "a", 1: Blocked("no"), 2: Unavailable("500")}
 
     def many(asked: list[int]) -> Any:
@@ -380,7 +380,7 @@ def test_failures_of_single_requests() -> None:
 
 
 def test_failures_come_back_together() -> None:
-    """Requests of one call that failed each for itself wait equally long, and share the next."""
+    """Requests that failed singly in one call wait equally long and share the next call."""
     client = RemoteClient(
         lambda asked: (
             [Unavailable("500")] * len(asked) if virtual_now() < 1 else completions(asked)
@@ -393,7 +393,7 @@ def test_failures_come_back_together() -> None:
 
 @pytest.mark.parametrize("returned", [0, 1, 3])
 def test_another_number_of_outcomes(returned: int) -> None:
-    """Nobody knows whose answers these are: the run stops rather than mixing records up."""
+    """A wrong number of outcomes stops the run, because answers could not be matched to records."""
     client = RemoteClient(lambda _: completions(range(returned)))
     with pytest.raises(BackendUnusable) as raised:
         answer(client, 2)
@@ -413,8 +413,8 @@ def test_another_number_of_outcomes(returned: int) -> None:
         lambda: Unavailable("refused", cause=Cause.CONNECTION_REFUSED),
     ],
 )
-def test_what_every_record_would_share_ends_the_run(make: Any) -> None:
-    """At its start, after few calls: the halves of the first one have failed alike."""
+def test_an_error_of_every_record_ends_the_run(make: Any) -> None:
+    """An error that every record would share ends the run at its start, after few calls."""
     client = RemoteClient(lambda _: make(), lambda n, _: make(), max_requests=100, seconds=0.1)
     with pytest.raises(BackendUnusable, match=f"^{make()}$"):
         answer(client, 100)
@@ -435,14 +435,14 @@ def test_poison_in_the_first_call_does_not_end_the_run(cause: Cause, most: int) 
 
 
 def test_one_forbidden_record_does_not_end_the_run() -> None:
-    """Its call is refused as if all were forbidden, and so is its half; the other half is served."""
+    """One forbidden record does not end the run: another half of its call is served."""
     error = Forbidden("403", cause=Cause.CREDENTIALS)
     outcomes = answer(refusing({3}, error), 16)
     assert {n for n, failure in enumerate(failures(outcomes)) if failure} == {3}
 
 
 def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    """Calls in flight are cancelled, and every thread is told."""
+    """An interrupt cancels calls in flight and tells every thread."""
     monkeypatch.setattr(interrupt, "_open", weakref.WeakSet())
     monkeypatch.setattr(interrupt, "_asked", threading.Event())
     cancelled: list[list[int]] = []
@@ -471,7 +471,7 @@ def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
 
 
 def test_in_process_calls_have_no_timeout_and_no_permit() -> None:
-    """The worker's own memory has no quota; limits of a call are kept all the same."""
+    """In-process calls have no quota and no timeout, but keep the limits of a call."""
     client = RemoteClient(completions, max_requests=10, in_process=True, seconds=1000.0)
     outcomes = answer(client, 50, max_concurrency=1, request_timeout_s=5, requests_per_minute=1)
     assert outputs(outcomes) == [f"{n}" for n in range(50)]
@@ -479,7 +479,7 @@ def test_in_process_calls_have_no_timeout_and_no_permit() -> None:
 
 
 def test_threads_share_one_client() -> None:
-    """Bundles of several threads meet; each gets its own outcomes, whatever was split."""
+    """Bundles of several threads share a client; each gets its own outcomes, whatever was split."""
     poison = {7, 19}
     error = InvalidRequest("400")
     shared = Dispatcher(refusing(poison, error), DispatchLimits(max_concurrency=3))

@@ -1,4 +1,4 @@
-"""Clients that answer by the batch: one call, and each record's own failure.
+"""Clients that answer batch calls: one call, and each record's own failure.
 
 Tests run on virtual time: times are exact.
 """
@@ -26,14 +26,14 @@ pytestmark = pytest.mark.usefixtures("clock")
 
 
 def test_generate_many() -> None:
-    """One call for the batch."""
+    """A batch is one call."""
     client = ManyClient(lambda requests: [Completion(f"{r.body['n']}") for r in requests])
     assert outputs(answer(client, 5)) == ["0", "1", "2", "3", "4"]
     assert (client.batches, client.asked) == ([5], {})
 
 
 def test_generate_many_that_raises() -> None:
-    """Its halves are asked until the one that breaks the call stands alone, and costs itself."""
+    """A batch that raises is halved until the request that breaks it is alone and fails alone."""
     client = ManyClient(
         lambda requests: (
             RuntimeError("out of memory")
@@ -51,7 +51,7 @@ def test_generate_many_that_raises() -> None:
 
 @pytest.mark.parametrize("returned", [0, 1, 3])
 def test_generate_many_of_the_wrong_length(returned: int) -> None:
-    """Nobody knows whose answers these are: the run stops rather than mixing records up."""
+    """A wrong number of answers stops the run, because they could not be matched to records."""
     client = ManyClient(lambda requests: [Completion("?")] * returned)
     with pytest.raises(BackendUnusable) as raised:
         answer(client, 2)
@@ -62,7 +62,7 @@ def test_generate_many_of_the_wrong_length(returned: int) -> None:
 
 
 def test_generate_many_that_stops_the_run() -> None:
-    """`BackendUnusable` is never tried again."""
+    """`BackendUnusable` is never retried."""
     client = ManyClient(lambda requests: BackendUnusable("no GPU"))
     with pytest.raises(BackendUnusable, match=r"^no GPU$"):
         answer(client, 2)
@@ -70,7 +70,7 @@ def test_generate_many_that_stops_the_run() -> None:
 
 
 def test_generate_many_with_failures() -> None:
-    """Retryable ones are asked again, each with an attempt spent; the others are final."""
+    """Retryable failures in a batch cost an attempt and are retried; others are final."""
     replies = [
         Completion("many 0"),
         Unavailable("503"),
@@ -97,7 +97,7 @@ def test_generate_many_with_failures() -> None:
 
 
 def test_a_batch_that_shows_that_the_backend_works(clock: Clock) -> None:
-    """Others succeed by the batch meanwhile: failures of one that is asked alone are its own."""
+    """A batch that succeeds shows that the backend works: other failures are the requests' own."""
     client = ManyClient(
         lambda requests: [Completion("")] * len(requests), lambda n, _: Unavailable("500")
     )
@@ -116,7 +116,7 @@ def test_a_batch_that_shows_that_the_backend_works(clock: Clock) -> None:
 
 
 def test_a_large_batch_is_admitted_at_once(clock: Clock) -> None:
-    """What a client works on does not wait."""
+    """A client's running batch does not count as waiting."""
     client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=10.0)
     shared = Dispatcher(client, DispatchLimits())
     completions = CompletionQueue()
@@ -127,7 +127,7 @@ def test_a_large_batch_is_admitted_at_once(clock: Clock) -> None:
 
 
 def test_a_batch_waits_while_a_client_works_on_many(clock: Clock) -> None:
-    """Above 2,048 requests no further batch is asked for: they are all in memory."""
+    """No further batch is admitted above 2,048 requests in a client, since all are in memory."""
     client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=10.0)
     shared = Dispatcher(client, DispatchLimits())
     first, second = CompletionQueue(), CompletionQueue()
@@ -145,7 +145,7 @@ def test_a_batch_waits_while_a_client_works_on_many(clock: Clock) -> None:
 
 
 def test_generate_many_keeps_max_attempts() -> None:
-    """The batch was the attempt; a refusal that says nothing of the record is still none."""
+    """A batch call counts as an attempt, except when it is refused for reasons of load."""
     replies = [Unavailable("503"), RateLimited("429")]
     client = ManyClient(lambda requests: replies)
     outcomes = answer(client, 2, max_attempts=1)
@@ -154,7 +154,7 @@ def test_generate_many_keeps_max_attempts() -> None:
 
 
 def test_generate_many_retry_after() -> None:
-    """A refusal by the batch is waited out, too, though no pace holds the call back."""
+    """The Retry-After of a refused batch is kept, although no pace holds such calls back."""
     client = ManyClient(
         lambda requests: [RateLimited("429", retry_after_s=5)] * 2, lambda n, _: "never"
     )
@@ -167,7 +167,7 @@ def test_generate_many_retry_after() -> None:
 
 
 def test_generate_many_of_something_else() -> None:
-    """What is neither an answer nor an error costs its record."""
+    """An item that is neither an answer nor an error fails its record."""
     client = ManyClient(lambda requests: [Completion("a"), None])
     outcomes = answer(client, 2)
     assert failures(outcomes) == [
@@ -176,7 +176,7 @@ def test_generate_many_of_something_else() -> None:
 
 
 def test_gauges_of_a_batch(clock: Clock) -> None:
-    """What a client works on is in flight, and does not wait."""
+    """Requests in a client's batch are in flight, not waiting."""
     client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=10.0)
     shared = Dispatcher(client, DispatchLimits())
     completions = CompletionQueue()

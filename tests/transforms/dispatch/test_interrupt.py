@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("clock")
 
 
 def test_stop_while_a_batch_comes(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    """A batch that comes between the wish to stop and the stop does not keep others waiting."""
+    """A batch that arrives between the interrupt and the stop does not keep others waiting."""
     monkeypatch.setattr(interrupt, "_open", weakref.WeakSet())
     monkeypatch.setattr(interrupt, "_asked", threading.Event())
     client = Client(lambda n, _: HANG)
@@ -43,7 +43,7 @@ def test_stop_while_a_batch_comes(monkeypatch: pytest.MonkeyPatch, clock: Clock)
 
 
 def test_stop() -> None:
-    """`stop_all` interrupts every call and refuses further ones; it is for good."""
+    """`stop_all` interrupts every call and rejects further ones for good."""
     script = """
         import asyncio, threading
         from transforms.backends.base import CallLimits

@@ -1,4 +1,4 @@
-"""The queue of what waits: in whose turn, and from when on."""
+"""The queue of waiting jobs: in which order, and from when on."""
 
 import asyncio
 
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.usefixtures("clock")
 
 
 def entries(*places: int) -> list[Entry]:
-    """One for each place."""
+    """One entry for each place."""
     completions = CompletionQueue()
     return [Entry([Job(place, make_requests(1)[0], 0, None, completions)]) for place in places]
 
 
 def popped(queue: JobQueue) -> list[int]:
-    """The places of all that may be sent, in turn."""
+    """The places of all jobs that may be sent, in order."""
     places = []
     while queue.ready:
         places.append(queue.pop().jobs[0].place)
@@ -28,7 +28,7 @@ def popped(queue: JobQueue) -> list[int]:
 
 
 def test_the_oldest_first() -> None:
-    """In whatever order they were put."""
+    """The oldest job comes first, in whatever order jobs were added."""
     queue = JobQueue()
     assert not queue.ready
     queue.put(entries(5, 2))
@@ -39,7 +39,7 @@ def test_the_oldest_first() -> None:
 
 
 def test_a_back_off() -> None:
-    """A job holds no turn while it lasts; then it has its old one, and the queue's owner is told."""
+    """A job has no turn in a back-off and its former turn after it; the queue notifies its user."""
 
     async def steps(queue: JobQueue) -> None:
         first, second = entries(1, 2)
@@ -57,7 +57,7 @@ def test_a_back_off() -> None:
 
 
 def test_requests_that_wait_together() -> None:
-    """They have the turn of their first one, and each of them counts as backing off."""
+    """Jobs that wait together have the turn of the first, and each counts as backing off."""
 
     async def steps(queue: JobQueue) -> None:
         together = Entry([entry.jobs[0] for entry in entries(2, 9)], fixed=True)
@@ -71,8 +71,8 @@ def test_requests_that_wait_together() -> None:
     loop.run(steps(JobQueue()))
 
 
-def test_what_is_held() -> None:
-    """All that wait for the same are back at once, in their places, and it is told once."""
+def test_held_jobs() -> None:
+    """Jobs held for the same event return to their places at once, with one notification."""
 
     async def steps(queue: JobQueue) -> None:
         until = asyncio.get_running_loop().create_future()
@@ -88,8 +88,8 @@ def test_what_is_held() -> None:
     loop.run(steps(JobQueue()))
 
 
-def test_what_is_held_when_all_back_offs_end() -> None:
-    """It may be sent like the others, once."""
+def test_held_jobs_when_all_back_offs_end() -> None:
+    """A held job may be sent like the others, once, when all back-offs end."""
 
     async def steps(queue: JobQueue) -> None:
         until = asyncio.get_running_loop().create_future()
@@ -103,7 +103,7 @@ def test_what_is_held_when_all_back_offs_end() -> None:
 
 
 def test_back_offs_that_are_ended() -> None:
-    """All may be sent at once, and nobody is told of it again."""
+    """Back-offs that are ended early are not reported again."""
 
     async def steps(queue: JobQueue) -> None:
         told: list[float] = []
@@ -119,7 +119,7 @@ def test_back_offs_that_are_ended() -> None:
 
 
 def test_a_queue_that_is_cleared() -> None:
-    """Nothing comes back."""
+    """A cleared queue returns nothing."""
 
     async def steps(queue: JobQueue) -> None:
         first, second = entries(1, 2)

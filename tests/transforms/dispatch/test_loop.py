@@ -1,4 +1,4 @@
-"""The event loop of a process: one, in a thread of its own, for all callers."""
+"""The event loop of a process: one loop in its own thread, for all callers."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ async def _where() -> tuple[str, asyncio.AbstractEventLoop]:
 
 
 def test_one_loop_for_all_threads() -> None:
-    """Whoever asks, work runs on the same loop, in its daemon thread."""
+    """All threads' work runs on the same loop, in its daemon thread."""
     with ThreadPoolExecutor(4) as threads:
         places = list(threads.map(lambda _: loop.run(_where()), range(20)))
     assert set(places) == {("dispatch", loop.event_loop())}
@@ -24,7 +24,7 @@ def test_one_loop_for_all_threads() -> None:
 
 
 def test_errors_reach_the_caller() -> None:
-    """What a coroutine raises is raised by `run`."""
+    """`run` raises the coroutine's exception."""
 
     async def fail() -> None:
         raise ValueError("as it is")
@@ -34,7 +34,7 @@ def test_errors_reach_the_caller() -> None:
 
 
 def test_submit_does_not_wait() -> None:
-    """Two coroutines that need each other both run."""
+    """Two submitted coroutines that need each other both run."""
 
     async def make() -> asyncio.Event:
         return asyncio.Event()
@@ -54,7 +54,7 @@ def test_submit_does_not_wait() -> None:
 
 
 def test_call_runs_on_the_loop() -> None:
-    """From any thread, without waiting for it, in the order of the calls."""
+    """`call` runs functions on the loop, from any thread, in order, without waiting."""
     places = []
     done = threading.Event()
     loop.call(lambda: places.append(("first", threading.current_thread().name)))
@@ -65,7 +65,7 @@ def test_call_runs_on_the_loop() -> None:
 
 
 def test_now_is_the_clock_of_the_loop(clock: Clock) -> None:
-    """Waits are measured with it."""
+    """`now` is the clock by which the loop measures its waits."""
 
     async def wait() -> float:
         await asyncio.sleep(3600)

@@ -1,4 +1,4 @@
-"""When the next call may be sent: the limits together, ``Retry-After``, the breaker, the times."""
+"""When the next call may be sent: the limits, ``Retry-After``, the breaker and the clocks."""
 
 import math
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def _broken(now: float = 0.0) -> Pace:
 
 
 def test_concurrency() -> None:
-    """When the limit is reached only the end of a call helps, whatever it ended with."""
+    """At the limit only the end of a call permits another, however it ended."""
     pace = Pace(3, 0.0)
     assert (pace.limit, pace.in_flight, pace.wait_s(0.0)) == (3, 0, 0.0)
     permits = _send(pace, 3, 0.0)
@@ -50,7 +50,7 @@ def test_concurrency() -> None:
 
 
 def test_requests_per_minute() -> None:
-    """A share is spent evenly, after a second's worth at once."""
+    """A share of a quota is spent evenly, after a second's worth at once."""
     pace = Pace(100, 0.0, requests_per_minute=600)
     _send(pace, 10, 0.0)
     pace.sent(0.0, 0.0)
@@ -59,7 +59,7 @@ def test_requests_per_minute() -> None:
 
 
 def test_share_is_kept() -> None:
-    """Not one call more than the share, and none less, however many could be served."""
+    """Exactly the share is sent, however many calls could be served."""
     run = simulate(Server(), 40, requests_per_minute=3000)
     assert [second.calls for second in run.seconds[10:]] == [50] * 30
     calls = 0
@@ -70,7 +70,7 @@ def test_share_is_kept() -> None:
 
 
 def test_tokens_per_minute() -> None:
-    """A call takes what is expected of it at first, and in the end what it really took."""
+    """A call takes its expected tokens at first, and in the end the tokens that it used."""
     pace = Pace(100, 0.0, tokens_per_minute=6000)
     permit = pace.sent(0.0, 300.0)
     assert pace.wait_s(0.0) == pytest.approx(2.0, abs=1e-5)
@@ -83,14 +83,14 @@ def test_tokens_per_minute() -> None:
 
 
 def test_unknown_tokens() -> None:
-    """Where the server does not say what a call took, the expectation stands."""
+    """Without the server's count of tokens the expectation stands."""
     pace = Pace(100, 0.0, tokens_per_minute=6000)
     pace.ended(pace.sent(0.0, 300.0), 0.0, Verdict.SERVED)
     assert pace.wait_s(0.0) == pytest.approx(2.0, abs=1e-5)
 
 
 def test_the_longest_wait_counts() -> None:
-    """Of several limits, all are kept."""
+    """Of several limits, the one with the longest wait decides."""
     pace = Pace(100, 0.0, requests_per_minute=60, tokens_per_minute=60)
     pace.ended(pace.sent(0.0, 4.0), 0.0, Verdict.LIMITED, retry_after_s=2.0)
     assert pace.wait_s(0.0) == pytest.approx(3.0, abs=1e-5)
@@ -98,16 +98,16 @@ def test_the_longest_wait_counts() -> None:
     assert pace.wait_s(3.5) == pytest.approx(5.0, abs=1e-5)
 
 
-# What the backend tells
+# The server's suggestion
 
 
 def _told(wanted: list[int], most: int = 2048) -> Pace:
-    """A pace whose backend tells the last of these."""
+    """A pace whose server suggests the last of these limits."""
     return Pace(most, 0.0, wanted=lambda: wanted[-1])
 
 
-def test_what_is_told_is_the_limit() -> None:
-    """Up and down, at once, whatever limit there was; up to the ceiling."""
+def test_the_suggestion_is_the_limit() -> None:
+    """The limit follows the suggestion up and down at once, to the ceiling."""
     wanted = [0]
     pace = _told(wanted, most=500)
     seen = []
@@ -118,15 +118,15 @@ def test_what_is_told_is_the_limit() -> None:
     assert seen == [32, 320, 40, 500, 500, 100]
 
 
-def test_what_is_told_ends_a_climb() -> None:
-    """A limit that the process has found itself gives way, and nothing is tried beyond it."""
+def test_a_suggestion_ends_a_climb() -> None:
+    """A suggestion replaces a limit that the process found; nothing is tried above it."""
     run = simulate(Server(slots=1000), 30, wanted=lambda: 320)
     assert run.paces[0].limit == 320
     assert run.busy(1) == pytest.approx(320, rel=0.01)
 
 
 def _time_out(pace: Pace, now: float) -> int:
-    """Sends what may be sent, of which nine in ten get no answer; the limit afterwards."""
+    """Sends the permitted calls, nine in ten of which time out; returns the limit afterwards."""
     permits = []
     while not pace.wait_s(now):
         permits.append(pace.sent(now, 0.0))
@@ -137,7 +137,7 @@ def _time_out(pace: Pace, now: float) -> int:
 
 
 def _recovery(pace: Pace, now: float, to: int = 32) -> list[int]:
-    """The limits from then on, while each call takes a second and there are enough."""
+    """The limits from then on, while each call takes a second and requests suffice."""
     permits, limits = [], [pace.limit]
     while limits[-1] < to:
         while not pace.wait_s(now):
@@ -150,8 +150,8 @@ def _recovery(pace: Pace, now: float, to: int = 32) -> list[int]:
     return limits
 
 
-def test_timeouts_lower_what_is_told() -> None:
-    """Once per event, and again while it does not help, whatever the backend tells meanwhile."""
+def test_timeouts_lower_a_suggested_limit() -> None:
+    """Timeouts cut a suggested limit once per event, and again until it helps."""
     wanted = [640]
     pace = _told(wanted)
     limits = [_time_out(pace, 120.0 * n) for n in range(4)]
@@ -161,8 +161,8 @@ def test_timeouts_lower_what_is_told() -> None:
     assert pace.limit == 100, "the smaller of the two"
 
 
-def test_what_is_told_holds_again_after_the_recovery() -> None:
-    """The limit rises in steps as long as calls are answered; then the backend's word counts."""
+def test_a_suggestion_counts_again_after_the_recovery() -> None:
+    """A cut limit rises in steps while calls are answered; then the suggestion counts again."""
     wanted = [640]
     pace = _told(wanted)
     assert _time_out(pace, 0.0) == 448
@@ -173,8 +173,8 @@ def test_what_is_told_holds_again_after_the_recovery() -> None:
     assert pace.limit == 700
 
 
-def test_an_outage_halves_what_is_told() -> None:
-    """The limit rises again by itself."""
+def test_an_outage_halves_a_suggested_limit() -> None:
+    """An outage halves a suggested limit, which rises again by itself."""
     pace = _told([320])
     for _ in range(10):
         pace.wait_s(0.0)
@@ -184,8 +184,8 @@ def test_an_outage_halves_what_is_told() -> None:
     assert pace.limit == 160
 
 
-def test_refusals_beyond_what_a_server_takes() -> None:
-    """It tells 300 and answers 503 beyond 100 calls: few are refused all the same."""
+def test_refusals_above_the_limit_of_a_server() -> None:
+    """A server that suggests 300 and answers 503 above 100 calls still refuses few."""
     run = simulate(Server(hard_limit=100), 120, wanted=lambda: 300)
     assert run.busy(20) >= 0.7 * 100
     assert run.overloaded(20) < 0.15
@@ -196,7 +196,7 @@ def test_refusals_beyond_what_a_server_takes() -> None:
 
 @pytest.mark.parametrize("reply", [Verdict.LIMITED, Verdict.OVERLOADED])
 def test_retry_after(reply: Verdict) -> None:
-    """Nobody sends before it is over; a shorter one that follows does not end it."""
+    """No call is sent before the Retry-After is over, even if a shorter one follows."""
     pace = Pace(100, 0.0)
     first, second = _send(pace, 2, 0.0)
     pace.ended(first, 1.0, reply, retry_after_s=7.0)
@@ -206,7 +206,7 @@ def test_retry_after(reply: Verdict) -> None:
 
 @pytest.mark.parametrize("reply", [Verdict.SERVED, Verdict.BROKEN])
 def test_retry_after_of_others(reply: Verdict) -> None:
-    """What does not speak of the load holds nobody back."""
+    """A Retry-After of an error that is unrelated to load delays no call."""
     pace = Pace(100, 0.0)
     _ask(pace, 0.0, reply, retry_after_s=7.0)
     assert pace.wait_s(0.0) == 0
@@ -214,7 +214,7 @@ def test_retry_after_of_others(reply: Verdict) -> None:
 
 @pytest.mark.parametrize(("asked_s", "waits_s"), [(119.0, 119.0), (120.0, 120.0), (1e9, 120.0)])
 def test_longest_retry_after(asked_s: float, waits_s: float) -> None:
-    """More than two minutes are not believed."""
+    """A Retry-After is capped at two minutes."""
     pace = Pace(100, 0.0)
     _ask(pace, 0.0, Verdict.LIMITED, retry_after_s=asked_s)
     assert pace.wait_s(0.0) == waits_s
@@ -225,7 +225,7 @@ def test_longest_retry_after(asked_s: float, waits_s: float) -> None:
 
 @FAILURES
 def test_breaker_opens(failure: Verdict) -> None:
-    """At the tenth failure in a row."""
+    """The tenth failure in a row opens the breaker."""
     pace = Pace(100, 0.0)
     for _ in range(9):
         _ask(pace, 1.0, failure)
@@ -238,15 +238,15 @@ def test_breaker_opens(failure: Verdict) -> None:
 
 @pytest.mark.parametrize("reply", [Verdict.SERVED, Verdict.LIMITED])
 def test_breaker_stays_closed(reply: Verdict) -> None:
-    """Any sign of life begins the count anew."""
+    """Any sign that the backend works resets the count of failures."""
     pace = Pace(100, 0.0)
     for failure in ([Verdict.BROKEN] * 9 + [reply]) * 3:
         _ask(pace, 0.0, failure)
         assert not pace.in_outage
 
 
-def test_a_restart_is_no_outage() -> None:
-    """However many calls end with it: the limit stays, and all may be sent at once afterwards."""
+def test_a_restart_is_not_an_outage() -> None:
+    """A restart is no outage: the limit stays, and everything may be sent at once afterwards."""
     pace = _told([320])
     for _ in range(3):
         permits = []
@@ -259,7 +259,7 @@ def test_a_restart_is_no_outage() -> None:
 
 
 def test_a_restart_ends_a_probe() -> None:
-    """It has not shown that the backend works: the next one asks."""
+    """A restart during a probe proves nothing: the next probe is sent."""
     pace = _broken()
     pace.ended(pace.sent(0.5, 0.0), 1.0, Verdict.RESTARTING)
     assert pace.in_outage
@@ -268,7 +268,7 @@ def test_a_restart_ends_a_probe() -> None:
 
 @FAILURES
 def test_probes(failure: Verdict) -> None:
-    """One call at a time asks whether the backend is back, less and less often."""
+    """Probes are sent one at a time and at growing intervals."""
     pace, now, waits = _broken(), 0.0, []
     for _ in range(7):
         waits.append(pace.wait_s(now))
@@ -284,7 +284,7 @@ def test_probes(failure: Verdict) -> None:
 
 @pytest.mark.parametrize("reply", [Verdict.SERVED, Verdict.LIMITED])
 def test_breaker_closes(reply: Verdict) -> None:
-    """With the first sign of life: half the limit, and the next outage begins from the start."""
+    """The first success closes the breaker at half the limit; the next outage starts afresh."""
     pace = _broken()
     assert pace.limit == 32
     _ask(pace, 0.5, Verdict.BROKEN)
@@ -300,7 +300,7 @@ def test_breaker_closes(reply: Verdict) -> None:
 
 
 def test_limit_recovers() -> None:
-    """Once the backend is back the limit rises to what it was."""
+    """After an outage the limit rises to its former value."""
     pace = _broken()
     _ask(pace, 0.5, Verdict.SERVED)
     assert _recovery(pace, 0.5) == [16, 20, 25, 31, 32]
@@ -308,7 +308,7 @@ def test_limit_recovers() -> None:
 
 @FAILURES
 def test_limit_recovers_from_a_long_outage(failure: Verdict) -> None:
-    """However many calls and probes fail in it: they say nothing of how many calls it bears."""
+    """Failed calls and probes of a long outage do not lower the limit to recover."""
     pace, now = Pace(100, 0.0), 0.0
     permits = _send(pace, 32, now)
     for permit in permits:
@@ -326,7 +326,7 @@ def test_limit_recovers_from_a_long_outage(failure: Verdict) -> None:
 
 
 def test_late_probe_of_an_earlier_outage() -> None:
-    """In the next outage it is a call like any other: no probe's wait grows, none goes beside."""
+    """A late probe of an earlier outage is an ordinary call in the next one."""
     pace = Pace(100, 0.0)
     early = pace.sent(0.0, 0.0)
     for _ in range(10):
@@ -346,7 +346,7 @@ def test_late_probe_of_an_earlier_outage() -> None:
 
 
 def test_late_probe_during_a_probe() -> None:
-    """The probe of the present outage is still under way when that of an earlier one ends."""
+    """A late probe of an earlier outage does not replace the current probe."""
     pace = Pace(100, 0.0)
     early = pace.sent(0.0, 0.0)
     for _ in range(10):
@@ -362,7 +362,7 @@ def test_late_probe_during_a_probe() -> None:
 
 
 def test_probes_keep_max_concurrency() -> None:
-    """One call is allowed: no probe goes beside a call of before the outage."""
+    """With one call allowed, no probe is sent next to a call from before the outage."""
     pace = Pace(2, 0.0)
     hangs = pace.sent(0.0, 0.0)
     for _ in range(10):
@@ -376,7 +376,7 @@ def test_probes_keep_max_concurrency() -> None:
 
 
 def test_served_at() -> None:
-    """When the backend showed last that it works; a quota that is used up shows it, too."""
+    """`served_at` is when the backend last showed that it works; a used-up quota shows it, too."""
     pace = Pace(100, 0.0)
     assert pace.served_at == -math.inf
     for now, reply in enumerate(
@@ -389,7 +389,7 @@ def test_served_at() -> None:
 
 
 def test_calls_of_before_the_outage() -> None:
-    """A probe does not wait for them; their success ends the outage, their failure is no probe's."""
+    """A probe does not wait for earlier calls, whose success ends the outage."""
     pace = Pace(100, 0.0)
     permits = _send(pace, 12, 0.0)
     for permit in permits[:10]:
@@ -409,7 +409,7 @@ def test_calls_of_before_the_outage() -> None:
 
 
 def test_retry_after_in_an_outage() -> None:
-    """It holds for probes, too."""
+    """A Retry-After also delays probes."""
     pace = Pace(100, 0.0)
     for _ in range(10):
         _ask(pace, 0.0, Verdict.OVERLOADED, retry_after_s=30.0)
@@ -418,7 +418,7 @@ def test_retry_after_in_an_outage() -> None:
 
 
 def test_late_failures_do_not_delay_the_probe() -> None:
-    """Failures of calls that were sent before the outage are none of a probe."""
+    """Failures of calls sent before the outage do not delay the probe."""
     pace = Pace(100, 0.0)
     permits = _send(pace, 20, 0.0)
     for permit in permits:
@@ -428,7 +428,7 @@ def test_late_failures_do_not_delay_the_probe() -> None:
 
 
 def test_outage_s() -> None:
-    """The seconds of all outages, the present one included."""
+    """`outage_s` adds up all outages, the current one included."""
     pace = _broken(now=1.0)
     assert [pace.outage_s(now) for now in (1.0, 1.5, 3.0)] == [0.0, 0.5, 2.0]
     _ask(pace, 3.0, Verdict.SERVED)
@@ -439,7 +439,7 @@ def test_outage_s() -> None:
 
 
 def test_gauges() -> None:
-    """The state of the moment; the rate is 0 until refusals have taught one."""
+    """Gauges show the current state; the rate is 0 until refusals have shown one."""
     pace = _broken(now=1.0)
     pace.sent(1.5, 0.0)
     assert pace.gauges(3.6) == {
@@ -457,7 +457,7 @@ def test_gauges() -> None:
 
 
 def test_stopwatch() -> None:
-    """All spans together, and the present one; what is known already changes nothing."""
+    """A stopwatch adds up all spans and the current one; repeated switches change nothing."""
     watch = Stopwatch()
     assert (watch.running, watch.total_s(5.0), watch.present_s(5.0)) == (False, 0.0, 0.0)
     watch.run(False, 5.0)
@@ -472,7 +472,7 @@ def test_stopwatch() -> None:
 
 
 class _Meddling(float):
-    """A time; in the middle of computing with it another thread gets its turn."""
+    """A time: while it is computed with, another thread runs."""
 
     def __new__(cls, value: float, meddle: Callable[[], None]) -> "_Meddling":
         made = super().__new__(cls, value)
@@ -492,7 +492,7 @@ class _Meddling(float):
 
 @pytest.mark.parametrize("read", [Stopwatch.total_s, Stopwatch.present_s])
 def test_stopwatch_read_while_it_is_switched(read: Callable[[Stopwatch, float], float]) -> None:
-    """A reader gets what was, or what is, and nothing in between."""
+    """A concurrent reader sees the value before or after a switch, and nothing in between."""
     watch = Stopwatch()
     watch.run(True, 10.0)
     switched = []
@@ -509,7 +509,7 @@ def test_stopwatch_read_while_it_is_switched(read: Callable[[Stopwatch, float], 
 
 
 def test_throttled_s() -> None:
-    """While requests wait for a quota; waiting for a call to end, or for requests, is none."""
+    """Throttled time is time spent waiting for a quota, not for calls to end or for requests."""
     pace = Pace(100, 0.0)
     pace.waiting(None, 0.0)
     pace.waiting(math.inf, 10.0)
@@ -526,7 +526,7 @@ def test_throttled_s() -> None:
 
 @pytest.mark.parametrize("wait_s", [0.5, math.inf])
 def test_an_outage_is_throttled_time(wait_s: float) -> None:
-    """Before a probe, and while it is asked: it is not the worker that is too slow."""
+    """Waiting for a probe, and for its answer, is throttled time: the worker is not too slow."""
     pace = _broken()
     pace.waiting(wait_s, 0.0)
     assert pace.throttled_s(4.0) == 4.0
@@ -555,7 +555,7 @@ def test_whatever_happens(
     has_tokens: bool,
     steps: list[tuple[float, int, int, Verdict, float | None, float | None]],
 ) -> None:
-    """Waits are never negative, times never run back, and what was sent comes home."""
+    """Waits are never negative, clocks never run back, and every permit is returned."""
     pace = Pace(
         ceiling,
         0.0,
@@ -590,7 +590,7 @@ def test_whatever_happens(
 
 
 class _Three:
-    """A limit of calls in flight that never changes, and a rate that has none."""
+    """A fixed limit of calls in flight without a rate."""
 
     limit = 3
 
@@ -611,7 +611,7 @@ class _Three:
 
 
 class _Refused(AdaptiveRate):
-    """Notes how long the server asked to be left alone."""
+    """Records the Retry-After of each refusal."""
 
     def __init__(self) -> None:
         super().__init__(0.0)
@@ -622,7 +622,7 @@ class _Refused(AdaptiveRate):
 
 
 def test_other_limits() -> None:
-    """The pace asks the limits that it is given, and tells each what concerns it."""
+    """A pace uses the limits passed to it and reports to each the events that concern it."""
     concurrency, rate = _Three(), _Refused()
     pace = Pace(100, 0.0, concurrency=concurrency, rate=rate, wanted=lambda: 7)
     permits = []

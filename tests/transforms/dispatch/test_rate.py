@@ -1,4 +1,4 @@
-"""The rate of calls: a known quota is kept, an unknown one is found, and chance is no quota."""
+"""The rate of calls: a known quota is kept, an unknown one is found, and chance is not a quota."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ from transforms.dispatch.rate import (
 
 
 def test_bucket_begins_full() -> None:
-    """What a burst may take, then evenly; what was taken too much is waited for."""
+    """A bucket spends a burst at once and the rest evenly; overdrafts are waited for."""
     bucket = TokenBucket(10.0, 2.0, 0.0)
     waits = []
     for _ in range(22):
@@ -34,7 +34,7 @@ def test_bucket_begins_full() -> None:
 
 
 def test_bucket_holds_a_burst_at_most() -> None:
-    """What is not spent is not saved up beyond it; nor is what is given back."""
+    """A bucket saves up no more than a burst, also of returned tokens."""
     bucket = TokenBucket(10.0, 2.0, 0.0)
     bucket.spend(1.0, 100.0)
     bucket.spend(-50.0, 100.0)
@@ -45,7 +45,7 @@ def test_bucket_holds_a_burst_at_most() -> None:
 
 
 def test_small_bucket() -> None:
-    """A quota below one call in its burst still lets whole calls through."""
+    """A quota below one call per burst still lets whole calls through."""
     bucket = TokenBucket(0.1, 1.0, 0.0)
     assert bucket.wait_s(0.0) == 0
     bucket.spend(1.0, 0.0)
@@ -55,15 +55,15 @@ def test_small_bucket() -> None:
 
 
 STEPS = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 100)), min_size=1, max_size=60)
-"""Seconds that pass, and what is spent then."""
+"""Seconds that pass, and the amount spent then."""
 
 
 @settings(deadline=None)
 @given(st.floats(0.1, 1000), st.floats(0.1, 10), STEPS)
-def test_bucket_never_gives_more(
+def test_a_bucket_never_yields_more(
     per_s: float, burst_s: float, steps: list[tuple[float, float]]
 ) -> None:
-    """Before each spending, no more than the burst and what came in since has been spent."""
+    """No more than the burst and the income so far has been spent before each spending."""
     bucket, now, spent = TokenBucket(per_s, burst_s, 0.0), 0.0, 0.0
     for seconds, amount in steps:
         now += seconds
@@ -78,7 +78,7 @@ def test_bucket_never_gives_more(
 @settings(deadline=None)
 @given(st.floats(0.1, 1000), st.floats(0.1, 10), st.floats(0, 1e5))
 def test_bucket_waits_no_longer_than_needed(per_s: float, burst_s: float, amount: float) -> None:
-    """After the wait something may be spent, and not long before it."""
+    """After its wait a bucket has something to spend, and not long before."""
     bucket = TokenBucket(per_s, burst_s, 0.0)
     bucket.spend(amount, 0.0)
     wait_s = bucket.wait_s(0.0)
@@ -90,12 +90,12 @@ def test_bucket_waits_no_longer_than_needed(per_s: float, burst_s: float, amount
 
 
 def _send(rate: AdaptiveRate, calls: int, start: float, per_s: float) -> list[Sample]:
-    """Calls at a steady rate, whatever may be sent."""
+    """Sends calls at a steady rate, whatever the limit."""
     return [rate.sent(start + n / per_s) for n in range(calls)]
 
 
 def _fallen() -> AdaptiveRate:
-    """100/s were sent for a second, five of them refused: at 1.0 it fell to just below 95/s."""
+    """A rate that fell at 1.0 to just below 95/s: of 100 calls in a second, five were refused."""
     rate = AdaptiveRate(0.0)
     for sample in _send(rate, 100, 0.0, 100.0)[-5:]:
         rate.refused(sample, 1.0, 0.0)
@@ -103,7 +103,7 @@ def _fallen() -> AdaptiveRate:
 
 
 def test_no_limit_until_refused() -> None:
-    """Any rate, for as long as nothing is refused."""
+    """Any rate is allowed while no call is refused."""
     rate = AdaptiveRate(0.0)
     for n in range(10_000):
         assert rate.wait_s(n / 1000) == 0
@@ -112,7 +112,7 @@ def test_no_limit_until_refused() -> None:
 
 
 def test_few_refusals_are_chance() -> None:
-    """Two in a hundred and two more are tolerated."""
+    """Two refusals plus two in a hundred calls are tolerated as chance."""
     rate = AdaptiveRate(0.0)
     calls = _send(rate, 100, 0.0, 100.0)
     for call in calls[:4]:
@@ -133,8 +133,8 @@ def test_few_calls_tell_nothing() -> None:
     assert math.isfinite(rate.rate(1.0))
 
 
-def test_retry_after_is_no_chance() -> None:
-    """Who asks to be left alone means it: one refusal is enough."""
+def test_retry_after_is_not_chance() -> None:
+    """One refusal with a Retry-After is enough: it is never chance."""
     rate = AdaptiveRate(0.0)
     calls = _send(rate, 100, 0.0, 100.0)
     rate.refused(calls[-1], 1.0, 2.0)
@@ -143,7 +143,7 @@ def test_retry_after_is_no_chance() -> None:
 
 
 def test_one_event_one_fall() -> None:
-    """Refusals of calls that were sent before the rate fell do not lower it again."""
+    """Refusals of calls sent before the rate fell do not lower it again."""
     rate = AdaptiveRate(0.0)
     calls = _send(rate, 200, 0.0, 100.0)
     for call in calls[100:106]:
@@ -156,7 +156,7 @@ def test_one_event_one_fall() -> None:
 
 
 def test_rises_again() -> None:
-    """The rate follows the curve of what was accepted."""
+    """The rate rises along the curve of the accepted rate."""
     rate, curve = _fallen(), Curve.of(95.0, 1.0)
     assert [rate.rate(1.0 + second / 10) for second in range(200)] == pytest.approx(
         [curve.rate(1.0 + second / 10) for second in range(200)], rel=1e-3
@@ -165,7 +165,7 @@ def test_rises_again() -> None:
 
 @pytest.mark.parametrize("level", [50.0, 95.0, 1000.0])
 def test_the_curve(level: float) -> None:
-    """From 97 % of a level, slowly around it, then ever faster; it doubles in 5 to 15 s."""
+    """The curve starts at 97 % of a level, flattens near it, then doubles within 5 to 15 s."""
     curve = Curve.of(level, 1.0)
     assert curve.rate(0.0) == curve.rate(1.0) == pytest.approx(0.97 * level)
     rates = [curve.rate(1.0 + second / 10) for second in range(200)]
@@ -179,7 +179,7 @@ def test_the_curve(level: float) -> None:
 
 
 def test_the_lowest_rate() -> None:
-    """A call in five seconds is always sent, whatever was accepted."""
+    """One call in five seconds is always allowed, whatever was accepted."""
     curve = Curve.of(0.0, 0.0)
     assert (curve.level, curve.rate(0.0)) == (0.2, 0.2)
     assert Curve().unlimited
@@ -187,7 +187,7 @@ def test_the_lowest_rate() -> None:
 
 
 def test_waits_keep_the_rate() -> None:
-    """Whoever waits as told sends as many calls as the rate allows, without any burst."""
+    """Keeping the waits sends as many calls as the rate allows, without a burst."""
     rate = _fallen()
     sent_at = []
     now = 1.0
@@ -211,7 +211,7 @@ def _use(rate: AdaptiveRate, start: float, seconds: float, per_s: float) -> None
 
 
 def test_forgotten() -> None:
-    """A rate that has limited nothing for 10 s is none."""
+    """A rate that has limited nothing for 10 s is dropped."""
     rate = _fallen()
     _use(rate, 1.0, 9.5, 20.0)
     assert math.isfinite(rate.rate(10.5))
@@ -220,7 +220,7 @@ def test_forgotten() -> None:
 
 
 def test_a_share_that_grew_is_not_measured_by_its_past() -> None:
-    """Little was sent for long: a fall goes by what is refused now, not by what was accepted then."""
+    """After little traffic a fall goes by the current refusals, not by the past accepted rate."""
     rate = _fallen()
     _use(rate, 1.0, 9.0, 1.0)
     calls = _send(rate, 200, 10.0, 100.0)
@@ -230,7 +230,7 @@ def test_a_share_that_grew_is_not_measured_by_its_past() -> None:
 
 
 def test_refusals_that_come_to_be_expected() -> None:
-    """No fall has followed them, so they are chance; but never more than three in a hundred."""
+    """Refusals without a fall are expected as chance, up to three in a hundred."""
     chance = ChanceRefusals()
     for n in range(3000):
         chance.learn(n % 50 == 0)
@@ -242,7 +242,7 @@ def test_refusals_that_come_to_be_expected() -> None:
 
 
 def test_expected_refusals_that_do_not_come() -> None:
-    """A share that was assumed is unlearnt with the calls that are not refused."""
+    """An expected share of refusals is unlearnt with calls that are not refused."""
     chance = ChanceRefusals()
     chance.assume(0.4)
     assert chance.assumed
@@ -257,7 +257,7 @@ def test_expected_refusals_that_do_not_come() -> None:
 
 @pytest.mark.parametrize(("expected", "tolerated"), [(0.0, 2.0), (0.01, 6.4), (0.2, 51.9)])
 def test_tolerated(expected: float, tolerated: float) -> None:
-    """Two in a hundred, or half more than expected and four standard deviations."""
+    """Two refusals in a hundred, or half more than expected and four deviations, are tolerated."""
     chance = ChanceRefusals()
     chance.assume(expected)
     assert chance.tolerated(100) == pytest.approx(tolerated, abs=0.05)
@@ -266,10 +266,10 @@ def test_tolerated(expected: float, tolerated: float) -> None:
 
 
 def test_remembered_while_it_binds() -> None:
-    """A rate that keeps calls waiting now and then is remembered, and goes on rising."""
+    """A rate that holds calls back now and then is remembered and goes on rising."""
     rate = _fallen()
     bound = 1.0
-    for n in range(8 * 500):  # more than it allows, for eight seconds
+    for n in range(8 * 500):  # above the limit, for eight seconds
         now = 1.0 + n / 500
         if rate.wait_s(now) == 0:
             rate.sent(now)
@@ -292,7 +292,7 @@ def test_remembered_while_it_binds() -> None:
     )
 )
 def test_rate_and_wait_are_sane(steps: list[tuple[float, int, float, float]]) -> None:
-    """Whatever is refused, there is a rate above 0, and no wait below it."""
+    """After any refusals the rate is above 0, and the wait is not negative."""
     rate, now = AdaptiveRate(0.0), 0.0
     for seconds, calls, refused, gate_s in steps:
         now += seconds
@@ -305,7 +305,7 @@ def test_rate_and_wait_are_sane(steps: list[tuple[float, int, float, float]]) ->
 
 
 def test_unlimited_calls_are_no_debt() -> None:
-    """A fast minute without any limit is not waited off when the first limit is found."""
+    """A fast minute without a limit is no debt when the first limit is found."""
     rate = AdaptiveRate(0.0)
     _send(rate, 60_000, 0.0, 1000.0)
     calls = _send(rate, 500, 60.0, 50.0)
@@ -314,15 +314,15 @@ def test_unlimited_calls_are_no_debt() -> None:
     assert rate.wait_s(71.0) < 1
 
 
-# The experiment: refusals that stay although the rate falls
+# The experiment: refusals that persist although the rate falls
 
 
 def _refuse_always(
     rate: AdaptiveRate, start: float, seconds: float, share: float
 ) -> list[tuple[float, float]]:
-    """Uses what it allows, up to 200/s; so much of it is refused evenly: each fall, and the rate.
+    """Uses the whole limit up to 200/s with an even share refused; returns each fall and the rate.
 
-    The rate changes at once only by a fall, or by the experiment.
+    Only a fall or the experiment changes the rate at once.
     """
     now, refused, falls = start, 0.0, []
     while now < start + seconds:
@@ -341,13 +341,13 @@ def _refuse_always(
     return falls
 
 
-def _in_vain(experiment: Experiment, times: int, now: float = 1.0) -> list[float]:
-    """The levels of so many falls to 50/s in a row, with a fifth refused."""
+def _futile(experiment: Experiment, times: int, now: float = 1.0) -> list[float]:
+    """The levels of several falls to 50/s in a row, with a fifth refused."""
     return [experiment.fell(50.0, 100, 20, Curve.of(60.0, now), now)[0] for _ in range(times)]
 
 
-def test_falls_in_vain() -> None:
-    """Three times it falls by what is refused, then it goes back up, and expects that share."""
+def test_futile_falls() -> None:
+    """After three futile falls the rate returns and the share of refusals is expected."""
     rate = AdaptiveRate(0.0)
     rates = [each for _, each in _refuse_always(rate, 0.0, 10.0, 0.2)]
     assert len(rates) == 4
@@ -358,7 +358,7 @@ def test_falls_in_vain() -> None:
 
 
 def test_an_experiment_that_failed() -> None:
-    """More than expected is refused: the rate was to blame. For a minute there is no other one."""
+    """More refusals than expected end an experiment and prevent others for a minute."""
     rate = AdaptiveRate(0.0)
     _refuse_always(rate, 0.0, 10.0, 0.2)
     falls = _refuse_always(rate, 10.0, 60.0, 0.5)
@@ -368,62 +368,62 @@ def test_an_experiment_that_failed() -> None:
     assert rates == sorted(rates, reverse=True)
 
 
-def test_fourth_fall_in_vain() -> None:
-    """The rate of before, but no more than four times what was accepted; then it begins anew."""
-    assert _in_vain(Experiment(0.0), 8) == [50, 50, 50, 200, 50, 50, 50, 200]
+def test_fourth_futile_fall() -> None:
+    """The fourth restores the rate, up to four times the accepted one; then counting restarts."""
+    assert _futile(Experiment(0.0), 8) == [50, 50, 50, 200, 50, 50, 50, 200]
     experiment = Experiment(0.0)
     assert experiment.fell(70.0, 100, 7, Curve.of(120.0, 1.0), 1.0) == (70.0, None)
     resumed = Curve.of(120.0, 1.0).rate(1.0)
-    assert _in_vain(experiment, 4) == [50, 50, 50, resumed]
+    assert _futile(experiment, 4) == [50, 50, 50, resumed]
 
 
 @pytest.mark.parametrize(("refused", "share"), [(20, 0.2), (90, 0.4)])
 def test_the_share_to_assume(refused: int, share: float) -> None:
-    """As much as was refused in all falls, but no more than two in five."""
+    """The expected share is that of all falls, but no more than two in five."""
     experiment = Experiment(0.0)
     fell = [experiment.fell(50.0, 100, refused, Curve.of(60.0, 1.0), 1.0) for _ in range(4)]
     assert fell == [(50.0, None)] * 3 + [(200.0, share)]
 
 
 def test_a_fall_that_helped() -> None:
-    """Few refused: the rate was to blame, and earlier falls were not in vain."""
+    """A fall that reduced refusals shows that the rate caused them; earlier falls do not count."""
     experiment = Experiment(0.0)
-    _in_vain(experiment, 3)
+    _futile(experiment, 3)
     curve = Curve.of(60.0, 1.0)
     assert experiment.fell(50.0, 100, 7, curve, 1.0) == (50.0, None)
-    assert _in_vain(experiment, 4) == [50, 50, 50, curve.rate(1.0)]
+    assert _futile(experiment, 4) == [50, 50, 50, curve.rate(1.0)]
 
 
 def test_a_rate_that_had_risen() -> None:
-    """It was far above the accepted rate: no wonder that it is refused."""
+    """Refusals of a rate far above the accepted one start no experiment."""
     experiment = Experiment(0.0)
-    _in_vain(experiment, 3)
+    _futile(experiment, 3)
     curve = Curve.of(60.0, 1.0)
     later = next(1.0 + s / 10 for s in range(200) if curve.rate(1.0 + s / 10) > 1.6 * 60)
     assert experiment.fell(50.0, 1000, 300, curve, later) == (50.0, None)
-    assert _in_vain(experiment, 4) == [50, 50, 50, curve.rate(later)]
+    assert _futile(experiment, 4) == [50, 50, 50, curve.rate(later)]
 
 
 def test_a_forgotten_limit() -> None:
-    """Falls before it say nothing."""
+    """Falls before a dropped limit do not count."""
     experiment = Experiment(0.0)
-    _in_vain(experiment, 3)
+    _futile(experiment, 3)
     experiment.forget()
-    assert _in_vain(experiment, 4) == [50, 50, 50, 200]
+    assert _futile(experiment, 4) == [50, 50, 50, 200]
 
 
 def test_no_experiment_in_doubt() -> None:
-    """Falls in vain are counted, and believed later; doubt doubles with each experiment."""
+    """A failed experiment delays the next one by a minute, and by twice as long each time."""
     experiment, now = Experiment(0.0), 0.0
     for doubt_s in (60.0, 120.0, 240.0):
         experiment.failed(now)
-        assert _in_vain(experiment, 10, now + doubt_s - 0.1) == [50] * 10
-        assert _in_vain(experiment, 1, now + doubt_s) == [200]
+        assert _futile(experiment, 10, now + doubt_s - 0.1) == [50] * 10
+        assert _futile(experiment, 1, now + doubt_s) == [200]
         now += 1000.0
 
 
-def test_retry_after_is_no_experiment() -> None:
-    """Who says when to come back speaks of the rate: it falls each time."""
+def test_retry_after_starts_no_experiment() -> None:
+    """A Retry-After speaks of the rate, which falls each time without an experiment."""
     rate, now, rates = AdaptiveRate(0.0), 0.0, []
     for _ in range(8):
         samples = []
@@ -450,7 +450,7 @@ RETRY_AFTER = pytest.mark.parametrize("retry_after_s", [None, 1.0])
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize(("quota", "seconds"), [(50.0, 100), (500.0, 50)])
 def test_quota_is_found(quota: float, seconds: int, seed: int, retry_after_s: float | None) -> None:
-    """It is used to the full, for a few refusals."""
+    """The quota is used to the full, for a few refusals."""
     run = simulate(Server(quota=quota, retry_after_s=retry_after_s, seed=seed), seconds)
     assert run.goodput(20) >= 0.95 * quota
     assert run.limited(20) <= 0.035
@@ -458,14 +458,14 @@ def test_quota_is_found(quota: float, seconds: int, seed: int, retry_after_s: fl
 
 
 def _windows(run: Outcome, first: int, last: int) -> list[float]:
-    """The goodput over five seconds, for each of these seconds that they may begin with."""
+    """The goodput over the five seconds that begin with each of these seconds."""
     return [run.goodput(second, second + 5) for second in range(first, last)]
 
 
 @RETRY_AFTER
 @pytest.mark.parametrize("quota", [50.0, 500.0])
 def test_quota_halves_and_returns(quota: float, retry_after_s: float | None) -> None:
-    """Within 15 s the goodput is at the new level, be it lower or higher."""
+    """Within 15 s of a change in the quota, the goodput is at the new level."""
     server = Server(quota=quota, retry_after_s=retry_after_s)
     events = [
         (30.0, lambda: server.set_quota(quota / 2)),
@@ -483,7 +483,7 @@ def test_quota_halves_and_returns(quota: float, retry_after_s: float | None) -> 
 @RETRY_AFTER
 @pytest.mark.parametrize("seed", [1, 2])
 def test_two_paces_share_a_quota(seed: int, retry_after_s: float | None) -> None:
-    """Together they use it, and neither starves."""
+    """Two paces share a quota fully, and neither starves."""
     run = simulate(Server(quota=500.0, retry_after_s=retry_after_s, seed=seed), 60, paces=2)
     assert run.goodput(20) >= 0.9 * 500
     served = run.served(20)
@@ -493,7 +493,7 @@ def test_two_paces_share_a_quota(seed: int, retry_after_s: float | None) -> None
 
 @pytest.mark.parametrize("quota", [50.0, 200.0])
 def test_two_paces_share_a_small_quota(quota: float) -> None:
-    """Each gets its part. The mean of four runs: chance decides much in a small one."""
+    """Each of two paces gets its part of a small quota, in the mean of four runs."""
     runs = [simulate(Server(quota=quota, seed=seed), 150, paces=2) for seed in range(1, 5)]
     shares = [min(run.served(30)) / sum(run.served(30)) for run in runs]
     assert sum(shares) / 4 >= 0.3
@@ -504,7 +504,7 @@ def test_two_paces_share_a_small_quota(quota: float) -> None:
 @pytest.mark.parametrize("quota", [50.0, 200.0])
 @pytest.mark.parametrize("paces", [4, 8])
 def test_many_paces_share_a_quota(paces: int, quota: float, seed: int) -> None:
-    """They do not teach each other that refusals are normal, and storm."""
+    """Many paces do not teach each other that refusals are normal."""
     run = simulate(Server(quota=quota, seed=seed), 150, paces=paces)
     assert run.goodput(0) >= 0.95 * quota
     assert run.limited(0) <= 0.25
@@ -513,6 +513,6 @@ def test_many_paces_share_a_quota(paces: int, quota: float, seed: int) -> None:
 
 @pytest.mark.parametrize(("limited", "busy"), [(0.05, 0.4), (0.2, 0.7)])
 def test_random_refusals_do_not_collapse(limited: float, busy: float) -> None:
-    """Others share the backend: what it refuses is not this rate's doing. The mean of four runs."""
+    """Refusals at random do not lower the rate to nothing, in the mean of four runs."""
     runs = [simulate(Server(slots=256, limited=limited, seed=seed), 150) for seed in range(1, 5)]
     assert sum(run.busy(40) for run in runs) / 4 >= busy * 256

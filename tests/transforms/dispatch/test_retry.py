@@ -1,4 +1,4 @@
-"""When a record is asked again, and when it is given up; what an outage costs: nothing.
+"""When a record is retried and when it is given up; an outage costs nothing.
 
 Tests run on virtual time: times are exact.
 """
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("clock")
 
 
 def test_retryable_is_retried() -> None:
-    """Until it succeeds; every call counts."""
+    """A retryable failure is retried until it succeeds, and every call counts."""
     client = Client(lambda n, before: f"{n}" if before == 2 else Unavailable("503"))
     outcomes = answer(client, 3)
     assert outputs(outcomes) == ["0", "1", "2"]
@@ -51,7 +51,7 @@ def test_max_attempts(most: int) -> None:
 
 
 def test_one_attempt_is_one_call() -> None:
-    """Also where nothing else tells whether a failure is the record's own."""
+    """One attempt is one call, also where nothing else shows whose failure it is."""
     client = Client(lambda n, _: Unavailable("500") if n else "up")
     shared = Dispatcher(client, DispatchLimits(max_attempts=1))
     assert outputs(shared.answer(make_requests(1))) == ["up"]
@@ -59,7 +59,7 @@ def test_one_attempt_is_one_call() -> None:
 
 
 def test_non_retryable_fails_at_once() -> None:
-    """One call; the others are not touched."""
+    """A non-retryable failure is final after one call and does not affect others."""
     error = Blocked("no", finish_reason="SAFETY", usage=Usage(1))
     client = Client(lambda n, _: error if n == 1 else f"{n}")
     outcomes = answer(client, 3)
@@ -69,7 +69,7 @@ def test_non_retryable_fails_at_once() -> None:
 
 
 def test_request_timeout() -> None:
-    """A call without an answer is cancelled, is a retryable timeout, and costs an attempt."""
+    """A call without an answer is cancelled; the timeout is retryable and costs an attempt."""
     client = Client(lambda n, _: f"{n}" if n else HANG, 1.0)
     limits = {"request_timeout_s": 7.5, "max_attempts": 2, "first_backoff_s": 1}
     outcomes = answer(client, 20, max_concurrency=2, **limits)
@@ -84,15 +84,15 @@ def test_request_timeout() -> None:
 
 
 def test_backoff_doubles_up_to_its_ceiling() -> None:
-    """The longest waits of full jitter: 1, 2, 4 … and never beyond the ceiling."""
+    """The longest waits of full jitter are 1, 2, 4 … seconds, up to the ceiling."""
     client = Client(lambda n, _: Unavailable("503"))
     outcomes = answer(client, 1, max_attempts=7, first_backoff_s=1, max_backoff_s=10)
     assert failures(outcomes) == [("Unavailable", "503", 7)]
     assert client.times == [0, 1, 3, 7, 15, 25, 35]
 
 
-def test_unanswered_is_asked_again_at_once() -> None:
-    """A stale connection costs no wait the first time; then it is a failure like any other."""
+def test_unanswered_is_retried_at_once() -> None:
+    """The first unanswered call, as on a stale connection, is retried without a wait."""
     client = Client(lambda n, _: Unavailable("reset", cause=Cause.STALE_CONNECTION))
     outcomes = answer(client, 1, max_attempts=4, first_backoff_s=1)
     assert failures(outcomes) == [("Unavailable", "reset", 4)]
@@ -100,7 +100,7 @@ def test_unanswered_is_asked_again_at_once() -> None:
 
 
 def test_unanswered_after_another_failure() -> None:
-    """Only a first failure is repeated at once."""
+    """Only a record's first failure is retried without a wait."""
     errors = [Unavailable("500"), Unavailable("reset", cause=Cause.STALE_CONNECTION)]
     client = Client(lambda n, before: errors[before] if before < 2 else "late")
     answer(client, 1, first_backoff_s=1)
@@ -108,7 +108,7 @@ def test_unanswered_after_another_failure() -> None:
 
 
 def test_retry_after_is_kept() -> None:
-    """What the server asks for goes before the back-off."""
+    """The server's Retry-After overrides the back-off."""
     client = Client(lambda n, before: Unavailable("503", retry_after_s=7) if not before else "a")
     assert outputs(answer(client, 1)) == ["a"]
     assert client.times == [0, 7]
@@ -118,7 +118,7 @@ def test_retry_after_is_kept() -> None:
 
 
 def test_congestion_costs_no_attempt() -> None:
-    """Ten refusals do not use up two attempts; the waits are counted as throttling."""
+    """Ten refusals cost no attempt; their waits are counted as throttling."""
     client = Client(lambda n, before: RateLimited("429") if before < 10 else "late")
     (outcome,) = answer(client, 1, max_attempts=2, first_backoff_s=1, max_backoff_s=4)
     assert isinstance(outcome, Completion)
@@ -128,7 +128,7 @@ def test_congestion_costs_no_attempt() -> None:
 
 
 def test_congestion_between_attempts() -> None:
-    """Refusals use up none of the attempts that failures may."""
+    """Refusals between failures cost no attempt."""
     refused, failed = RateLimited("429"), Unavailable("500")
     replies = [refused, failed, refused, refused, "late"]
     client = Client(lambda n, before: replies[before])
@@ -140,7 +140,7 @@ def test_congestion_between_attempts() -> None:
 
 
 def test_congestion_ends_at_the_deadline() -> None:
-    """Then it is a retryable dead letter with all that was tried."""
+    """At its deadline a refused record is a retryable dead letter with all of its attempts."""
     client = Client(lambda n, _: RateLimited("429", retry_after_s=30))
     (outcome,) = answer(client, 1, max_attempts=1, record_deadline_s=100)
     assert failures([outcome]) == [("RateLimited", "429", 4)]
@@ -152,14 +152,14 @@ def test_congestion_ends_at_the_deadline() -> None:
 
 
 def test_deadline_begins_with_the_first_call() -> None:
-    """Waiting for a slot behind others is not a record's own time."""
+    """A record's deadline begins with its first call: waiting for a slot does not count."""
     client = Client(lambda n, before: Unavailable("503") if not before and n == 9 else f"{n}", 60)
     outcomes = answer(client, 10, max_concurrency=1, record_deadline_s=100, first_backoff_s=1)
     assert outputs(outcomes) == [f"{n}" for n in range(10)]
 
 
 def test_deadline_ends_retries() -> None:
-    """A wait that would end behind the deadline is not begun."""
+    """A wait that would end after the deadline is not begun."""
     client = Client(lambda n, _: Unavailable("503", retry_after_s=60))
     assert failures(answer(client, 1, record_deadline_s=100)) == [("Unavailable", "503", 2)]
     assert client.times == [0, 60]
@@ -167,7 +167,7 @@ def test_deadline_ends_retries() -> None:
 
 @pytest.mark.parametrize("most", [1, 2])
 def test_retry_after_holds_the_process(most: int) -> None:
-    """No request is sent while it lasts, nor one that waited for its slot when it began."""
+    """During a Retry-After no request is sent, not even one that had waited for its slot."""
     refused = RateLimited("429", retry_after_s=30)
     client = Client(lambda n, before: refused if n == 0 and not before else f"{n}")
     shared = Dispatcher(client, DispatchLimits(max_concurrency=most))
@@ -181,7 +181,7 @@ def test_retry_after_holds_the_process(most: int) -> None:
 
 
 def test_retry_after_holds_every_thread(clock: Clock) -> None:
-    """Also what is handed over meanwhile, from whichever thread."""
+    """A Retry-After also holds requests that any thread hands over meanwhile."""
     refused = RateLimited("429", retry_after_s=30)
     client = Client(lambda n, before: refused if n == 0 and not before else f"{n}")
     shared = Dispatcher(client, DispatchLimits())
@@ -199,7 +199,7 @@ def test_retry_after_holds_every_thread(clock: Clock) -> None:
 
 @pytest.mark.parametrize("cause", [Cause.OVERLOADED, Cause.SERVER_ERROR])
 def test_retry_after_that_is_not_believed(cause: Cause) -> None:
-    """Beyond two minutes the process asks again, rather than waiting for a day."""
+    """A Retry-After above two minutes is capped."""
     refused = Unavailable("503", cause=cause, retry_after_s=86_400)
     client = Client(lambda n, before: "late" if before == 2 else refused)
     assert outputs(answer(client, 1)) == ["late"]
@@ -219,7 +219,7 @@ _DOWN: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("how", _DOWN)
 def test_an_outage_costs_no_record(clock: Clock, how: str) -> None:
-    """A backend that is away for a minute: everything waits, and goes on by itself."""
+    """An outage of a minute fails no record: all wait and then go on."""
 
     def reply(n: int, before: int) -> Any:
         return _DOWN[how]() if 5 <= clock.now < 65 else f"{n}"
@@ -235,7 +235,7 @@ def test_an_outage_costs_no_record(clock: Clock, how: str) -> None:
 
 
 def test_probes_are_single_rare_and_of_different_records() -> None:
-    """Ten failures open the breaker; then one call at a time, ever more rarely, each another's."""
+    """After ten failures single probes follow, ever more rarely, each of another record."""
     down = Unavailable("503", cause=Cause.OVERLOADED)
     client = Client(lambda n, _: down if virtual_now() < 60 else f"{n}")
     outcomes = answer(client, 20, first_backoff_s=1)
@@ -249,7 +249,7 @@ def test_probes_are_single_rare_and_of_different_records() -> None:
 
 
 def test_probes_take_their_time(clock: Clock) -> None:
-    """The next wait begins when the probe has ended, however long that took."""
+    """The next wait begins when the probe has ended, however long it took."""
     client = Client(lambda n, _: HANG)
     shared = Dispatcher(client, DispatchLimits(request_timeout_s=10))
     completions = CompletionQueue()
@@ -262,7 +262,7 @@ def test_probes_take_their_time(clock: Clock) -> None:
 
 
 def test_probes_keep_max_concurrency() -> None:
-    """Calls of before an outage may still hang: with a probe there are never too many."""
+    """Probes keep the limit while calls from before the outage still hang."""
     client = Client(lambda n, _: HANG if n % 2 else Unavailable("503", cause=Cause.OVERLOADED))
     client.reply = lambda n, _: f"{n}" if virtual_now() > 60 else HANG if n % 2 else _DOWN["503"]()
     outcomes = answer(client, 40, max_concurrency=12, request_timeout_s=30)
@@ -274,7 +274,7 @@ def test_probes_keep_max_concurrency() -> None:
 @pytest.mark.parametrize("hold", [False, True])
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_outage_of_few_records(count: int, hold: bool, how: str) -> None:
-    """An outage after a success costs no attempt, however few records there are to see it."""
+    """An outage after a success costs no attempt, however few records notice it."""
     client = Client(lambda n, _: _DOWN[how]() if n and virtual_now() < 60 else f"{n}")
     shared = Dispatcher(client, DispatchLimits(hold=hold, request_timeout_s=10))
     assert outputs(shared.answer(make_requests(1))) == ["0"]
@@ -285,7 +285,7 @@ def test_an_outage_of_few_records(count: int, hold: bool, how: str) -> None:
 @pytest.mark.parametrize("how", _DOWN)
 @pytest.mark.parametrize("served", [False, True])
 def test_a_stream_of_one_record_outlasts_an_hour(served: bool, how: str) -> None:
-    """It is kept until the backend is back, whether or not that has ever answered."""
+    """A stream keeps a record until the backend is back, whether or not it has ever answered."""
     client = Client(lambda n, _: _DOWN[how]() if n and virtual_now() < 3600 else f"{n}")
     shared = Dispatcher(client, DispatchLimits(hold=True))
     if served:
@@ -295,7 +295,7 @@ def test_a_stream_of_one_record_outlasts_an_hour(served: bool, how: str) -> None
 
 
 def test_failures_of_an_outage_cost_no_attempt() -> None:
-    """Nothing else succeeds any more: each record fails thrice, and two are allowed."""
+    """Failures in an outage cost no attempt: each record fails thrice although two are allowed."""
     client = Client(lambda n, before: Unavailable("500") if n and before < 3 else f"{n}")
     shared = Dispatcher(client, DispatchLimits(max_attempts=2, first_backoff_s=1))
     assert outputs(shared.answer(make_requests(1))) == ["0"]
@@ -307,9 +307,9 @@ def test_failures_of_an_outage_cost_no_attempt() -> None:
 @pytest.mark.parametrize("hold", [False, True])
 @pytest.mark.parametrize(("seconds", "calls"), [(1.5, 5), (0.0, 6)])
 def test_poison_among_others(seconds: float, calls: int, hold: bool) -> None:
-    """Others succeed meanwhile, so failures are its own.
+    """Failures of a record are its own if others succeed meanwhile.
 
-    A first one that comes at once, before any other call has ended, is not counted.
+    The first failure is not counted if no other call has ended before it.
     """
     poison = {10, 20, 30}
     client = Client(
@@ -324,7 +324,7 @@ def test_poison_among_others(seconds: float, calls: int, hold: bool) -> None:
 
 @pytest.mark.parametrize("make", [lambda: Unavailable("500"), lambda: RequestTimeout("504")])
 def test_poison_at_the_tail(make: Callable[[], Exception]) -> None:
-    """The last records, with which nothing can be compared, are given up after two minutes."""
+    """The last records, which cannot be compared with others, are given up after two minutes."""
     client = Client(lambda n, _: make() if n < 3 else f"{n}", 1.0)
     shared = Dispatcher(client, DispatchLimits())
     assert outputs(shared.answer(make_requests(1, 3))) == ["3"]
@@ -334,8 +334,8 @@ def test_poison_at_the_tail(make: Callable[[], Exception]) -> None:
     assert outputs(shared.answer(make_requests(2, 100))) == ["100", "101"]
 
 
-def test_blamed_at_the_tail() -> None:
-    """Who failed while others succeeded gets no time for an outage, nor is it taken for one."""
+def test_a_failure_among_successes_at_the_tail() -> None:
+    """A record that failed while others succeeded gets no time for an outage at the end."""
     client = Client(lambda n, _: Unavailable("500") if n < 12 else f"{n}", 1.0)
     shared = Dispatcher(client, DispatchLimits(max_concurrency=12))
     outcomes = shared.answer(make_requests(40))
@@ -344,8 +344,8 @@ def test_blamed_at_the_tail() -> None:
     assert virtual_now() < 60
 
 
-def test_a_stream_keeps_what_nothing_is_known_of(clock: Clock) -> None:
-    """Poison that is alone is held for as long as no other call shows that the backend works."""
+def test_a_stream_keeps_undecided_records(clock: Clock) -> None:
+    """A stream holds a lone failing record until another call shows that the backend works."""
     client = Client(lambda n, _: Unavailable("500") if n == 1 else f"{n}", 1.0)
     shared = Dispatcher(client, DispatchLimits(hold=True))
     assert outputs(shared.answer(make_requests(1))) == ["0"]
@@ -362,7 +362,7 @@ def test_a_stream_keeps_what_nothing_is_known_of(clock: Clock) -> None:
 
 
 def test_probes_keep_retry_after() -> None:
-    """Nobody sends before the time that the server asked for is over."""
+    """Probes also wait for the end of a Retry-After."""
     down = Unavailable("503", cause=Cause.OVERLOADED, retry_after_s=30)
     client = Client(lambda n, before: f"{n}" if before else down)
     answer(client, 20)
@@ -370,7 +370,7 @@ def test_probes_keep_retry_after() -> None:
 
 
 def test_an_outage_does_not_count_in_the_deadline() -> None:
-    """A record's own time is that in which the backend might have answered it."""
+    """Time in an outage does not count towards a record's deadline."""
     client = Client(
         lambda n, _: Unavailable("503", cause=Cause.OVERLOADED) if virtual_now() < 600 else f"{n}"
     )
@@ -379,8 +379,8 @@ def test_an_outage_does_not_count_in_the_deadline() -> None:
     assert max(client.times) >= 600
 
 
-def test_few_failures_are_no_outage() -> None:
-    """Nine in a row: every record is retried by itself."""
+def test_few_failures_are_not_an_outage() -> None:
+    """Nine failures in a row are no outage: every record is retried by itself."""
     client = Client(lambda n, before: Unavailable("500") if not before else "", 0)
     answer(client, 9, first_backoff_s=1)
     assert client.times == [0] * 9 + [1] * 9

@@ -1,4 +1,4 @@
-"""What ends a run at its start: two records that fail alike, while none has succeeded."""
+"""The rule that ends a run at its start: two records fail alike before any has succeeded."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def _guard(**given: Any) -> StartGuard:
 
 
 def test_second_record_is_fatal() -> None:
-    """One record's failure says nothing, however often it is tried."""
+    """One record's failures decide nothing, however often it is tried; a second record's do."""
     guard = _guard()
     assert [guard.failed([1], FORBIDDEN, now) for now in (0.0, 1.0, 100.0)] == [False] * 3
     assert guard.failed([2], FORBIDDEN, 100.0)
@@ -49,7 +49,7 @@ def test_a_call_that_nobody_got() -> None:
 
 
 def test_different_failures_are_not_alike() -> None:
-    """Two records that fail in two ways may each be at fault."""
+    """Two records that fail differently may each be at fault."""
     guard = _guard(first_backoff_s=0.0)
     assert not guard.failed([1], FORBIDDEN, 0.0)
     assert not guard.failed([2], NO_CONNECTION, 0.0)
@@ -58,13 +58,13 @@ def test_different_failures_are_not_alike() -> None:
 
 @pytest.mark.parametrize("error", [Forbidden("this one"), Unavailable("500"), FULL])
 def test_other_failures_are_not_fatal(error: RecordError) -> None:
-    """What does not fail every record costs records only."""
+    """An error that need not affect every record is never fatal."""
     guard = _guard()
     assert not any(guard.failed([record], error, 10.0 * record) for record in range(10))
 
 
 def test_nothing_is_fatal_after_a_success() -> None:
-    """Where one record succeeded, others are at fault themselves."""
+    """After one success, failures are the records' own."""
     guard = _guard()
     assert not guard.failed([1], FORBIDDEN, 0.0)
     assert guard.clear() == []
@@ -73,7 +73,7 @@ def test_nothing_is_fatal_after_a_success() -> None:
 
 
 def test_patience_with_connections() -> None:
-    """A server that cannot be reached may be starting: it gets as long as a first retry takes."""
+    """A server that cannot be reached may be starting, and has as long as a first retry takes."""
     guard = _guard(first_backoff_s=2.0)
     assert not guard.failed([1], NO_CONNECTION, 10.0)
     assert not guard.failed([2], NO_CONNECTION, 11.9)
@@ -81,14 +81,14 @@ def test_patience_with_connections() -> None:
 
 
 def test_no_patience_without_retries() -> None:
-    """Where nothing is tried twice, there is nothing to wait for."""
+    """Without retries there is no time for a server to start."""
     guard = _guard(first_backoff_s=2.0, max_attempts=1)
     assert not guard.failed([1], NO_CONNECTION, 10.0)
     assert guard.failed([2], NO_CONNECTION, 10.0)
 
 
 def test_a_stream_waits_for_a_connection() -> None:
-    """A streaming run asks on until the server is there; what it forbids is fatal as ever."""
+    """A streaming run waits for its server; a forbidden request is still fatal."""
     guard = _guard(hold=True)
     assert not any(guard.failed([n], NO_CONNECTION, 100.0 * n) for n in range(10))
     assert not guard.failed([1], FORBIDDEN, 0.0)
@@ -96,7 +96,7 @@ def test_a_stream_waits_for_a_connection() -> None:
 
 
 def test_suspicion() -> None:
-    """It begins once, with the second failure, and ends with a success."""
+    """The backend is suspect from the second failure until a success."""
     guard = _guard()
     assert not guard.failed([1], FORBIDDEN, 0.0)
     assert guard.suspicion is None
@@ -124,7 +124,7 @@ def test_suspicion() -> None:
 def test_failures_that_may_end_the_run(
     given: dict[str, Any], error: Exception | None, may: bool
 ) -> None:
-    """Those that every record would share, until one has succeeded; never those of a stream."""
+    """Until a success, errors that every record shares may end a run, except for a stream."""
     guard = _guard(**given)
     assert guard.may_end_the_run(error) is may
     guard.clear()

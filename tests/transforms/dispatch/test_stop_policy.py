@@ -1,4 +1,4 @@
-"""What stops a run: each rule, just before it applies and when it does."""
+"""The rules that stop a run, each just before it applies and when it does."""
 
 import asyncio
 import concurrent.futures
@@ -49,11 +49,11 @@ FORBIDDEN = Forbidden("no permission", cause=Cause.CREDENTIALS)
 NO_CONNECTION = Unavailable("no connection", cause=Cause.LOST_DURING_ANSWER)
 FULL = RateLimited("429")
 
-# No success for long
+# No success for a long time
 
 
 def test_give_up() -> None:
-    """When nothing has succeeded for so long, the reason says for how long, and the last error."""
+    """After so long without success, the reason names the time and the last error."""
     rules = _rules(give_up_after_s=900.0)
     assert rules.failing(NO_CONNECTION, 100.0) is None
     assert rules.failing(FULL, 1000.0) is None
@@ -70,8 +70,8 @@ def test_a_success_begins_anew() -> None:
     assert rules.failing(FULL, 110.5) == "nothing has succeeded for 10 s: 429"
 
 
-def test_idle_time_is_no_failure() -> None:
-    """Between two bundles nothing is asked."""
+def test_idle_time_is_not_counted() -> None:
+    """Idle time between two bundles is not counted."""
     rules = _rules(give_up_after_s=10.0)
     assert rules.failing(FULL, 0.0) is None
     rules.idle()
@@ -79,7 +79,7 @@ def test_idle_time_is_no_failure() -> None:
 
 
 def test_hold(caplog: pytest.LogCaptureFixture) -> None:
-    """A streaming run goes on, and says so once per outage."""
+    """A streaming run goes on and logs this once per outage."""
     rules = _rules(give_up_after_s=10.0, hold=True)
     with caplog.at_level(logging.ERROR, "transforms.dispatch.stop_policy"):
         assert [rules.failing(FULL, now) for now in (0.0, 11.0, 12.0, 13.0)] == [None] * 4
@@ -92,7 +92,7 @@ def test_hold(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_an_outage_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Once when it begins, with the reason, and once when it ends."""
+    """An outage is logged once when it begins, with the reason, and once when it ends."""
     rules = _rules()
     with caplog.at_level(logging.WARNING, "transforms.dispatch.stop_policy"):
         for in_outage in (False, True, True, False, False, True):
@@ -112,7 +112,7 @@ BLOCKED = Blocked("unsafe")
 
 
 def test_ratio_after_a_thousand_records() -> None:
-    """Before, a share says too little."""
+    """The ratio applies after a thousand records; before, it means too little."""
     rules = _rules(max_dead_letter_ratio=0.2)
     assert _end(rules, *[BLOCKED] * 999) == [None] * 999
     assert rules.ended(BLOCKED) == (
@@ -122,7 +122,7 @@ def test_ratio_after_a_thousand_records() -> None:
 
 
 def test_more_than_the_ratio() -> None:
-    """Exactly the share is allowed."""
+    """Exactly the ratio is allowed."""
     rules = _rules(max_dead_letter_ratio=0.2)
     assert _end(rules, *[None] * 800, *[BLOCKED] * 200) == [None] * 1000
     assert rules.ended(BLOCKED) == (
@@ -132,19 +132,19 @@ def test_more_than_the_ratio() -> None:
 
 
 def test_a_success_never_stops() -> None:
-    """However many failed before."""
+    """A success never stops the run, however many records failed before."""
     rules = _rules(max_dead_letter_ratio=0.2)
     assert _end(rules, *[BLOCKED] * 999, None) == [None] * 1000
 
 
 @pytest.mark.parametrize("given", [{"max_dead_letter_ratio": 1.0}, {"hold": True}])
 def test_no_ratio(given: dict[str, Any]) -> None:
-    """1 is for never, and a streaming run never stops."""
+    """A ratio of 1 never stops a run, and a streaming run never stops."""
     assert _end(_rules(**given), *[BLOCKED] * 3000) == [None] * 3000
 
 
 def test_no_dead_letters_allowed() -> None:
-    """0 stops at the first one after a thousand records."""
+    """A ratio of 0 stops the run at the first dead letter after a thousand records."""
     rules = _rules(max_dead_letter_ratio=0.0)
     assert _end(rules, BLOCKED, *[None] * 998) == [None] * 999
     assert rules.ended(BLOCKED) == (
@@ -152,11 +152,11 @@ def test_no_dead_letters_allowed() -> None:
     )
 
 
-# Unforeseen exceptions
+# Unexpected exceptions
 
 
-def test_ten_unforeseen_failures() -> None:
-    """So many are tolerated however few records there are."""
+def test_ten_unexpected_failures() -> None:
+    """Ten unexpected exceptions are tolerated, however few records there are."""
     rules = _rules()
     assert _end(rules, *[KeyError("usage")] * 10) == [None] * 10
     reason = rules.ended(KeyError("usage"))
@@ -165,8 +165,8 @@ def test_ten_unforeseen_failures() -> None:
     )
 
 
-def test_unforeseen_ratio() -> None:
-    """One in a hundred of many."""
+def test_unexpected_ratio() -> None:
+    """One unexpected exception in a hundred records is tolerated."""
     rules = _rules()
     assert _end(rules, *[None] * 1980, *[KeyError("usage")] * 20) == [None] * 2000
     assert rules.ended(BLOCKED) is None
@@ -175,13 +175,13 @@ def test_unforeseen_ratio() -> None:
     assert re.match(r"21 of 2,002 records failed with an unforeseen exception", reason)
 
 
-def test_foreseen_failures_are_none() -> None:
-    """Blocked prompts are not our errors."""
+def test_expected_failures_do_not_count() -> None:
+    """Expected failures, such as blocked prompts, do not count as exceptions."""
     assert _end(_rules(), *[BLOCKED] * 500) == [None] * 500
 
 
-def test_unforeseen_failures_of_a_stream() -> None:
-    """It never stops."""
+def test_unexpected_failures_of_a_stream() -> None:
+    """Unexpected exceptions never stop a stream."""
     assert _end(_rules(hold=True), *[KeyError("usage")] * 500) == [None] * 500
 
 
@@ -189,7 +189,7 @@ def test_unforeseen_failures_of_a_stream() -> None:
 
 
 def test_a_run_stops_when_nothing_has_ever_succeeded() -> None:
-    """An outage from the start stops the run with its last error, before any record's deadline."""
+    """An outage from the start stops the run with its last error before any record's deadline."""
     client = Client(lambda n, before: Unavailable(f"503 number {before}", cause=Cause.OVERLOADED))
     with pytest.raises(BackendUnusable) as raised:
         answer(client, 1, give_up_after_s=200, first_backoff_s=64, max_backoff_s=64)
@@ -198,7 +198,7 @@ def test_a_run_stops_when_nothing_has_ever_succeeded() -> None:
 
 
 def test_a_run_that_has_succeeded_stops_in_good_order() -> None:
-    """After 15 minutes without success: last errors for the sent, ``not_attempted`` for the rest."""
+    """After 15 minutes without success, sent requests fail and others are ``not_attempted``."""
     client = Client(lambda n, _: Unavailable("down", cause=Cause.OVERLOADED) if n else "up")
     shared = Dispatcher(client, DispatchLimits(max_concurrency=32))
     assert outputs(shared.answer(make_requests(1))) == ["up"]
@@ -215,7 +215,7 @@ def test_a_run_that_has_succeeded_stops_in_good_order() -> None:
 
 
 def test_a_success_ends_the_failing() -> None:
-    """The time begins anew with the next failure."""
+    """After a success the time starts again with the next failure."""
     refused = Unavailable("503", cause=Cause.OVERLOADED, retry_after_s=100)
     client = Client(lambda n, before: "late" if before % 2 else refused)
     shared = Dispatcher(client, DispatchLimits(give_up_after_s=150))
@@ -225,7 +225,7 @@ def test_a_success_ends_the_failing() -> None:
 
 
 def test_a_refusal_of_a_record_ends_the_failing() -> None:
-    """A backend that says what is wrong with a record works."""
+    """A backend that rejects a single record works."""
     refused = Unavailable("503", cause=Cause.OVERLOADED, retry_after_s=100)
     client = Client(lambda n, before: Blocked("no") if before else refused)
     shared = Dispatcher(client, DispatchLimits(give_up_after_s=150))
@@ -234,7 +234,7 @@ def test_a_refusal_of_a_record_ends_the_failing() -> None:
 
 
 def test_a_success_by_the_batch_ends_the_failing() -> None:
-    """Records that fail for good now and then are no outage while others are answered."""
+    """Occasional final failures are no outage while other batch calls are answered."""
     client = ManyClient(
         lambda requests: [Completion("many"), Unavailable("503")],
         lambda n, before: Unavailable("503", retry_after_s=100),
@@ -249,8 +249,8 @@ def test_a_success_by_the_batch_ends_the_failing() -> None:
     assert client.times == [101, 202, 303, 404, 505]
 
 
-def test_idleness_is_no_failing(clock: Clock) -> None:
-    """A failure, an hour of nothing, and another failure are not an hour of failures."""
+def test_idleness_is_not_an_outage(clock: Clock) -> None:
+    """Two failures with an idle hour between them are not an hour of failures."""
     client = Client(lambda n, _: Unavailable("500"))
     shared = Dispatcher(client, DispatchLimits(max_attempts=1))
     for n in range(5):
@@ -259,14 +259,14 @@ def test_idleness_is_no_failing(clock: Clock) -> None:
 
 
 def test_a_streaming_run_that_starts_before_its_server() -> None:
-    """It holds its messages then, too."""
+    """A streaming run that starts before its server holds its messages."""
     down = Unavailable("refused", cause=Cause.CONNECTION_REFUSED)
     client = Client(lambda n, _: down if virtual_now() < 60 else f"{n}")
     assert outputs(answer(client, 5, hold=True)) == [f"{n}" for n in range(5)]
 
 
 def test_a_streaming_run_holds(caplog: pytest.LogCaptureFixture) -> None:
-    """It never stops, says so once, and goes on when the backend is back."""
+    """A streaming run never stops for an outage, logs it once, and goes on after it."""
     down = Unavailable("503", cause=Cause.OVERLOADED)
     client = Client(lambda n, _: down if 0 < virtual_now() < 7200 else f"{n}", 1.0)
     shared = Dispatcher(client, DispatchLimits(hold=True, record_deadline_s=60))
@@ -283,7 +283,7 @@ def test_a_streaming_run_holds(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_too_many_dead_letters() -> None:
-    """More than a fifth of at least 1,000 records; what is in flight is finished and kept."""
+    """More than a fifth of at least 1,000 records stops the run, which finishes calls in flight."""
     client = Client(
         lambda n, _: InvalidRequest("400") if n and n % 4 == 0 else f"{n}",
         lambda n, _: 150.0 if n == 0 else 0.1,
@@ -298,8 +298,8 @@ def test_too_many_dead_letters() -> None:
     assert failures(outcomes)[1001:] == [("NotAttempted", reason, 0)] * 499
 
 
-def test_dead_letters_that_are_not_too_many() -> None:
-    """A fifth is not more than a fifth."""
+def test_a_tolerated_share_of_dead_letters() -> None:
+    """Exactly a fifth of dead letters does not stop the run."""
     client = Client(lambda n, _: InvalidRequest("400") if n % 5 == 4 else f"{n}")
     assert kinds(answer(client, 1500, max_concurrency=1)) == {
         "Completion": 1200, "InvalidRequest": 300
@@ -308,13 +308,13 @@ def test_dead_letters_that_are_not_too_many() -> None:
 
 @pytest.mark.parametrize("limits", [{"max_dead_letter_ratio": 1.0}, {"hold": True}])
 def test_a_run_that_never_stops_for_dead_letters(limits: dict[str, Any]) -> None:
-    """All may fail, each for itself."""
+    """A ratio of 1 lets every record fail by itself."""
     client = Client(lambda n, _: InvalidRequest("400"))
     assert failures(answer(client, 1500, **limits)) == [("InvalidRequest", "400", 1)] * 1500
 
 
 def test_waiting_retries_when_the_run_stops() -> None:
-    """They keep their last error, are not asked again, and come at once, not when they were due."""
+    """When the run stops, waiting retries end at once with their last error."""
     client = Client(lambda n, _: InvalidRequest("400") if n else Unavailable("500"))
     outcomes = answer(client, 1200, max_concurrency=1, first_backoff_s=50)
     assert failures(outcomes)[0] == ("Unavailable", "500", 1)
@@ -324,8 +324,8 @@ def test_waiting_retries_when_the_run_stops() -> None:
     assert virtual_now() == 0
 
 
-def test_too_many_unforeseen_failures() -> None:
-    """The eleventh of few stops the run."""
+def test_too_many_unexpected_failures() -> None:
+    """The eleventh unexpected exception among few records stops the run."""
     client = Client(lambda n, _: ZeroDivisionError("boom"))
     reason = (
         "the run stopped: 11 of 11 records failed with an unforeseen exception; "
@@ -336,7 +336,7 @@ def test_too_many_unforeseen_failures() -> None:
     )
 
 
-# In a run: nothing ever succeeded, and two failed alike
+# In a run: two records fail alike and none has succeeded
 
 _FATAL = [
     lambda: Forbidden("401: no credentials", cause=Cause.CREDENTIALS),
@@ -350,7 +350,7 @@ _FATAL = [
 @pytest.mark.parametrize("make", _FATAL)
 @pytest.mark.parametrize("most", [1, 5])
 def test_two_records_that_fail_alike_at_the_start(make: Any, most: int) -> None:
-    """Before any success they stop the run with the server's words, and the rest is cancelled."""
+    """They stop the run with the server's message, and other calls are cancelled."""
     client = Client(lambda n, _: make() if n < 2 else HANG)
     with pytest.raises(BackendUnusable) as raised:
         answer(client, 6, max_attempts=most)
@@ -361,7 +361,7 @@ def test_two_records_that_fail_alike_at_the_start(make: Any, most: int) -> None:
 
 
 def test_a_wrong_key_is_not_tried_often() -> None:
-    """Every thread that waits is told, after fewer than a hundred calls."""
+    """A wrong key stops every waiting thread after fewer than a hundred calls."""
     client = Client(lambda n, _: Forbidden("401", cause=Cause.CREDENTIALS), 0.2)
     shared = Dispatcher(client, DispatchLimits())
 
@@ -379,7 +379,7 @@ def test_a_wrong_key_is_not_tried_often() -> None:
 
 @pytest.mark.parametrize("wrong", [{3}, {3, 7}])
 def test_forbidden_records_that_fail_first(wrong: set[int]) -> None:
-    """403s come at once and successes take a second: calls in flight prove that others work."""
+    """Quick 403s do not stop the run while calls in flight may show that others work."""
     client = Client(
         lambda n, _: Forbidden("403", cause=Cause.CREDENTIALS) if n in wrong else f"{n}",
         lambda n, _: 0.0 if n in wrong else 1.0,
@@ -393,7 +393,7 @@ def test_forbidden_records_that_fail_first(wrong: set[int]) -> None:
 
 
 def test_calls_in_flight_have_five_seconds() -> None:
-    """Then two failures that are alike stop the run."""
+    """Two equal failures stop the run if calls in flight do not succeed within five seconds."""
     client = Client(
         lambda n, _: f"{n}" if n > 1 else Forbidden("403", cause=Cause.CREDENTIALS),
         lambda n, _: 5.5 if n > 1 else 0.0,
@@ -407,7 +407,7 @@ def test_calls_in_flight_have_five_seconds() -> None:
 
 @pytest.mark.parametrize("make", _FATAL)
 def test_two_records_that_fail_alike_by_the_batch(make: Any) -> None:
-    """The same rule for clients that answer many at once."""
+    """The same rule holds for clients that answer batch calls."""
     client = ManyClient(lambda requests: [make() for _ in requests], lambda n, _: make())
     with pytest.raises(BackendUnusable) as raised:
         answer(client, 3)
@@ -436,7 +436,7 @@ def test_a_batch_in_flight_may_prove_the_contrary(clock: Clock) -> None:
 
 
 def test_no_batch_is_sent_while_a_backend_is_suspect(clock: Clock) -> None:
-    """It waits until the backend is cleared, and is sent then."""
+    """While the backend is suspect, a batch waits, and it is sent when the backend is cleared."""
     client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=3.0)
     shared = Dispatcher(client, DispatchLimits())
     slow, quick, late = CompletionQueue(), CompletionQueue(), CompletionQueue()
@@ -459,7 +459,7 @@ def test_no_batch_is_sent_while_a_backend_is_suspect(clock: Clock) -> None:
 
 
 def test_a_batch_in_flight_has_five_seconds(clock: Clock) -> None:
-    """A longer one is not waited for: both threads are told."""
+    """A batch in flight for more than five seconds is not awaited: both threads get the error."""
     client = ManyClient(lambda requests: [Completion("")] * len(requests), many_seconds=20.0)
     shared = Dispatcher(client, DispatchLimits())
     slow, quick = CompletionQueue(), CompletionQueue()
@@ -479,7 +479,7 @@ def test_a_batch_in_flight_has_five_seconds(clock: Clock) -> None:
 
 
 def test_two_batches_that_fail_alike() -> None:
-    """The records need not be in one batch."""
+    """The two records may be in different batches."""
     client = Client(lambda n, _: Forbidden("403", cause=Cause.CREDENTIALS))
     shared = Dispatcher(client, DispatchLimits())
     assert failures(shared.answer(make_requests(1))) == [("Forbidden", "403", 1)]
@@ -489,7 +489,7 @@ def test_two_batches_that_fail_alike() -> None:
 
 @pytest.mark.parametrize("make", _FATAL)
 def test_one_record_that_fails_at_the_start(make: Any) -> None:
-    """It may be its own fault: a dead letter, and the next one's success settles it."""
+    """One record that fails at the start is a dead letter, settled by the next one's success."""
     client = Client(lambda n, _: make() if n == 0 else f"{n}")
     outcomes = answer(client, 2, max_attempts=2, record_deadline_s=10)
     assert outputs(outcomes) == [None, "1"]
@@ -500,7 +500,7 @@ def test_one_record_that_fails_at_the_start(make: Any) -> None:
 
 @pytest.mark.parametrize("make", _FATAL)
 def test_failures_after_a_success(make: Any) -> None:
-    """They are the records' own."""
+    """Failures after a success are the records' own."""
     client = Client(lambda n, _: make() if n else "first")
     shared = Dispatcher(client, DispatchLimits(max_attempts=1, record_deadline_s=0.5))
     assert outputs(shared.answer(make_requests(1))) == ["first"]
@@ -509,7 +509,7 @@ def test_failures_after_a_success(make: Any) -> None:
 
 
 def test_failures_after_a_success_by_the_batch() -> None:
-    """One success among many is one."""
+    """One success in a batch call counts as a success."""
     error = Forbidden("403", cause=Cause.CREDENTIALS)
     client = ManyClient(lambda requests: [error, Completion("a"), error])
     assert failures(answer(client, 3)) == [
@@ -518,7 +518,7 @@ def test_failures_after_a_success_by_the_batch() -> None:
 
 
 def test_client_that_stops_the_run() -> None:
-    """A client may say itself that nothing will work."""
+    """A client may declare its backend unusable, which stops the run."""
     client = Client(lambda n, _: HANG if n else BackendUnusable("credentials revoked"))
     with pytest.raises(BackendUnusable, match=r"^credentials revoked$"):
         answer(client, 3)
@@ -527,7 +527,7 @@ def test_client_that_stops_the_run() -> None:
 
 
 def test_connection_that_comes_back() -> None:
-    """A server that is still starting does not stop the run at the first refusal."""
+    """A server that is still starting does not stop the run by its first refused connections."""
     refused = Unavailable("connection refused", cause=Cause.CONNECTION_REFUSED)
     client = Client(lambda n, before: f"{n}" if before else refused)
     assert outputs(answer(client, 5)) == [f"{n}" for n in range(5)]

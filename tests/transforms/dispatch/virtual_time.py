@@ -1,4 +1,4 @@
-"""An event loop whose clock moves only when there is nothing else to do: hours pass at once."""
+"""An event loop whose clock moves only when nothing else is left to do: hours pass at once."""
 
 import asyncio
 import concurrent.futures
@@ -13,7 +13,7 @@ START = 1000.0
 
 
 class _Selector(selectors.DefaultSelector):
-    """Moves the clock where another selector would wait for it."""
+    """A selector that moves the clock instead of waiting."""
 
     clock: "Clock"
 
@@ -27,14 +27,13 @@ class _Selector(selectors.DefaultSelector):
 class Clock:
     """The time of one `VirtualLoop`; read it by `now`, in seconds since the start.
 
-    It runs by itself, ahead of the thread that tests: only under `hold` does one thing happen
-    after the other.
+    It runs ahead of the testing thread; only under `hold` do their steps alternate.
     """
 
     def __init__(self) -> None:
         self.time = START
         self._until = math.inf
-        """Beyond this it does not move; the loop's own, as the time is."""
+        """The time at which the clock stops, in the loop's own time."""
         self._settling: list[concurrent.futures.Future[None]] = []
         self._held = False
         selector = _Selector()
@@ -52,7 +51,10 @@ class Clock:
         return round(self.time - START, 4)
 
     def moves(self, timeout: float | None) -> bool:
-        """Lets so much time pass, or as much as it may; whether there was any. On the loop."""
+        """Moves the clock by the timeout, or as far as it may; returns whether it moved.
+
+        On the loop.
+        """
         left = self._until - self.time
         if left > 0 and (timeout is not None or math.isfinite(left)):
             self.time = self._until if timeout is None or timeout >= left else self.time + timeout
@@ -64,9 +66,9 @@ class Clock:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Stops the clock: what is handed to the loop meanwhile is handed over at one moment.
+        """Stops the clock: everything handed to the loop meanwhile arrives at the same moment.
 
-        `sleep` then lets exactly that time pass, and the clock stands again.
+        `sleep` then lets exactly that time pass and stops the clock again.
         """
         self._let_pass(0.0)
         self._held = True
@@ -77,18 +79,18 @@ class Clock:
             self._let_pass(math.inf)
 
     def sleep(self, seconds: float) -> None:
-        """Lets time pass, and all that happens in it."""
+        """Lets time pass, with everything due in it."""
         if self._held:
             self._let_pass(seconds)
         else:
             asyncio.run_coroutine_threadsafe(asyncio.sleep(seconds), self.loop).result()
 
     def settle(self) -> None:
-        """Waits until all has happened that happens now, under `hold`."""
+        """Under `hold`, waits until everything due now has happened."""
         self._let_pass(0.0)
 
     def _let_pass(self, seconds: float) -> None:
-        """Moves the end of the time, and waits until it is reached unless there is none."""
+        """Moves the stopping time; waits until the clock has reached it, if it is finite."""
         settled: concurrent.futures.Future[None] = concurrent.futures.Future()
 
         def move() -> None:
@@ -100,7 +102,7 @@ class Clock:
             settled.result(60.0)
 
     def close(self) -> None:
-        """Cancels what is left, and ends the loop and its thread."""
+        """Cancels the remaining tasks and ends the loop and its thread."""
         asyncio.run_coroutine_threadsafe(_cancel_all(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
@@ -117,7 +119,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 async def _cancel_all() -> None:
-    """Until none is left: one that ends may start another."""
+    """Cancels tasks until none is left, since one that ends may start another."""
     while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
         for task in tasks:
             task.cancel()

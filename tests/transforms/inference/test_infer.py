@@ -1,4 +1,4 @@
-"""Inference: RunInference around a backend, one typed outcome per request, whatever happens."""
+"""Inference: RunInference with a backend yields one typed outcome per request."""
 
 import collections
 import dataclasses
@@ -42,7 +42,7 @@ def _requests(count: int, text: str = "hello") -> list[Request]:
 
 @dataclasses.dataclass(frozen=True)
 class ScriptedBackend:
-    """Answers record ``n`` by what ``script`` says: an exception to raise, else an output."""
+    """Answers record ``n`` as ``script`` says: an exception to raise, else an output."""
 
     script: tuple[Any, ...]
     family: str = "scripted"
@@ -70,7 +70,7 @@ class ScriptedClient:
 
 @dataclasses.dataclass(frozen=True)
 class ClosedBackend:
-    """Cannot be opened."""
+    """A backend that cannot be opened."""
 
     family: str = "closed"
     model: str = "m"
@@ -83,7 +83,7 @@ class ClosedBackend:
 
 
 def test_handler_outcomes() -> None:
-    """One per request, in order; a dead letter holds the record and all that was paid for."""
+    """Each request has one outcome in order; dead letters keep record and paid answer."""
     refused = Blocked(
         "blocked: SAFETY", finish_reason="SAFETY", output="part", usage=Usage(3), model_version="v"
     )
@@ -111,8 +111,8 @@ def test_handler_outcomes() -> None:
     )
 
 
-def test_handler_unforeseen() -> None:
-    """``internal``, with the stack trace down to the line that raised."""
+def test_handler_unexpected() -> None:
+    """An unexpected exception is ``internal``, with a stack trace to the line that raised."""
     handler = InferenceHandler(ScriptedBackend((ZeroDivisionError("boom"), "b")), QUICK)
     dead, answer = handler.run_inference(_requests(2), handler.load_model())
     assert isinstance(answer, Answer)
@@ -126,7 +126,7 @@ def test_handler_unforeseen() -> None:
 
 
 def test_handler_is_small_and_picklable() -> None:
-    """It travels to workers; what it says of a batch costs nothing to find out."""
+    """The handler can be pickled, and sizing a batch costs nothing."""
     handler = InferenceHandler(FakeBackend(), QUICK, max_batch_size=7)
     copy = pickle.loads(pickle.dumps(handler))
     assert copy.batch_elements_kwargs()["max_batch_size"] == 7
@@ -136,7 +136,7 @@ def test_handler_is_small_and_picklable() -> None:
 
 
 def test_backend_that_cannot_be_opened() -> None:
-    """The run stops with the backend's words, and no record is said to have failed."""
+    """The run stops with the backend's message, and no record counts as failed."""
     with pytest.raises(BackendUnusable, match=r"^model weights are missing: give --model$"):
         InferenceHandler(ClosedBackend()).load_model()
     with pytest.raises(Exception, match="model weights are missing: give --model"):
@@ -146,7 +146,7 @@ def test_backend_that_cannot_be_opened() -> None:
 @pytest.mark.filterwarnings("ignore:Polyfit may be poorly conditioned")  # Beam's estimator
 @pytest.mark.parametrize("max_batch_size", [1, 3, 256])
 def test_handler_in_plain_run_inference(max_batch_size: int) -> None:
-    """Anybody's RunInference may use it, with Beam's own batching: no record is lost or added."""
+    """Plain RunInference may use the handler with Beam's own batching and lose no record."""
     script = tuple(Blocked("no") if n % 7 == 3 else f"answer {n}" for n in range(100))
     handler = InferenceHandler(ScriptedBackend(script), QUICK, max_batch_size=max_batch_size)
     with beam.Pipeline(RUNNER) as root:
@@ -173,7 +173,7 @@ def _infer(backend: Any, batches: list[list[Request]], limits: DispatchLimits = 
 
 
 def test_infer_outputs() -> None:
-    """Answers and failures apart, each of its own type."""
+    """Answers and failures are separate outputs with their own types."""
     answered, unserved = _infer(
         ScriptedBackend(("a", Blocked("no"), "c")), [_requests(3)[:2], _requests(3)[2:]]
     )
@@ -186,7 +186,7 @@ def test_infer_outputs() -> None:
 
 
 def test_infer_types() -> None:
-    """Beam knows the types, and so uses our coders."""
+    """Beam knows the output types, and so uses our coders."""
     root = beam.Pipeline(RUNNER)
     answered, unserved = (
         root | beam.Create([_requests(1)]) | Infer(backend=FakeBackend(), limits=QUICK)
@@ -196,7 +196,7 @@ def test_infer_types() -> None:
 
 
 def test_infer_fatal() -> None:
-    """Credentials that nobody accepts stop the run, also with a client that answers by the batch."""
+    """Rejected credentials stop the run, also with a client that answers batch calls."""
     for backend in (
         ScriptedBackend((Forbidden("403: no permission", cause=Cause.CREDENTIALS),) * 3),
         FakeBackend(faults={"forbidden": 1}),
@@ -222,7 +222,7 @@ _FAULTS = {
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize("latency_ms", [0, 0.001])
 def test_thousand_records(size: int, latency_ms: float) -> None:
-    """Answered and unserved together are all, each once, with the error type of its own fault."""
+    """Each of a thousand records has one outcome with the error type of its own fault."""
     requests = _requests(1000)
     backend = FakeBackend(faults=_FAULTS, latency_ms=latency_ms)
     batches = requests | BatchRequests(limits=BatchLimits(max_batch_size=size))
@@ -240,7 +240,7 @@ def test_thousand_records(size: int, latency_ms: float) -> None:
 
 
 def _fault(request: Request) -> str:
-    """What the fake does with a request, from its description: a CRC draws from the shares."""
+    """The fake's fault for a request, computed independently: a CRC draws from the shares."""
     draw, below = zlib.crc32(request.fingerprint.encode()) / 2**32, 0.0
     for name, share in _FAULTS.items():
         below += share
@@ -263,7 +263,7 @@ def test_internal_costs_its_record_alone() -> None:
 @given(st.lists(st.sampled_from(["fine", "blocked", "timeout", "internal"]), max_size=12))
 @settings(max_examples=20, deadline=None)
 def test_any_mixture_has_one_outcome_each(kinds: list[str]) -> None:
-    """However faults and batches fall, the handler gives one outcome per request, in order."""
+    """For any faults and batches, the handler gives one outcome per request, in order."""
     requests = []
     for n, kind in enumerate(kinds):
         text = "hello" if kind == "fine" else f"[[fake:{kind}]]"
@@ -275,6 +275,6 @@ def test_any_mixture_has_one_outcome_each(kinds: list[str]) -> None:
 
 
 def test_handler_type() -> None:
-    """What RunInference is told of the types."""
+    """RunInference learns the types of the handler."""
     (base,) = InferenceHandler.__orig_bases__  # type: ignore[attr-defined]
     assert get_args(base) == (Request, Answer | DeadLetter, Dispatcher)

@@ -1,4 +1,4 @@
-"""The params of a run: requests travel without them, and the model is asked with them."""
+"""The params of a run: requests travel without them, and the model gets them."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ MISMATCH = (
 
 @dataclasses.dataclass(frozen=True)
 class EchoBackend:
-    """Answers with the params that its client was asked with."""
+    """Answers with the params that its client got."""
 
     family: str = "echo"
     model: str = "m"
@@ -58,8 +58,8 @@ def _asked_with(outcomes: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("across_bundles", [False, True])
-def test_requests_travel_without_params(across_bundles: bool) -> None:
-    """Encoded or not on their way from the template to the model, the client reads them."""
+def test_requests_are_encoded_without_params(across_bundles: bool) -> None:
+    """The client reads the params of a request that was encoded on its way, or was not."""
     with pipeline() as root:
         requests, _ = root | beam.Create(RECORDS) | RenderRequests(spec=SPEC)
         batches = requests | beam.Reshuffle() | BatchRequests(across_bundles=across_bundles)
@@ -69,7 +69,7 @@ def test_requests_travel_without_params(across_bundles: bool) -> None:
 
 
 def test_only_their_key_is_encoded() -> None:
-    """However large an output schema is, it adds 12 bytes to a request."""
+    """A request's bytes grow by 12 with an output schema of any size."""
     large = dataclasses.replace(SPEC, params={"output_schema": {"description": "x" * 10_000}})
     sizes = [
         len(RequestCoder().encode(render_request(RECORDS[0], spec))) for spec in (PLAIN, large)
@@ -81,21 +81,21 @@ def test_only_their_key_is_encoded() -> None:
 @pytest.mark.parametrize("spec", [SPEC, PLAIN])
 @pytest.mark.parametrize("travelled", [False, True])
 def test_the_handler_restores_them(spec: RequestSpec, travelled: bool) -> None:
-    """In anybody's RunInference; params may be any mapping."""
+    """The handler restores params in any RunInference; they may be any mapping."""
     requests = _travelled(spec) if travelled else [render_request(r, spec) for r in RECORDS]
     handler = InferenceHandler(EchoBackend(), params=dict(spec.params))
     assert _asked_with(handler.run_inference(requests, handler.load_model())) == [spec.params] * 3
 
 
 def test_empty_params_need_nothing() -> None:
-    """The shortest pipeline passes none."""
+    """The shortest pipeline needs no params."""
     answered, _ = [_travelled(PLAIN)] | Infer(backend=EchoBackend())
     assert _asked_with(answered) == [{}] * 3
 
 
 @pytest.mark.parametrize("travelled", [False, True])
 def test_a_mismatch_is_an_error_at_the_first_record(travelled: bool) -> None:
-    """Never a call without the run's settings, on a laptop as on many workers."""
+    """A mismatch is an error at the first record, on a laptop as on many workers."""
     requests = _travelled(SPEC) if travelled else [render_request(r, SPEC) for r in RECORDS]
     handler = InferenceHandler(EchoBackend())
     with pytest.raises(RunError, match=f"^{MISMATCH}$"):
@@ -107,7 +107,7 @@ def test_a_mismatch_is_an_error_at_the_first_record(travelled: bool) -> None:
 
 
 def test_an_updated_job_asks_with_its_own_params() -> None:
-    """Requests that the job before it rendered are still in flight: none of them is lost."""
+    """Requests in flight from the earlier job get the updated job's params, and none is lost."""
     requests = _travelled(SPEC)
     handler = InferenceHandler(
         EchoBackend(), params={"generation_config": {"seed": 1}}, allow_earlier_params=True

@@ -190,7 +190,7 @@ def _coder(value: Any) -> Any:
 
 
 def _fields(encoded: bytes) -> list[Any]:
-    """The array behind the version, read without our code."""
+    """The array after the version, read without our code."""
     assert encoded[0] == VERSION
     return list(
         msgspec.msgpack.decode(encoded[1:], ext_hook=lambda code, data: [code, bytes(data)])
@@ -199,7 +199,7 @@ def _fields(encoded: bytes) -> list[Any]:
 
 @pytest.mark.parametrize(("value", "golden"), GOLDEN, ids=lambda v: type(v).__name__)
 def test_golden_bytes(value: Any, golden: str) -> None:
-    """The bytes of version 2, for good: they stand in the state of jobs that are updated."""
+    """The bytes of version 2 never change, because the state of updated jobs holds them."""
     coder = _coder(value)
     assert coder.encode(value).hex() == golden
     assert coder.decode(bytes.fromhex(golden)) == value
@@ -219,8 +219,8 @@ def test_golden_instances_are_full() -> None:
             assert getattr(full, name) != getattr(plain, name), (type(full), name)
 
 
-def test_every_field_travels_in_the_order_of_its_definition() -> None:
-    """Not by hand: the array is the dataclass."""
+def test_every_field_is_encoded_in_the_order_of_its_definition() -> None:
+    """Every field of the dataclass is in the array, in order."""
     assert len(_fields(DeadLetterCoder().encode(LETTER))) == len(DeadLetter.__slots__)
     assert _fields(RecordCoder().encode(RECORD)) == [
         "7",
@@ -242,7 +242,7 @@ def test_every_field_travels_in_the_order_of_its_definition() -> None:
 @example(Record("", {"n": [2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**400, -(10**400)]}))
 @example(Record("", {"x": [1e308, 5e-324, -0.0, 9e18, 1e19], "b": [True, 1, 1.0]}))
 def test_round_trip(value: Any) -> None:
-    """Every value that a stage may pass on comes back equal, with equal types and order."""
+    """Every value that a stage passes on comes back equal, with equal types and order."""
     coder = _coder(value)
     encoded = coder.encode(value)
     decoded = coder.decode(encoded)
@@ -254,7 +254,7 @@ def test_round_trip(value: Any) -> None:
 
 
 def test_embedding_keeps_every_bit() -> None:
-    """Eight bytes a number, also for numbers that JSON cannot write."""
+    """Each number keeps its eight bytes, also one that JSON cannot write."""
     vector = (0.1, 1e-320, -0.0, math.inf, -math.inf, math.nan)
     coder = AnswerCoder()
     encoded = coder.encode(Answer(Record("1", {}), "f", Completion(embedding=vector)))
@@ -266,7 +266,7 @@ def test_embedding_keeps_every_bit() -> None:
 
 @pytest.mark.parametrize("text", ["\ud83d", "é\udc00", "\ud83d and 2**70"])
 def test_lone_surrogates_never_fail_a_bundle(text: str) -> None:
-    """A text that UTF-8 cannot hold arrives escaped; bytes beside it stay bytes."""
+    """A text that UTF-8 cannot hold is escaped; bytes around it stay bytes."""
     letter = DeadLetter("infer", "internal", text, output=text, payload_bytes=b"\xff")
     clean = json_values.clean_text(text)
     coder = DeadLetterCoder()
@@ -301,15 +301,15 @@ class _Text(str):
     ],
 )
 def test_almost_json(value: Any, expected: Any) -> None:
-    """Values that are no plain JSON become it, rather than fail a bundle."""
+    """Values that are almost JSON become JSON instead of failing a bundle."""
     decoded = RecordCoder().decode(RecordCoder().encode(Record("1", {"v": value})))
     assert decoded == Record("1", {"v": expected})
     assert type(decoded.fields["v"]) is type(expected)
 
 
 @pytest.mark.parametrize("number", [b"1", b"18446744073709551616"])
-def test_the_deepest_record_travels(number: bytes) -> None:
-    """Every record that `loads` accepts can be encoded, inside a request, and decoded."""
+def test_the_deepest_record_is_encoded(number: bytes) -> None:
+    """Every record that `loads` accepts can be encoded and decoded inside a request."""
     deepest = json_values.loads(
         b'{"a":' * json_values.MAX_DEPTH + number + b"}" * json_values.MAX_DEPTH
     )
@@ -319,7 +319,7 @@ def test_the_deepest_record_travels(number: bytes) -> None:
 
 @pytest.mark.parametrize(("kind", "number"), [(list, 1), (dict, 1), (list, 2**64), (dict, 2**64)])
 def test_nesting_beyond_the_deepest_record(kind: type, number: int) -> None:
-    """Twice the depth that sources accept leaves room for what a stage wraps around a record."""
+    """Twice the depth that sources accept leaves room for a stage's wrapping of a record."""
     nested: Any = number
     for _ in range(2 * json_values.MAX_DEPTH):
         nested = [nested] if kind is list else {"a": nested}
@@ -328,8 +328,8 @@ def test_nesting_beyond_the_deepest_record(kind: type, number: int) -> None:
 
 
 @pytest.mark.parametrize("kept", range(2, 5))
-def test_shorter_record(kept: int) -> None:
-    """An older release's record takes the defaults, alone and inside the others."""
+def test_a_shorter_record(kept: int) -> None:
+    """An older release's record takes the defaults, alone and inside other types."""
     fields = ["7", {"a": 1}, {"k": "v"}, "file", 5][:kept]
     expected = Record(*fields)
     assert RecordCoder().decode(coded(*fields)) == expected
@@ -339,7 +339,7 @@ def test_shorter_record(kept: int) -> None:
 
 @pytest.mark.parametrize("kept", range(len(Completion.__slots__) + 1))
 def test_shorter_completion(kept: int) -> None:
-    """An older release's completion takes the defaults for the rest, as does its usage."""
+    """An older release's completion takes the defaults for missing fields, as does its usage."""
     record, fingerprint, completion = _fields(AnswerCoder().encode(ANSWER))
     decoded = AnswerCoder().decode(coded(record, fingerprint, completion[:kept])).completion
     for place, name in enumerate(Completion.__slots__):
@@ -352,7 +352,7 @@ def test_shorter_completion(kept: int) -> None:
 
 @pytest.mark.parametrize("kept", range(3, len(DeadLetter.__slots__) + 1))
 def test_shorter_dead_letter(kept: int) -> None:
-    """An older release's dead letter takes the defaults for the rest."""
+    """An older release's dead letter takes the defaults for missing fields."""
     fields = _fields(DeadLetterCoder().encode(LETTER))
     decoded = DeadLetterCoder().decode(coded(*fields[:kept]))
     plain = DeadLetter("read", "internal", "")
@@ -399,7 +399,7 @@ def test_unknown_version(value: Any, golden: str, version: int) -> None:
     ],
 )
 def test_damaged_bytes(encoded: bytes, message: str) -> None:
-    """Bytes that are no whole record are refused, not guessed at."""
+    """Bytes that are not a whole record are rejected."""
     with pytest.raises(UnreadableBytes, match=message):
         RecordCoder().decode(encoded)
 
@@ -407,7 +407,7 @@ def test_damaged_bytes(encoded: bytes, message: str) -> None:
 @settings(deadline=None)
 @given(st.sampled_from([value for value, _ in GOLDEN]), st.data())
 def test_no_cut_value_is_decoded(value: Any, data: st.DataObject) -> None:
-    """Wherever it is cut."""
+    """A value cut at any byte is rejected."""
     encoded = _coder(value).encode(value)
     with pytest.raises(UnreadableBytes):
         _coder(value).decode(encoded[: data.draw(st.integers(0, len(encoded) - 1))])
@@ -429,7 +429,7 @@ class _Newer:
 
 
 def test_a_field_is_added_by_its_definition_alone() -> None:
-    """Each release reads the other's bytes."""
+    """A new field needs only its definition: each release reads the other's bytes."""
     newer = _Newer(
         "a", (b"b",), _Older("c", (b"d", b"")), decimal.Decimal("1.50"), collections.Counter(e=1)
     )
@@ -465,7 +465,7 @@ class _Ambiguous:
     ],
 )
 def test_a_field_without_a_form_is_refused(kind: type, message: str) -> None:
-    """When its coder is defined, not when its first value is encoded."""
+    """A field of an unsupported type is rejected when its coder is defined, not when it encodes."""
     with pytest.raises(TypeError, match=message):
         layout_of(kind)
 
@@ -489,14 +489,14 @@ class _Float:
 @pytest.mark.parametrize(
     ("kind", "canonical"), [(_Older, True), (_Plain, True), (_Mapped, False), (_Float, False)]
 )
-def test_what_is_canonical(kind: type, canonical: bool) -> None:
-    """Equal mappings differ in their order, and 0.0 equals -0.0: their bytes differ."""
+def test_canonical_bytes(kind: type, canonical: bool) -> None:
+    """Equal mappings of another order, and 0.0 and -0.0, have different bytes."""
     assert layout_of(kind).is_canonical is canonical
 
 
 @pytest.mark.parametrize(("kind", "coder"), CODERS.items())
 def test_registry(kind: type, coder: type[VersionedCoder]) -> None:
-    """Beam takes our coders for our types; they know their type, and survive a pickle."""
+    """Beam uses our coders for our types; they know their type and survive a pickle."""
     found = registry.get_coder(kind)
     assert type(found) is coder
     assert found == coder()
@@ -507,7 +507,7 @@ def test_registry(kind: type, coder: type[VersionedCoder]) -> None:
 
 
 def test_equal_records_may_differ_in_their_bytes() -> None:
-    """So none of the coders claims to be deterministic: none may encode a key."""
+    """Equal records may differ in bytes, so no coder is deterministic or fit for keys."""
     one, other = Record("1", {"a": 1, "b": 2}), Record("1", {"b": 2, "a": 1})
     assert one == other
     assert RecordCoder().encode(one) != RecordCoder().encode(other)
@@ -515,14 +515,14 @@ def test_equal_records_may_differ_in_their_bytes() -> None:
 
 
 def test_coders_differ() -> None:
-    """Equality goes by class: no two of them are taken for each other."""
+    """Coders are equal only within their class."""
     made = [coder() for coder in CODERS.values()]
     assert len({*made, *(coder() for coder in CODERS.values())}) == len(made)
 
 
 @pytest.mark.parametrize("value", [value for value, _ in GOLDEN], ids=lambda v: type(v).__name__)
 def test_a_shuffle_carries_them_unchanged(value: Any) -> None:
-    """Through a Reshuffle, with the type that Beam needs to choose the coder."""
+    """Records pass a Reshuffle unchanged, with the type that Beam needs to choose the coder."""
     with pipeline() as root:
         values = root | beam.Create([value, value])
         assert values.element_type is type(value)

@@ -1,4 +1,4 @@
-"""The error tree: the contract's sixteen kinds, and what each costs."""
+"""The error tree: the contract's sixteen kinds, and the consequences of each."""
 
 import copy
 import inspect
@@ -47,13 +47,13 @@ RETRYABLE = {"rate_limited", "unavailable", "timeout", "not_attempted"}
 
 
 def test_error_types() -> None:
-    """Exactly those of the contract, in its order, each once."""
+    """The error types are those of the contract, in its order."""
     assert ERROR_TYPES == CONTRACT
     assert len(set(RECORD_ERRORS)) == len(RECORD_ERRORS)
 
 
 def test_every_record_error_is_listed() -> None:
-    """A kind that is added to the module is added to the list too."""
+    """Every kind of error in the module is in the list."""
     defined = {
         kind
         for _, kind in inspect.getmembers(errors, inspect.isclass)
@@ -64,26 +64,26 @@ def test_every_record_error_is_listed() -> None:
 
 @pytest.mark.parametrize("error", RECORD_ERRORS)
 def test_retryable(error: type[RecordError]) -> None:
-    """Only what says nothing about the record itself may well succeed later."""
+    """Only errors that are unrelated to the record are retryable."""
     assert error.retryable is (error.error_type in RETRYABLE)
 
 
 @pytest.mark.parametrize("error", RECORD_ERRORS)
 def test_a_record_error_never_stops_the_run(error: type[RecordError]) -> None:
-    """It costs one record: it is no `RunError` and no `ConfigurationError`."""
+    """A record error is neither a `RunError` nor a `ConfigurationError`."""
     assert issubclass(error, PipelineError)
     assert not issubclass(error, (RunError, ConfigurationError))
 
 
 @pytest.mark.parametrize("error", [BackendUnusable, NotReconciled, Interrupted])
 def test_run_errors(error: type[RunError]) -> None:
-    """What stops a run is no record's error, and no wrong use."""
+    """Errors that stop a run are neither a record's errors nor usage errors."""
     assert issubclass(error, RunError)
     assert not issubclass(error, (RecordError, ConfigurationError))
 
 
 def test_the_module_draws_every_error() -> None:
-    """The tree in the docstring names each class that the module defines."""
+    """The docstring's tree names each class that the module defines."""
     assert errors.__doc__ is not None
     for name, kind in inspect.getmembers(errors, inspect.isclass):
         if issubclass(kind, PipelineError):
@@ -91,7 +91,7 @@ def test_the_module_draws_every_error() -> None:
 
 
 def test_defaults() -> None:
-    """A message is enough."""
+    """An error needs only a message."""
     error = RecordError("why")
     assert str(error) == "why"
     assert vars(error) == {
@@ -106,10 +106,10 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
-def test_travels_between_processes(
+def test_an_error_can_be_pickled(
     duplicate: Callable[[RecordError], RecordError],
 ) -> None:
-    """A copy keeps everything that the dispatcher and the dead letter need."""
+    """A pickled error keeps every fact that the dispatcher and the dead letter need."""
     error = RateLimited(
         "slow down",
         retry_after_s=2.5,
@@ -134,7 +134,7 @@ def test_the_usual_cause_of_a_class(error: type[RecordError]) -> None:
 
 
 def test_an_error_is_frozen() -> None:
-    """Its facts stay as they were raised; Python's own attributes may be set."""
+    """An error's facts cannot be changed; Python's own attributes can."""
     error = RateLimited("slow down", retry_after_s=2.5)
     with pytest.raises(AttributeError, match=r"^cause is a fact of the failure: make another"):
         error.cause = Cause.REQUEST
@@ -143,7 +143,7 @@ def test_an_error_is_frozen() -> None:
 
 
 def test_another_error_with_other_facts() -> None:
-    """Class, message and all other facts stay; the first error is as it was."""
+    """A copy with new facts keeps class, message and other facts, and changes no original."""
     error = Unavailable("503", retry_after_s=2.5, model_version="m")
     other = error.replaced(cause=Cause.OVERLOADED, retry_after_s=None)
     assert (type(other), str(other), other.model_version) == (Unavailable, "503", "m")

@@ -1,4 +1,4 @@
-"""One conversion to JSON: total, exact where JSON is, escaped where it is not."""
+"""One conversion to JSON: total, exact where JSON is, and escaped where it is not."""
 
 import base64
 import datetime as dt
@@ -91,7 +91,7 @@ def _is_json(value: Any) -> bool:
 @example(-(2**63) - 1)
 @example([2**63 - 1, 2**63, 1e22, 1e300, 5e-324, -0.0, {"a": [10**4000]}])
 def test_round_trip(value: Any) -> None:
-    """Any JSON value survives unchanged: types, digits, order of keys."""
+    """Any JSON value survives unchanged, with types, digits and the order of keys."""
     assert repr(loads(dumps(value))) == repr(value)
     assert repr(loads(dumps(value).decode())) == repr(value)
 
@@ -117,7 +117,7 @@ def test_canonical(value: Any) -> None:
 
 
 def test_canonical_sorts_at_every_depth() -> None:
-    """By code point, with small and with huge integers, which another writer handles."""
+    """Keys are sorted by code point at every depth, also for huge integers."""
     assert canonical({"b": [{"z": 1, "a": 2}], "B": None, "é": 1, "😀": 2, "\uffff": 3}) == (
         '{"B":null,"b":[{"a":2,"z":1}],"é":1,"\uffff":3,"😀":2}'.encode()
     )
@@ -132,7 +132,7 @@ def test_canonical_sorts_at_every_depth() -> None:
 @example(dt.datetime.max.replace(tzinfo=dt.timezone(-dt.timedelta(hours=1))))
 @example({None: 1, 2: b"\xff", "\ud83d": ()})
 def test_to_json_value_is_total(value: Any) -> None:
-    """Any Python value becomes a JSON value, and stays the same when converted again."""
+    """Any Python value becomes a JSON value, which converts to itself."""
     made = to_json_value(value)
     assert _is_json(made)
     assert repr(to_json_value(made)) == repr(made)
@@ -187,21 +187,21 @@ class _Colour(enum.Enum):
     ],
 )
 def test_to_json_value(value: Any, expected: Any) -> None:
-    """Every line of the module's table."""
+    """Every line of the module's table holds."""
     made = to_json_value(value)
     assert made == expected
     assert _is_json(loads(dumps(made)))
 
 
 def test_bytes_survive() -> None:
-    """They become base64 of exactly the bytes."""
+    """Bytes become base64 of exactly these bytes."""
     assert base64.b64decode(to_json_value(bytes(range(256)))) == bytes(range(256))
 
 
 @settings(deadline=None)
 @given(SURROGATES)
 def test_clean_text(text: str) -> None:
-    """The result is UTF-8, the same object if the text already was, and stable."""
+    """Clean text is valid UTF-8, and the same object if it already was."""
     clean = clean_text(text)
     assert clean.encode("utf-8").decode("utf-8") == clean
     assert clean_text(clean) is clean
@@ -235,7 +235,7 @@ def test_loads_escapes_lone_surrogates(text: str) -> None:
     ],
 )
 def test_loads(text: bytes | str, expected: Any) -> None:
-    """Values that other parsers refuse or round, read exactly where JSON is exact."""
+    """Values that other parsers reject or round are read exactly where JSON is exact."""
     assert repr(loads(text)) == repr(expected)
 
 
@@ -243,13 +243,13 @@ def test_loads(text: bytes | str, expected: Any) -> None:
     "text",
     [b"", b"{", b"[1,]", b"{'a': 1}", b"nul", b"1 2", b"\xef\xbb\xbf1x", "\ud83d", "1" * 5000],
 )
-def test_loads_refuses_what_is_not_json(text: bytes | str) -> None:
-    """It is always a `ValueError`, which sources turn into a parse error."""
+def test_loads_rejects_text_that_is_not_json(text: bytes | str) -> None:
+    """Text that is not JSON is a `ValueError`, which sources turn into a parse error."""
     with pytest.raises(ValueError):
         loads(text)
 
 
-def test_loads_refuses_other_encodings() -> None:
+def test_loads_rejects_other_encodings() -> None:
     """The error says that the bytes are not UTF-8."""
     with pytest.raises(UnicodeDecodeError):
         loads(b'"\xff"')
@@ -258,7 +258,7 @@ def test_loads_refuses_other_encodings() -> None:
 @pytest.mark.parametrize("kind", ["list", "dict"])
 @pytest.mark.parametrize("number", ["", "1e30,", "123456789012345678901234567890,"])
 def test_depth(kind: str, number: str) -> None:
-    """`MAX_DEPTH` levels can be read and written again; one more is refused, and so are many."""
+    """`MAX_DEPTH` levels can be read and written again; any more are rejected."""
     extra = number.encode()
     for depth in (MAX_DEPTH - 1, MAX_DEPTH - 2):
         value = loads(b"[" + extra + _nested(depth, kind) + b"]")
@@ -294,7 +294,7 @@ def test_check_depth_counts_containers() -> None:
     ],
 )
 def test_rfc3339(moment: dt.datetime, expected: str) -> None:
-    """UTC with a Z; the offset if UTC has no such year."""
+    """A timestamp is UTC with a Z, or keeps its offset if UTC has no such year."""
     assert rfc3339(moment) == expected
 
 
@@ -303,6 +303,6 @@ def test_rfc3339(moment: dt.datetime, expected: str) -> None:
 @example(1e-9, 2**64)
 @example(1e16, {"\ud83d": -(2**63) - 1})
 def test_a_value_has_the_same_bytes_in_any_context(value: Any, beside: Any) -> None:
-    """A neighbour changes no byte of it: neither a huge integer nor a surrogate."""
+    """A value has the same bytes next to a huge integer or a surrogate."""
     assert dumps([value, beside]) == b"[%b,%b]" % (dumps(value), dumps(beside))
     assert canonical([value, beside]) == b"[%b,%b]" % (canonical(value), canonical(beside))

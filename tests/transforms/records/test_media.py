@@ -37,7 +37,7 @@ def _part(uri: str, mime_type: str) -> dict[str, Any]:
     ],
 )
 def test_parse(text: str, field: MediaField) -> None:
-    """A field, with or without a MIME type."""
+    """A value is a field, with or without a MIME type."""
     assert MediaField.parse(text) == field
 
 
@@ -53,7 +53,7 @@ def test_parse(text: str, field: MediaField) -> None:
     ],
 )
 def test_parse_refuses(text: str, remedy: str) -> None:
-    """Any other text is refused, with the right form."""
+    """Any other text is rejected, with the right form."""
     with pytest.raises(ConfigurationError) as raised:
         MediaField.parse(text)
     assert str(raised.value) == (
@@ -63,7 +63,7 @@ def test_parse_refuses(text: str, remedy: str) -> None:
 
 
 def test_a_field_named_twice() -> None:
-    """It is refused even with another type: which one counts would be unclear."""
+    """A field named twice is rejected, since it is unclear which MIME type counts."""
     check_fields([MediaField("a"), MediaField("b", "image/png")])
     with pytest.raises(ConfigurationError, match=r"^`media_fields` names 'a' twice: remove one$"):
         check_fields([MediaField("a"), MediaField("b"), MediaField("a", "image/png")])
@@ -73,7 +73,7 @@ def test_a_field_named_twice() -> None:
 
 
 def test_one_uri_and_a_list() -> None:
-    """Parts keep the order, each with the type of its extension."""
+    """Parts keep the order of a list, each with the type of its extension."""
     assert _parts("gs://b/a b.jpg") == [_part("gs://b/a b.jpg", "image/jpeg")]
     assert _parts(["https://h/x.png?size=1.jpg", "gs://b/y/z.PDF"]) == [
         _part("https://h/x.png?size=1.jpg", "image/png"),
@@ -81,8 +81,8 @@ def test_one_uri_and_a_list() -> None:
     ]
 
 
-def test_a_given_type_wins() -> None:
-    """It precedes the extension and the record's own."""
+def test_an_explicit_type_takes_precedence() -> None:
+    """A type that is set precedes the extension and the record's own."""
     assert _parts("gs://b/a.png", "photo:image/jpeg") == [_part("gs://b/a.png", "image/jpeg")]
     assert _parts(["https://h/1"], "photo:video/mp4") == [_part("https://h/1", "video/mp4")]
     field = MediaField("uri", "image/webp", "mime_type")
@@ -102,7 +102,7 @@ def test_a_given_type_wins() -> None:
     ],
 )
 def test_the_records_own_type(given: Any, expected: str) -> None:
-    """It counts if it is a MIME type; else the extension decides."""
+    """The record's own type counts if it is a MIME type; else the extension decides."""
     field = MediaField("uri", mime_type_field="mime_type")
     assert parts_of(field, "gs://b/a.png", {"mime_type": given}) == [
         _part("gs://b/a.png", expected)
@@ -140,22 +140,22 @@ def test_the_records_own_type(given: Any, expected: str) -> None:
         ),
     ],
 )
-def test_values_that_are_not_media(value: Any, message: str) -> None:
-    """The record is refused with the value, short and without secrets, and the remedy."""
+def test_invalid_uris(value: Any, message: str) -> None:
+    """A value that is not media is rejected, cut and without secrets, with the remedy."""
     with pytest.raises(InvalidRequest) as raised:
         _parts(value)
     assert str(raised.value) == message
 
 
 def test_an_empty_list_is_missing() -> None:
-    """BigQuery reads a repeated column that is NULL as one."""
+    """An empty list counts as missing, because BigQuery reads a NULL repeated column as one."""
     with pytest.raises(MissingField, match=r"^field 'photo' is an empty list$"):
         _parts([])
 
 
 @given(JSON_VALUES)
 def test_any_value_is_parts_or_an_error(value: Any) -> None:
-    """No other error occurs."""
+    """Any value becomes parts or this error, never another one."""
     try:
         parts = _parts(value, "photo:image/png")
     except (InvalidRequest, MissingField):
@@ -198,7 +198,7 @@ def test_guess_mime_type(uri: str, expected: str | None) -> None:
 def test_the_machines_tables_do_not_count(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The type is part of the fingerprint: it must not depend on the worker."""
+    """The type ignores the machine's tables, because it is part of the fingerprint."""
     (tmp_path / "mime.types").write_text("image/odd png xyz\n")
     mimetypes.init([str(tmp_path / "mime.types")])
     try:
@@ -212,7 +212,7 @@ def test_the_machines_tables_do_not_count(
 
 @given(st.text(), st.text())
 def test_shown_is_short_and_has_no_query(before: str, secret: str) -> None:
-    """Everything after a question mark is omitted."""
+    """A URI is shown short and without its query."""
     text = shown(f"{before}?{secret}")
     assert text == shown(f"{before}?")
     assert len(shown("x" * 1000)) == media._SHOWN_CHARS + 2

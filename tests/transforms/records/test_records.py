@@ -1,4 +1,4 @@
-"""What travels: frozen, slotted, and dead letters that keep what is known."""
+"""Records and results between stages: frozen, slotted, and complete in dead letters."""
 
 import ast
 import dataclasses
@@ -29,7 +29,7 @@ RECORD = Record("7", {"text": "hello"}, {"key": "value"}, "gs://b/f.jsonl", 29_0
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_frozen_and_slotted(kind: type) -> None:
-    """Nothing downstream can change a record, and none carries a dictionary of its own."""
+    """No later stage can change a record, and none has a dictionary of its own."""
     assert dataclasses.is_dataclass(kind)
     assert "__slots__" in vars(kind)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -38,7 +38,7 @@ def test_frozen_and_slotted(kind: type) -> None:
 
 @pytest.mark.parametrize("module", [records, errors])
 def test_imports_nothing_but_the_standard_library(module: object) -> None:
-    """`records` and `errors` stand at the bottom: the contract lets them import nothing else."""
+    """`records` and `errors` import only the standard library, as the contract requires."""
     path = getattr(module, "__file__", None)
     assert path is not None
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
@@ -57,12 +57,12 @@ def test_imports_nothing_but_the_standard_library(module: object) -> None:
 
 
 def test_stages() -> None:
-    """The contract's five, in the order of the flow."""
+    """The stages are the contract's five, in the order of the flow."""
     assert STAGES == ("read", "render", "infer", "validate", "write")
 
 
 def test_exported_names() -> None:
-    """What other modules may build on."""
+    """Other modules may use these names."""
     assert records.__all__ == [
         "NO_USAGE",
         "STAGES",
@@ -99,7 +99,7 @@ def _request(params: Params | dict[str, Any]) -> Request:
 
 
 def test_params_are_a_mapping() -> None:
-    """Clients read them as they would a dictionary; a change of the dictionary does not reach them."""
+    """Params are read like a dictionary, and changes to the source dictionary do not reach them."""
     values: dict[str, Any] = dict(PARAMS)
     params = Params(values)
     values["seed"] = 1
@@ -114,7 +114,7 @@ def test_params_are_a_mapping() -> None:
 
 
 def test_the_key_of_params() -> None:
-    """The same in every process, whatever the order; empty params need none."""
+    """The key of params is the same in every process and order; empty params need none."""
     reordered = dict(reversed(PARAMS.items()))
     assert Params(PARAMS).key == Params(reordered).key == Params.key_of(PARAMS) == KEY
     assert hash(Params(PARAMS)) == hash(Params(reordered))
@@ -124,7 +124,7 @@ def test_the_key_of_params() -> None:
 
 
 def test_sealed_params_cannot_be_read() -> None:
-    """Rather than calls without the run's settings: a message that names the remedy."""
+    """Sealed params raise an error with the remedy instead of seeming empty."""
     sealed = Params.from_key(KEY)
     assert sealed.is_sealed
     assert sealed == Params(PARAMS)
@@ -143,7 +143,7 @@ def test_sealed_params_cannot_be_read() -> None:
 
 @pytest.mark.parametrize("params", [Params(PARAMS), Params.from_key(KEY), Params()])
 def test_params_survive_a_pickle(params: Params) -> None:
-    """Sealed or not: they are part of steps and of requests."""
+    """Params survive a pickle sealed or not, as parts of steps and of requests."""
     again = pickle.loads(pickle.dumps(params))
     assert again == params
     assert again.is_sealed is params.is_sealed
@@ -179,7 +179,7 @@ def test_restore() -> None:
     ],
 )
 def test_restore_checks_every_request(rendered: Any, given: Any, message: str) -> None:
-    """Also requests that never travelled: a mismatch shows on a laptop, at the first record."""
+    """A mismatch shows at the first record, also for requests that were never encoded."""
     with pytest.raises(
         errors.RunError,
         match=rf"^request '7' was rendered with {message}: RenderRequests and Infer "
@@ -192,7 +192,7 @@ def test_restore_checks_every_request(rendered: Any, given: Any, message: str) -
 
 @pytest.mark.parametrize("rendered", [Params.from_key(KEY), Params(PARAMS), Params()])
 def test_requests_of_an_earlier_job_get_the_new_params(rendered: Params) -> None:
-    """With another fingerprint, because it is another paid call; their record and body stay."""
+    """An earlier job's requests get the new params and fingerprint: the call is new."""
     params = Params({"seed": 1})
     (restored,) = params.restore([_request(rendered)], allow_earlier=True)
     digest = hashlib.sha256(b"f fbe47f6d82b4").hexdigest()
@@ -203,7 +203,7 @@ def test_requests_of_an_earlier_job_get_the_new_params(rendered: Params) -> None
 
 
 def test_dead_letter_of_a_classified_error() -> None:
-    """Type, message and retryability from the error; identity and contents from the record."""
+    """Type, message and retryability come from the error, identity and contents from the record."""
     letter = DeadLetter.of(
         errors.RateLimited("still 429"), stage="infer", record=RECORD, attempts=3
     )
@@ -220,8 +220,8 @@ def test_dead_letter_of_a_classified_error() -> None:
     )
 
 
-def test_dead_letter_keeps_what_was_billed() -> None:
-    """Output, tokens, finish reason and model version travel with the error."""
+def test_dead_letter_keeps_the_billed_answer() -> None:
+    """Output, tokens, finish reason and model version are kept with the error."""
     usage = Usage(10, 2, 3, 4)
     error = errors.Truncated(
         "ended at a limit",
@@ -237,8 +237,8 @@ def test_dead_letter_keeps_what_was_billed() -> None:
     assert letter.stacktrace is None
 
 
-def test_what_the_caller_knows_goes_first() -> None:
-    """An explicit value beats the error's and the record's."""
+def test_explicit_values_take_precedence() -> None:
+    """An explicit value precedes the error's and the record's."""
     error = errors.Truncated("cut", output="of the error", finish_reason="LENGTH")
     letter = DeadLetter.of(
         error, stage="validate", record=RECORD, output="known", record_id="8", usage=Usage(1)
@@ -248,14 +248,14 @@ def test_what_the_caller_knows_goes_first() -> None:
 
 
 def test_dead_letter_without_a_record() -> None:
-    """What could not be read has no id and no fields, but its raw line."""
+    """An unreadable record's dead letter has no id and no fields, but the raw line."""
     letter = DeadLetter.of(errors.ParseError("no JSON"), stage="read", payload="{oops")
     assert letter == DeadLetter("read", "parse_error", "no JSON", payload="{oops")
     assert (letter.record_id, letter.fields, letter.usage) == (None, None, NO_USAGE)
 
 
-def test_dead_letter_of_the_unforeseen() -> None:
-    """Anything but a `RecordError` is internal, not retryable, and keeps its stack trace."""
+def test_dead_letter_of_an_unexpected_error() -> None:
+    """Any error but a `RecordError` is internal, not retryable, and keeps its stack trace."""
 
     def fails() -> None:
         raise ZeroDivisionError("by nothing")
@@ -274,13 +274,13 @@ def test_dead_letter_of_the_unforeseen() -> None:
 
 @pytest.mark.parametrize("error", errors.RECORD_ERRORS)
 def test_every_error_makes_a_dead_letter_of_its_type(error: type[errors.RecordError]) -> None:
-    """No kind is lost or renamed on the way."""
+    """Every kind of error makes a dead letter of its own type."""
     letter = DeadLetter.of(error("why"), stage="infer")
     assert (letter.error_type, letter.retryable) == (error.error_type, error.retryable)
     assert letter.error_message == "why"
 
 
 def test_pickles_within_one_release() -> None:
-    """Beam may still pickle a record inside a closure."""
+    """A record can be pickled within one release, as Beam may do inside a closure."""
     letter = DeadLetter.of(errors.Blocked("no"), stage="infer", record=RECORD)
     assert pickle.loads(pickle.dumps(letter)) == letter

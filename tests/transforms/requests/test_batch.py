@@ -47,7 +47,7 @@ def _sizes(limits: BatchLimits, sizes: list[int]) -> list[list[int]]:
 @settings(deadline=None)
 @given(LIMITS, SIZES)
 def test_batcher(limits: BatchLimits, sizes: list[int]) -> None:
-    """Nothing lost, doubled, reordered or empty; no limit passed but by a request that is alone."""
+    """No request is lost, doubled or moved; only a request alone in a batch may exceed a limit."""
     requests = _requests(sizes)
     batches = _batches(limits, requests)
     assert [request for batch in batches for request in batch] == requests
@@ -87,12 +87,12 @@ def test_batches_are_full(limits: BatchLimits, sizes: list[int]) -> None:
     ],
 )
 def test_limits(limits: BatchLimits, sizes: list[int], expected: list[list[int]]) -> None:
-    """Each limit alone, both together, none reached, one request beyond a limit."""
+    """Limits work alone and together, also if none is reached or one request exceeds one."""
     assert _sizes(limits, sizes) == expected
 
 
 def test_flush_starts_anew() -> None:
-    """After a flush nothing is left of what was, neither requests nor their tokens."""
+    """After a flush neither requests nor their tokens are left."""
     batcher = Batcher(BatchLimits(max_batch_tokens=10))
     first, second, third = _requests([9, 5, 5])
     assert batcher.flush() is None
@@ -106,15 +106,15 @@ def test_flush_starts_anew() -> None:
 
 @pytest.mark.parametrize("name", ["max_batch_size", "max_batch_tokens", "max_batch_bytes"])
 @pytest.mark.parametrize("value", [0, -1])
-def test_limits_that_cannot_be(name: str, value: int) -> None:
-    """They are refused when made; the message holds the name, the value and the remedy."""
+def test_invalid_limits(name: str, value: int) -> None:
+    """Impossible limits are rejected with the name, the value and the remedy."""
     message = f"{name} is {value}, but must be at least 1"
     with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
         BatchLimits(**{name: value})
 
 
 def test_bundles_do_not_mix() -> None:
-    """What a bundle leaves is flushed at its end, into the global window; the next starts empty."""
+    """A bundle's rest is flushed at its end into the global window, and the next starts empty."""
     dofn = _BatchDoFn(BatchLimits(max_batch_size=2), False)
     a, b, c, d = _requests([1, 1, 1, 1])
     dofn.start_bundle()
@@ -131,7 +131,7 @@ def test_bundles_do_not_mix() -> None:
 
 
 def test_transform() -> None:
-    """Every request in exactly one batch, none above the limit, behind a shuffle too."""
+    """Every request is in exactly one batch within the limit, also after a shuffle."""
     requests = _requests([1] * 23)
     with pipeline() as root:
         batches = (
@@ -147,7 +147,7 @@ def test_transform() -> None:
 
 
 def test_transform_without_input() -> None:
-    """No request makes no batch."""
+    """Without requests there is no batch."""
     with pipeline() as root:
         nothing = root | beam.Create([]).with_output_types(Request) | BatchRequests()
         assert_that(nothing, equal_to([]))

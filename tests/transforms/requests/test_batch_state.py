@@ -100,7 +100,7 @@ VALUES = (
 
 @pytest.mark.parametrize(("value", "golden"), GOLDEN, ids=lambda v: type(v).__name__)
 def test_golden_bytes(value: Any, golden: str) -> None:
-    """The bytes of version 2, for good: they stand in the state of jobs that are updated."""
+    """The bytes of version 2 never change, because the state of updated jobs holds them."""
     coder = CODERS[type(value)]()
     assert coder.encode(value).hex() == golden
     assert coder.decode(bytes.fromhex(golden)) == value
@@ -119,7 +119,7 @@ def test_round_trip(value: Any) -> None:
 @settings(deadline=None)
 @given(st.lists(REQUESTS, max_size=4))
 def test_requests_survive_a_batch(requests: list[Request]) -> None:
-    """Encoded once, and decoded as they were, in order; a batch adds no more than it says."""
+    """A batch encodes each request once, keeps their order, and adds no more bytes than it says."""
     encoded = tuple(EncodedRequest.of(request).encoded for request in requests)
     coder = EncodedBatchCoder()
     whole = coder.encode(EncodedBatch(encoded))
@@ -129,7 +129,7 @@ def test_requests_survive_a_batch(requests: list[Request]) -> None:
 
 
 def test_an_encoded_request_is_the_request_coder_s_bytes() -> None:
-    """Its state is readable as long as a `Request` is, whatever its estimate."""
+    """State is readable as long as a `Request` is, whatever its estimate."""
     assert EncodedRequest.of(REQUEST) == EncodedRequest(RequestCoder().encode(REQUEST), 12)
     huge = EncodedRequest.of(Request(REQUEST.record, {}, {}, "", 2**70))
     coder = EncodedRequestCoder()
@@ -166,7 +166,7 @@ def test_older_and_newer_releases(coder: Any, fields: list[Any], expected: Any) 
 
 @pytest.mark.parametrize(("value", "golden"), GOLDEN, ids=lambda v: type(v).__name__)
 def test_unknown_version(value: Any, golden: str) -> None:
-    """Bytes of another version are refused, not guessed at."""
+    """Bytes of another version are rejected."""
     kind = type(value).__name__
     with pytest.raises(UnreadableBytes, match=f"^coder version 1 wrote this {kind}, but"):
         CODERS[type(value)]().decode(b"\x01" + bytes.fromhex(golden)[1:])
@@ -175,7 +175,7 @@ def test_unknown_version(value: Any, golden: str) -> None:
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=12), max_size=5), st.data())
 def test_no_cut_batch_is_decoded(requests: list[bytes], data: st.DataObject) -> None:
-    """Wherever it is cut: a request that is not whole is not decoded, the last one or another."""
+    """A batch cut at any byte is rejected, whichever request is incomplete."""
     encoded = EncodedBatchCoder().encode(EncodedBatch(tuple(requests)))
     size = data.draw(st.integers(0, len(encoded) - 1))
     with pytest.raises(UnreadableBytes, match=r"^EncodedBatch: "):
@@ -184,12 +184,12 @@ def test_no_cut_batch_is_decoded(requests: list[bytes], data: st.DataObject) -> 
 
 @pytest.mark.parametrize(("kind", "coder"), CODERS.items())
 def test_registry(kind: type, coder: Any) -> None:
-    """Beam takes our coders for our types."""
+    """Beam uses our coders for our types."""
     assert registry.get_coder(kind) == coder()
 
 
-def test_what_is_deterministic() -> None:
-    """Types with counters are not: equal counters may differ in their order."""
+def test_deterministic_coders() -> None:
+    """Coders of counters are not deterministic, since equal counters may differ in order."""
     assert {kind for kind, coder in CODERS.items() if coder().is_deterministic()} == {
         EncodedRequest,
         EncodedBatch,
@@ -198,8 +198,8 @@ def test_what_is_deterministic() -> None:
     }
 
 
-def test_a_list_of_requests_is_no_pickle() -> None:
-    """Beam's choice for ``list[Request]``: its own framing around our coder."""
+def test_a_list_of_requests_is_not_pickled() -> None:
+    """Beam encodes ``list[Request]`` with its own framing around our coder."""
     coder = registry.get_coder(typehints.List[Request])
     assert repr(coder) == "ListCoder[RequestCoder]"
     encoded = coder.encode([REQUEST, REQUEST])
@@ -216,7 +216,7 @@ for kind in (EncodedRequestCoder, EncodedBatchCoder, FillCoder, CountsCoder, Min
 
 
 def test_coders_are_named_alike_by_every_process() -> None:
-    """A job's coders are pickled into its graph: by their names, so that an update finds the same."""
+    """Coders are pickled into a job's graph by name, so that an update finds the same ones."""
     done = subprocess.run(
         [sys.executable, "-c", _SPECS], capture_output=True, text=True, check=True
     )
@@ -226,7 +226,7 @@ def test_coders_are_named_alike_by_every_process() -> None:
 
 
 def test_counts_are_smaller_than_their_pickle() -> None:
-    """Counts travel for each bundle; zeros are left out."""
+    """Counts, which are sent for each bundle, leave out zeros and are smaller than a pickle."""
     coder = CountsCoder()
     empty = Counts(collections.Counter(records=0), collections.Counter())
     assert msgspec.msgpack.decode(coder.encode(empty)[1:]) == [{}, {}, None]

@@ -65,12 +65,12 @@ def _names(batch: list[Request]) -> str:
 
 
 def _stream(*events: Any) -> Any:
-    """As `stream`, each bundle's names in one text."""
+    """A `stream` whose bundles are texts of names."""
     return stream(*(e if isinstance(e, int) else (e[0], e[1].split(), *e[2:]) for e in events))
 
 
 def _batches(events: Any, **arguments: Any) -> list[str]:
-    """The batches that come of a stream, as their names, in order."""
+    """The batches of a stream, as their names, in order."""
     return collected_from(
         lambda root: (
             root
@@ -84,7 +84,7 @@ def _batches(events: Any, **arguments: Any) -> list[str]:
 
 
 def _replay(limits: BatchLimits, requests: Iterable[EncodedRequest]) -> list[list[EncodedRequest]]:
-    """What one key's batches hold, by the decisions of `take_in`."""
+    """The batches of one key, by the decisions of `take_in`."""
     batches: list[list[EncodedRequest]] = []
     held, fill = [], EMPTY
     for now_ms, request in enumerate(requests):
@@ -105,7 +105,7 @@ def _replay(limits: BatchLimits, requests: Iterable[EncodedRequest]) -> list[lis
 @given(LIMITS, REQUESTS)
 @example(BatchLimits(max_batch_bytes=1), [EncodedRequest(b"", 0)] * 3)
 def test_take_in(limits: BatchLimits, requests: list[EncodedRequest]) -> None:
-    """Nothing lost, doubled, reordered or empty; no limit passed but by a request that is alone."""
+    """No request is lost, doubled or moved; only a request alone in a batch may exceed a limit."""
     batches = _replay(limits, requests)
     assert [request for batch in batches for request in batch] == requests
     for batch in batches:
@@ -134,7 +134,7 @@ def test_batches_are_full(limits: BatchLimits, requests: list[EncodedRequest]) -
 
 
 def test_a_batch_opens_with_its_first_request() -> None:
-    """The waiting time counts from there, also when the request did not fit into the one before."""
+    """The waiting time starts with the batch's first request, even one that did not fit before."""
     limits = BatchLimits(max_batch_tokens=10)
     six = EncodedRequest(b"", 6)
     first = take_in(limits, EMPTY, EncodedRequest(b"", 1), 5)
@@ -147,21 +147,21 @@ def test_a_batch_opens_with_its_first_request() -> None:
 
 
 @pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
-def test_waiting_times_that_cannot_be(value: float) -> None:
-    """They are refused when made; the message holds the value."""
+def test_invalid_waiting_times(value: float) -> None:
+    """Impossible waiting times are rejected with the value."""
     with pytest.raises(ConfigurationError, match=rf"max_batch_wait_s is {value}, but must be 0 or"):
         BatchLimits(max_batch_wait_s=value)
 
 
 def test_no_keys() -> None:
-    """Nothing could be batched."""
+    """Zero keys are rejected, since nothing could be batched."""
     with pytest.raises(ConfigurationError, match="keys is 0, but must be at least 1"):
         BatchRequests(keys=0)
 
 
 @pytest.mark.parametrize("bundle", [1, 3, 50])
 def test_by_count(bundle: int) -> None:
-    """The size of a batch is never the size of a bundle."""
+    """Batches are filled by count, across bundles."""
     names = [str(n) for n in range(24)]
     bundles = [(0, " ".join(names[i : i + bundle])) for i in range(0, len(names), bundle)]
     limits = BatchLimits(max_batch_size=10, max_batch_wait_s=LONG_S)
@@ -170,32 +170,32 @@ def test_by_count(bundle: int) -> None:
 
 
 def test_by_time() -> None:
-    """A partial batch leaves a waiting time after its first request, whatever came since."""
+    """A partial batch leaves one waiting time after its first request."""
     events = _stream((0, "a"), (0.5, "b"), (1.25, "c"), (2, "d"), (2.5, "e"))
     assert _batches(events, limits=BatchLimits(max_batch_wait_s=1)) == ["a b", "c d", "e"]
 
 
 def test_a_full_batch_takes_its_timer_with_it() -> None:
-    """The next batch has the whole waiting time, not the rest of the earlier one's."""
+    """A batch has its whole waiting time, whatever timer an earlier full batch had."""
     events = _stream((0, "a b"), (0.5, "c"), (1.25, "d"), (1.75, "e"))
     limits = BatchLimits(max_batch_size=2, max_batch_wait_s=1)
     assert _batches(events, limits=limits) == ["a b", "c d", "e"]
 
 
 def test_without_waiting() -> None:
-    """A waiting time of 0 hands over what a bundle brought."""
+    """A waiting time of 0 ends batches with their bundle."""
     events = _stream((1, "a b"), (2, "c"), (3, "d"))
     assert _batches(events, limits=BatchLimits(max_batch_wait_s=0)) == ["a b", "c", "d"]
 
 
 def test_by_drain() -> None:
-    """When the watermark goes to infinity nothing sticks, though no real time passes."""
+    """A drain flushes every batch without waiting."""
     limits = BatchLimits(max_batch_size=2, max_batch_wait_s=LONG_S)
     assert _batches(_stream((0, "a b c")), limits=limits) == ["a b", "c"]
 
 
 def _windowed(events: Any) -> list[str]:
-    """The same in windows of 10 s, without the shuffle: this runner's drops what a timer emits."""
+    """The same in windows of 10 s, without the shuffle: this runner's drops a timer's output."""
     limits = BatchLimits(max_batch_wait_s=LONG_S)
     return collected_from(
         lambda root: (
@@ -213,13 +213,13 @@ def _windowed(events: Any) -> list[str]:
 
 
 def test_by_window_end() -> None:
-    """A window's end hands over its batch, and no batch holds requests of two windows."""
+    """A window's end flushes its batch, and no batch holds requests of two windows."""
     events = _stream((0, "a b", 1), (0, "c", 12), (0, "d", 3), 10, (0, "e", 13), 30)
     assert _windowed(events) == ["a b d", "c e"]
 
 
 def test_late_data() -> None:
-    """A request behind the watermark joins the open batch; behind its window it does not stick."""
+    """A late request joins the open batch, and even after its window's end it is flushed."""
     limits = BatchLimits(max_batch_wait_s=LONG_S)
     assert _batches(_stream((0, "a", 50), 100, (0, "late", 1), 200), limits=limits) == ["a late"]
     events = _stream((0, "a", 1), 15, (0, "late", 2), 16, (0, "later", 3), 17)
@@ -227,7 +227,7 @@ def test_late_data() -> None:
 
 
 def test_two_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each key has a batch, a waiting time and an end of its own."""
+    """Each key has its own batch, waiting time and end."""
     turns = itertools.cycle([0, 1])
     chance = types.SimpleNamespace(randrange=lambda keys: next(turns) % keys)
     monkeypatch.setattr(batch_module, "random", chance)
@@ -237,12 +237,12 @@ def test_two_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_empty_input() -> None:
-    """No request makes no batch."""
+    """Without requests there is no batch."""
     assert _batches(_stream(5), limits=BatchLimits()) == []
 
 
 def test_by_tokens_and_bytes() -> None:
-    """The other limits hold across bundles, too; bytes are those of the encoded requests."""
+    """Limits of tokens and of encoded bytes hold across bundles, too."""
     bundles = ((0, "a b"), (0, "c"), (0, "d"))
     tokens = BatchLimits(max_batch_tokens=3, max_batch_wait_s=LONG_S)
     assert _batches(_stream(*bundles), limits=tokens) == ["a b c", "d"]
@@ -252,7 +252,7 @@ def test_by_tokens_and_bytes() -> None:
 
 
 def test_bounded_input_is_batched_within_bundles() -> None:
-    """Unless it is asked for: then on any runner, and with the sizes and waits as metrics."""
+    """A bounded input is batched within bundles by default; across them, metrics show the waits."""
     requests = [_request(str(n)) for n in range(7)]
     root = pipeline()
     batches = (
@@ -287,7 +287,7 @@ def _leave(batch: list[Request]) -> None:
 
 
 def test_real_time() -> None:
-    """On a real clock, the next request is sent only when the one before has left: by its timer."""
+    """On a real clock, a timer sends a batch before the next request arrives."""
     waiting = [b"a", b"b", b"c"]
 
     def pull() -> list[bytes]:
@@ -315,7 +315,7 @@ def test_real_time() -> None:
 
 
 def test_state_of_the_earlier_version_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An updated job finds its open batch: fields that older bytes lack take their defaults."""
+    """An updated job reads its open batch: fields that older bytes lack take their defaults."""
     written = []
 
     def older(_: FillCoder, fill: Fill) -> bytes:
@@ -359,14 +359,16 @@ STEPS = [
 
 
 def test_steps_state_and_coders_are_stable() -> None:
-    """What a streaming job that is updated has to find again; a change here needs a drain."""
+    """An updated streaming job finds these parts again; a change here requires a drain."""
     root = streaming_pipeline()
     _ = root | _stream() | beam.Map(_request) | "BatchRequests" >> BatchRequests()
     assert described(root, "BatchRequests") == STEPS
 
 
-def test_batches_travel_as_the_bytes_of_their_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shuffle carries a batch in our own coder; each request is decoded only once."""
+def test_batches_are_encoded_as_the_bytes_of_their_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The shuffle carries a batch in our own coder, and each request is decoded only once."""
     decoded: list[bytes] = []
     original = EncodedBatchCoder.decode
 

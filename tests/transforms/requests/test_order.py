@@ -1,4 +1,4 @@
-"""Order: the text a model reads decides, nothing is lost, and prefixes end up side by side."""
+"""Order: the text that a model reads decides, and equal prefixes end up together."""
 
 import doctest
 import itertools
@@ -22,14 +22,14 @@ def _request(body: dict[str, Any], name: str = "1") -> Request:
 
 
 def _texts(count: int) -> list[Request]:
-    """Three prefixes, shuffled."""
+    """Texts of three prefixes, shuffled."""
     texts = [f"{'abc'[n % 3] * 40} {n:03}" for n in range(count)]
     random.Random(1).shuffle(texts)
     return [_request({"text": text}, text) for text in texts]
 
 
 def test_examples() -> None:
-    """The docstring's example holds."""
+    """The docstring's example runs as written."""
     assert doctest.testmod(order).failed == 0
 
 
@@ -50,12 +50,12 @@ def test_examples() -> None:
     ],
 )
 def test_text(body: dict[str, Any], text: str) -> None:
-    """Chats, prompts, embeddings, whole requests of each dialect, instances."""
+    """The text is read from chats, prompts, embeddings, whole requests and instances."""
     assert prefix_text(_request(body)) == text
 
 
 def test_groups() -> None:
-    """Common beginnings share few groups, others none; the same in every process."""
+    """Common beginnings share few groups, the same in every process; others share none."""
     requests = _texts(300)
     groups = {
         letter: {group_of(one, 40, 4) for one in requests if prefix_text(one)[0] == letter}
@@ -69,7 +69,7 @@ def test_groups() -> None:
 
 
 def test_a_batch_in_order() -> None:
-    """Each batch is ordered by itself; without the argument its order is that of arrival."""
+    """Each batch is ordered by itself, and stays in order of arrival by default."""
     requests = _texts(20)
     limits = BatchLimits(max_batch_size=10)
     plain = requests | BatchRequests(limits=limits)
@@ -79,12 +79,12 @@ def test_a_batch_in_order() -> None:
 
 
 def _runs(requests: list[Request]) -> int:
-    """The number of times the prefix changes."""
+    """The number of changes of the prefix."""
     return sum(1 for _ in itertools.groupby(requests, key=lambda one: prefix_text(one)[0]))
 
 
 def test_a_data_set_in_order() -> None:
-    """Exactly the same requests, in few runs; batches are full, across groups."""
+    """A data set keeps all requests in few runs of a prefix and full batches across groups."""
     requests = _texts(300)
 
     def check(batches: list[list[Request]]) -> None:
@@ -104,6 +104,6 @@ def test_a_data_set_in_order() -> None:
 
 @pytest.mark.parametrize("name", ["prefix_chars", "shards"])
 def test_values_out_of_range(name: str) -> None:
-    """The message holds the value."""
+    """A value out of range is rejected with the value."""
     with pytest.raises(ConfigurationError, match=f"{name} is 0, but must be at least 1"):
         OrderByPrefix(**{name: 0})

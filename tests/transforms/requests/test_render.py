@@ -1,4 +1,4 @@
-"""Rendering: each source of requests, fingerprints that stay, one dead letter per bad record."""
+"""Rendering: each kind of request, stable fingerprints, one dead letter per bad record."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def _fingerprint(record: Record, **spec: Any) -> str:
 
 
 def test_prompt() -> None:
-    """The prompt is the last user message; the record travels along."""
+    """The prompt is the last user message, and the record stays with it."""
     record = record_of(name="Ann")
     request = render_request(record, RequestSpec(prompt="Hello {{ name }}", params=PARAMS))
     assert request.record is record
@@ -41,14 +41,14 @@ def test_prompt() -> None:
 
 
 def test_system_prompt() -> None:
-    """It is rendered for each record too, and stands first."""
+    """The system prompt is rendered for each record, too, and comes first."""
     assert _body(record_of(a=1), prompt="{{ a }}", system_prompt="s{{ a }}") == {
         "messages": [{"role": "system", "content": "s1"}, {"role": "user", "content": "1"}]
     }
 
 
 def test_messages_field() -> None:
-    """A chat goes as it stands, behind the system prompt if there is one."""
+    """A chat is sent unchanged, after the system prompt if there is one."""
     record = record_of(chat=CHAT, a=1)
     assert _body(record, messages_field="chat") == {"messages": CHAT}
     assert _body(record, messages_field="chat", system_prompt="s{{ a }}") == {
@@ -60,8 +60,8 @@ def test_messages_field() -> None:
 @pytest.mark.parametrize(
     "chat", ["Hello", {"role": "user"}, [], ["Hello"], [{"content": "Hello"}], [*CHAT, 1], 5]
 )
-def test_messages_field_that_is_no_chat(chat: Any) -> None:
-    """It is that record's invalid request."""
+def test_a_messages_field_without_a_chat(chat: Any) -> None:
+    """A value that is not a chat is its record's invalid request."""
     with pytest.raises(
         InvalidRequest, match=r"^field 'chat' is not a list of messages with a role$"
     ):
@@ -69,20 +69,20 @@ def test_messages_field_that_is_no_chat(chat: Any) -> None:
 
 
 def test_request_field() -> None:
-    """A whole provider request is not touched."""
+    """A whole request of a provider is sent unchanged."""
     whole = {"contents": [{"parts": [{"text": "{{ not a template }}"}]}], "x": None}
     assert _body(record_of(request=whole), request_field="request") == {"request": whole}
 
 
 @pytest.mark.parametrize("whole", ["{}", [], 5, True])
-def test_request_field_that_is_no_object(whole: Any) -> None:
-    """It is that record's invalid request."""
+def test_a_request_field_without_an_object(whole: Any) -> None:
+    """A value that is not an object is its record's invalid request."""
     with pytest.raises(InvalidRequest, match=r"^field 'request' is not a JSON object$"):
         _body(record_of(request=whole), request_field="request")
 
 
 def test_instance_fields() -> None:
-    """The named fields make the instance, in the order in which they were named."""
+    """The named fields make the instance, in the order of their naming."""
     body = _body(record_of(a=0, b="", c=3), instance_fields=("b", "a"))
     assert body == {"instance": {"b": "", "a": 0}}
     assert list(body["instance"]) == ["b", "a"]
@@ -94,7 +94,7 @@ def test_instance_fields() -> None:
     ids=lambda spec: next(iter(spec)),
 )
 def test_a_missing_or_null_field(spec: dict[str, Any]) -> None:
-    """The message tells one from the other."""
+    """The message distinguishes a missing field from a NULL one."""
     with pytest.raises(MissingField, match=r"^field 'f' is missing$"):
         _body(record_of(), **spec)
     with pytest.raises(MissingField, match=r"^field 'f' is NULL$"):
@@ -102,7 +102,7 @@ def test_a_missing_or_null_field(spec: dict[str, Any]) -> None:
 
 
 def test_embed() -> None:
-    """To embed, the rendered prompt is the text; there is no system prompt to send."""
+    """The rendered prompt is the text to embed; a system prompt is rejected."""
     spec = {"prompt": "{{ a }}!", "task": "embed", "system_prompt": "s"}
     assert _body(record_of(a="x"), **spec) == {"text": "x!"}
 
@@ -123,7 +123,7 @@ def test_embed() -> None:
     ],
 )
 def test_instance_prompt(prompt: str, instance: Any) -> None:
-    """An object or an array is JSON, anything else is text, never a failure."""
+    """A rendered object or array is JSON and anything else text; rendering never fails."""
     body = _body(record_of(a=7), prompt=prompt or "{{ '' }}", instance=True)
     assert body == {"instance": instance}
 
@@ -134,7 +134,7 @@ MEDIA = (MediaField("photo"), MediaField("scans", "application/pdf"))
 
 
 def test_media() -> None:
-    """In the order of the flag, in front of the prompt, in the user's message."""
+    """Media come before the prompt in the user's message, in the order of the flag."""
     record = record_of(scans=["https://h/2?k=v", "https://h/2?k=v"], photo="gs://b/1.png", a=1)
     body = _body(record, prompt="What is {{ a }}?", system_prompt="s", media_fields=MEDIA)
     text = {"type": "text", "text": "What is 1?"}
@@ -147,7 +147,7 @@ def test_media() -> None:
 
 
 def test_media_count_for_themselves() -> None:
-    """So many tokens each, however long their URIs are; the text as ever."""
+    """Each medium counts a fixed number of tokens, however long its URI is."""
     spec = {"prompt": "{{ a }}", "media_fields": (MediaField("photo"),)}
 
     def tokens(a: str, *names: str) -> int:
@@ -160,7 +160,7 @@ def test_media_count_for_themselves() -> None:
 
 
 def test_media_are_part_of_the_fingerprint() -> None:
-    """The URI and the type; a spec without media has the fingerprint that it always had."""
+    """URI and type are part of the fingerprint, which without media is as before."""
     spec = {"prompt": "Hi", "backend": "gemini", "model": "m"}
     record = record_of(photo="gs://b/1.png")
     prints = [
@@ -187,8 +187,8 @@ def test_media_are_part_of_the_fingerprint() -> None:
         ),
     ],
 )
-def test_media_that_are_none(fields: Any, error: type[Exception], message: str) -> None:
-    """They cost their own record."""
+def test_invalid_media(fields: Any, error: type[Exception], message: str) -> None:
+    """Invalid media fail their own record."""
     with pytest.raises(error) as raised:
         _body(record_of(**fields), prompt="Hi", media_fields=(MediaField("photo"),))
     assert str(raised.value) == message
@@ -205,7 +205,7 @@ def test_media_that_are_none(fields: Any, error: type[Exception], message: str) 
     ],
 )
 def test_media_go_with_a_prompt_only(spec: dict[str, Any]) -> None:
-    """Elsewhere they would be left out without a word."""
+    """Media are rejected without a prompt, since they would be dropped silently."""
     with pytest.raises(ConfigurationError) as raised:
         RequestSpec(**spec, media_fields=MEDIA).check()
     assert str(raised.value) == (
@@ -217,7 +217,7 @@ def test_media_go_with_a_prompt_only(spec: dict[str, Any]) -> None:
 
 
 def test_golden_fingerprint() -> None:
-    """For ever: it is a ledger's key. The canonical JSON is written out here."""
+    """Fingerprints never change, because they are a ledger's keys; the JSON is written out here."""
     spec = {"prompt": "Hé {{ a }}", "params": PARAMS, "backend": "gemini", "model": "m-1"}
     canonical = (
         '{"backend":"gemini","body":{"messages":[{"content":"Hé 1","role":"user"}]},"model":"m-1",'
@@ -231,7 +231,7 @@ def test_golden_fingerprint() -> None:
 @settings(deadline=None)
 @given(JSON_OBJECTS, JSON_OBJECTS, st.text(), st.text())
 def test_fingerprint(body: Any, params: Any, backend: str, model: str) -> None:
-    """It is the SHA-256 of the canonical JSON of the four together, whatever they are."""
+    """The fingerprint is the SHA-256 of the canonical JSON of these four parts."""
     spec = {"request_field": "r", "params": params, "backend": backend, "model": model}
     whole = {"backend": backend, "body": {"request": body}, "model": model, "params": params}
     expected = hashlib.sha256(json_values.canonical(whole)).hexdigest()
@@ -243,7 +243,7 @@ def test_fingerprint(body: Any, params: Any, backend: str, model: str) -> None:
 
 
 def test_fingerprint_changes_with_each_part() -> None:
-    """Backend, model, body and each parameter; not with the id or with fields that are not used."""
+    """Backend, model, body and each parameter change the fingerprint; ids do not."""
     spec = {"prompt": "{{ a }}", "params": PARAMS, "backend": "b", "model": "m"}
     record = record_of(a=1)
     prints = [
@@ -267,7 +267,7 @@ def test_fingerprint_changes_with_each_part() -> None:
 
 
 def test_estimated_tokens() -> None:
-    """Four UTF-8 bytes of the body each, not characters."""
+    """Four UTF-8 bytes of the body count as a token, not four characters."""
     empty = render_request(record_of(a=""), RequestSpec(prompt="{{ a }}")).estimated_tokens
     plain = render_request(record_of(a="x" * 400), RequestSpec(prompt="{{ a }}")).estimated_tokens
     wide = render_request(record_of(a="é" * 400), RequestSpec(prompt="{{ a }}")).estimated_tokens
@@ -288,21 +288,21 @@ def test_estimated_tokens() -> None:
     ],
 )
 def test_exactly_one_source(spec: dict[str, Any]) -> None:
-    """None or two are refused when the transform is made; the message names the options."""
+    """No source of requests, or two, are rejected with the names of the options."""
     for refused in (RequestSpec(**spec).check, lambda: RenderRequests(spec=RequestSpec(**spec))):
         with pytest.raises(ConfigurationError, match="exactly one of `prompt`, `messages_field`"):
             refused()
 
 
-def test_an_empty_prompt_is_no_source() -> None:
-    """What `check` does not count, the renderer does not use."""
+def test_an_empty_prompt_is_not_a_source() -> None:
+    """An empty prompt is not a source of requests, for the check or the renderer."""
     spec = RequestSpec(prompt="", messages_field="chat")
     spec.check()
     assert Renderer(spec)(record_of(chat=CHAT)).body == {"messages": CHAT}
 
 
 def test_syntax_errors_come_before_launch() -> None:
-    """Of the prompt and of the system prompt, under their options' names."""
+    """Syntax errors of both prompts come before the launch, with the option's name."""
     with pytest.raises(ConfigurationError, match=r"^p.jinja is not a valid template: line 1"):
         RenderRequests(spec=RequestSpec(prompt="{{", prompt_name="p.jinja"))
     with pytest.raises(
@@ -318,7 +318,7 @@ def test_render_errors_pass_through() -> None:
 
 
 def test_transform() -> None:
-    """Each record ends once: as the pure function's request, or as its own dead letter."""
+    """Each record becomes the pure function's request or its own dead letter."""
     spec = RequestSpec(prompt="{{ 12 / (n | int) }} {{ t }}", backend="b", model="m")
     good = [record_of(str(n), n=n, t="x") for n in range(1, 4)]
     bad = [
@@ -362,7 +362,7 @@ def test_transform() -> None:
 
 
 def test_transform_with_invalid_requests() -> None:
-    """A field of the wrong kind costs its own record."""
+    """A field of the wrong kind fails its own record."""
     with pipeline() as root:
         requests, unrendered = (
             root
@@ -382,8 +382,8 @@ def _boom(self: Renderer, record: Record) -> Request:
     raise KeyError(record.record_id)
 
 
-def test_the_unforeseen_is_internal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It costs the record, not the bundle, and leaves a stack trace."""
+def test_an_unexpected_error_is_internal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unexpected error fails its record with a stack trace, not the bundle."""
     monkeypatch.setattr(Renderer, "__call__", _boom)
     with pipeline() as root:
         requests, unrendered = (
@@ -401,7 +401,7 @@ def test_the_unforeseen_is_internal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_record_reaches_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """Neither what was rendered nor what could not be."""
+    """Neither rendered text nor failing records reach the log."""
     secret = "a text that nobody shall read"
     with caplog.at_level(logging.DEBUG), pipeline() as root:
         records = root | beam.Create([record_of(a=secret), record_of(a=secret, b=0)])

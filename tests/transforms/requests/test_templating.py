@@ -53,7 +53,7 @@ def _render(source: str, fields: dict[str, Any] | None = None) -> str:
     ],
 )
 def test_renders(source: str, expected: str) -> None:
-    """Fields are variables, and all are also in ``record``; nothing is escaped."""
+    """Fields are variables and keys of ``record``; nothing is escaped."""
     assert _render(source) == expected
 
 
@@ -81,7 +81,7 @@ def test_renders(source: str, expected: str) -> None:
     ],
 )
 def test_a_missing_field(source: str, field: str) -> None:
-    """Any use of it is an error that names it, also in a condition."""
+    """Any use of a missing field, also in a condition, is an error that names it."""
     with pytest.raises(MissingField, match=f"^field '{field}' is missing$"):
         _render(source)
 
@@ -219,7 +219,7 @@ def test_conditions(source: str, *, expected: bool) -> None:
     "name", ["items", "keys", "values", "get", "loop", "range", "dict", "self"]
 )
 def test_fields_with_names_of_other_things(name: str) -> None:
-    """The field wins over a method or a function of Jinja."""
+    """A field takes precedence over a method or a function of Jinja."""
     fields = {name: "mine"}
     assert _render(f"{{{{ record.{name} }}}}", fields) == "mine"
     assert _render(f"{{{{ record['{name}'] }}}}", fields) == "mine"
@@ -231,13 +231,13 @@ def test_fields_with_names_of_other_things(name: str) -> None:
 
 
 def test_a_field_called_record() -> None:
-    """``record`` stays the whole record, which contains the field."""
+    """``record`` is the whole record, which may contain a field of that name."""
     fields = {"record": "mine", "a": 1}
     assert _render("{{ record.record }} {{ record.a }}", fields) == "mine 1"
 
 
 def test_a_field_called_self() -> None:
-    """Jinja reserves the bare name: the error says how to write the field."""
+    """Jinja reserves the bare name ``self``: the error says how to write the field."""
     with pytest.raises(RenderError, match=r"^'self' is Jinja's own name: write record\['self'\]"):
         _render("{{ self }}", {"self": "mine"})
 
@@ -246,7 +246,7 @@ def test_a_field_called_self() -> None:
     "name", ["true", "in", "if", "a-b", "2nd", "naïve name", "__class__", "'", ""]
 )
 def test_names_that_are_not_identifiers(name: str) -> None:
-    """Brackets access each of them."""
+    """Brackets access fields whose names are not identifiers."""
     assert _render(f'{{{{ record["{name}"] }}}}', {name: "mine"}) == "mine"
 
 
@@ -265,13 +265,13 @@ def test_names_that_are_not_identifiers(name: str) -> None:
     ],
 )
 def test_a_function_is_not_a_field(source: str) -> None:
-    """Printing it would print a memory address, and so another fingerprint each time."""
+    """Printing a function is an error: its memory address would change each fingerprint."""
     with pytest.raises(MissingField, match=r"^the template prints the function '.*', which is not"):
         _render(source)
 
 
 def test_printing_none() -> None:
-    """A NULL that is not a field's is not printed either."""
+    """A NULL that does not come from a field is not printed either."""
     with pytest.raises(MissingField, match=r"^the template prints a value that is NULL$"):
         _render("{{ none }}")
     with pytest.raises(MissingField, match=r"^a function returned NULL$"):
@@ -315,7 +315,7 @@ def test_printing_none() -> None:
     ],
 )
 def test_the_sandbox(source: str) -> None:
-    """No access to Python's internals, files or the record itself; each is the record's error."""
+    """Templates cannot reach Python's internals, files or the record itself: the record fails."""
     fields = {"title": "Lamp", "gone": None, "tags": ["a"]}
     with pytest.raises((RenderError, MissingField)):
         _render(source, fields)
@@ -323,7 +323,7 @@ def test_the_sandbox(source: str) -> None:
 
 
 def test_messages_of_failures() -> None:
-    """They contain the exception's message."""
+    """Messages of failures contain the exception's message."""
     with pytest.raises(RenderError, match=r"^the template failed: ZeroDivisionError: division by"):
         _render("{{ 1 / 0 }}")
     with pytest.raises(
@@ -358,7 +358,7 @@ def test_messages_of_failures() -> None:
     ],
 )
 def test_syntax_errors_name_the_line(source: str, line: int, text: str) -> None:
-    """The message has the option, the line's number and the line itself."""
+    """A syntax error names the option, the line's number and the line itself."""
     with pytest.raises(ConfigurationError) as caught:
         PromptTemplate(source, "prompt.jinja")
     message = str(caught.value)
@@ -367,7 +367,7 @@ def test_syntax_errors_name_the_line(source: str, line: int, text: str) -> None:
 
 
 def test_the_default_name() -> None:
-    """Without a name it is the option that is meant."""
+    """Without a name the template is called by its option."""
     with pytest.raises(ConfigurationError, match=r"^`prompt` is not a valid template: line 1: "):
         PromptTemplate("{%")
 
@@ -381,7 +381,7 @@ def test_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lone_surrogates_in_a_template() -> None:
-    """They are escaped, as everywhere."""
+    """Lone surrogates in a template are escaped, as everywhere."""
     assert _render("{{ a }}\ud83d", {"a": "é"}) == r"é\ud83d"
 
 
@@ -426,6 +426,6 @@ def test_a_printed_null_is_an_error_at_any_depth(value: Any) -> None:
     JSON_VALUES,
 )
 def test_a_failure_is_always_the_records(source: str, value: Any) -> None:
-    """Only the two rendering errors occur."""
+    """A failure is always one of the two rendering errors."""
     with contextlib.suppress(MissingField, RenderError):
         _render(source, {"x": value})

@@ -1,4 +1,4 @@
-"""List prices: linear in the tokens, none if unknown, never a failure."""
+"""List prices: linear in the tokens, absent if unknown, never a failure."""
 
 import dataclasses
 import decimal
@@ -25,7 +25,7 @@ def _dollars(prices: TokenPrices, *counts: int | None) -> decimal.Decimal:
 
 
 def test_list_price() -> None:
-    """Gemini 2.5 Flash: 0.30 and 2.50 dollars per million tokens, 0.03 for cached ones."""
+    """Gemini 2.5 Flash costs 0.30 and 2.50 dollars per million tokens, 0.03 for cached ones."""
     assert FLASH(Usage(1_000_000, 0, 0, 0)) == "0.300000000"
     assert FLASH(Usage(0, 0, 1_000_000, 0)) == "2.500000000"
     assert FLASH(Usage(1_000_000, 1_000_000, 0, 0)) == "0.030000000"
@@ -39,7 +39,7 @@ def test_reasoning_is_billed_as_output() -> None:
 
 
 def test_unknown_counts_cost_nothing() -> None:
-    """An embedding has only input; counts that the server omits are not billed."""
+    """Counts that the server omits, such as an embedding's output, are not billed."""
     assert _dollars(FLASH, 100) == _dollars(FLASH, 100, 0, 0, 0)
     assert _dollars(TokenPrices("google", "gemini-embedding-001"), 1_000) > 0
 
@@ -54,12 +54,12 @@ def test_unknown_counts_cost_nothing() -> None:
     ],
 )
 def test_no_price(prices: TokenPrices) -> None:
-    """Models that the tables do not know have no price, rather than a guessed one."""
+    """Models that the tables lack have no price."""
     assert prices(Usage(1_000, 0, 1_000, 0)) is None
 
 
 def test_no_usage_has_no_price() -> None:
-    """A server without counts has not said that the call was free."""
+    """Usage without counts has no price: the call may not have been free."""
     assert FLASH(NO_USAGE) is None
     assert FLASH(Usage(0, 0, 0, 0)) == "0.000000000"
 
@@ -79,8 +79,8 @@ def test_no_usage_has_no_price() -> None:
         Usage(1, 0, {"a": 1}),  # type: ignore[arg-type]
     ],
 )
-def test_values_that_cannot_be_tokens(usage: Usage) -> None:
-    """A server may report anything: such usage has no price, and nothing fails."""
+def test_invalid_token_counts(usage: Usage) -> None:
+    """Invalid token counts have no price and raise no error."""
     assert FLASH(usage) is None
 
 
@@ -90,7 +90,7 @@ def test_values_that_cannot_be_tokens(usage: Usage) -> None:
     st.builds(Usage, ANYTHING, ANYTHING, ANYTHING, ANYTHING),
 )
 def test_a_price_always_fits_its_column(counted: Usage, reported: Usage) -> None:
-    """For any usage: a decimal string that every sink can hold, or None."""
+    """Any price is None or a decimal string that every sink can hold."""
     for usage in (counted, reported):
         price = FLASH(usage)
         encode_row({"cost_usd": price}, (Column("cost_usd", "NUMERIC"),))
@@ -116,12 +116,12 @@ def test_a_price_always_fits_its_column(counted: Usage, reported: Usage) -> None
     ],
 )
 def test_service_tiers(prices: TokenPrices, tier: Any, expected: str | None) -> None:
-    """The tier served decides; one without a known price has none, not the standard price."""
+    """The tier that served a call decides; one without a known price has none."""
     assert prices(Usage(1_000_000, 0, 0, 0), tier) == expected
 
 
 def test_flex_halves_everything() -> None:
-    """Input, cached input, output and reasoning tokens."""
+    """Flex halves the price of input, cached input, output and reasoning tokens."""
     whole = FLASH(Usage(2_000_000, 1_000_000, 400_000, 600_000), "ON_DEMAND")
     half = FLASH(Usage(2_000_000, 1_000_000, 400_000, 600_000), "ON_DEMAND_FLEX")
     assert (whole, half) == ("2.830000000", "1.415000000")
@@ -129,14 +129,14 @@ def test_flex_halves_everything() -> None:
 
 @pytest.mark.parametrize("count", [2**63 - 1, 10**18, 10**12])
 def test_the_largest_counts_have_a_price(count: int) -> None:
-    """Any INT64 can be priced, within NUMERIC."""
+    """Any INT64 can be priced within NUMERIC."""
     price = FLASH(Usage(count, 0, count, count))
     assert price is not None
     encode_row({"cost_usd": price}, (Column("cost_usd", "NUMERIC"),))
 
 
 def test_frozen_and_picklable() -> None:
-    """A DoFn's pickle contains it."""
+    """Prices can be pickled, as part of a DoFn."""
     twin: Any = pickle.loads(pickle.dumps(FLASH))
     assert twin == FLASH
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -149,7 +149,7 @@ def test_columns(columns: tuple[Column, ...], contract: list[tuple[str, str, str
 
 
 def test_attributes_column() -> None:
-    """Key and value, repeated."""
+    """Attributes are repeated pairs of key and value."""
     (column,) = [column for column in DEAD_LETTER_COLUMNS if column.fields]
     assert (column.name, column.mode) == ("attributes", "REPEATED")
     assert [(field.name, field.type) for field in column.fields] == [
@@ -159,14 +159,14 @@ def test_attributes_column() -> None:
 
 
 def test_now() -> None:
-    """An RFC 3339 string in UTC."""
+    """The time is an RFC 3339 string in UTC."""
     moment = _now()
     assert moment.endswith("Z")
     dt.datetime.fromisoformat(moment.replace("Z", "+00:00"))
 
 
 def test_result_row() -> None:
-    """Every column, in order, from every field."""
+    """A result's row has every column in order, from every field."""
     row = result_row(ANSWER, RUN, _price)
     assert list(row) == [column.name for column in RESULT_COLUMNS]
     assert row == {
@@ -224,13 +224,13 @@ def test_an_empty_result_row() -> None:
     ],
 )
 def test_record_fields(kept: tuple[str, ...] | None, expected: str | None) -> None:
-    """``all``, ``none`` or the named ones, in the order of their naming."""
+    """Record fields are all, none or the named ones, in the order of their naming."""
     run = RunInfo(run_id="run-1", backend="b", model="m", record_fields=kept)
     assert result_row(ANSWER, run, _price)["record"] == expected
 
 
 def test_dead_letter_row() -> None:
-    """Every column, in order; reasoning is billed as output."""
+    """A dead letter's row has every column in order; reasoning is billed as output."""
     letter = DeadLetter(
         stage="validate",
         error_type="schema_violation",
@@ -288,7 +288,7 @@ def test_dead_letter_row() -> None:
     ],
 )
 def test_dead_letter_output_tokens(usage: Usage, expected: int | None) -> None:
-    """The known part of the output, reasoning included; nothing that is not a number."""
+    """Output tokens are the known part of the output with reasoning, or no number."""
     letter = DeadLetter("infer", "truncated", "cut", usage=usage)
     assert dead_letter_row(letter, RUN, _price)["output_tokens"] == expected
 
@@ -304,7 +304,7 @@ def test_dead_letter_backend(stage: Any, *, asked: bool) -> None:
 
 
 def test_cost_follows_the_tier_served() -> None:
-    """For a result and for a billed failure."""
+    """The cost of results and billed failures follows the tier that served them."""
     for tier, cost in (("ON_DEMAND", "0.000000120"), ("PROVISIONED_THROUGHPUT", None)):
         completion = Completion(usage=Usage(1), service_tier=tier)
         assert result_row(Answer(Record("1", {}), "f", completion), RUN, _price)["cost_usd"] == cost
@@ -313,7 +313,7 @@ def test_cost_follows_the_tier_served() -> None:
 
 
 def test_a_raw_payload_goes_first() -> None:
-    """The raw line, rather than its parsed form; with neither it is NULL."""
+    """The payload is the raw line rather than the parsed fields, or NULL without both."""
     both = DeadLetter("read", "missing_field", "m", payload="{ raw", fields={"a": 1})
     assert dead_letter_row(both, RUN, _price)["payload"] == "{ raw"
     assert dead_letter_row(DeadLetter("read", "internal", "m"), RUN, _price)["payload"] is None
@@ -341,7 +341,7 @@ def test_a_payload_up_to_the_limit_is_whole(text: str) -> None:
     ],
 )
 def test_cut_payload(text: str, kept: str) -> None:
-    """Whole characters, at most 1 MiB; the row says so and the original is unchanged."""
+    """A cut payload has whole characters and at most 1 MiB; the original is unchanged."""
     row = _letter_row(payload=text)
     short = cut_payload(row)
     assert short == {**row, "payload": kept, "payload_truncated": True}
@@ -351,7 +351,7 @@ def test_cut_payload(text: str, kept: str) -> None:
 
 
 def test_cut_bytes_are_still_base64() -> None:
-    """The kept part decodes to the start of the original."""
+    """Cut base64 decodes to the start of the original."""
     raw = bytes(range(256)) * 8_192
     short = cut_payload(_letter_row(payload_bytes=raw))
     kept = base64.b64decode(short["payload_bytes"], validate=True)
@@ -362,7 +362,7 @@ def test_cut_bytes_are_still_base64() -> None:
 
 @pytest.mark.parametrize("name", ["output", "stacktrace", "error_message"])
 def test_other_long_texts_are_cut_too(name: str) -> None:
-    """They fit the table too; only a cut payload is marked."""
+    """Other long texts are cut to fit the table, but only a cut payload is marked."""
     row = {**_letter_row(payload="x"), name: "é" * MAX_PAYLOAD_BYTES}
     assert cut_payload(row) == {**row, name: "é" * (MAX_PAYLOAD_BYTES // 2)}
 
@@ -370,7 +370,7 @@ def test_other_long_texts_are_cut_too(name: str) -> None:
 @settings(deadline=None)
 @given(st.text(st.sampled_from("aé€😀"), max_size=12), st.integers(4, 40))
 def test_cut_anywhere(text: str, limit: int) -> None:
-    """A prefix of whole characters, within the limit, and no shorter than necessary."""
+    """A cut text is the longest prefix of whole characters within the limit."""
     kept = rows._cut(text, limit)
     assert text.startswith(kept)
     assert len(kept.encode()) <= limit
@@ -394,13 +394,13 @@ def test_required(columns: tuple[Column, ...]) -> None:
 
 @pytest.mark.parametrize("value", [0, -(2**63), 2**63 - 1])
 def test_int64(value: int) -> None:
-    """The whole range is exact."""
+    """The whole range of INT64 is exact."""
     assert _one("INT64", value) == b'{"c":%d}' % value
 
 
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**30, 1.0, "1", True, [1], {}, math.nan])
 def test_int64_refuses(value: Any) -> None:
-    """BigQuery would refuse such a value, and the whole load; the message holds the value."""
+    """A value outside INT64 is rejected by name, because BigQuery would reject the whole load."""
     with pytest.raises(WriteRejected) as caught:
         _one("INT64", value)
     assert str(caught.value) == f"column 'c' (INT64) cannot hold {value!r}"
@@ -409,14 +409,14 @@ def test_int64_refuses(value: Any) -> None:
 @pytest.mark.parametrize("kind", ["STRING", "TIMESTAMP", "BYTES"])
 @pytest.mark.parametrize("value", [1, 1.5, True, b"x", ["x"], {"x": 1}, math.nan])
 def test_text_refuses(kind: str, value: Any) -> None:
-    """Only text fits."""
+    """Only text fits a STRING."""
     with pytest.raises(WriteRejected, match=rf"^column 'c' \({kind}\) cannot hold "):
         _one(kind, value)
 
 
 @pytest.mark.parametrize("value", [0, 1, "true", 1.0, []])
 def test_bool_refuses(value: Any) -> None:
-    """Only true and false fit."""
+    """Only true and false fit a BOOL."""
     with pytest.raises(WriteRejected, match=r"^column 'c' \(BOOL\) cannot hold "):
         _one("BOOL", value)
 
@@ -437,7 +437,7 @@ def test_bool_refuses(value: Any) -> None:
     ],
 )
 def test_numeric(value: Any) -> None:
-    """29 digits before the point, 9 after it: the range of NUMERIC and decimal128(38, 9)."""
+    """NUMERIC, like decimal128(38, 9), has 29 digits before the point and 9 after it."""
     assert json.loads(_one("NUMERIC", value)) == {"c": value}
 
 
@@ -449,13 +449,13 @@ def test_numeric(value: Any) -> None:
     ],
 )  # fmt: skip
 def test_numeric_refuses(value: Any) -> None:
-    """Values on which a load job or Parquet would fail."""
+    """Values on which a load job or Parquet would fail are rejected."""
     with pytest.raises(WriteRejected, match=r"^column 'c' \(NUMERIC\) cannot hold "):
         _one("NUMERIC", value)
 
 
 def test_embedding() -> None:
-    """Floats and integers, in order; None becomes an empty list."""
+    """An embedding is floats and integers in order; None becomes an empty list."""
     assert _one("FLOAT64", [0.1, 1, -2.5e-300], "REPEATED") == b'{"c":[0.1,1,-2.5e-300]}'
     assert _one("FLOAT64", [], "REPEATED") == b'{"c":[]}'
 
@@ -473,13 +473,13 @@ def test_embedding_refuses(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [(0.5,), "0.5", 0.5, {"a": 1}])
 def test_repeated_refuses(value: Any) -> None:
-    """Only a list fits."""
+    """Only a list fits a repeated column."""
     with pytest.raises(WriteRejected, match=r"^column 'c' holds a list, not "):
         _one("FLOAT64", value, "REPEATED")
 
 
 def test_a_row_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own rejection, counted in bytes; a row of just the limit is written."""
+    """A row above the limit in bytes is rejected; one exactly at the limit is written."""
     assert rows.MAX_LOADED_ROW_BYTES == 100_000_000
     monkeypatch.setattr(rows, "MAX_LOADED_ROW_BYTES", 1_000)
     fits = "é" * 496
@@ -510,8 +510,8 @@ def test_a_row_is_one_line() -> None:
     ),
     JSON_OBJECTS,
 )
-def test_whatever_a_model_reports(completion: Completion, fields: dict[str, Any]) -> None:
-    """The row is one line that reads back the same, or a rejection; so is its dead letter."""
+def test_any_answer_is_one_line(completion: Completion, fields: dict[str, Any]) -> None:
+    """Any answer is one line that reads back the same, or a rejection; so is its dead letter."""
     row = result_row(Answer(Record("1", fields), "f", completion), RUN, _price)
     try:
         line = encode_row(row, RESULT_COLUMNS)

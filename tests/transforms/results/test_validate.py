@@ -1,4 +1,4 @@
-"""Validation: exactly one JSON value or a schema violation, in bounded work; tokens are kept."""
+"""Validation: exactly one JSON value or a schema violation, in bounded work, with its tokens."""
 
 import json
 import logging
@@ -99,7 +99,7 @@ TEXTS = st.lists(PIECES, max_size=25).map("".join) | st.text()
     ],
 )
 def test_extract_json(text: str, value: Any) -> None:
-    """The whole text, one fenced block, or the only object or array in it."""
+    """The JSON is the whole text, one fenced block, or the only object or array in it."""
     assert repr(extract_json(text)) == repr(value)
 
 
@@ -141,7 +141,7 @@ def test_extract_json(text: str, value: Any) -> None:
     ],
 )
 def test_extract_json_refuses(text: str, message: str) -> None:
-    """None, several, or a broken one: a part of it is never the answer."""
+    """No JSON, several values, or a broken one is a violation; a part is never the answer."""
     with pytest.raises(SchemaViolation) as caught:
         extract_json(text)
     assert str(caught.value).startswith(message)
@@ -167,7 +167,7 @@ def test_extract_json_refuses(text: str, message: str) -> None:
 @example("1" * 1_000_000)
 @example("x [" + "1" * 1_000_000)
 def test_extract_json_is_total(text: str) -> None:
-    """Any text yields a value that can be written or a violation, without quadratic work."""
+    """Any text gives a value that can be written or a violation, without quadratic work."""
     try:
         value = extract_json(text)
     except SchemaViolation:
@@ -178,7 +178,7 @@ def test_extract_json_is_total(text: str) -> None:
 @settings(deadline=None)
 @given(JSON_VALUES)
 def test_any_json_is_found(value: Any) -> None:
-    """Any value, alone or fenced; any object or array in prose."""
+    """Any value is found alone or fenced, any object or array also in prose."""
     text = json_values.dumps(value).decode()
     assert repr(extract_json(text)) == repr(value)
     assert repr(extract_json(json.dumps(value, indent=2))) == repr(value)
@@ -191,7 +191,7 @@ def test_any_json_is_found(value: Any) -> None:
 @settings(deadline=None)
 @given(JSON_OBJECTS, st.data())
 def test_a_broken_answer_is_never_partly_accepted(value: Any, data: st.DataObject) -> None:
-    """No part of an object that ends early passes for the answer."""
+    """No part of an object that ends early is taken for the answer."""
     text = json_values.dumps(value).decode()
     end = data.draw(st.integers(0, len(text) - 1))
     with pytest.raises(SchemaViolation):
@@ -203,7 +203,7 @@ def _checked(value: Any, schema: Any = None) -> Answer:
 
 
 def test_output_json() -> None:
-    """Compact, with the model's order of keys; the rest of the answer is unchanged."""
+    """The JSON is compact with the model's order of keys; the rest of the answer is unchanged."""
     answer = answer_of('Sure: {"items": [{"price": 1.50}],\n "category": "billing"}')
     checked = OutputCheck(SCHEMA)(answer)
     assert checked.completion.output_json == '{"items":[{"price":1.5}],"category":"billing"}'
@@ -213,7 +213,7 @@ def test_output_json() -> None:
 
 
 def test_a_prediction_is_checked_too() -> None:
-    """JSON from a backend is checked itself, not the text."""
+    """A backend's own JSON is checked, not its text."""
     check = OutputCheck({"type": "object"})
     answer = Answer(Record("1", {}), "f", Completion(output="no JSON", output_json='{ "a": 1 }'))
     assert check(answer).completion.output_json == '{"a":1}'
@@ -255,7 +255,7 @@ def test_violations_name_the_path(value: Any, message: str) -> None:
 
 
 def test_a_long_message_is_cut() -> None:
-    """A message repeats the value: it is cut, and ends with the keyword that failed."""
+    """A long message, which repeats the value, is cut and ends with the failed keyword."""
     with pytest.raises(SchemaViolation) as caught:
         _checked({"category": "x" * 5_000})
     message = str(caught.value)
@@ -281,7 +281,7 @@ def test_a_long_message_is_cut() -> None:
     ],
 )  # fmt: skip
 def test_schemas(schema: Any, good: Any, bad: Any) -> None:
-    """The draft that ``$schema`` names, else 2020-12; references inside the document."""
+    """``$schema`` selects the draft, 2020-12 by default; references stay inside the document."""
     check_schema(schema)
     assert _checked(good, schema).completion.output_json == json_values.dumps(good).decode()
     if bad is not ...:
@@ -291,7 +291,7 @@ def test_schemas(schema: Any, good: Any, bad: Any) -> None:
 
 @pytest.mark.parametrize("depth", [150, 200, 201, 400, 5_000])
 def test_deep_answers_to_a_recursive_schema(depth: int) -> None:
-    """They are valid or a violation, never an internal error."""
+    """Deep answers to a recursive schema are valid or a violation, never an internal error."""
     check = OutputCheck({"type": "array", "items": {"$ref": "#"}})
     answer = answer_of("[" * depth + "]" * depth)
     try:
@@ -303,8 +303,8 @@ def test_deep_answers_to_a_recursive_schema(depth: int) -> None:
 
 
 @pytest.mark.parametrize("schema", [None, True, "object", [], 5])
-def test_a_schema_that_is_no_object(schema: Any) -> None:
-    """It is refused before launch, under the option's name."""
+def test_a_schema_that_is_not_an_object(schema: Any) -> None:
+    """A schema that is not an object is rejected before launch with the option's name."""
     with pytest.raises(ConfigurationError, match=r"^`output_schema` is not a JSON object$"):
         check_schema(schema)
 
@@ -320,7 +320,7 @@ def test_a_schema_that_is_no_object(schema: Any) -> None:
     ],
 )
 def test_an_invalid_schema(schema: Any, path: str) -> None:
-    """The message says where; the transform's constructor refuses it."""
+    """The transform's constructor rejects an invalid schema and says where it is wrong."""
     with pytest.raises(ConfigurationError, match=rf"^s\.json is not a JSON Schema: at {path}: "):
         check_schema(schema, "s.json")
     with pytest.raises(ConfigurationError, match=r"^`output_schema` is not a JSON Schema"):
@@ -366,7 +366,7 @@ def _letter(message: str, output: str | None, stage: Any = "validate") -> DeadLe
 
 
 def test_answered_dead_letter() -> None:
-    """It keeps everything paid for: text or prediction, tokens, calls, waiting time, model."""
+    """The dead letter keeps text or prediction, tokens, calls, waiting time and model."""
     error = SchemaViolation("why")
     assert answered_dead_letter(error, "validate", _full("text")) == _letter("why", "text")
     assert answered_dead_letter(error, "validate", _full("", "{}")) == _letter("why", "")
@@ -376,7 +376,7 @@ def test_answered_dead_letter() -> None:
 
 
 def test_transform() -> None:
-    """Each answer ends once: with its JSON, or as a dead letter with its text and tokens."""
+    """Each answer ends once, with its JSON or as a dead letter with its text and tokens."""
     good = _full('```json\n{"category": "other"}\n```')
     bad = _full('{"category": "x"}')
     none = _full("Sorry.")
@@ -397,10 +397,10 @@ def _boom(text: str) -> Any:
     raise InvalidRequest(text) if text == "known" else KeyError(text)
 
 
-def test_an_unforeseen_error_is_internal(
+def test_an_unexpected_error_is_internal(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It costs its record, keeps the paid answer, and has a stacktrace."""
+    """An unexpected error fails its record, keeps the paid answer, and has a stacktrace."""
     monkeypatch.setattr(validate, "extract_json", _boom)
     with caplog.at_level(logging.CRITICAL), pipeline() as root:
         valid, invalid = root | beam.Create([_full("secret")]) | ValidateOutputs(schema=SCHEMA)

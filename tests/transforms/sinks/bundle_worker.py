@@ -1,8 +1,7 @@
-"""Worker processes that run one bundle of appends each, and may be killed behind any of them.
+"""Worker processes that run one bundle of appends each, and may be killed after any of them.
 
-The parent stays and has imported everything; it forks a worker for each task, before anything of
-gRPC has started. What a worker gives back is what is to be committed: one that dies has committed
-nothing.
+The parent stays, with everything imported, and forks a worker for each task before gRPC starts. A
+worker returns the state to commit, so one that dies has committed nothing.
 """
 
 import os
@@ -17,7 +16,7 @@ from transforms.sinks.bigquery.exactly_once import _AppendInOrderDoFn
 
 
 def run_task(task: bytes) -> bytes:
-    """One bundle: its elements, then its timers."""
+    """Runs one bundle: its elements, then its timers."""
     spec, committed, elements, timers, die_behind = pickle.loads(task)
     answered = 0
     append = AppendStream.append
@@ -39,7 +38,7 @@ def run_task(task: bytes) -> bytes:
 
 
 def in_a_fork(task: bytes) -> tuple[int, bytes]:
-    """The wait status of a worker, and what it gave back."""
+    """The wait status of a worker and its result."""
     read, write = os.pipe()
     worker = os.fork()
     if worker == 0:
@@ -54,7 +53,7 @@ def in_a_fork(task: bytes) -> tuple[int, bytes]:
 
 
 def main() -> None:
-    """Tasks come on standard input, one after the other, until it ends."""
+    """Runs the tasks that arrive on standard input, one after the other, until it ends."""
     while True:
         try:
             task = pickle.load(sys.stdin.buffer)

@@ -1,8 +1,8 @@
 """A runner for one stateful DoFn, small enough to kill: bundles whose state commits at their end.
 
-Local runners do not repeat a bundle whose worker died. This one does what the Beam model says of
-such a bundle: its outputs, its state and its timers vanish together, and its elements come again,
-in any order and in other bundles.
+Local runners do not repeat a bundle whose worker died. This one follows the Beam model: the
+outputs, state and timers of such a bundle vanish together, and its elements return in any order and
+in other bundles.
 """
 
 import copy
@@ -20,7 +20,7 @@ Element = tuple[str, Numbered]
 
 @dataclasses.dataclass
 class KeyState:
-    """What a runner keeps of one key.
+    """A runner's state of one key.
 
     Attributes:
       position: The value of the state cell of this name.
@@ -71,12 +71,12 @@ class _Timer:
 
 @dataclasses.dataclass
 class Committed:
-    """What has been committed: it outlives every worker.
+    """The committed state, which outlives every worker.
 
     Attributes:
       keys: The state by key.
-      written: What was emitted as written.
-      rejected: What was emitted as rejected.
+      written: Elements emitted as written.
+      rejected: Elements emitted as rejected.
     """
 
     keys: dict[str, KeyState] = dataclasses.field(default_factory=dict)
@@ -95,7 +95,7 @@ def run_bundle(
     elements: Iterable[Element] = (),
     timers: Iterable[str] = (),
 ) -> Committed:
-    """One bundle; what it returns is committed by whoever keeps it, and gone otherwise."""
+    """Runs one bundle; its return value counts only if the caller keeps it."""
     after = copy.deepcopy(committed)
     dofn.start_bundle()
     outputs: list[Any] = []

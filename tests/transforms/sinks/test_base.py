@@ -38,13 +38,13 @@ TEXT = st.text(st.characters() | st.sampled_from("\ud83d\\u\0"), max_size=20)
     )
 )
 def test_values_are_those_of_the_line(row: dict[str, Any]) -> None:
-    """Whether the row is still at hand or the line is parsed: a row says one thing."""
+    """A row's values are equal whether the row is still there or its line is parsed."""
     encoded = EncodedRow.of(row, COLUMNS)
     assert encoded.values == EncodedRow(encoded.line).values == orjson.loads(encoded.line)
 
 
 def test_a_line_is_parsed_once() -> None:
-    """And not at all where the row is at hand."""
+    """A line is parsed at most once, and not at all while the row is there."""
     row = {"s": "a"}
     assert EncodedRow.of(row, COLUMNS).values is row
     parsed = EncodedRow(b'{"s":"a"}')
@@ -52,7 +52,7 @@ def test_a_line_is_parsed_once() -> None:
 
 
 def test_a_row_that_does_not_fit() -> None:
-    """Is no encoded row."""
+    """A row that does not fit is rejected when it is encoded."""
     with pytest.raises(WriteRejected, match="column 's' is required and has no value"):
         EncodedRow.of({}, COLUMNS)
 
@@ -65,15 +65,15 @@ CONTEXTS = [None, ANSWER, (7, COUNTS)]
 
 @pytest.mark.parametrize("context", CONTEXTS, ids=["none", "answer", "counts"])
 def test_the_coder(context: Any) -> None:
-    """Line and context come back; the context of bytes that were packed, too."""
+    """Line and context survive the coder, also as packed bytes."""
     row = EncodedRow(b'{"s":"a"}', context)
     coder = EncodedRowCoder()
     assert coder.decode(coder.encode(row)) == row
     assert unpack_row(pack_row(row)) == row
 
 
-def test_rows_travel_by_the_coder() -> None:
-    """Through a shuffle, too."""
+def test_rows_survive_a_shuffle() -> None:
+    """Rows survive a shuffle with their contexts."""
     rows = [EncodedRow(b"{}", context) for context in CONTEXTS]
     with pipeline() as p:
         shuffled = p | beam.Create(rows) | beam.Reshuffle()

@@ -36,7 +36,7 @@ def _names(folder: pathlib.Path) -> list[str]:
 
 
 def _staged(folder: pathlib.Path, run_id: str = "r", sizes: tuple[int, ...] = (1, 2, 3)) -> Any:
-    """Staged files of so many bytes, one row each."""
+    """Staged files of these sizes, with one row each."""
     temporary = pathlib.Path(temporary_folder(str(folder), run_id))
     temporary.mkdir(parents=True)
     staged = []
@@ -51,7 +51,7 @@ def _staged(folder: pathlib.Path, run_id: str = "r", sizes: tuple[int, ...] = (1
 
 
 def test_finish_files(tmp_path: pathlib.Path) -> None:
-    """Numbered names, the right row count, no temporary folder; a second call changes nothing."""
+    """Files get numbered names and no temporary folder stays; a repetition changes nothing."""
     staged = _staged(tmp_path)
     names = [f"r-0000{n}-of-00003.jsonl" for n in range(3)]
     for _ in range(2):
@@ -62,7 +62,7 @@ def test_finish_files(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("done", [1, 2, 3])
 def test_finish_files_after_a_partial_rename(tmp_path: pathlib.Path, done: int) -> None:
-    """The next attempt goes on where one that died between renames stopped."""
+    """The next attempt continues where one that died between renames stopped."""
     staged = _staged(tmp_path)
     for n, file in enumerate(staged[:done]):
         pathlib.Path(file.path).rename(tmp_path / f"r-0000{n}-of-00003.jsonl")
@@ -73,7 +73,7 @@ def test_finish_files_after_a_partial_rename(tmp_path: pathlib.Path, done: int) 
 
 
 def test_finish_files_after_a_copy(tmp_path: pathlib.Path) -> None:
-    """An object store renames by copy and delete: both may be there, the copy may be short."""
+    """Stores rename by copy and delete: both objects may exist, and the copy may be short."""
     staged = _staged(tmp_path)
     (tmp_path / "r-00000-of-00003.jsonl").write_bytes(b"x")
     (tmp_path / "r-00002-of-00003.jsonl").write_bytes(b"x")
@@ -82,14 +82,14 @@ def test_finish_files_after_a_copy(tmp_path: pathlib.Path) -> None:
 
 
 def test_finish_files_without_any(tmp_path: pathlib.Path) -> None:
-    """No rows: the folder is there, and empty."""
+    """Without rows the folder exists and is empty."""
     assert finish_files([], str(tmp_path / "a" / "b"), "r", "jsonl", replace=False) == 0
     assert _names(tmp_path / "a" / "b") == []
 
 
 @pytest.mark.parametrize("gone", [False, True])
 def test_finish_files_of_a_wrong_size(tmp_path: pathlib.Path, gone: bool) -> None:
-    """A final file of another size stops the run, even when its source has gone."""
+    """A final file of another size stops the run, even if its source is gone."""
     staged = _staged(tmp_path)
     wrong = pathlib.Path(staged[1].path)
     if gone:
@@ -106,7 +106,7 @@ def test_finish_files_of_a_wrong_size(tmp_path: pathlib.Path, gone: bool) -> Non
 
 
 def test_finish_files_that_are_lost(tmp_path: pathlib.Path) -> None:
-    """Neither here nor there: the run stops, and says which file it was."""
+    """A file that is neither staged nor final stops the run with its name."""
     staged = _staged(tmp_path)
     pathlib.Path(staged[2].path).unlink()
     with pytest.raises(RunError) as raised:
@@ -118,7 +118,7 @@ def test_finish_files_that_are_lost(tmp_path: pathlib.Path) -> None:
 
 
 def test_replace_deletes_other_runs(tmp_path: pathlib.Path) -> None:
-    """Files of other runs are deleted when the new ones are there; other files stay."""
+    """Replace deletes other runs' files once the new ones exist; other files stay."""
     (tmp_path / "sub").mkdir()
     others = ["old-00000-of-00001.jsonl", "old-00000-of-00001.parquet", "r-00000-of-00009.jsonl"]
     kept = ["notes.txt", "data.jsonl", ".hidden", "sub/old-00000-of-00001.jsonl"]
@@ -133,7 +133,7 @@ def test_replace_deletes_other_runs(tmp_path: pathlib.Path) -> None:
 
 
 def test_append_keeps_other_runs(tmp_path: pathlib.Path) -> None:
-    """Nothing else is touched, nor another run's temporary folder."""
+    """Append touches no other file, nor another run's temporary folder."""
     (tmp_path / "old-00000-of-00001.jsonl").write_bytes(b"x")
     _staged(tmp_path, "other")
     finish_files(_staged(tmp_path, sizes=(1,)), str(tmp_path), "r", "jsonl", replace=False)
@@ -160,7 +160,7 @@ def _write(folder: pathlib.Path, rows: list[bytes], report: SinkReport, **given:
 
 
 def test_write_json_lines(tmp_path: pathlib.Path) -> None:
-    """Every row once; the report counts the rows; nothing else is left."""
+    """Every row is written once, the report counts the rows, and nothing else is left."""
     folder = tmp_path / "new" / "results"
     _write(folder, [_row(n) for n in range(20)], SinkReport("results", "files", str(folder), 20))
     files = sorted(folder.iterdir())
@@ -172,7 +172,7 @@ def test_write_json_lines(tmp_path: pathlib.Path) -> None:
 
 
 def test_write_parquet(tmp_path: pathlib.Path) -> None:
-    """Likewise, as dead letters."""
+    """Dead letters are written as Parquet, every row once."""
     report = SinkReport("dead_letters", "files", str(tmp_path), 5)
     rows = [_row(n) for n in range(5)]
     _write(tmp_path, rows, report, kind="dead_letters", format="parquet")
@@ -183,13 +183,13 @@ def test_write_parquet(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_write_no_rows(tmp_path: pathlib.Path, format: str) -> None:
-    """Zero rows are reported: the reconciliation expects a report from every sink."""
+    """Zero rows are reported, since the reconciliation expects a report from every sink."""
     _write(tmp_path, [], SinkReport("results", "files", str(tmp_path), 0), format=format)
     assert _names(tmp_path) == []
 
 
 def test_write_replace(tmp_path: pathlib.Path) -> None:
-    """Through the transform."""
+    """The transform replaces other runs' files."""
     (tmp_path / "old-00000-of-00001.jsonl").write_bytes(b"x")
     report = SinkReport("results", "files", str(tmp_path), 1)
     _write(tmp_path, [_row(1)], report, replace=True)
@@ -204,7 +204,7 @@ def _fail_on_seven(row: bytes) -> EncodedRow:
 
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_failed_run_shows_nothing(tmp_path: pathlib.Path, shuffled: bool) -> None:
-    """Not one file under a final name; other runs' files stay, also with ``replace``."""
+    """A failed run leaves no final file; other runs' files stay, also with ``replace``."""
     (tmp_path / "old-00000-of-00001.jsonl").write_bytes(b"x")
     root = beam.Pipeline(RUNNER)
     rows = root | beam.Create([_row(n) for n in range(20)])
@@ -220,18 +220,18 @@ def test_failed_run_shows_nothing(tmp_path: pathlib.Path, shuffled: bool) -> Non
 
 
 def test_temporary_folder() -> None:
-    """Hidden, beside the final files: a rename is enough."""
+    """The temporary folder is hidden next to the final files, so that a rename is enough."""
     assert temporary_folder("/a/b", "r") == "/a/b/.r.tmp"
     assert temporary_folder("gs://b/c", "r") == "gs://b/c/.r.tmp"
 
 
-# An input that never ends
+# An unbounded input
 
 HEX = "0123456789abcdef0123456789abcdef"
 
 
 def _bundle(folder: pathlib.Path, *numbers: int) -> list[StagedFile]:
-    """What one bundle of these rows has staged."""
+    """The staged files of one bundle of these rows."""
     stage = _StageDoFn(temporary_folder(str(folder), "r"), "jsonl", COLUMNS)
     stage.start_bundle()
     for n in numbers:
@@ -246,7 +246,7 @@ def _lines(folder: pathlib.Path) -> list[bytes]:
 
 
 def test_publish_file(tmp_path: pathlib.Path) -> None:
-    """Visible at once, under a name of its own that a repeated attempt finds again."""
+    """A file is visible at once under its own name, which a repeated attempt finds again."""
     (staged,) = _bundle(tmp_path, 1, 2)
     assert _lines(tmp_path) == []
     unique = pathlib.Path(staged.path).stem
@@ -258,7 +258,7 @@ def test_publish_file(tmp_path: pathlib.Path) -> None:
 
 
 def test_publish_a_file_that_is_lost(tmp_path: pathlib.Path) -> None:
-    """The bundle fails: a missing file must not count as done."""
+    """A missing staged file fails the bundle, because it must not count as done."""
     (staged,) = _bundle(tmp_path, 1)
     pathlib.Path(staged.path).unlink()
     with pytest.raises(RunError, match=r"jsonl holds 0 bytes, but 8 were written"):
@@ -266,7 +266,7 @@ def test_publish_a_file_that_is_lost(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_bundle_that_is_repeated_is_there_twice(tmp_path: pathlib.Path) -> None:
-    """No attempt takes the file name of another, so no row is lost."""
+    """A repeated bundle writes its rows twice under different names, so none is lost."""
     for _ in range(2):
         for staged in _bundle(tmp_path, 1, 2):
             publish_file(staged, str(tmp_path), "r")
@@ -275,7 +275,7 @@ def test_a_bundle_that_is_repeated_is_there_twice(tmp_path: pathlib.Path) -> Non
 
 @pytest.mark.parametrize("replace", [False, True])
 def test_end_stream(tmp_path: pathlib.Path, replace: bool) -> None:
-    """Sums rows; this run's files stay, even unlisted ones; ``replace`` deletes other runs'."""
+    """The end of a stream counts all rows of this run's files; ``replace`` deletes other runs'."""
     others = [
         "old-00000-of-00001.jsonl",
         f"old-stream-{HEX}.parquet",
@@ -302,7 +302,7 @@ def test_end_stream(tmp_path: pathlib.Path, replace: bool) -> None:
 
 
 def _streamed(root: beam.Pipeline, folder: pathlib.Path, check: Any, **given: Any) -> Any:
-    """Rows 1, 2 and 3, 7 in three bundles; collects how many rows each file had before each row."""
+    """Rows 1, 2 and 3, 7 in three bundles; collects each file's number of rows before each row."""
 
     def look(n: int) -> bytes:
         found = [len(pq.read_table(path)) for path in folder.glob("r-*.parquet")]
@@ -323,7 +323,7 @@ def _streamed(root: beam.Pipeline, folder: pathlib.Path, check: Any, **given: An
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_a_stream_shows_each_bundle(tmp_path: pathlib.Path, format: str) -> None:
-    """A bundle's rows are there when the next comes; the report and ``replace`` come at the end."""
+    """A bundle's rows are visible before the next; report and ``replace`` come at the end."""
     (tmp_path / "old-00000-of-00001.jsonl").write_bytes(b"")
     assert collected_from(lambda root: _streamed(root, tmp_path, EncodedRow, format=format)) == [
         *([], [1], [1], [1, 2]),
@@ -334,8 +334,8 @@ def test_a_stream_shows_each_bundle(tmp_path: pathlib.Path, format: str) -> None
     assert all(re.fullmatch(rf"r-stream-[0-9a-f]{{32}}\.{format}", name) for name in names)
 
 
-def test_a_stream_that_fails_keeps_what_it_has_shown(tmp_path: pathlib.Path) -> None:
-    """Its own bundles and other runs' files, also with ``replace``."""
+def test_a_failed_stream_keeps_its_files(tmp_path: pathlib.Path) -> None:
+    """A failed stream keeps its own bundles and other runs' files, also with ``replace``."""
     (tmp_path / "old-00000-of-00001.jsonl").write_bytes(b"{}")
     with pytest.raises(Exception, match="a step upstream fails"):
         collected_from(lambda root: _streamed(root, tmp_path, _fail_on_seven))

@@ -48,7 +48,7 @@ def message_of(**known: Any) -> tuple[bytes, dict[str, str]]:
 
 
 def test_a_message() -> None:
-    """The payload as it came, the original attributes, and ours over them."""
+    """A message has the original payload, the original attributes, and ours over them."""
     known = {"payload": "raw ü", "record_id": "7", "attributes": {"tenant": "x", "stage": "mine"}}
     assert message_of(**known) == (
         "raw ü".encode(),
@@ -57,21 +57,21 @@ def test_a_message() -> None:
 
 
 def test_payloads() -> None:
-    """Text, bytes, fields as JSON, or nothing."""
+    """A payload is text, bytes, fields as JSON, or empty."""
     assert message_of(payload_bytes=b"\xff\x00")[0] == b"\xff\x00"
     assert message_of(fields={"a": [1]})[0] == b'{"a":[1]}'
     assert message_of() == (b"", {"error_message": "why", **OURS})
 
 
 def test_retryable() -> None:
-    """As text, so that a subscription's filter can use it."""
+    """``retryable`` is text, so that a subscription's filter can use it."""
     letter = DeadLetter("infer", "rate_limited", "429", retryable=True)
     assert dead_letter_message(dead_letter_row(letter, RUN, FREE))[1]["retryable"] == "true"
 
 
 @pytest.mark.parametrize("kind", ["payload", "payload_bytes"])
 def test_a_payload_that_is_too_large_is_cut_as_for_a_table(kind: str) -> None:
-    """To 1 MiB, and says so; one that just fits is whole."""
+    """A payload above 1 MiB is cut and marked, as for a table; one that just fits is whole."""
     for size, kept in ((9_990_000, 9_990_000), (10_000_000, 1 << 20)):
         payload: Any = b"x" * size
         known = {kind: payload if kind == "payload_bytes" else payload.decode()}
@@ -83,7 +83,7 @@ def test_a_payload_that_is_too_large_is_cut_as_for_a_table(kind: str) -> None:
 
 
 def test_attribute_limits() -> None:
-    """Long values are cut, what cannot be published is left out, ours stay."""
+    """Long attributes are cut, invalid ones are left out, and ours stay."""
     original = {f"k{n}": "é" * 600 for n in range(120)}
     original |= {"googclient_schema": "x", "n" * 257: "x", "": "x", "record_id": "theirs"}
     _, attributes = message_of(attributes=original, record_id="r" * 2000, message="m" * 2000)
@@ -96,7 +96,7 @@ def test_attribute_limits() -> None:
 
 
 def test_cut_text() -> None:
-    """At the end of a character."""
+    """Text is cut at the end of a character."""
     assert cut_text("aé", 2) == "a"
     assert cut_text("aé", 3) == "aé"
 
@@ -109,7 +109,7 @@ def test_cut_text() -> None:
 def test_any_malformed_message_comes_out_as_it_went_in(
     data: bytes, attributes: dict[str, str], message: str
 ) -> None:
-    """Publishing the dead letter to the input again is a retry of the same bytes."""
+    """A dead letter published to the input again is a retry with the same bytes."""
     letter = parse_message(b"\xff" + data, attributes, "7", "s", IdRule(), 0)
     assert isinstance(letter, DeadLetter)
     out, given_attributes = dead_letter_message(dead_letter_row(letter, RUN, FREE))
@@ -121,7 +121,7 @@ def test_any_malformed_message_comes_out_as_it_went_in(
 
 
 def test_the_topic_is_written_in_full() -> None:
-    """Any other name is refused when the pipeline is built."""
+    """A topic without its project is rejected when the pipeline is built."""
     with pytest.raises(ConfigurationError, match=r"the topic is 'dead', but must be written as "):
         PublishDeadLetters(topic="dead")
 
@@ -130,7 +130,7 @@ def test_the_topic_is_written_in_full() -> None:
 
 
 def taken(pubsub: PubSubEmulator, subscription: str, count: int) -> list[tuple[bytes, Any]]:
-    """So many messages of a subscription, and no more."""
+    """The next messages of a subscription, exactly this many."""
     found: list[tuple[bytes, Any]] = []
     while len(found) < count:
         received = pubsub.pull(subscription, timeout_s=30)
@@ -141,7 +141,7 @@ def taken(pubsub: PubSubEmulator, subscription: str, count: int) -> list[tuple[b
 
 
 def test_a_batch_pipeline_publishes_each_dead_letter(pubsub: PubSubEmulator) -> None:
-    """One message each, in requests within the limit; the report counts acknowledged messages."""
+    """Each dead letter is one message; the report counts acknowledged messages."""
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic)
     letters = [
@@ -174,7 +174,7 @@ def test_a_batch_pipeline_publishes_each_dead_letter(pubsub: PubSubEmulator) -> 
 
 
 def test_a_payload_at_the_limit_is_published(pubsub: PubSubEmulator) -> None:
-    """The bound that decides whether a payload is cut is not below what a request takes."""
+    """A payload just below the cut fits into a publish request."""
     topic = pubsub.new_topic()
     pubsub.new_subscription(topic)
     row = row_of(payload="x" * 9_990_000, attributes={f"k{n}": "v" * 1024 for n in range(4)})
@@ -199,7 +199,7 @@ def test_nothing_to_publish(pubsub: PubSubEmulator) -> None:
 
 
 def test_a_topic_that_is_gone_fails_the_run(pubsub: PubSubEmulator) -> None:
-    """The message names the topic, and the number of dead letters that were not published."""
+    """A missing topic fails the run with its name and the number of unpublished dead letters."""
     topic = f"{pubsub.new_topic()}-not"
     publish = _PublishDoFn(topic)
     publish.setup()
@@ -211,5 +211,5 @@ def test_a_topic_that_is_gone_fails_the_run(pubsub: PubSubEmulator) -> None:
 
 
 def test_payload_bytes_are_base64_in_a_row() -> None:
-    """What `dead_letter_message` decodes."""
+    """`dead_letter_message` decodes the base64 payload of a row."""
     assert base64.b64decode(row_of(payload_bytes=b"\xff")["payload_bytes"]) == b"\xff"

@@ -55,7 +55,7 @@ def _parquet_rows(rows: list[bytes], folder: pathlib.Path, columns: Any) -> pa.T
 
 
 def test_json_lines(tmp_path: pathlib.Path) -> None:
-    """The very bytes of the rows; counts and sizes are those of the files."""
+    """Staged files hold the rows' exact bytes; counts and sizes are those of the files."""
     staged = _stage([_row(n) for n in range(10)], tmp_path / "a" / "b")
     assert sorted(file.path for file in staged) == sorted(map(str, tmp_path.glob("a/b/*")))
     assert {pathlib.Path(file.path).suffix for file in staged} == {".jsonl"}
@@ -69,12 +69,12 @@ def test_json_lines(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_no_rows(tmp_path: pathlib.Path, format: str) -> None:
-    """No rows make no file, not even a folder."""
+    """Without rows neither a file nor a folder is made."""
     assert _stage([], tmp_path / "a", format=format) == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_file_behind_the_limit(
+def test_another_file_beyond_the_limit(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bundle's rows are spread over files that readers can share."""
@@ -89,8 +89,8 @@ def test_another_file_behind_the_limit(
     assert b"".join(texts) == b"".join(_row(n) + b"\n" for n in range(7))
 
 
-def test_bundle_that_fails_tells_nothing(tmp_path: pathlib.Path) -> None:
-    """Its file may be left over, but nobody lists it; the attempt that follows starts anew."""
+def test_a_failed_bundle_lists_no_file(tmp_path: pathlib.Path) -> None:
+    """A failed bundle's file may remain but is not listed; the next attempt starts anew."""
     dofn = staging._StageDoFn(str(tmp_path), "jsonl", COLUMNS)
     dofn.start_bundle()
     dofn.process(EncodedRow(_row(1)))
@@ -104,7 +104,7 @@ def test_bundle_that_fails_tells_nothing(tmp_path: pathlib.Path) -> None:
 
 
 def test_parquet_many_row_groups(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows beyond one group, in order, none twice."""
+    """Rows of several row groups are written in order, none twice."""
     monkeypatch.setattr(staging, "_PARQUET_ROWS", 4)
     for count in (3, 4, 9):
         folder = tmp_path / str(count)
@@ -132,7 +132,7 @@ def _schema_of(columns: Any) -> dict[str, str]:
 
 
 def test_parquet_schema_of_results() -> None:
-    """Every column of the contract, typed as in BigQuery."""
+    """Results have every column of the contract, typed as in BigQuery."""
     strings = ["model_version", "service_tier", "output", "output_json"]
     assert _schema_of(RESULT_COLUMNS) == {
         **dict.fromkeys(
@@ -154,7 +154,7 @@ def test_parquet_schema_of_results() -> None:
 
 
 def test_parquet_schema_of_dead_letters() -> None:
-    """Likewise, with bytes and the repeated record of attributes."""
+    """Dead letters have every column, with bytes and the repeated record of attributes."""
     schema = _schema_of(DEAD_LETTER_COLUMNS)
     assert schema["timestamp"] == "timestamp[us, tz=UTC] not null"
     assert schema["retryable"] == "bool not null"
@@ -165,7 +165,7 @@ def test_parquet_schema_of_dead_letters() -> None:
 
 
 def test_parquet_schema_of_the_summary() -> None:
-    """Likewise."""
+    """The summary has every column of the contract, typed as in BigQuery."""
     schema = _schema_of(SUMMARY_COLUMNS)
     assert schema["started_at"] == schema["finished_at"] == "timestamp[us, tz=UTC] not null"
     assert schema["reconciled"] == "bool not null"
@@ -174,7 +174,7 @@ def test_parquet_schema_of_the_summary() -> None:
 
 
 def test_parquet_values_of_results(tmp_path: pathlib.Path) -> None:
-    """A full row and an empty one, read back as Python's own types."""
+    """A full and an empty row are read back as Python's own types."""
     full = Answer(
         Record("1", {"é": 1}),
         "f",
@@ -228,7 +228,7 @@ def test_parquet_values_of_results(tmp_path: pathlib.Path) -> None:
 
 
 def test_parquet_values_of_dead_letters(tmp_path: pathlib.Path) -> None:
-    """Bytes are bytes again, attributes are pairs."""
+    """Payloads of bytes are read back as bytes, attributes as pairs."""
     letter = DeadLetter(
         "read", "parse_error", "not UTF-8", payload_bytes=b"\x00\xff", attributes={"k": "v"}
     )
@@ -262,7 +262,7 @@ def test_parquet_values_of_dead_letters(tmp_path: pathlib.Path) -> None:
 def test_parquet_values_of_the_summary(
     tmp_path: pathlib.Path, text: str, moment: dt.datetime
 ) -> None:
-    """Moments with and without a fraction are moments, in UTC; costs stay exact."""
+    """Timestamps with and without a fraction are read back in UTC; costs stay exact."""
     row = {
         "run_id": "r",
         "started_at": text,
@@ -284,7 +284,7 @@ def test_parquet_values_of_the_summary(
 
 
 def test_parquet_and_json_lines_agree(tmp_path: pathlib.Path) -> None:
-    """Both formats hold the same, as they are written from the same bytes."""
+    """Both formats hold the same values, since they are written from the same bytes."""
     rows = [_row(n) for n in range(5)]
     table = _parquet_rows(rows, tmp_path / "parquet", COLUMNS)
     assert table.sort_by("n").to_pylist() == [json.loads(row) for row in rows]
@@ -294,7 +294,7 @@ def test_parquet_and_json_lines_agree(tmp_path: pathlib.Path) -> None:
 
 
 def test_folders(tmp_path: pathlib.Path) -> None:
-    """Made with those above them, and deleted with what they hold; both as often as one likes."""
+    """Folders are made with their parents and deleted with their contents, repeatedly if asked."""
     folder = tmp_path / "a" / ".run.tmp"
     for _ in range(2):
         make_folder(str(folder))
@@ -307,7 +307,7 @@ def test_folders(tmp_path: pathlib.Path) -> None:
 
 
 def test_transform_has_a_type(tmp_path: pathlib.Path) -> None:
-    """Beam knows what it gives."""
+    """Beam knows the output type of the transform."""
     rows = beam.Pipeline() | beam.Create([EncodedRow(b"")])
     staged = rows | StageRows(folder=str(tmp_path), format="jsonl", columns=COLUMNS)
     assert staged.element_type is StagedFile

@@ -67,7 +67,7 @@ def _totals(counted: list[Counts]) -> tuple[dict[str, int], dict[str, int], Any]
 
 
 def test_encode_result() -> None:
-    """The values and the line are the same; the context is the answer."""
+    """The values and the line of a result agree; its context is the answer."""
     encoded = encode_result(_answer(1), RUN, lambda usage, _: f"0.{usage.output_tokens}")
     row = encoded.values
     assert json.loads(encoded.line) == row
@@ -98,7 +98,7 @@ def test_encode_result() -> None:
 
 
 def test_write_results(tmp_path: pathlib.Path) -> None:
-    """One row each in every sink, the same bytes; the counts has what they cost."""
+    """Each sink has one row per result with the same bytes; the counts hold the costs."""
     folders = [tmp_path / "a", tmp_path / "b"]
     with beam.Pipeline(RUNNER) as root:
         unwritten, reports, counted = (
@@ -148,8 +148,8 @@ _REJECTED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("given", "message"), _REJECTED)
-def test_rejected_result_keeps_what_was_paid_for(given: dict[str, Any], message: str) -> None:
-    """A dead letter of stage ``write`` with output, tokens and attempts; its neighbours are rows."""
+def test_a_rejected_result_keeps_its_answer(given: dict[str, Any], message: str) -> None:
+    """A rejected result is a dead letter of stage ``write`` with output, tokens and attempts."""
     paid = {"finish_reason": "STOP", "model_version": "v", "throttled_ms": 7, **given}
     bad = _answer(1, **paid)
     written: list[EncodedRow] = []
@@ -182,7 +182,7 @@ def test_rejected_result_keeps_what_was_paid_for(given: dict[str, Any], message:
 
 
 def test_rejected_through_the_transform(tmp_path: pathlib.Path) -> None:
-    """The reconciliation's sum holds: rows plus unwritten are all."""
+    """The reconciliation's sum holds: written plus unwritten rows are all results."""
     answers = [_answer(n, embedding=(float("nan"),) if n % 3 == 1 else None) for n in range(7)]
     with beam.Pipeline(RUNNER) as root:
         sink = WriteFiles(folder=str(tmp_path), run_id="r", columns=RESULT_COLUMNS)
@@ -200,7 +200,7 @@ def test_rejected_through_the_transform(tmp_path: pathlib.Path) -> None:
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class _RejectOdd(beam.PTransform):
-    """A sink that holds the rows of even record ids only, and reports their number per bundle."""
+    """A sink that accepts rows of even record ids only, and reports their number per bundle."""
 
     can_reject: ClassVar[bool] = True
     whole_payloads: ClassVar[bool] = False
@@ -225,7 +225,7 @@ class _RejectOdd(beam.PTransform):
 
 @pytest.mark.parametrize("first", [False, True])
 def test_a_row_that_one_sink_rejects_is_in_no_other(tmp_path: pathlib.Path, first: bool) -> None:
-    """Whatever the order of the sinks: a dead letter, not counted as a result, not in the files."""
+    """A row that one sink rejects is a dead letter and in no other sink, in any order of sinks."""
     files = ("Files", WriteFiles(folder=str(tmp_path), run_id="r", columns=RESULT_COLUMNS))
     sinks = [("Reject", _RejectOdd()), files]
     with beam.Pipeline(RUNNER) as root:
@@ -245,19 +245,19 @@ def test_a_row_that_one_sink_rejects_is_in_no_other(tmp_path: pathlib.Path, firs
 
 
 def test_only_one_sink_may_reject() -> None:
-    """A row that the second rejects would be a result in the first."""
+    """Only one sink may reject rows: a row rejected by a second would be a result in the first."""
     with pytest.raises(ValueError, match="sinks a and b can reject rows, but only one sink may"):
         WriteResults(run=RUN, price=FREE, sinks=[("a", _RejectOdd()), ("b", _RejectOdd())])
 
 
 def test_a_sink_of_dead_letters_must_not_reject() -> None:
-    """A dead letter that it rejects would be lost."""
+    """A sink of dead letters must accept every row, since a rejected one would be lost."""
     with pytest.raises(ValueError, match="sink a can reject dead letters, which would be lost"):
         WriteDeadLetters(run=RUN, price=FREE, sinks=[("a", _RejectOdd())])
 
 
-def test_a_rejected_result_keeps_what_was_paid_for() -> None:
-    """Its dead letter has the whole record, the output and the tokens."""
+def test_a_rejected_result_keeps_the_whole_record() -> None:
+    """A rejected result's dead letter has the whole record, the output and the tokens."""
     answer = _answer(7, finish_reason="STOP")
     row = encode_result(answer, RUN, _no_price)
     dead = rejected_dead_letter(RejectedRow(row, Rejection("write_rejected", "no such column")))
@@ -305,7 +305,7 @@ _count = st.none() | st.integers()
     )
 )
 def test_dead_letter_is_never_rejected(letter: DeadLetter) -> None:
-    """Whatever a failure holds, its row fits the columns and says which record it was."""
+    """Any failure's row fits the columns and names its record."""
     row = dead_letter_row(letter, RUN, TokenPrices("openai", "gpt-4o-mini"))
     encoded = encode_dead_letter(row)
     line = encoded.line
@@ -345,7 +345,7 @@ def test_dead_letter_that_does_not_fit() -> None:
 
 @pytest.mark.parametrize("name", ["payload", "output", "stacktrace", "error_message", "record_id"])
 def test_dead_letter_beyond_the_longest_row(name: str) -> None:
-    """A row of more than 100 MB is cut, wherever it is long."""
+    """A row of more than 100 MB is cut in its long column."""
     given = {"error_message": "no", name: "\x01" * 40_000_000}
     letter = DeadLetter("infer", "blocked", **given)
     row = encode_dead_letter(dead_letter_row(letter, RUN, _no_price))
@@ -355,13 +355,13 @@ def test_dead_letter_beyond_the_longest_row(name: str) -> None:
 
 
 class _ShortFiles(WriteFiles):
-    """Files that get payloads as a table does."""
+    """A file sink that gets payloads cut like a table's."""
 
     whole_payloads: ClassVar[bool] = False
 
 
 def test_write_dead_letters(tmp_path: pathlib.Path) -> None:
-    """Files hold payloads whole, tables up to 1 MiB; each letter is one row in each."""
+    """Files hold whole payloads, tables up to 1 MiB; each letter is one row in each."""
     whole, short = tmp_path / "whole", tmp_path / "short"
     letters = [
         DeadLetter("read", "parse_error", "m", payload="é" * MIB, record_id="1"),
@@ -424,14 +424,14 @@ def test_write_dead_letters(tmp_path: pathlib.Path) -> None:
 
 
 def test_long_text_with_a_lone_surrogate() -> None:
-    """Cutting does not stumble over it."""
+    """A text with a lone surrogate can be cut."""
     letter = DeadLetter("infer", "internal", "m", output="a\ud83d" * MIB, stacktrace="\ud83d" * MIB)
     held = encode_dead_letter(cut_payload(dead_letter_row(letter, RUN, _no_price))).values
     assert len(held["output"]) == len(held["stacktrace"]) == MIB
 
 
 def test_a_dead_letter_that_a_table_rejects_is_shortened() -> None:
-    """Texts are cut and the message says why; a short one is left as it is."""
+    """Long texts are cut and the message says why; a short letter is unchanged."""
     letter = DeadLetter(
         stage="infer",
         error_type="internal",

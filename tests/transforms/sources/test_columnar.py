@@ -1,4 +1,4 @@
-"""Parquet and Avro: every type as JSON, one bad value costs one record, damage is a parse error."""
+"""Parquet and Avro: every type as JSON, one bad value fails one record, damage is a parse error."""
 
 import datetime as dt
 import decimal
@@ -93,7 +93,7 @@ def test_parquet_types(array: pa.Array, expected: list[Any]) -> None:
 
 
 def test_parquet_rows_and_groups() -> None:
-    """Each row is in exactly one group; ids, NULLs and the order of columns are kept."""
+    """Each row is in exactly one row group; ids, NULLs and the order of columns are kept."""
     table = pa.table({"b": ["x", None, "z", "w", ""], "id": [1, 2, None, 4, 5]})
     file = _parquet(table, row_group_size=2)
     assert row_groups(file) == 3
@@ -116,7 +116,7 @@ def test_parquet_rows_and_groups() -> None:
 
 
 def test_parquet_many_rows() -> None:
-    """More than one conversion batch."""
+    """More rows than one conversion batch are read."""
     table = pa.table({"id": range(2500)})
     ids = [item.record_id for item in read_parquet(_parquet(table), PATH, IdRule())]
     assert ids == [str(n) for n in range(2500)]
@@ -124,7 +124,7 @@ def test_parquet_many_rows() -> None:
 
 @pytest.mark.parametrize("rows", [0, 3])
 def test_parquet_without_rows(rows: int) -> None:
-    """No rows are no error."""
+    """A file without rows is not an error."""
     table = pa.table({"id": pa.array([None] * rows, pa.int64())})
     file = _parquet(table.slice(0, 0))
     assert list(read_parquet(file, PATH, IdRule())) == []
@@ -146,7 +146,7 @@ def test_parquet_without_rows(rows: int) -> None:
     ],
 )
 def test_parquet_value_that_python_cannot_hold(array: pa.Array, error: str) -> None:
-    """It costs only its row; the dead letter holds the row's other values."""
+    """A value that Python cannot hold fails its row; the dead letter has the row's other values."""
     file = _parquet(pa.table({"id": [1, 2, 3], "v": array}))
     before, dead, after = read_parquet(file, PATH, IdRule())
     assert dead == DeadLetter(
@@ -174,7 +174,7 @@ def test_parquet_damage_is_a_parse_error(compression: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"x" * 1000, b"PAR1" + b"\0" * 100 + b"PAR1"])
 def test_not_parquet(data: bytes) -> None:
-    """Data without any Parquet structure."""
+    """Data without any Parquet structure is a damage error."""
     for read in (
         lambda: row_groups(io.BytesIO(data)),
         lambda: list(read_parquet(io.BytesIO(data), PATH, IdRule())),
@@ -212,7 +212,7 @@ class _StorageError(OSError):
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), _StorageError("503")])
 def test_failing_storage_is_not_damage(error: OSError) -> None:
-    """It is raised unchanged, so that the runner tries again."""
+    """A storage error is raised unchanged, so that the runner retries."""
     table = pa.table({"id": range(1000), "s": [f"text {n}" for n in range(1000)]})
     data = _parquet(table, row_group_size=100).getvalue()
     healthy = _FailingDisk(data, error, 10_000)
@@ -295,7 +295,7 @@ def test_avro_types() -> None:
 
 @pytest.mark.parametrize("codec", ["null", "deflate"])
 def test_avro_many_blocks(codec: str) -> None:
-    """Every record of every block, in order; without a required id it is a dead letter."""
+    """Every record of every block is read in order; without a required id it is a dead letter."""
     schema = _avro_record(k=["null", "long"])
     rows = [{"k": None if n == 7 else n} for n in range(1000)]
     file = _avro(schema, rows, codec=codec, sync_interval=100)
@@ -315,5 +315,5 @@ def test_avro_of_other_values_than_records() -> None:
 
 
 def test_avro_without_records() -> None:
-    """No records are no error."""
+    """A file without records is not an error."""
     assert list(read_avro(_avro(_avro_record(k="long"), []), PATH, IdRule())) == []

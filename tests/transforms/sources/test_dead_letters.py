@@ -24,7 +24,7 @@ FREE = TokenPrices(None, "m")
 
 
 def _row(letter: DeadLetter) -> dict[str, Any]:
-    """The row as a sink would write it and a reader would find it."""
+    """A row as a sink writes it and a reader finds it."""
     row: dict[str, Any] = json.loads(encode_dead_letter(dead_letter_row(letter, RUN, FREE)).line)
     return row
 
@@ -41,7 +41,7 @@ def test_round_trip() -> None:
 
 
 def test_a_required_id_field_decides() -> None:
-    """With --id_field the field holds the id, as for every source."""
+    """If an id field is required, its value is the id, as for every source."""
     record = Record("T-1", {"key": 7})
     back = revive(_row(_letter(record)), "f", IdRule("key", required=True))
     assert back == Record("7", {"key": 7}, {}, "f")
@@ -51,7 +51,7 @@ def test_a_required_id_field_decides() -> None:
 
 
 def test_a_raw_line_is_a_dead_letter_again() -> None:
-    """It still cannot be parsed; its payload is kept."""
+    """A raw line still cannot be parsed and becomes a dead letter again, with its payload."""
     row = _row(DeadLetter("read", "parse_error", "bad", payload="{broken"))
     again = revive(row, "f", IdRule())
     assert isinstance(again, DeadLetter)
@@ -59,7 +59,7 @@ def test_a_raw_line_is_a_dead_letter_again() -> None:
 
 
 def test_raw_bytes_are_a_dead_letter_again() -> None:
-    """Bytes that are not text remain the same bytes."""
+    """Bytes that are not text become a dead letter with the same bytes."""
     row = _row(DeadLetter("read", "parse_error", "bad", payload_bytes=b"\xff\xfe"))
     again = revive(row, "f", IdRule())
     assert isinstance(again, DeadLetter)
@@ -81,7 +81,7 @@ def test_a_cut_payload_is_not_a_record() -> None:
 
 @pytest.mark.parametrize("row", [{"a": 1}, {"error_type": "x"}, {"payload": "{}"}])
 def test_other_rows(row: dict[str, Any]) -> None:
-    """Other rows are dead letters that say so, with the whole row."""
+    """Other rows are dead letters with a clear message and the whole row."""
     again = revive(row, "f", IdRule())
     assert isinstance(again, DeadLetter)
     assert "not a dead letter" in again.error_message
@@ -89,7 +89,7 @@ def test_other_rows(row: dict[str, Any]) -> None:
 
 
 def test_the_source(tmp_path: pathlib.Path) -> None:
-    """Through a pipeline, each row of the files becomes a record or a dead letter again, once."""
+    """A pipeline turns each row of the files into a record or a dead letter once."""
     rows = [
         _row(_letter(Record("a", {"t": "1"}))),
         _row(DeadLetter("read", "parse_error", "bad", payload="[1]")),
@@ -108,7 +108,7 @@ def test_the_source(tmp_path: pathlib.Path) -> None:
 
 
 def test_bytes_survive_base64() -> None:
-    """The column holds standard base64."""
+    """Bytes survive the column's standard base64."""
     row = _row(DeadLetter("read", "parse_error", "bad", payload_bytes=b"\x00\xff"))
     assert base64.b64decode(row["payload_bytes"]) == b"\x00\xff"
 
@@ -130,6 +130,6 @@ def test_is_table(text: str, table: bool) -> None:
 
 
 def test_neither_table_nor_files() -> None:
-    """The message holds the value and what it must be."""
+    """A value that is neither a table nor files is rejected with the value and the valid forms."""
     with pytest.raises(ConfigurationError, match=r"'letters' is neither a table"):
         is_table("letters")

@@ -74,7 +74,7 @@ def _ids(items: list[Item]) -> list[str | None]:
 def _check_read(
     transform: beam.PTransform, ids: list[str], unread: list[DeadLetter] | None = None
 ) -> None:
-    """Runs a root transform; compares the ids that it reads, in any order, and the dead letters."""
+    """Runs a root transform; compares its ids, in any order, and its dead letters."""
     with beam.Pipeline(RUNNER) as root:
         records, dead, *_ = root | transform
         assert_that(records | beam.Map(lambda record: record.record_id), equal_to(ids), "Records")
@@ -98,14 +98,14 @@ def _check_read(
     ],
 )
 def test_format_by_name(name: str, kind: str) -> None:
-    """The suffix decides, in any case and before a ``.gz``."""
+    """The suffix decides the format, in any case and before a ``.gz``."""
     assert format_of(name) == kind
     assert format_of(name, "objects") == "objects"
 
 
 @pytest.mark.parametrize("name", ["a", "a.xml", "a.gz", "jsonl", "a.jsonl.bak"])
 def test_a_name_without_a_known_suffix(name: str) -> None:
-    """The message holds the name and the remedy."""
+    """The message about an unknown suffix names the file and the remedy."""
     with pytest.raises(ConfigurationError) as raised:
         format_of(name)
     assert str(raised.value) == (
@@ -116,7 +116,7 @@ def test_a_name_without_a_known_suffix(name: str) -> None:
 
 
 def test_unknown_suffix_stops_the_run(tmp_path: pathlib.Path) -> None:
-    """An unknown format is wrong use, not a dead letter."""
+    """An unknown format is a usage error, not a dead letter."""
     path = _write(tmp_path / "a.xml", "<a/>")
     with pytest.raises(ConfigurationError, match="set `format`, one of jsonl"):
         list(read_first(path, None, IdRule(), 5))
@@ -125,7 +125,7 @@ def test_unknown_suffix_stops_the_run(tmp_path: pathlib.Path) -> None:
 
 
 def test_each_format(tmp_path: pathlib.Path) -> None:
-    """The same two records in every format; a given format precedes the name's."""
+    """Every format reads the same two records; a format that is set overrides the name's."""
     paths = [
         _write(tmp_path / "a.jsonl", '{"id":1}\n{"id":2}\n'),
         _write(tmp_path / "a.csv", "id\r\n1\r\n2\r\n"),
@@ -142,7 +142,7 @@ def test_each_format(tmp_path: pathlib.Path) -> None:
 
 
 def test_objects(tmp_path: pathlib.Path) -> None:
-    """One record per file, unopened, with its URI and type; the URI may be the id."""
+    """Each file is one unopened record with its URI and type; the URI may be the id."""
     for name in ("a.png", "b.pdf", "c.unknown", "d"):
         _write(tmp_path / name, "\0")
     types = ["image/png", "application/pdf", "application/octet-stream", "application/octet-stream"]
@@ -160,7 +160,7 @@ def test_objects(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl", "a.JSON.GZ"])
 def test_gzip_by_content(tmp_path: pathlib.Path, name: str) -> None:
-    """The content decides, whatever the name says."""
+    """The content decides whether a file is gzipped, whatever its name."""
     data = _json_lines(range(5)).encode()
     expected = [str(n) for n in range(5)]
     assert _ids(_read(_write(tmp_path / name, gzip.compress(data)))) == expected
@@ -175,7 +175,7 @@ def test_gzip_by_content(tmp_path: pathlib.Path, name: str) -> None:
 def test_gzipped_containers(
     tmp_path: pathlib.Path, make: Callable[[pathlib.Path, Any], str]
 ) -> None:
-    """They are decompressed too."""
+    """Gzipped Parquet and Avro files are decompressed too."""
     path = tmp_path / make.__name__.replace("_", "a.")
     make(path, range(5))
     path.write_bytes(gzip.compress(path.read_bytes()))
@@ -208,7 +208,7 @@ def test_truncated_gzip(tmp_path: pathlib.Path) -> None:
     ids=["header", "checksum", "trailing"],
 )
 def test_damaged_gzip(tmp_path: pathlib.Path, data: bytes, reason: str) -> None:
-    """A dead letter with the decoder's message, never an exception."""
+    """Damaged gzip is a dead letter with the decoder's message, never an exception."""
     path = _write(tmp_path / "a.jsonl", data)
     dead = _read(path)[-1]
     assert isinstance(dead, DeadLetter)
@@ -220,7 +220,7 @@ def test_damaged_gzip(tmp_path: pathlib.Path, data: bytes, reason: str) -> None:
 
 
 def test_other_compression_is_not_text(tmp_path: pathlib.Path) -> None:
-    """bzip2 is not decompressed: its lines are dead letters with their bytes, not a crash."""
+    """Bzip2 is not decompressed: its lines are dead letters with their bytes."""
     path = _write(tmp_path / "a.jsonl", bz2.compress(b'{"id":1}\n'))
     assert {item.error_type for item in _read(path)} == {"parse_error"}  # type: ignore[union-attr]
 
@@ -233,7 +233,7 @@ def test_other_compression_is_not_text(tmp_path: pathlib.Path) -> None:
 def test_corrupt_container(
     tmp_path: pathlib.Path, make: Callable[[pathlib.Path, Any], str], limit: int | None
 ) -> None:
-    """One dead letter for the file, whole or in parts; the other files are read."""
+    """A corrupt file is one dead letter, whole or in parts; the other files are read."""
     suffix = make.__name__.replace("_", ".")
     make(tmp_path / f"a{suffix}", range(3))
     path = _write(tmp_path / f"b{suffix}", b"none of these formats" * 10)
@@ -248,7 +248,7 @@ def test_corrupt_container(
 
 
 def test_truncated_avro(tmp_path: pathlib.Path) -> None:
-    """The blocks before the damage are read."""
+    """The Avro blocks before the damage are read."""
     path = _avro(tmp_path / "a.avro", range(1000))
     data = pathlib.Path(path).read_bytes()
     _write(tmp_path / "a.avro", data[: len(data) * 2 // 3])
@@ -262,7 +262,7 @@ def test_truncated_avro(tmp_path: pathlib.Path) -> None:
 
 
 def test_avro_moment_that_python_cannot_hold(tmp_path: pathlib.Path) -> None:
-    """It ends the file like damage: Avro cannot be read after it."""
+    """A timestamp that Python cannot hold ends an Avro file like damage."""
     kind = {"type": "long", "logicalType": "timestamp-micros"}
     schema = {"type": "record", "name": "r", "fields": [{"name": "id", "type": kind}]}
     with (tmp_path / "a.avro").open("wb") as file:
@@ -277,7 +277,7 @@ def test_avro_moment_that_python_cannot_hold(tmp_path: pathlib.Path) -> None:
 
 
 def test_any_wrong_byte_of_avro(tmp_path: pathlib.Path) -> None:
-    """Whichever byte is wrong, reading ends with records or with one dead letter."""
+    """Reading Avro with any wrong byte ends with records or with one dead letter."""
     path = _avro(tmp_path / "a.avro", range(30))
     data = pathlib.Path(path).read_bytes()
     kinds: collections.Counter[str] = collections.Counter()
@@ -291,7 +291,7 @@ def test_any_wrong_byte_of_avro(tmp_path: pathlib.Path) -> None:
 
 
 def test_corrupt_row_group_costs_itself(tmp_path: pathlib.Path) -> None:
-    """The other row groups are read, because each is read separately."""
+    """A corrupt row group fails alone, because each is read separately."""
     path = tmp_path / "a.parquet"
     table = pa.table({"id": [str(n) * 30 for n in range(300)]})
     pq.write_table(table, path, row_group_size=100, compression="snappy")
@@ -311,7 +311,7 @@ def test_corrupt_row_group_costs_itself(tmp_path: pathlib.Path) -> None:
 
 
 def test_bad_csv_header_costs_the_file(tmp_path: pathlib.Path) -> None:
-    """One dead letter that names the header."""
+    """A bad CSV header makes the file one dead letter that names the header."""
     path = _write(tmp_path / "a.csv", "id,id\n1,2\n")
     assert _read(path) == [
         DeadLetter(
@@ -326,13 +326,13 @@ def test_bad_csv_header_costs_the_file(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
 def test_empty_text(tmp_path: pathlib.Path, name: str) -> None:
-    """It has no records and no errors."""
+    """Empty text has no records and no errors."""
     assert _read(_write(tmp_path / name, b"")) == []
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.avro"])
 def test_empty_container(tmp_path: pathlib.Path, name: str) -> None:
-    """A container has at least a header: an empty file is damaged."""
+    """A container has at least a header, so an empty file is damaged."""
     path = _write(tmp_path / name, b"")
     for items in (
         list(read_first(path, None, IdRule(), 5)),
@@ -347,18 +347,18 @@ def test_empty_container(tmp_path: pathlib.Path, name: str) -> None:
         ]
 
 
-# What is raised
+# Errors that are raised
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "txt", "avro", "parquet"])
 def test_vanished_file(tmp_path: pathlib.Path, kind: str) -> None:
-    """A file deleted after the glob was matched raises: the runner tries again."""
+    """A file deleted after the glob was matched raises, so that the runner retries."""
     with pytest.raises(OSError, match="No such file"):
         list(read_part(FilePart(f"{tmp_path}/a.{kind}", kind), IdRule()))
 
 
 def test_vanished_parquet_when_planning(tmp_path: pathlib.Path) -> None:
-    """The same while its parts are planned."""
+    """A Parquet file deleted before its parts are planned raises, too."""
     with pytest.raises(OSError, match="No such file"):
         files._parts_or_damage(FileMetadata(f"{tmp_path}/a.parquet", 10), None)
 
@@ -367,7 +367,7 @@ def test_vanished_parquet_when_planning(tmp_path: pathlib.Path) -> None:
 def test_failing_storage(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """An error of the storage says nothing about the file: it is raised unchanged."""
+    """A storage error says nothing about the file and is raised unchanged."""
 
     class StorageError(OSError):
         pass
@@ -385,7 +385,7 @@ def test_failing_storage(
 
 
 def test_match(tmp_path: pathlib.Path) -> None:
-    """Only files: a folder is none, even with a file's name."""
+    """A glob matches only files, never a folder, even one with a file's name."""
     (tmp_path / "d.jsonl").mkdir()
     (tmp_path / "sub").mkdir()
     _write(tmp_path / "a.jsonl", "")
@@ -400,7 +400,7 @@ def test_match(tmp_path: pathlib.Path) -> None:
 
 
 def test_no_match_is_empty(tmp_path: pathlib.Path) -> None:
-    """The transform reads nothing; the command line checks for it."""
+    """Without a match the transform reads nothing; the command line checks for it."""
     _check_read(ReadFiles(pattern=f"{tmp_path}/*.jsonl"), [])
 
 
@@ -408,7 +408,7 @@ def test_no_match_is_empty(tmp_path: pathlib.Path) -> None:
 
 
 def test_plan(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranges of long text and row groups of Parquet; one part for everything else."""
+    """Long text is planned in ranges, Parquet in row groups, everything else as one part."""
     monkeypatch.setattr(files, "_RANGE_BYTES", 10)
     lines = _write(tmp_path / "a.jsonl", b"x" * 25)
     assert plan_parts(lines, 25) == [
@@ -431,7 +431,7 @@ def test_plan(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ranges_read_each_line_once(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """Through the transform, for any ranges."""
+    """Any ranges read each line once through the transform."""
     monkeypatch.setattr(files, "_RANGE_BYTES", size)
     lines = [json.dumps({"id": n, "text": "é" * (n % 9)}, ensure_ascii=False) for n in range(40)]
     path = _write(tmp_path / "a.jsonl", "\ufeff" + "\r\n".join(lines))
@@ -440,7 +440,7 @@ def test_ranges_read_each_line_once(
 
 
 def test_read_records(tmp_path: pathlib.Path) -> None:
-    """Files of several formats by one glob; each unreadable input is one dead letter."""
+    """A glob reads files of several formats; each unreadable input is one dead letter."""
     _write(tmp_path / "a.jsonl", '{"k":1}\n{"k":2')
     _write(tmp_path / "b.csv", "k\n3\n\n4\n")
     _write(tmp_path / "c.jsonl.gz", gzip.compress(b'{"k":5}\n{"id":6}\n'))
@@ -470,7 +470,7 @@ def test_read_records(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize(("limit", "read"), [(1, 1), (4, 4), (5, 5), (6, 6), (9, 9), (100, 9)])
 def test_limit_is_exact(tmp_path: pathlib.Path, limit: int, read: int) -> None:
-    """The first inputs by file name; unreadable ones count, blank lines do not."""
+    """The limit takes the first inputs by file name; unreadable ones count, blank lines do not."""
     _write(tmp_path / "b.jsonl", _json_lines([4, 5]))
     _write(tmp_path / "a.jsonl", '{"id":0}\n\nbad\n{"id":2}\n{"id":3}\n')
     _parquet(tmp_path / "c.parquet", [6, 7, 8], group=2)
@@ -479,14 +479,14 @@ def test_limit_is_exact(tmp_path: pathlib.Path, limit: int, read: int) -> None:
 
 
 def test_limit_reads_no_further(tmp_path: pathlib.Path) -> None:
-    """Later files are not even opened."""
+    """Files beyond the limit are not even opened."""
     _write(tmp_path / "a.jsonl", _json_lines([0, 1]))
     _write(tmp_path / "b.xml", "")
     assert _ids(list(read_first(f"{tmp_path}/*", None, IdRule(), 2))) == ["0", "1"]
 
 
 def test_limit_through_the_transform(tmp_path: pathlib.Path) -> None:
-    """Records and dead letters together count."""
+    """Records and dead letters count together towards the limit."""
     _write(tmp_path / "a.txt", b"a\n\xff\nb\nc\n")
     dead = DeadLetter(
         "read",
@@ -502,7 +502,7 @@ def test_limit_through_the_transform(tmp_path: pathlib.Path) -> None:
 
 
 def test_open_file_of_one_byte(tmp_path: pathlib.Path) -> None:
-    """It is shorter than gzip's magic number."""
+    """A file of one byte, shorter than gzip's magic number, is read."""
     for data in (b"", b"\x1f", b"x"):
         with open_file(_write(tmp_path / "a", data)) as file:
             assert file.read() == data

@@ -47,7 +47,7 @@ def _dead(message: str, payload: str, error_type: str = "parse_error") -> DeadLe
 
 
 def test_default_id_golden() -> None:
-    """The id field as text, else the first 128 bits of the SHA-256 of the canonical JSON."""
+    """The id is the id field as text, else the first 128 bits of the canonical JSON's SHA-256."""
     data = b'{"id":"a","n":1}\n{"id":7}\r\n{"b":2,"a":"\xc3\xa9"}\n{"a":"\\u00e9","b":2}'
     by_hash = "06c264c46ad5ada9493abd3aa2383fb2"
     assert _json(data) == [
@@ -92,7 +92,7 @@ def test_required_id_is_missing(fields: dict[str, Any], state: str) -> None:
 
 @pytest.mark.parametrize("fields", [{"n": 1}, {"id": None}, {"id": ""}])
 def test_default_id_is_missing(fields: dict[str, Any]) -> None:
-    """The record gets the hash, and equal records have equal ids."""
+    """A record without the default id field gets its hash, so equal records have equal ids."""
     first, again = make_record(fields, "a", IdRule()), make_record(dict(fields), "b", IdRule())
     assert isinstance(first, Record)
     assert isinstance(again, Record)
@@ -105,7 +105,7 @@ def test_default_id_is_missing(fields: dict[str, Any]) -> None:
 
 
 def test_json_blank_lines_are_skipped() -> None:
-    """They still count as lines: an error names its position in the file."""
+    """Blank lines are skipped but still count in the line numbers of errors."""
     assert _json(b'\n\r\n{"id":1}\n\n\nx\n\n') == [
         Record("1", {"id": 1}, {}, PATH),
         _dead(f"{PATH}, line 6: not JSON: Expecting value: line 1 column 1 (char 0)", "x"),
@@ -129,7 +129,7 @@ def test_json_blank_lines_are_skipped() -> None:
     ],
 )  # fmt: skip
 def test_json_bad_line_costs_itself(line: str, message: str) -> None:
-    """It is one dead letter with the raw line; its neighbours are read."""
+    """A bad line is one dead letter with its bytes; its neighbours are read."""
     before, dead, after = _json(b'{"id":1}\n' + line.encode() + b'\n{"id":2}\n')
     assert isinstance(dead, DeadLetter)
     assert dead.error_message.startswith(f"{PATH}, line 2: {message}")
@@ -153,7 +153,7 @@ def test_not_utf8(read: Callable[[bytes], list[Item]]) -> None:
 
 
 def test_json_odd_values() -> None:
-    """Values outside JSON's common ground are escaped; digits are never lost."""
+    """Values outside common JSON are escaped; digits are never lost."""
     data = rb'{"id":1,"n":NaN,"s":"\ud83d","big":123456789012345678901234567890,"e":"\ud83d\ude00"}'
     assert _fields(_json(data)) == [
         {"id": 1, "n": "NaN", "s": "\\ud83d", "big": 123456789012345678901234567890, "e": "😀"}
@@ -175,7 +175,7 @@ def test_json_missing_id_in_file() -> None:
 
 
 def test_text() -> None:
-    """One field; blank lines are skipped, other white space is kept."""
+    """A line of text is one field; blank lines are skipped, other white space is kept."""
     assert _fields(_text(b" a \r\n\nb\tc\n  \nd")) == [
         {"text": " a "},
         {"text": "b\tc"},
@@ -187,7 +187,7 @@ def test_text() -> None:
 @pytest.mark.parametrize("read", [_json, _text, _csv])
 @pytest.mark.parametrize("data", [b"", b"\n", b"\r\n\r\n", BOM, BOM + b"\n"])
 def test_empty_input(read: Callable[[bytes], list[Item]], data: bytes) -> None:
-    """Empty files are no error."""
+    """An empty file is not an error."""
     assert read(data) == []
 
 
@@ -212,7 +212,7 @@ def short_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
 @pytest.mark.parametrize("length", [16, 17, 40])
 def test_long_line(length: int, end: bytes) -> None:
-    """It is a dead letter with its first bytes; the next line is read."""
+    """A long line is a dead letter with its first bytes; the next line is read."""
     long = _dead(f"{PATH}, line 2: the line is longer than 0 MiB", "x" * 16, "too_large")
     after = b"b" if end else b""
     items = _text(b"a\n" + b"x" * length + end + after)
@@ -231,7 +231,7 @@ def test_longest_line() -> None:
 
 @pytest.mark.usefixtures("short_lines")
 def test_long_line_cut_at_a_carriage_return() -> None:
-    """A cut line never passes for a whole one."""
+    """A cut line is never taken for a whole one."""
     assert _text(b"x" * 15 + b"\ryyy\nb")[0] == _dead(
         f"{PATH}, line 1: the line is longer than 0 MiB", "x" * 15 + "\r", "too_large"
     )
@@ -284,7 +284,7 @@ def test_each_line_is_in_one_range(data: bytes, cuts: list[int]) -> None:
 @settings(deadline=None)
 @given(_content, st.lists(st.integers(1, 200), max_size=6))
 def test_long_lines_are_in_one_range(data: bytes, cuts: list[int]) -> None:
-    """The same with lines above the limit."""
+    """Lines above the limit are in exactly one range, too."""
     places = [0, *sorted({cut for cut in cuts if cut < len(data)}), None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "MAX_LINE_BYTES", 8)
@@ -299,7 +299,7 @@ def test_long_lines_are_in_one_range(data: bytes, cuts: list[int]) -> None:
 
 
 def test_positions_in_a_later_range() -> None:
-    """Line numbers are unknown there: the message names the byte."""
+    """In a later range line numbers are unknown, so messages name the byte."""
     data = b'{"id":1}\n{"id":2}\nx\n{"id":3}\n'
     assert _fields(_json(data, stop=5)) == [{"id": 1}]
     dead, last = _json(data, start=10)
@@ -327,7 +327,7 @@ def test_range_after_a_very_long_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_csv_rfc_4180() -> None:
-    """Quotes, doubled quotes, commas and lines inside quotes, CRLF, no newline at the end."""
+    """CSV may have quotes, doubled or around commas and line breaks, CRLF, and no last newline."""
     data = (
         b'id,"a ""b""",c\r\n'
         b'1,"x, y","say ""hi"""\r\n'
@@ -345,7 +345,7 @@ def test_csv_rfc_4180() -> None:
 
 
 def test_csv_header_only() -> None:
-    """No rows are no error."""
+    """A header without rows is not an error."""
     assert _csv(b"id,a\n") == _csv(b"id,a") == _csv(b"\r\nid,a\r\n\r\n") == []
 
 
@@ -360,7 +360,7 @@ def test_csv_header_only() -> None:
     ],
 )
 def test_csv_bad_row_costs_itself(row: str, message: str) -> None:
-    """Also a quote that is never closed: reading continues with the next line."""
+    """After a bad row, even with an unclosed quote, reading continues with the next line."""
     before, dead, *after = _csv(f"id,a\n1,x\n{row}\n3,y\n4,z\n".encode())
     assert dead == _dead(f"{PATH}, line 3: {message}", row)
     assert [before, *after] == [
@@ -370,7 +370,7 @@ def test_csv_bad_row_costs_itself(row: str, message: str) -> None:
 
 
 def test_csv_two_unclosed_quotes() -> None:
-    """They do not swallow the rows between them."""
+    """Two unclosed quotes do not swallow the rows between them."""
     items = _csv(b'id,a\n1,"x\n2,ok\n3,"y\n4,"two\nlines"\n5,z\n')
     assert _fields(items) == [
         '1,"x',
@@ -393,7 +393,7 @@ def test_csv_quotes_that_are_text() -> None:
 
 
 def test_csv_unclosed_quote_far_from_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search for the closing quote is bounded, and so is memory."""
+    """The search for a closing quote is bounded, and so is memory."""
     monkeypatch.setattr(lines, "MAX_ROW_LINES", 3)
     rows = "".join(f"{n},x\n" for n in range(10))
     items = _csv(f'id,a\nbad,"x\n{rows}10,"two\nlines"\n'.encode())
@@ -405,7 +405,7 @@ def test_csv_unclosed_quote_far_from_the_end(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_csv_row_that_is_not_utf8() -> None:
-    """It costs only itself."""
+    """A row that is not UTF-8 fails alone."""
     before, dead, after = _csv(b"id,a\n1,x\n2,\xff\n3,y")
     assert dead == DeadLetter(
         "read",
@@ -427,7 +427,7 @@ def test_csv_row_that_is_not_utf8() -> None:
     ],
 )
 def test_csv_bad_header(header: bytes, message: str) -> None:
-    """Without a header nothing can be read: the file counts as damaged."""
+    """Without a header no row can be read: the file counts as damaged."""
     with pytest.raises(ParseError) as raised:
         _csv(header + b"\n1,2,3\n")
     assert str(raised.value) == f"{PATH}: the header {message}"

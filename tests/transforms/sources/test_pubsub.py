@@ -1,4 +1,4 @@
-"""Messages: each is one record or one dead letter, and no message makes a reader fail."""
+"""Each message is one record or one dead letter, and none makes a reader fail."""
 
 import dataclasses
 import json
@@ -61,13 +61,13 @@ def dead(message: str, **known: Any) -> DeadLetter:
     ],
 )
 def test_the_id(data: bytes, attributes: dict[str, str], rule: IdRule, record_id: str) -> None:
-    """The field, so that a backfill has the same ids; else the attribute, else the message id."""
+    """The id is the field, as in a backfill, else the attribute, else the message id."""
     fields = json.loads(data)
     assert parsed(data, attributes, rule) == Record(record_id, fields, attributes, SUBSCRIPTION, 5)
 
 
 def test_a_required_id_is_missing() -> None:
-    """The message is a dead letter with its fields, under the message id."""
+    """Without a required id the message is a dead letter with its fields under the message id."""
     assert parsed(b'{"ticket":""}', {"a": "b"}, NAMED) == DeadLetter(
         "read",
         "missing_field",
@@ -80,7 +80,7 @@ def test_a_required_id_is_missing() -> None:
 
 
 def test_no_id_at_all() -> None:
-    """A record gets its hash, as in a file; a dead letter has no id."""
+    """Without any id a record gets its hash, as in a file; a dead letter has none."""
     record, letter = (parsed(data, message_id="") for data in (b'{"a":1}', b"x"))
     assert record.record_id == IdRule().record_id({"a": 1})
     assert letter.record_id is None
@@ -88,7 +88,7 @@ def test_no_id_at_all() -> None:
     assert letter.error_message.startswith(f"{SUBSCRIPTION}, message without an id: not JSON: ")
 
 
-# What is no record
+# Messages that are not records
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_no_id_at_all() -> None:
     ],
 )
 def test_malformed(data: bytes, letter: DeadLetter) -> None:
-    """A dead letter with the whole body, as text if it is text."""
+    """A malformed message is a dead letter with the whole body, as text if possible."""
     found = parsed(data)
     assert isinstance(found, DeadLetter)
     assert found.error_message.startswith(letter.error_message)
@@ -111,22 +111,22 @@ def test_malformed(data: bytes, letter: DeadLetter) -> None:
 
 
 def test_a_malformed_message_keeps_the_id_of_its_attributes() -> None:
-    """It keeps all of its attributes."""
+    """A malformed message keeps all of its attributes and the id among them."""
     attributes = {"ticket": "t-1", "tenant": "x"}
     letter = parsed(b"{", attributes, NAMED)
     assert (letter.record_id, letter.attributes) == ("t-1", attributes)
 
 
 def test_nan_is_not_malformed() -> None:
-    """It becomes text, as for every source."""
+    """NaN is not malformed: it becomes text, as for every source."""
     record = parsed(b'{"a":NaN,"b":[-Infinity],"id":Infinity}')
     assert isinstance(record, Record)
     assert record.fields == {"a": "NaN", "b": ["-Infinity"], "id": "Infinity"}
     assert record.record_id == "Infinity"
 
 
-def test_an_unforeseen_error_is_a_dead_letter_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has its stacktrace; the next message is read."""
+def test_an_unexpected_error_is_a_dead_letter_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unexpected error is a dead letter with its stacktrace; the next message is read."""
 
     def fails(data: bytes) -> Any:
         raise RuntimeError("who knows")
@@ -141,7 +141,7 @@ def test_an_unforeseen_error_is_a_dead_letter_too(monkeypatch: pytest.MonkeyPatc
 
 @given(st.binary(), ATTRIBUTES, MESSAGE_IDS, ID_RULES)
 def test_any_bytes(data: bytes, attributes: dict[str, str], message_id: str, rule: IdRule) -> None:
-    """No exception; a dead letter holds every byte; its coder preserves all of it."""
+    """Any bytes become a dead letter that holds every byte and survives its coder."""
     item = parse_message(data, attributes, message_id, SUBSCRIPTION, rule, 5)
     assert (item.attributes, item.read_minute) == (attributes, 5)
     layout = layout_of(type(item))
@@ -159,7 +159,7 @@ def test_any_bytes(data: bytes, attributes: dict[str, str], message_id: str, rul
 def test_any_object(
     fields: dict[str, Any], attributes: dict[str, str], message_id: str, rule: IdRule
 ) -> None:
-    """A record with these fields and an id, unless a required id is missing."""
+    """Any object becomes a record with its fields and an id, unless a required id is missing."""
     item = parse_message(
         json_values.dumps(fields), attributes, message_id, SUBSCRIPTION, rule, read_minute=5
     )
@@ -173,7 +173,7 @@ def test_any_object(
 
 @given(JSON_VALUES.filter(lambda value: not isinstance(value, dict)))
 def test_any_other_json(value: Any) -> None:
-    """It is a ``parse_error``."""
+    """Any other JSON is a ``parse_error``."""
     letter = parsed(json_values.dumps(value))
     assert isinstance(letter, DeadLetter)
     assert letter.error_type == "parse_error"
@@ -183,7 +183,7 @@ def test_any_other_json(value: Any) -> None:
 
 
 def test_the_transform_separates_messages() -> None:
-    """Records in one output, dead letters in the other, each with its minute of reading."""
+    """Records are in one output, dead letters in the other, each with its minute of reading."""
     messages = [
         PubsubMessage(b'{"n":1}', {"a": "b"}, message_id="1"),
         PubsubMessage(b"", {"only": "attributes"}, message_id="2"),
@@ -201,7 +201,7 @@ def test_the_transform_separates_messages() -> None:
 
 
 def test_the_read_is_unbounded_and_de_duplicates_only_on_request() -> None:
-    """The attribute reaches Beam's read, which passes it to Dataflow."""
+    """The read is unbounded; an id attribute is passed to Dataflow by Beam's read."""
     for attribute in (None, "event_id"):
         built = pipeline("--streaming")
         source = PubSubSource(subscription=SUBSCRIPTION, id_attribute=attribute)
@@ -226,7 +226,7 @@ def test_the_read_is_unbounded_and_de_duplicates_only_on_request() -> None:
     "name", ["tickets", "projects/a-project/topics/t", "", "projects/p/subscriptions/tickets"]
 )
 def test_an_incomplete_name(name: str) -> None:
-    """It is refused, with the required form."""
+    """An incomplete name is rejected with the required form."""
     with pytest.raises(ConfigurationError) as refused:
         PubSubSource(subscription=name)
     assert str(refused.value) == (
@@ -238,7 +238,7 @@ def test_an_incomplete_name(name: str) -> None:
 def test_a_preview_returns_every_message(
     pubsub: PubSubEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It reads as many as requested, or all there are, and removes none."""
+    """A preview reads as many messages as requested or available, and removes none."""
     monkeypatch.setattr(pubsub_source, "PREVIEW_TIMEOUT_S", 1.0)
     topic = pubsub.new_topic()
     subscription = pubsub.new_subscription(topic, ack_deadline_s=600)
@@ -251,6 +251,6 @@ def test_a_preview_returns_every_message(
 
 
 def test_read_messages_alone() -> None:
-    """It works without `PubSubSource`, with its own clock."""
+    """`ReadMessages` works without `PubSubSource`, with its own clock."""
     read = ReadMessages(subscription=SUBSCRIPTION, minute=lambda: 3)
     assert (read.minute(), read.id_attribute, read.id_rule) == (3, None, IdRule())

@@ -1,4 +1,4 @@
-"""Shared by the supervisor's tests: the stand-in's spec, and the processes that are left."""
+"""Helpers of the supervisor's tests: the stand-in's spec, and its remaining processes."""
 
 import os
 import sys
@@ -36,7 +36,7 @@ def fake_spec(folder: Path, **fields: Any) -> ServerSpec:
 
 
 def eventually(condition: Callable[[], T], within_s: float = 30.0) -> T:
-    """The first true value of a condition; fails if there is none in time."""
+    """The first true value of a condition; fails after a timeout."""
     until = time.monotonic() + within_s
     while not (value := condition()):
         assert time.monotonic() < until, f"not within {within_s:g} s"

@@ -1,4 +1,4 @@
-"""The requests that vLLM gets, and what happens to records when its server crashes.
+"""The requests that vLLM gets, and the outcomes of records when its server crashes.
 
 The server is the stand-in of `tests.transforms.backends.vllm`; `tests/vllm` tests the real one.
 """
@@ -36,7 +36,7 @@ BASE = VLLMBackend(model="tiny", api="completions")
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of one server, of which no process is left at the end."""
+    """The folder of one server, all of whose processes have ended after the test."""
     folder = tmp_path_factory.mktemp("s")
     yield folder
     (folder / "release").touch()
@@ -105,7 +105,7 @@ def _kill_full(server: Any, generation: int) -> None:
 
 
 def test_chat() -> None:
-    """Parameters get vLLM's names; others pass through."""
+    """Parameters get vLLM's names; unknown ones pass through."""
     config = {"max_output_tokens": 5, "temperature": 0, "stop": ["x"], "seed": 1, "top_k": 3}
     path, body = body_of(prompt("hi", generation_config=config), MODEL)
     assert path == "chat/completions"
@@ -121,7 +121,7 @@ def test_chat() -> None:
 
 
 def test_structured_output_by_the_current_field() -> None:
-    """It is ``response_format``, never ``guided_json``."""
+    """Structured output is requested by ``response_format``, never by ``guided_json``."""
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
     for backend in (MODEL, BASE):
         body = body_of(prompt("hi", output_schema=schema), backend)[1]
@@ -130,13 +130,13 @@ def test_structured_output_by_the_current_field() -> None:
 
 
 def test_ignored_fields_are_refused() -> None:
-    """The answer would silently come without the constraint."""
+    """Fields that vLLM ignores are rejected, since the answer would lack the constraint."""
     with pytest.raises(InvalidRequest, match="vLLM silently ignores guided_json: use"):
         body_of(prompt("hi", request_options={"guided_json": {}}), MODEL)
 
 
 def test_a_base_model_continues_text() -> None:
-    """It gets the messages' texts, without a chat template."""
+    """A base model gets the messages' texts without a chat template."""
     request = request_of({"messages": [{"content": "one"}, {"content": "two"}]})
     assert body_of(request, BASE) == ("completions", {"model": "tiny", "prompt": "one\n\ntwo"})
     with pytest.raises(InvalidRequest, match="whose content is text"):
@@ -144,13 +144,13 @@ def test_a_base_model_continues_text() -> None:
 
 
 def test_embeddings() -> None:
-    """Each request has one text."""
+    """Each embedding request has one text."""
     path, body = body_of(request_of({"text": "hi"}), EMBED)
     assert (path, body["input"]) == ("embeddings", "hi")
 
 
 def test_only_embeddings_share_a_call(folder: Path) -> None:
-    """32 texts by default: vLLM has no limit of its own."""
+    """Embeddings share a call of up to 32 texts by default, since vLLM has no limit of its own."""
 
     async def limits(**fields: Any) -> Any:
         async with opened(_backend(folder, **fields)) as client:
@@ -163,7 +163,7 @@ def test_only_embeddings_share_a_call(folder: Path) -> None:
 
 
 def test_many_texts_in_one_request(folder: Path) -> None:
-    """Each has its own vector; a bad text has the call refused, and lowers no limit by itself."""
+    """Each text has its own vector; a bad text fails the call but lowers no limit alone."""
     backend = _backend(folder, task="embed")
 
     async def ask() -> Any:
@@ -184,7 +184,7 @@ def test_many_texts_in_one_request(folder: Path) -> None:
 
 
 def test_a_text_that_kills_the_server(folder: Path) -> None:
-    """At its last crash it alone is to blame; those beside it are asked of the next server."""
+    """A text that kills servers is found alone at last; the others go to the next server."""
 
     async def ask() -> Any:
         async with opened(_backend(folder, task="embed")) as client:
@@ -211,19 +211,19 @@ def test_a_text_that_kills_the_server(folder: Path) -> None:
     ],
 )
 def test_a_whole_request_has_parameters_of_its_own(whole: dict[str, Any], path: str) -> None:
-    """Its content decides the path; the model is filled in."""
+    """A whole request's content decides the path, and only the model is filled in."""
     assert body_of(request_of({"request": whole}), MODEL) == (path, {"model": "tiny", **whole})
 
 
 @pytest.mark.parametrize("whole", ["x", {"input": "x"}, {"max_tokens": 1}])
 def test_a_request_that_does_not_fit_the_task(whole: Any) -> None:
-    """It costs its record, and the message says what is missing."""
+    """An unfit request fails its record; the message says what is missing."""
     with pytest.raises(InvalidRequest, match="request"):
         body_of(request_of({"request": whole}), MODEL)
 
 
 def test_logprobs_are_in_the_json_output() -> None:
-    """If the request asks for them."""
+    """Logprobs are in the JSON output if the request asks for them."""
     logprobs = {"content": [{"token": "a", "logprob": -0.5}]}
     choice = {"message": {"content": "a"}, "finish_reason": "stop", "logprobs": logprobs}
     completion = answer_of({"choices": [choice]}, "chat/completions", accept_truncated=False)
@@ -231,8 +231,8 @@ def test_logprobs_are_in_the_json_output() -> None:
     assert completion.output_json == ('{"logprobs":{"content":[{"token":"a","logprob":-0.5}]}}')
 
 
-def test_backends_travel() -> None:
-    """A pipeline's pickle contains them."""
+def test_a_backend_can_be_pickled() -> None:
+    """The backend can be pickled as part of a pipeline."""
     assert pickle.loads(pickle.dumps(MODEL)) == MODEL
     assert MODEL.family == "vllm"
 
@@ -241,7 +241,7 @@ def test_backends_travel() -> None:
 
 
 def test_answers(folder: Path) -> None:
-    """One server answers chats and completions, and has gauges."""
+    """One server answers chats and completions and reports gauges."""
 
     async def ask() -> tuple[Completion, Completion, dict[str, int]]:
         async with opened(_backend(folder)) as client:
@@ -256,7 +256,7 @@ def test_answers(folder: Path) -> None:
 
 
 def test_it_serves_run_inference(folder: Path) -> None:
-    """As a `ModelHandler`: an answer per request, from one server."""
+    """As a `ModelHandler` in RunInference, one server answers each request."""
     handler = InferenceHandler(_backend(folder), max_batch_size=4)
     answers = _requests("a", "b", "c") | RunInference(handler)
     assert sorted(answer.record.record_id for answer in answers) == ["0", "1", "2"]
@@ -265,7 +265,7 @@ def test_it_serves_run_inference(folder: Path) -> None:
 
 
 def test_a_server_per_group_of_accelerators(folder: Path) -> None:
-    """Four GPUs, two for each server: both get requests, each sees its own GPUs."""
+    """Of four GPUs in groups of two, both servers get requests and see only their own GPUs."""
 
     async def ask() -> list[Completion]:
         backend = _backend(folder, gpus="0,1,2,3", args=("--tensor-parallel-size=2",))
@@ -281,14 +281,14 @@ def test_a_server_per_group_of_accelerators(folder: Path) -> None:
 
 
 def test_an_interpreter_without_vllm_is_named(folder: Path) -> None:
-    """With the flag that sets another one."""
+    """A missing vLLM is reported with the interpreter and the flag that sets another one."""
     backend = VLLMBackend(model="tiny", python=sys.executable, folder=str(folder))
     with pytest.raises(BackendUnusable, match=r"no module named vllm.*`python`"):
         loop.run(backend.open())
 
 
 def test_a_killed_server_costs_no_record_and_no_attempt(folder: Path) -> None:
-    """Of 100 requests, the 32 in flight go to the restarted server; one restart."""
+    """Of 100 requests, the 32 in flight go to the restarted server, at the cost of no attempt."""
 
     def kill(client: VLLMClient) -> None:
         server = client._servers[0]
@@ -303,7 +303,7 @@ def test_a_killed_server_costs_no_record_and_no_attempt(folder: Path) -> None:
 
 
 def test_a_restarted_server_is_full_immediately(folder: Path) -> None:
-    """Before its first answer: no probe with single requests precedes."""
+    """A restarted server gets all requests at once, without probes."""
 
     def kill(client: VLLMClient) -> None:
         server = client._servers[0]
@@ -318,7 +318,7 @@ def test_a_restarted_server_is_full_immediately(folder: Path) -> None:
 
 
 def test_two_kills_without_a_poison_request(folder: Path) -> None:
-    """Requests in flight at both are suspects and get answers in the end; no attempt counts."""
+    """Requests in flight at two crashes are suspects and get answers; no attempt counts."""
 
     def kill(client: VLLMClient) -> None:
         server = client._servers[0]
@@ -333,7 +333,7 @@ def test_two_kills_without_a_poison_request(folder: Path) -> None:
 
 
 def test_a_server_that_fails_for_good_ends_the_run(folder: Path) -> None:
-    """Held requests do not wait for ever."""
+    """A server that cannot be restarted ends the run, and held requests do not wait for ever."""
 
     async def ask() -> None:
         async with opened(_backend(folder)) as client:
@@ -347,7 +347,7 @@ def test_a_server_that_fails_for_good_ends_the_run(folder: Path) -> None:
 
 
 def test_a_request_that_kills_the_server_is_found(folder: Path) -> None:
-    """It is one dead letter after five crashes; all others get answers."""
+    """A request that kills servers is one dead letter after five crashes; others get answers."""
     requests = _requests(*["x"] * 20, "DIE", *["x"] * 20)
     outcomes = _outcomes(_backend(folder), requests)
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
@@ -359,7 +359,7 @@ def test_a_request_that_kills_the_server_is_found(folder: Path) -> None:
 
 
 def test_a_failure_of_a_healthy_server_is_the_records_own(folder: Path) -> None:
-    """It counts as an attempt, and causes no restart."""
+    """A failure of a healthy server counts as an attempt and causes no restart."""
     outcomes = _outcomes(_backend(folder), _requests("x", "FAIL"), max_attempts=2)
     assert isinstance(outcomes[0], Completion)
     assert isinstance(outcomes[1], Failure)

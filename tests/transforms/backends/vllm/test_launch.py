@@ -30,7 +30,7 @@ def _spec(*args: str, **fields: Any) -> ServerSpec:
 
 
 def test_defaults_are_for_throughput() -> None:
-    """Performance mode where this vLLM has it, prefix caching, no log line per request."""
+    """The defaults are prefix caching, no request logs, and performance mode if there is one."""
     assert command(SPEC, "py", NEW, ()) == [
         *("py", "-m", "vllm.entrypoints.openai.api_server", "--model", "/m"),
         *("--served-model-name", "m", "--host", "127.0.0.1", "--port", "{port}"),
@@ -43,7 +43,7 @@ def test_defaults_are_for_throughput() -> None:
 
 
 def test_the_users_arguments_win() -> None:
-    """Also in the form of the opposite switch, and with underscores."""
+    """The user's arguments override ours, also as the opposite switch or with underscores."""
     words = command(
         _spec("--no-enable-prefix-caching", "--performance_mode=balanced"), "py", NEW, ()
     )
@@ -53,14 +53,14 @@ def test_the_users_arguments_win() -> None:
 
 
 def test_a_pooling_server() -> None:
-    """It embeds with any model, and gets no flags for generation."""
+    """A pooling server embeds with any model and gets no flags for generation."""
     words = command(_spec(pooling=True), "py", OLD, ())
     assert words[-4:] == ["--runner", "pooling", "--convert", "embed"]
     assert "--enable-prefix-caching" not in words
 
 
 def test_tensor_parallelism_follows_the_group() -> None:
-    """Unless the arguments set it."""
+    """Tensor parallelism is the group's size unless the arguments set it."""
     assert command(SPEC, "py", OLD, ("0", "1"))[-2:] == ["--tensor-parallel-size", "2"]
     assert "--tensor-parallel-size" not in command(_spec("-tp", "2"), "py", OLD, ("0", "1"))
     assert tensor_parallel_size(("0", "1", "2", "3"), ["-pp=2"]) == 2
@@ -82,7 +82,7 @@ def test_tensor_parallelism_follows_the_group() -> None:
     ],
 )
 def test_groups(devices: int, args: str, expected: list[int]) -> None:
-    """Each has as many accelerators as the arguments request; no accelerator is in two."""
+    """Each group has as many accelerators as the arguments request; no two groups share one."""
     found = groups([str(n) for n in range(devices)], args.split())
     assert list(map(len, found)) == expected
     assert len({device for group in found for device in group}) == sum(expected)
@@ -97,7 +97,7 @@ def test_groups(devices: int, args: str, expected: list[int]) -> None:
     ],
 )
 def test_arguments_that_request_too_much(args: list[str], message: str) -> None:
-    """They are refused before anything starts."""
+    """Arguments that request too many accelerators are rejected before anything starts."""
     with pytest.raises(ValueError, match=message):
         groups(["0", "1"], args)
 
@@ -107,12 +107,12 @@ def test_arguments_that_request_too_much(args: list[str], message: str) -> None:
     [("", ()), ("-1", ()), ("2,3", ("2", "3")), ("0,-1,1", ("0",)), ("GPU-a", ("GPU-a",))],
 )
 def test_visible_devices_limit_the_accelerators(visible: str, expected: tuple[str, ...]) -> None:
-    """As CUDA reads the variable."""
+    """Visible devices limit the accelerators as CUDA reads the variable."""
     assert accelerators({"CUDA_VISIBLE_DEVICES": visible}) == expected
 
 
 def test_the_driver_lists_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its tool its devices are counted."""
+    """The driver's tool lists accelerators; without the tool its devices are counted."""
     listed = subprocess.CompletedProcess([], 0, stdout="GPU 0: X\n  MIG 1g\nGPU 1: X\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: listed)
     assert accelerators({}) == ("0", "1")
@@ -127,13 +127,13 @@ def test_the_driver_lists_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_last_of_repeated_flags_wins() -> None:
-    """Like in argparse."""
+    """The last of repeated flags counts, as in argparse."""
     assert option(["--a=1", "--a", "2"], "--a") == "2"
     assert option(["--a", "--b"], "--a") == ""
 
 
 def test_another_interpreter_gets_a_clean_environment() -> None:
-    """Variables of Beam's interpreter would break it; those of the spec are set."""
+    """Another interpreter gets the spec's variables, without those of Beam's interpreter."""
     inherited = {"PYTHONPATH": "x", "PATH": "p", "HF_TOKEN": "t"}
     spec = _spec(environment=(("A", "b"),))
     other = server_environment(spec, "/other/python", inherited)
@@ -143,7 +143,7 @@ def test_another_interpreter_gets_a_clean_environment() -> None:
 
 
 def test_our_own_server_requires_no_key() -> None:
-    """With a key for another vLLM it would refuse our requests."""
+    """Our own server gets no API key of another vLLM, which would make it reject our requests."""
     inherited = {"VLLM_API_KEY": "secret", "VLLM_LOGGING_LEVEL": "DEBUG"}
     environment = server_environment(SPEC, sys.executable, inherited)
     assert "VLLM_API_KEY" not in environment
@@ -159,26 +159,26 @@ def test_our_own_server_requires_no_key() -> None:
     ],
 )
 def test_an_interpreters_path_is_absolute(python: str, expected: str) -> None:
-    """The server runs in another folder; a bare name is searched on the PATH."""
+    """An interpreter's path becomes absolute, because the server runs in another folder."""
     assert interpreter(_spec(python=python), {}) == expected
     assert interpreter(SPEC, {"VLLM_PYTHON": python}) == expected
 
 
 def test_an_interpreter_that_is_not_there() -> None:
-    """Is named, with what to do."""
+    """A missing interpreter is named in the message, with the remedy."""
     with pytest.raises(BackendUnusable, match=r"'/no/python' cannot run vLLM.*`python`"):
         plan(_spec(python="/no/python"))
 
 
 def test_the_interpreter_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For workers whose container sets it."""
+    """Workers may name the interpreter in their environment."""
     monkeypatch.setenv("VLLM_PYTHON", "/no/other")
     with pytest.raises(BackendUnusable, match="'/no/other' cannot run vLLM"):
         plan(SPEC)
 
 
 def test_groups_have_folders_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """And their servers see only their own accelerators."""
+    """Groups have their own folders, and their servers see only their own accelerators."""
     folder = tmp_path_factory.mktemp("s")
     spec = fake_spec(folder, environment={"CUDA_VISIBLE_DEVICES": "0,1"}, args=("-tp=1",))
     first, second = plan(spec)
@@ -188,7 +188,7 @@ def test_groups_have_folders_of_their_own(tmp_path_factory: pytest.TempPathFacto
 
 
 def test_a_folder_that_is_too_deep(tmp_path: Path) -> None:
-    """A Unix socket's path must be short."""
+    """A folder that is too deep for a Unix socket's path is rejected."""
     with pytest.raises(BackendUnusable, match=r"too long for a Unix socket.*VLLM_SERVER_FOLDER"):
         plan(fake_spec(tmp_path / ("x" * 100)))
 
@@ -196,7 +196,7 @@ def test_a_folder_that_is_too_deep(tmp_path: Path) -> None:
 def test_a_folder_of_another_user(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is refused: its owner could be anybody."""
+    """A folder of another user is rejected, because its files cannot be trusted."""
     folder = tmp_path_factory.mktemp("s")
     spec = fake_spec(folder)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
@@ -205,7 +205,7 @@ def test_a_folder_of_another_user(
 
 
 def test_a_folder_that_others_can_write_to(tmp_path: Path) -> None:
-    """It is refused too: its files are trusted."""
+    """A folder that others can write to is rejected, because its files are trusted."""
     tmp_path.chmod(0o777)
     with pytest.raises(BackendUnusable, match=r"other users can write to .*chmod go-w"):
         plan(fake_spec(tmp_path))
@@ -214,7 +214,7 @@ def test_a_folder_that_others_can_write_to(tmp_path: Path) -> None:
 def test_the_folder_below_the_temporary_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It belongs to this user alone; a link in its place is not followed."""
+    """The default folder belongs to this user alone; a link in its place is not followed."""
     monkeypatch.delenv("VLLM_SERVER_FOLDER", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = Path(base_folder())
@@ -227,7 +227,7 @@ def test_the_folder_below_the_temporary_one(
 
 
 def test_the_folder_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless the backend names one."""
+    """The environment names the folder unless the backend does."""
     monkeypatch.setenv("VLLM_SERVER_FOLDER", str(tmp_path / "a"))
     assert base_folder() == str(tmp_path / "a")
     assert base_folder(str(tmp_path / "b")) == str(tmp_path / "b")

@@ -9,7 +9,7 @@ from transforms.backends.vllm.poison_requests import PoisonRequests
 
 
 class Server:
-    """Crashes on some requests, and then takes all requests in flight with it."""
+    """A server that crashes on some requests and then fails all requests in flight."""
 
     def __init__(self, killers: Iterable[str]) -> None:
         self.killers = set(killers)
@@ -65,14 +65,14 @@ async def _run(server: Server, requests: list[str]) -> list[str]:
     ("count", "crashes"), [(1, 5), (2, 5), (32, 5), (33, 6), (40, 6), (300, 6)]
 )
 def test_a_killer_is_found(count: int, crashes: int) -> None:
-    """In five crashes, or six with many requests; no other request is blamed."""
+    """A killer is found in five crashes, or six among many requests; no other request is blamed."""
     server = Server(["0"])
     assert asyncio.run(_run(server, [str(n) for n in range(count)])) == ["0"]
     assert server.crashes == crashes
 
 
 def test_two_killers_are_both_found() -> None:
-    """No other request is blamed."""
+    """Two killers are both found, and no other request is blamed."""
     server = Server(["3", "77"])
     assert sorted(asyncio.run(_run(server, [str(n) for n in range(100)]))) == ["3", "77"]
 
@@ -87,12 +87,12 @@ def _suspects(**counts: int) -> PoisonRequests:
 
 
 def _admitted(suspects: PoisonRequests, count: int) -> int:
-    """How many of so many requests are admitted at the same time."""
+    """The number of these requests that are admitted at the same time."""
     return sum(suspects.admit(f"r{n}") for n in range(count))
 
 
 def test_crashes_without_a_poison_request() -> None:
-    """The first changes nothing, the second halves the suspects; none is blamed."""
+    """A first crash changes nothing and a second halves the suspects; none is blamed."""
     everybody = {f"r{n}": 1 for n in range(320)}
     assert _admitted(_suspects(**everybody), 320) == 320
     suspects = _suspects(**dict.fromkeys(everybody, 2))
@@ -105,7 +105,7 @@ def test_crashes_without_a_poison_request() -> None:
 
 
 def test_a_group_is_as_small_as_its_strongest_suspect_needs() -> None:
-    """A suspect of three crashes has at most 15 others beside it; of four or more, none."""
+    """A suspect of three crashes runs with at most 15 others, one of four or more alone."""
     crashes = {f"r{n}": 2 for n in range(100)}
     assert _admitted(_suspects(**{**crashes, "r0": 3}), 100) == 16
     assert _admitted(_suspects(**{**crashes, "r99": 3}), 100) == 50
@@ -117,7 +117,7 @@ def test_a_group_is_as_small_as_its_strongest_suspect_needs() -> None:
 
 
 def test_the_right_to_run_alone() -> None:
-    """Another process may hold it; it is released once."""
+    """Only one process may run a suspect alone; the right is released once."""
     given = []
     refusals = iter([False, True])
     suspects = PoisonRequests(lambda: next(refusals), lambda: given.append(1))
@@ -133,7 +133,7 @@ def test_the_right_to_run_alone() -> None:
 
 
 def test_an_answer_clears() -> None:
-    """A later crash starts a new count."""
+    """An answer clears a suspect, and a later crash starts a new count."""
     suspects = _suspects(a=4)
     suspects.clear("a")
     assert not suspects.crashed("a")

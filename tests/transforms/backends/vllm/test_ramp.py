@@ -33,7 +33,7 @@ def _run(seconds: int, *, median_s: float, p99_s: float, seed: int) -> tuple[Out
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_slots_are_filled_and_stay_busy(seed: int) -> None:
-    """About 3,000 answers of half a second to three: full within four seconds, and no idle slot."""
+    """About 3,000 answers of half a second to three fill the slots in four seconds, for good."""
     run, in_flight = _run(20, median_s=1.3, p99_s=3.0, seed=seed)
     assert sum(run.served(0)) > 3000
     assert max(in_flight[:16]) >= 1.25 * _SLOTS

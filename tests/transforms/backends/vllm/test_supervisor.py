@@ -1,6 +1,6 @@
-"""One server for all processes, alive while one uses it, gone with its last user however that ends.
+"""One server for all processes lives while one uses it and ends with its last user.
 
-The server is a stand-in: a process with a child, like vLLM and its engine; `tests/vllm` has the
+The server is a stand-in: a process with a child, like vLLM and its engine; `tests/vllm` tests the
 real one.
 """
 
@@ -64,14 +64,14 @@ class User:
         self.process.communicate("\n", timeout=30)
 
     def kill(self) -> None:
-        """Sends SIGKILL: none of its own code runs any more."""
+        """Sends SIGKILL, after which the process runs no code of its own."""
         self.process.kill()
         self.process.communicate(timeout=30)
 
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A short path, for the socket; fails if a test leaves a process behind."""
+    """A short path for the socket; fails if a test leaves a process running."""
     folder = tmp_path_factory.mktemp("s")
     yield folder
     lease.end_all()
@@ -89,7 +89,7 @@ def _gone(pid: int) -> bool:
 
 
 def test_many_processes_share_one_server(folder: Path) -> None:
-    """They start at the same time: none starts a second server, and the last one ends it."""
+    """Processes that start at the same time share one server, which the last one ends."""
     users = [User(folder) for _ in range(4)]
     seen = {user.server_and_keeper() for user in users}
     assert len(seen) == 1
@@ -105,7 +105,7 @@ def test_many_processes_share_one_server(folder: Path) -> None:
 
 
 def test_the_server_outlives_the_process_that_started_it(folder: Path) -> None:
-    """Others use it; when they are killed too, no process is left."""
+    """The server outlives the process that started it, and ends when all users are killed."""
     first = User(folder)
     server, keeper = first.server_and_keeper()
     second = User(folder)
@@ -119,7 +119,7 @@ def test_the_server_outlives_the_process_that_started_it(folder: Path) -> None:
 
 
 def test_a_crashed_server_is_started_again_once(folder: Path) -> None:
-    """After SIGKILL to the server its engine ends too, and the next server has another process."""
+    """After SIGKILL to the server its engine ends too, and one new server starts."""
     using = _lease(folder)
     before = using.wait_ready()
     engines = [one.pid for one in processes.descendants(before.pid)]
@@ -134,7 +134,7 @@ def test_a_crashed_server_is_started_again_once(folder: Path) -> None:
 
 @pytest.mark.parametrize("victims", [["keeper"], ["guard"], ["keeper", "guard"]])
 def test_there_is_one_server_whichever_process_is_killed(folder: Path, victims: list[str]) -> None:
-    """The keeper, the guard, or both: the old server ends before a new one starts."""
+    """If the keeper, the guard or both are killed, the old server ends before a new one starts."""
     using = _lease(folder)
     before = using.wait_ready()
     engines = [one.pid for one in processes.descendants(before.pid)]
@@ -149,7 +149,7 @@ def test_there_is_one_server_whichever_process_is_killed(folder: Path, victims: 
 
 
 def test_a_server_with_a_failed_engine_is_restarted(folder: Path) -> None:
-    """``still_serves`` checks its health, and the server is replaced."""
+    """``still_serves`` checks the server's health, and an unhealthy server is replaced."""
     using = _lease(folder)
     state = using.wait_ready()
     assert asyncio.run(using.still_serves(state.generation))
@@ -159,8 +159,8 @@ def test_a_server_with_a_failed_engine_is_restarted(folder: Path) -> None:
     assert eventually(lambda: using.state.generation == 2 and using.wait_ready()).restarts == 1
 
 
-def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
-    """After two tries, with the end of its log; opening it again starts it again."""
+def test_a_server_that_cannot_start_gives_its_reason(folder: Path) -> None:
+    """A server that fails to start twice ends with its log; opening it again starts it again."""
     (folder / "broken").touch()
     with pytest.raises(BackendUnusable, match="there is no such model") as raised:
         _lease(folder).wait_ready()
@@ -171,7 +171,7 @@ def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
 
 
 def test_another_model_on_the_same_accelerators_is_refused(folder: Path) -> None:
-    """In this process and in another one: two servers never share a GPU."""
+    """Another model on the same accelerators is rejected in any process."""
     _lease(folder).wait_ready()
     with pytest.raises(BackendUnusable, match="one server per accelerator group"):
         _lease(folder, args=("--max-model-len=8",))
@@ -188,7 +188,7 @@ def test_another_model_on_the_same_accelerators_is_refused(folder: Path) -> None
 
 
 def test_a_lease_ends_without_the_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its end may take long, and `release` takes the lock on the event loop."""
+    """A lease ends outside the lock, which `release` takes on the event loop."""
     settings = [launch.plan(fake_spec(folder, args=(f"--seed={n}",)))[0] for n in range(2)]
     first = lease.acquire(settings[0])
     first.wait_ready()
@@ -209,7 +209,7 @@ def test_a_lease_ends_without_the_lock(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_restarts_are_counted_across_keepers(folder: Path) -> None:
-    """The successor of a killed keeper continues the count; after an orderly end it restarts."""
+    """A killed keeper's successor continues the count of restarts; an orderly end resets it."""
     using = _lease(folder)
     before = using.wait_ready()
     os.kill(before.pid, signal.SIGKILL)
@@ -222,7 +222,7 @@ def test_restarts_are_counted_across_keepers(folder: Path) -> None:
 
 
 def test_a_released_server_lingers(folder: Path) -> None:
-    """Reopened immediately it is the same; later it ends, although the process lives."""
+    """A released server lingers for reuse, then ends although the process lives."""
     (settings,) = launch.plan(fake_spec(folder, linger_s=0.5))
     first = lease.acquire(settings)
     state = first.wait_ready()
@@ -234,7 +234,7 @@ def test_a_released_server_lingers(folder: Path) -> None:
 
 
 def test_the_servers_log_reaches_ours(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Each line has the level that it names."""
+    """Each line of the server's log has the level that it names."""
     _lease(folder).wait_ready()
     eventually(lambda: [r for r in caplog.records if r.name == "transforms.backends.vllm.log"])
     (record,) = [r for r in caplog.records if r.name == "transforms.backends.vllm.log"]
@@ -243,7 +243,7 @@ def test_the_servers_log_reaches_ours(folder: Path, caplog: pytest.LogCaptureFix
 
 
 def test_the_port_is_published_by_file(folder: Path) -> None:
-    """People and scripts can read it."""
+    """The port is in a file that people and scripts can read."""
     state = _lease(folder).wait_ready()
     published = json.loads((folder / "cpu" / "state.json").read_text())
     assert published["url"] == state.url
@@ -260,7 +260,7 @@ def test_only_one_suspect_runs_alone_per_machine(folder: Path) -> None:
     using.release_solo()
 
 
-def test_specs_travel() -> None:
-    """A backend's pickle contains them."""
+def test_a_spec_can_be_pickled() -> None:
+    """A spec can be pickled as part of a backend."""
     spec = launch.ServerSpec(model="m", served_name="m")
     assert pickle.loads(pickle.dumps(spec)) == spec

@@ -1,4 +1,4 @@
-"""The next server waits for a process that cannot be killed, such as one that a driver blocks.
+"""The next server waits for a process that cannot be killed, such as one blocked by a driver.
 
 Keeper and guard run a copy of the package that kills no engine until a file exists.
 """
@@ -33,7 +33,7 @@ def kill(pids):
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of one server; at its end all its processes can be killed."""
+    """The folder of one server, all of whose processes can be killed at the end."""
     folder = tmp_path_factory.mktemp("s")
     yield folder
     (folder / "killable").touch()
@@ -73,7 +73,7 @@ def _lock_is_held(folder: Path) -> bool:
 def test_the_next_server_waits_for_the_last_process(
     using: ServerLease, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server dies, its engine does not: no second server starts, and the log says why."""
+    """While the dead server's engine lives, no second server starts, and the log says why."""
     engine = _engine(using)
     os.kill(using.state.pid, signal.SIGKILL)
     eventually(lambda: f"waiting for process {engine}: killed" in caplog.text)
@@ -88,7 +88,7 @@ def test_the_next_server_waits_for_the_last_process(
 
 @pytest.mark.parametrize("victims", [["keeper"], ["keeper", "guard"]])
 def test_a_new_keeper_waits_as_well(using: ServerLease, folder: Path, victims: list[str]) -> None:
-    """For the guard that holds the lock, or for the rest of the old server's session."""
+    """A new keeper waits for the guard that holds the lock, and for the old server's session."""
     engine = _engine(using)
     before = using.state
     guard = processes.process(before.pid).parent

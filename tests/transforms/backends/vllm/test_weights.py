@@ -25,7 +25,7 @@ WANTED = {name: content for name, content in FILES.items() if not name.endswith(
 
 @pytest.fixture
 def model(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A model in a bucket; parts are small."""
+    """A model in a bucket, with small parts."""
     from google.cloud import storage
 
     for name, content in FILES.items():
@@ -43,17 +43,17 @@ def _there(folder: str) -> dict[str, bytes]:
 
 
 def test_a_model_is_copied_once(model: str, tmp_path: Path, counted: list[str]) -> None:
-    """Also if several processes need it at the same time; of two formats of weights, only one."""
+    """Processes that need a model at the same time copy it once, in one format of weights."""
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(lambda _: weights.local_model(model, str(tmp_path)), range(4)))
     (folder,) = folders
     assert _there(folder) == WANTED
-    assert len(counted) == 1 + 11 + 1  # parts of the three that have bytes
+    assert len(counted) == 1 + 11 + 1  # the parts of the three objects with content
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The objects of which parts were downloaded."""
+    """The objects whose parts were downloaded."""
     from google.cloud import storage
 
     asked: list[str] = []
@@ -71,7 +71,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_an_interrupted_copy_continues(
     model: str, tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It fetches only the missing parts."""
+    """The copy continues with the missing parts only."""
     fetch = weights._File.fetch
 
     def broken(self: Any, part: weights.BlobPart) -> None:
@@ -91,7 +91,7 @@ def test_an_interrupted_copy_continues(
 
 
 def test_a_changed_model_is_another_folder(model: str, tmp_path: Path) -> None:
-    """A running server keeps the copy that it has loaded."""
+    """A changed model gets another folder; a running server keeps the copy that it has loaded."""
     from google.cloud import storage
 
     first = weights.local_model(model, str(tmp_path))
@@ -104,7 +104,7 @@ def test_a_changed_model_is_another_folder(model: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model(bucket: str, tmp_path: Path) -> None:
-    """The message says how many objects it holds."""
+    """A folder without a model is rejected with its number of objects."""
     with pytest.raises(BackendUnusable, match=r"no config\.json among its 0 objects"):
         weights.local_model(f"gs://{bucket}/nothing", str(tmp_path))
 
@@ -112,7 +112,7 @@ def test_a_folder_without_a_model(bucket: str, tmp_path: Path) -> None:
 def test_a_wrong_checksum_is_copied_again(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A few times; a wrong file never gets its name."""
+    """A part with a wrong checksum is fetched again a few times, and never gets its final name."""
     right = weights.checksum
     wrong = iter([True])
     monkeypatch.setattr(
@@ -127,7 +127,7 @@ def test_a_wrong_checksum_is_copied_again(
 def test_a_disk_that_is_too_small(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is refused before the first byte."""
+    """A disk that is too small is rejected before the first byte."""
     monkeypatch.setattr(
         weights.shutil, "disk_usage", lambda _: SimpleNamespace(free=10, total=0, used=0)
     )
@@ -136,7 +136,7 @@ def test_a_disk_that_is_too_small(
 
 
 def test_names_and_folders_are_not_copied(tmp_path: Path) -> None:
-    """VLLM itself reads from the hub; a local folder must exist."""
+    """Names and local folders are not copied: the server reads the hub, and a folder must exist."""
     assert weights.local_model("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
     assert weights.local_model(str(tmp_path)) == str(tmp_path)
     with pytest.raises(BackendUnusable, match="this machine has no such folder"):
@@ -147,7 +147,7 @@ def test_names_and_folders_are_not_copied(tmp_path: Path) -> None:
 def test_a_folder_becomes_an_absolute_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    """The server runs in another folder."""
+    """A folder becomes an absolute path, because the server runs in another folder."""
     (tmp_path / "here/models/tiny").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     assert weights.local_model(model) == str(tmp_path / "here/models/tiny")
@@ -156,12 +156,12 @@ def test_a_folder_becomes_an_absolute_path(
 def test_copies_go_to_the_servers_folder(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same variable names it: the machine's temporary folder may be small."""
+    """Copies go to the servers' folder, because the machine's temporary one may be small."""
     monkeypatch.setenv("VLLM_SERVER_FOLDER", str(tmp_path))
     assert Path(weights.local_model(model)).parent == tmp_path / "weights"
 
 
 def test_the_checksum_is_cloud_storages(tmp_path: Path, loopback_cloud: LoopbackCloud) -> None:
-    """The CRC32C of its standard's check string."""
+    """The checksum is the CRC32C of its standard's check string."""
     (tmp_path / "x").write_bytes(b"123456789")
     assert weights.checksum(str(tmp_path / "x")) == "4waSgw=="

@@ -1,4 +1,4 @@
-"""Rows appended to and inserted into the loopback BigQuery, through pipelines."""
+"""Rows appended and inserted by pipelines into the loopback BigQuery."""
 
 import dataclasses
 import functools
@@ -40,18 +40,18 @@ def spec_of(dataset: str, table: str = "t") -> TableSpec:
 
 
 def line_of(number: int, **values: Any) -> bytes:
-    """A row."""
+    """A row as a line of JSON."""
     row = {"record_id": str(number), "run_id": "r", "created_at": EPOCH, "n": number}
     return json.dumps(row | values).encode()
 
 
 def run_table(spec: TableSpec, **more: Any) -> RunTable:
-    """The table, as run ``r`` writes to it."""
+    """The table as run ``r`` writes to it."""
     return RunTable(spec=spec, run_id="r", started_at=EPOCH, **more)
 
 
 def row_of(number: int, **values: Any) -> EncodedRow:
-    """A row, encoded; as context the counts of a dead letter that was read in this minute."""
+    """An encoded row whose context is its number and the counts of its dead letter."""
     return EncodedRow(line_of(number, **values), (number, Counts()))
 
 
@@ -62,7 +62,7 @@ def context_of(row: EncodedRow) -> int:
 
 
 def create_table(spec: TableSpec, **types: str) -> None:
-    """Creates the table with other types than its rows have: BigQuery rejects rows that do not fit."""
+    """Creates the table with other column types, so that BigQuery rejects rows that do not fit."""
     columns = tuple(
         Column(column.name, types.get(column.name, column.type), column.mode)
         for column in spec.columns
@@ -87,7 +87,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_each_row_ends_once(bigquery_dataset: str, way: str) -> None:
-    """Written or rejected, with its context; the report is the table's own count."""
+    """Each row is written or rejected with its context; the report is the table's count."""
     spec = spec_of(bigquery_dataset)
     create_table(spec, document="JSON")
     rows = [row_of(n, document="{bad" if n % 100 == 7 else "{}") for n in range(1000)]
@@ -109,7 +109,7 @@ def test_each_row_ends_once(bigquery_dataset: str, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_fallback_takes_a_rejected_rows_place(bigquery_dataset: str, way: str) -> None:
-    """In the table and in the output, with the context of the rejected row; nothing is rejected."""
+    """A fallback row takes a rejected row's place and context in table and output."""
     spec = spec_of(bigquery_dataset)
     create_table(spec, document="JSON")
     rows = [row_of(n, document="{bad" if n == 1 else "{}") for n in range(3)]
@@ -128,7 +128,7 @@ def test_a_fallback_takes_a_rejected_rows_place(bigquery_dataset: str, way: str)
 
 
 def test_rows_too_large_are_rejected_alone(bigquery_dataset: str) -> None:
-    """As ``too_large``; the largest that are not are written, each in a request below 10 MB."""
+    """Rows too large are rejected as ``too_large``; others are written in requests below 10 MB."""
     spec = spec_of(bigquery_dataset)
     sizes = [10, 7_999_000, 8_100_000, 7_999_000]
     rows = [row_of(n, document="x" * size) for n, size in enumerate(sizes)]
@@ -156,7 +156,7 @@ def test_a_table_of_an_older_release_gets_its_columns(bigquery_dataset: str) -> 
 
 
 class _Endless(beam.PTransform):
-    """Says of a PCollection that it never ends."""
+    """Marks a PCollection as unbounded."""
 
     def expand(self, rows: Any) -> Any:
         made = rows | beam.Map(lambda row: row).with_output_types(EncodedRow)
@@ -168,7 +168,7 @@ class _Endless(beam.PTransform):
 def test_an_unbounded_input_is_counted_when_it_is_drained(
     bigquery_dataset: str, drained: bool
 ) -> None:
-    """Only where that is asked for; otherwise there is no report. Rows are written all the same."""
+    """A drained unbounded input is reported only on request; its rows are written in any case."""
     spec = spec_of(bigquery_dataset)
     held = [SinkReport("results", "bigquery", str(spec.name), 1)] if drained else []
     with pipeline() as p:

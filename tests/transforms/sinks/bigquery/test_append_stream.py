@@ -1,4 +1,4 @@
-"""One stream against a scripted server: real gRPC, made-up answers."""
+"""One stream against a scripted server: real gRPC, invented answers."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ OK = types.AppendRowsResponse(append_result=types.AppendRowsResponse.AppendResul
 
 
 def error(code: grpc.StatusCode, storage_code: int = 0, **more: Any) -> types.AppendRowsResponse:
-    """An answer that says what is wrong; the connection stays."""
+    """An answer with an error that leaves the connection open."""
     status = status_pb2.Status(code=code.value[0], message="no")
     if storage_code:
         detail = any_pb2.Any()
@@ -39,7 +39,7 @@ def error(code: grpc.StatusCode, storage_code: int = 0, **more: Any) -> types.Ap
 
 
 class Server:
-    """Answers requests by a script: a response, a status that ends the call, or None to end it.
+    """Answers requests by a script of responses, statuses that end the call, or None to end it.
 
     Attributes:
       calls: The requests of each connection.
@@ -103,19 +103,19 @@ def scripted() -> Iterator[Callable[..., Server]]:
 
 
 class Clock:
-    """Time that passes only in pauses."""
+    """A clock that only pauses move."""
 
     def __init__(self) -> None:
         self.now, self.pauses = 0.0, 0
 
     def sleep(self, seconds: float) -> None:
-        """A pause."""
+        """Moves the clock."""
         self.now += seconds
         self.pauses += 1
 
 
 def stream_of(server: Server, clock: Clock | None = None, **more: Any) -> AppendStream:
-    """A stream on a server."""
+    """A stream on this server."""
     clock = clock or Clock()
     return AppendStream(
         server.client, NAME, DESCRIPTOR, sleep=clock.sleep, clock=lambda: clock.now, **more
@@ -128,7 +128,7 @@ def rows_of(call: list[types.AppendRowsRequest]) -> list[list[bytes]]:
 
 
 def test_appends_are_pipelined_on_one_connection(scripted: Callable[..., Server]) -> None:
-    """Several in flight, answered in order; only the first names the schema."""
+    """Several appends are in flight and answered in order; only the first holds the schema."""
     server = scripted()
     stream = stream_of(server, window=3)
     done = [stream.send(Append([b"%d" % n], tag=n)) for n in range(5)]
@@ -154,8 +154,8 @@ def test_appends_are_pipelined_on_one_connection(scripted: Callable[..., Server]
     ],
     ids=str,
 )
-def test_what_was_not_answered_is_sent_again(scripted: Callable[..., Server], failure: Any) -> None:
-    """A new connection gets everything in flight, in order, with the schema."""
+def test_unanswered_appends_are_sent_again(scripted: Callable[..., Server], failure: Any) -> None:
+    """A new connection gets all unanswered appends again, in order, with the schema."""
     server, clock = scripted(OK, failure), Clock()
     stream = stream_of(server, clock, window=9)
     for n in range(3):
@@ -167,8 +167,8 @@ def test_what_was_not_answered_is_sent_again(scripted: Callable[..., Server], fa
     stream.close()
 
 
-def test_an_offset_that_exists_was_written(scripted: Callable[..., Server]) -> None:
-    """It says that an earlier attempt had arrived; without an offset it says nothing."""
+def test_an_existing_offset_was_written(scripted: Callable[..., Server]) -> None:
+    """An existing offset shows that an earlier attempt arrived; a default stream has none."""
     exists = error(grpc.StatusCode.ALREADY_EXISTS)
     server = scripted(exists, exists)
     stream = stream_of(server)
@@ -178,8 +178,8 @@ def test_an_offset_that_exists_was_written(scripted: Callable[..., Server]) -> N
         stream.append([b"a"])
 
 
-def test_rows_that_are_wrong_are_named(scripted: Callable[..., Server]) -> None:
-    """By their index, with the server's words; the connection goes on."""
+def test_rejected_rows_are_named(scripted: Callable[..., Server]) -> None:
+    """Rejected rows are named by index with the server's message; the connection stays open."""
     row_errors = [types.RowError(index=2, message="too long"), types.RowError(index=0, message="b")]
     server = scripted(error(grpc.StatusCode.INVALID_ARGUMENT, row_errors=row_errors))
     stream = stream_of(server)
@@ -202,7 +202,7 @@ def test_rows_that_are_wrong_are_named(scripted: Callable[..., Server]) -> None:
     ids=str,
 )
 def test_patience_ends(scripted: Callable[..., Server], answer: Any, seconds: int) -> None:
-    """A definite answer stops at once, a missing table after a minute, an outage after ten."""
+    """A definite error stops at once, a missing table after a minute, an outage after ten."""
     clock = Clock()
     stream = stream_of(scripted(*itertools.repeat(answer, 200)), clock)
     with pytest.raises(RunError, match=f"does not take rows on {NAME}"):
@@ -212,7 +212,7 @@ def test_patience_ends(scripted: Callable[..., Server], answer: Any, seconds: in
 
 
 def test_an_old_connection_is_replaced_between_appends(scripted: Callable[..., Server]) -> None:
-    """Half of its life long it is used; later it is replaced before the server ends it."""
+    """A connection is replaced between appends before the server would end it."""
     server, clock = scripted(), Clock()
     stream = stream_of(server, clock, patience=Patience(answer_s=100))
     for now in (0, 50, 51, 52):
@@ -223,7 +223,7 @@ def test_an_old_connection_is_replaced_between_appends(scripted: Callable[..., S
 
 
 def test_a_failed_bundle_leaves_nothing(scripted: Callable[..., Server]) -> None:
-    """Its appends are not answered to the next."""
+    """A failed bundle's answers are never taken for the next bundle's."""
     server = scripted()
     stream = stream_of(server, window=9)
     stream.send(Append([b"old"]))
@@ -233,10 +233,10 @@ def test_a_failed_bundle_leaves_nothing(scripted: Callable[..., Server]) -> None
     stream.close()
 
 
-def test_a_writer_goes_on_behind_a_failed_bundle(
+def test_a_writer_continues_after_a_failed_bundle(
     scripted: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It keeps its client: only the connection with what was in flight is gone."""
+    """After a failed bundle a writer keeps its client and opens a new connection."""
     monkeypatch.setattr(append_module, "make_write_client", lambda: scripted().client)
     spec = TableSpec(
         name=TableName("p", "d", "t"),

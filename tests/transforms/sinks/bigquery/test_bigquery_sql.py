@@ -1,4 +1,4 @@
-"""What the BigQuery sink says and how it names tables; what it does is tested by the emulator."""
+"""The SQL and the names of the BigQuery sink; the emulator's tests run them."""
 
 import pickle
 from typing import Any
@@ -49,7 +49,7 @@ def _typed(schema: dict[str, Any]) -> list[str]:
     ],
 )
 def test_table_name(text: str, default: str | None, expected: tuple[str, str, str]) -> None:
-    """Both ways of writing, and the project by default."""
+    """Both spellings of a table name work, and the project has a default."""
     name = TableName.parse(text, default)
     assert (name.project, name.dataset, name.table) == expected
     assert str(name) == ".".join(expected)
@@ -58,21 +58,21 @@ def test_table_name(text: str, default: str | None, expected: tuple[str, str, st
 
 @pytest.mark.parametrize("text", ["", "t", "d.t", "p:t", "p:d.", ":d.t", "p..t", "..", "p:.t"])
 def test_no_table_name(text: str) -> None:
-    """The message holds the text and how to write it."""
+    """The message names the bad text and how to write a table."""
     with pytest.raises(ConfigurationError) as raised:
         TableName.parse(text)
     assert str(raised.value) == f"{text!r} is not a table: write project:dataset.table"
 
 
 def test_no_table_name_with_a_default() -> None:
-    """A default project makes no table of a single word."""
+    """A default project does not turn a single word into a table."""
     for text in ("t", ".t", "d."):
         with pytest.raises(ConfigurationError):
             TableName.parse(text, "p")
 
 
 def test_sibling() -> None:
-    """A table beside it."""
+    """A sibling is a table next to this one."""
     assert TableName.parse("p:d.t").sibling("_runs") == TableName("p", "d", "t_runs")
 
 
@@ -80,14 +80,14 @@ def test_sibling() -> None:
 
 
 def test_view_without_schema() -> None:
-    """The newest row per record, its JSON parsed."""
+    """The view has the newest row per record, with its JSON parsed."""
     assert latest_view_sql(NAME) == HEAD + FOOT
     for schema in ({}, {"type": "object"}, {"properties": {}}, {"properties": None}):
         assert latest_view_sql(NAME, schema) == HEAD + FOOT
 
 
 def test_view_of_all_kinds() -> None:
-    """Each top-level property by its type; what has no one type stays JSON."""
+    """Top-level properties have columns of their types; one with several types stays JSON."""
     schema = {
         "type": "object",
         "properties": {
@@ -145,14 +145,14 @@ def test_view_of_all_kinds() -> None:
     ],
 )
 def test_view_of_odd_names(name: str, path: str, column: str) -> None:
-    """Escaped twice: as a key of a JSONPath, and that as a literal of SQL; the column is plain."""
+    """A name is escaped as a JSONPath key and again as a SQL literal; its column is plain."""
     assert _typed({"properties": {name: {"type": "string"}}}) == [
         f"JSON_VALUE(output_json, '$.\"{path}\"') AS `{column}`"
     ]
 
 
 def test_view_of_names_that_clash() -> None:
-    """Our columns stay; names that become one keep the first, then one with a prefix."""
+    """Our columns stay; names that become equal keep the first, then one with a prefix."""
     names = ["output", "MODEL", "record", "a b", "a-b", "a_b", "A.B", "output_output"]
     assert _typed({"properties": {name: {"type": "string"} for name in names}}) == [
         "JSON_VALUE(output_json, '$.\"output\"') AS `output_output`",
@@ -200,7 +200,7 @@ def _typed_lines(names: list[str]) -> list[str]:
 
 
 def test_schema_of_dead_letters() -> None:
-    """Names, types and modes of the contract, with the nested attributes."""
+    """Dead letters have the contract's names, types and modes, with nested attributes."""
     fields = bigquery_schema(DEAD_LETTER_COLUMNS)
     assert [(f.name, f.field_type, f.mode) for f in fields] == [
         ("timestamp", "TIMESTAMP", "REQUIRED"),
@@ -230,7 +230,7 @@ def test_schema_of_dead_letters() -> None:
 
 
 def test_schema_of_results() -> None:
-    """Names, types and modes of the contract."""
+    """Results have the contract's names, types and modes."""
     assert [(f.name, f.field_type, f.mode) for f in bigquery_schema(RESULT_COLUMNS)] == [
         *((name, "STRING", "REQUIRED")
           for name in ("record_id", "run_id", "fingerprint", "backend", "model")),
@@ -250,6 +250,6 @@ def test_schema_of_results() -> None:
 
 
 def test_table_spec_is_picklable() -> None:
-    """It travels to workers."""
+    """A table's spec can be pickled for workers."""
     spec = TableSpec(name=NAME, columns=RESULT_COLUMNS, partition_by="created_at", cluster_by=())
     assert pickle.loads(pickle.dumps(spec)) == spec

@@ -1,4 +1,4 @@
-"""Exactly once: bundles that are repeated, workers and servers that are killed."""
+"""Exactly once: repeated bundles, killed workers and killed servers."""
 
 import dataclasses
 import itertools
@@ -44,12 +44,12 @@ SPEC = TableSpec(
 
 
 class _Killed(BaseException):
-    """The worker is gone."""
+    """The worker has died."""
 
 
 @dataclasses.dataclass
 class ModelStream:
-    """A write stream as the service keeps it; the worker may die before or behind any append."""
+    """A write stream as the service keeps it; the worker may die before or after any append."""
 
     bad: frozenset[bytes]
     chance: random.Random
@@ -57,7 +57,7 @@ class ModelStream:
     deaths_left: int = 20
 
     def append(self, rows: list[bytes], offset: int) -> Mapping[int, str]:
-        """All or none, at the end only."""
+        """Appends all rows or none, at the end of the stream only."""
         self._perhaps_die()
         rejections = {index: "bad" for index, row in enumerate(rows) if row in self.bad}
         if offset > len(self.rows):
@@ -65,7 +65,7 @@ class ModelStream:
         if offset == len(self.rows) and not rejections:
             self.rows += rows
         elif offset < len(self.rows):
-            rejections = {}  # ALREADY_EXISTS, whatever the rows are: the worst case
+            rejections = {}  # ALREADY_EXISTS whatever the rows are: the worst case
         self._perhaps_die()
         return rejections
 
@@ -82,7 +82,7 @@ class _ModelDoFn(_AppendInOrderDoFn):
         self.setup()
 
     def setup(self) -> None:
-        """The lines are no JSON, and need no message."""
+        """The lines are not JSON and need no message."""
 
     def _encode_line(self, line: bytes) -> bytes:
         return line
@@ -98,7 +98,7 @@ class _Closable:
 
 
 def _batches(name: str, sizes: list[int]) -> list[Element]:
-    """Batches of numbered rows, the last one marked."""
+    """Batches of numbered rows, with the last one marked."""
     count = itertools.count()
     rows = [[(f"{name}{next(count)}".encode(), b"") for _ in range(size)] for size in sizes]
     return [
@@ -108,7 +108,7 @@ def _batches(name: str, sizes: list[int]) -> list[Element]:
 
 
 def _deliver(committed: Committed, elements: list[Element], dofn: Any, chance: Any) -> Committed:
-    """Runs bundles until everything is committed: any order, any bundles, any number of deaths."""
+    """Runs bundles of any size, in any order and with any deaths, until everything is committed."""
     left = list(elements)
     while left or committed.due:
         chance.shuffle(left)
@@ -130,7 +130,7 @@ def _deliver(committed: Committed, elements: list[Element], dofn: Any, chance: A
 def test_whatever_dies_each_row_is_there_once(
     sizes: list[list[int]], seed: int, share_bad: float
 ) -> None:
-    """Each good row is in its stream once and emitted once; each bad one is rejected once."""
+    """Whatever dies, each good row is stored and emitted once, and each bad one rejected once."""
     chance = random.Random(seed)
     elements = [e for key, some in enumerate(sizes) for e in _batches(f"s{key}-", some)]
     rows = [line for _, (_, _, batch) in elements for line, _ in ROWS_CODER.decode(batch)]
@@ -147,7 +147,7 @@ def test_whatever_dies_each_row_is_there_once(
 
 
 def test_a_rejection_waits_for_its_commit() -> None:
-    """The rows that take a rejected batch's place are not sent in the bundle that rejected it."""
+    """The rows that replace a rejected batch are not sent in the bundle that rejected it."""
     stream = ModelStream(frozenset([b"s1"]), random.Random(0), deaths_left=0)
     dofn = _ModelDoFn({"s": stream})
     first, second, third = _batches("s", [2, 1, 1])
@@ -159,12 +159,12 @@ def test_a_rejection_waits_for_its_commit() -> None:
     committed = run_bundle(dofn, halted, timers=halted.due)
     assert stream.rows == [b"s0", b"s2", b"s3"]
     assert [row.line for row in committed.written] == stream.rows
-    again = run_bundle(dofn, halted, timers=halted.due)  # as a worker does that took over
+    again = run_bundle(dofn, halted, timers=halted.due)  # as a worker does that takes over
     assert (again.written, stream.rows) == (committed.written, [b"s0", b"s2", b"s3"])
 
 
 def test_the_fallback_of_a_row_takes_its_place_once() -> None:
-    """A smaller row takes its place; when the table rejects that as well, the run stops."""
+    """A fallback row takes a rejected row's place once; if it is rejected too, the run stops."""
     batch = {0: (0, True, ROWS_CODER.encode([(b"long", b"")]))}
 
     def fallback(row: EncodedRow, _: Any) -> EncodedRow:
@@ -179,7 +179,7 @@ def test_the_fallback_of_a_row_takes_its_place_once() -> None:
 
 
 def test_windows_are_refused() -> None:
-    """State is per window: exactly once is for the global one."""
+    """Windows are rejected: state is per window, so exactly once needs the global window."""
     p = pipeline()
     rows = p | beam.Create([EncodedRow(b"{}")]) | beam.WindowInto(FixedWindows(60))
     with pytest.raises(ValueError, match="must be in the global window"):
@@ -187,7 +187,7 @@ def test_windows_are_refused() -> None:
 
 
 def test_rejections_in_every_batch(bigquery_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each waits for a commit, on a runner; also of rows at the end of time."""
+    """Each rejected batch waits for a commit on a real runner, also for rows at the end of time."""
     monkeypatch.setattr(exactly_once, "SHARDS", 2)
     monkeypatch.setattr(exactly_once, "STREAM_BYTES", 1000)  # a stream is full after a batch or two
     monkeypatch.setattr(row_batches, "BATCH_ROWS", 10)
@@ -230,7 +230,7 @@ def _numbered(name: str, batches: list[list[bytes]]) -> list[Element]:
 
 
 class Workers:
-    """Worker processes that run a bundle each."""
+    """Worker processes, each of which runs one bundle."""
 
     def __init__(self, cloud: LoopbackCloud) -> None:
         self._process = subprocess.Popen(
@@ -249,7 +249,7 @@ class Workers:
         *,
         die_behind: int | None = None,
     ) -> Committed:
-        """One bundle: what is committed behind it, nothing new if its worker was killed."""
+        """Runs one bundle; returns the committed state, unchanged if the worker was killed."""
         task = pickle.dumps((spec, committed, elements, committed.due, die_behind))
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -264,7 +264,7 @@ class Workers:
         return after
 
     def stop(self) -> None:
-        """Ends the process that forks them."""
+        """Ends the process that forks the workers."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -281,7 +281,7 @@ def workers(redirected_clients: LoopbackCloud) -> Iterator[Workers]:
 
 
 def test_a_killed_worker_doubles_nothing(workers: Workers, bigquery_dataset: str) -> None:
-    """Killed behind appends whose bundle had not committed; the next gets other bundles."""
+    """Appends of a killed worker, uncommitted, are not doubled by the next one's bundles."""
     spec = spec_of(bigquery_dataset)
     create_table(spec, document="JSON")
     name = _make_stream(spec)
@@ -292,7 +292,7 @@ def test_a_killed_worker_doubles_nothing(workers: Workers, bigquery_dataset: str
     assert numbers(spec) == list(range(20))  # appended, but no bundle has committed
     committed = workers.run(spec, committed, [elements[1], elements[0], elements[5]])
     assert len(committed.written) == 20
-    # The third batch has a bad row: none of it is appended before the rejection is committed.
+    # The third batch has a bad row, so none of it is appended before the rejection is committed.
     committed = workers.run(spec, committed, [elements[3], elements[2]])
     assert (numbers(spec), len(committed.rejected)) == (list(range(20)), 1)
     committed = workers.run(spec, committed, [elements[4]], die_behind=2)

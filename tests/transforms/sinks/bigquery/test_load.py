@@ -61,7 +61,7 @@ def _load(spec: TableSpec, staged: list[StagedFile], job: str, how: str = "WRITE
 
 
 def test_a_repeated_attempt_loads_once(bigquery_dataset: str, tmp_path: pathlib.Path) -> None:
-    """A bundle that Beam repeats finds the job of the first attempt."""
+    """A bundle that Beam repeats finds the load job of the first attempt."""
     spec = _spec(bigquery_dataset)
     spec.create(spec.client())
     spec.create(spec.client())
@@ -74,7 +74,7 @@ def test_a_repeated_attempt_loads_once(bigquery_dataset: str, tmp_path: pathlib.
 
 
 def test_append_and_replace(bigquery_dataset: str, tmp_path: pathlib.Path) -> None:
-    """Append adds to what is there, replace takes its place, also with nothing."""
+    """Append adds to existing rows; replace removes them, even if it writes none."""
     spec = _spec(bigquery_dataset)
     spec.create(spec.client())
     _load(spec, [_staged(tmp_path, [_line("1")])], "a")
@@ -89,7 +89,7 @@ def test_append_and_replace(bigquery_dataset: str, tmp_path: pathlib.Path) -> No
 
 
 def test_many_local_files_are_one_load(bigquery_dataset: str, tmp_path: pathlib.Path) -> None:
-    """Files on a laptop go up together: all of their rows, or none."""
+    """Many local files are loaded together: all of their rows, or none."""
     spec = _spec(bigquery_dataset)
     spec.create(spec.client())
     good = [_staged(tmp_path, [_line(str(n))], f"{n}.jsonl") for n in range(3)]
@@ -106,7 +106,7 @@ def test_many_local_files_are_one_load(bigquery_dataset: str, tmp_path: pathlib.
 def test_load_rows(
     bigquery_dataset: str, bucket: str, tmp_path: pathlib.Path, remote: bool
 ) -> None:
-    """Through a pipeline, staged in a bucket or here: the report is the table's own count."""
+    """A pipeline stages rows in a bucket or locally; the report is the table's own count."""
     spec = _spec(bigquery_dataset)
     folder = f"gs://{bucket}/staging/r" if remote else str(tmp_path / "staging")
     schema = {"properties": {"a": {"type": "integer"}, "output": {"type": "string"}}}
@@ -140,7 +140,7 @@ def test_load_rows(
 
 
 def test_the_view_keeps_the_newest(bigquery_dataset: str, tmp_path: pathlib.Path) -> None:
-    """One row per record id, of the latest run."""
+    """The view has one row per record id, of the latest run."""
     spec = _spec(bigquery_dataset)
     spec.create(spec.client())
     old = json.loads(_line("1", "old")) | {"created_at": "2026-01-01T00:00:00Z"}
@@ -153,7 +153,7 @@ def test_the_view_keeps_the_newest(bigquery_dataset: str, tmp_path: pathlib.Path
 
 
 def test_a_summary_is_written_once(bigquery_dataset: str) -> None:
-    """A repeated attempt finds its own row."""
+    """A repeated attempt finds its own summary row."""
     spec = TableSpec(
         name=TableName.parse(f"{bigquery_dataset}.runs"),
         columns=SUMMARY_COLUMNS,

@@ -26,7 +26,7 @@ COLUMNS = (
 
 
 def decoded(encoded: bytes, columns: tuple[Column, ...] = COLUMNS) -> dict[str, object]:
-    """A message as a server reads it that knows the descriptor alone."""
+    """A message as read by a server that knows only the descriptor."""
     file = descriptor_pb2.FileDescriptorProto(name="other.proto", syntax="proto2")
     file.message_type.append(ProtoRows(columns).descriptor)
     pool = descriptor_pool.DescriptorPool()
@@ -37,7 +37,7 @@ def decoded(encoded: bytes, columns: tuple[Column, ...] = COLUMNS) -> dict[str, 
 
 
 def test_every_type() -> None:
-    """Each column as BigQuery's table of conversions has it."""
+    """Each type is encoded as in BigQuery's table of conversions."""
     row = {
         "s": "ü\x00",
         "i": -(2**63),
@@ -63,7 +63,7 @@ def test_every_type() -> None:
 
 @pytest.mark.parametrize("columns", [RESULT_COLUMNS, DEAD_LETTER_COLUMNS, SUMMARY_COLUMNS])
 def test_the_descriptor_is_that_of_the_columns(columns: tuple[Column, ...]) -> None:
-    """Same names in the same order; a required column is a required field."""
+    """The descriptor has the columns' names in order; a required column is a required field."""
     fields = ProtoRows(columns).descriptor.field
     assert [field.name for field in fields] == [column.name for column in columns]
     required = [field.name for field in fields if field.label == field.LABEL_REQUIRED]
@@ -81,15 +81,15 @@ def test_the_descriptor_is_that_of_the_columns(columns: tuple[Column, ...]) -> N
         ({"s": "", "r": [1]}, "the row does not fit the table"),
     ],
 )
-def test_what_does_not_fit_is_rejected(row: dict[str, object], message: str) -> None:
-    """Before it is sent, with what was wrong."""
+def test_a_value_that_does_not_fit_is_rejected(row: dict[str, object], message: str) -> None:
+    """A value that does not fit is rejected before it is sent, with the reason."""
     with pytest.raises(WriteRejected, match=message):
         ProtoRows(COLUMNS).encode(row)
 
 
 @given(st.datetimes(timezones=st.just(dt.timezone.utc)))
 def test_timestamps_are_exact(moment: dt.datetime) -> None:
-    """To the microsecond, of every year that BigQuery knows."""
+    """Timestamps are exact to the microsecond, for every year that BigQuery supports."""
     micros = timestamp_micros(rfc3339(moment))
     epoch = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
     assert epoch + dt.timedelta(microseconds=micros) == moment

@@ -1,4 +1,4 @@
-"""Rows gathered into appends: bounded, and each ends once."""
+"""Rows gathered into bounded appends; each ends once."""
 
 import collections
 from collections.abc import Iterator
@@ -23,19 +23,19 @@ class Table:
         self._in_flight: collections.deque[Append] = collections.deque()
 
     def encode(self, row: EncodedRow) -> bytes:
-        """The line."""
+        """The line itself."""
         if b"?" in row.line:
             raise WriteRejected("a question")
         return row.line
 
     def send(self, append: Append) -> list[Done]:
-        """All or none."""
+        """Keeps the append in flight; ends the oldest one if there are too many."""
         self.sizes.append(sum(map(len, append.rows)))
         self._in_flight.append(append)
         return [self._end()] if len(self._in_flight) > 3 else []
 
     def drain(self) -> Iterator[Done]:
-        """In order."""
+        """Ends all appends in order."""
         while self._in_flight:
             yield self._end()
 
@@ -47,15 +47,15 @@ class Table:
         return append, rejections
 
     def reset(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 @given(st.lists(st.binary(max_size=30), max_size=60))
 def test_each_row_ends_once(lines: list[bytes]) -> None:
-    """Written if the table takes it, else rejected; appends stay small."""
+    """Each row is written if the table accepts it, else rejected; appends stay small."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(row_batches, "BATCH_BYTES", 50)
         patch.setattr(row_batches, "BATCH_ROWS", 5)
@@ -74,7 +74,7 @@ def test_each_row_ends_once(lines: list[bytes]) -> None:
 
 
 def test_a_row_beyond_the_limit() -> None:
-    """Is rejected as too large; one at the limit is not."""
+    """A row above the limit is rejected as too large; one at the limit is not."""
     appender: RowAppender[str] = RowAppender(Table())
     message = "the row has 8,000,001 bytes (limit 8,000,000)"
     long = EncodedRow(bytes(MAX_APPENDED_ROW_BYTES + 1))
@@ -85,13 +85,13 @@ def test_a_row_beyond_the_limit() -> None:
 
 
 def test_a_rejection_as_an_error() -> None:
-    """The error that makes the dead letter."""
+    """A rejection becomes the error of a dead letter."""
     assert isinstance(Rejection("too_large", "m").error(), TooLarge)
     assert isinstance(Rejection("write_rejected", "m").error(), WriteRejected)
 
 
 def test_rows_that_must_not_be_lost() -> None:
-    """A smaller row takes their place and comes out; a table that rejects that stops the run."""
+    """A fallback row takes the place of a rejected one; if it is rejected too, the run stops."""
     table = Table()
     appender: RowAppender[int] = RowAppender(
         table, lambda row, _: EncodedRow(row.line.replace(b"!", b"."))

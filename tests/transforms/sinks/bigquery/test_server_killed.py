@@ -1,4 +1,4 @@
-"""A BigQuery that is killed while rows are appended, and started again on what it held."""
+"""A BigQuery server that is killed while rows are appended, and restarted with its data."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ from transforms.sinks.bigquery.append import AppendRows, Delivery
 ROWS = 400
 FILLER = "x" * 1000
 LOST = (2,)
-"""The answers that are lost: the server has appended the rows, and is killed before it is heard."""
+"""Answers that are lost: the server is killed after appending the rows, before it is heard."""
 UNSENT = (5,)
-"""The requests during which the server is killed; nobody knows whether the rows are there."""
+"""Requests during which the server is killed; their rows may or may not be stored."""
 
 
 @pytest.fixture
 def deadly(monkeypatch: pytest.MonkeyPatch, mortal_bigquery: RestartableBigQuery) -> list[str]:
-    """Kills the server at the places above; returns the list of what has happened."""
+    """Kills the server at the places above; returns the list of events."""
     happened: list[str] = []
     receive = append_stream._Connection.receive
     asked = 0
@@ -47,7 +47,7 @@ def deadly(monkeypatch: pytest.MonkeyPatch, mortal_bigquery: RestartableBigQuery
 def test_nothing_is_lost(
     mortal_bigquery: RestartableBigQuery, deadly: list[str], delivery: Delivery
 ) -> None:
-    """Exactly once: no row is doubled. At least once: rows whose answer was lost are doubled."""
+    """Exactly once doubles no row; at least once doubles the rows whose answer was lost."""
     spec = spec_of(mortal_bigquery.cloud.new_dataset())
     rows = [row_of(n, document=FILLER) for n in range(ROWS)]
     with pipeline() as p:

@@ -1,1 +1,1 @@
-"""Only its text matters: --performance-mode."""
+"""Only the text of this file matters: --performance-mode."""
