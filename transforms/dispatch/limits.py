@@ -25,7 +25,7 @@ class DispatchLimits:
       max_dead_letter_ratio: When more than this share of at least 1,000 records has failed, the
         run stops, and the remaining records are ``not_attempted``; 1 for never.
       first_backoff_s: The longest wait before the second attempt, in seconds; doubles with each
-      further attempt.
+        further attempt.
       max_backoff_s: The longest wait before any attempt, in seconds.
     """
 
