@@ -1,13 +1,13 @@
-"""The wire formats: what a request asks for, and answers and errors in each dialect's own words.
+"""The wire formats: reads requests, and writes answers and errors in each dialect's own words.
 
 Two OpenAI paths as vLLM answers them, OpenAI's embeddings, and ``generateContent`` and ``predict`` (of
 text embedding models) of Vertex AI. Field names follow the vendors' references and recorded SDK
 requests; lookups accept snake_case and camelCase, as the SDKs mix both.
 
-A call of embeddings holds as many texts as the provider documents, and is refused with more, in the
-words that users report. A text's vector is a function of the text (`vector_of`).
+A call of embeddings may hold as many texts as the provider documents; with more it is refused, in
+the words that users report. A text's vector depends only on the text (`vector_of`).
 
-What this does not prove: that a real service answers so; no real endpoint was called. Streaming,
+This does not prove that a real service answers in this way; no real endpoint was called. Streaming,
 tools, schemas, output limits and safety filters are not modelled.
 """
 
@@ -59,7 +59,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a path asks for.
+    """The model call that a path names.
 
     Attributes:
         form: ``gemini``, ``chat``, ``text`` (plain completions), ``embeddings`` (OpenAI's) or
@@ -73,16 +73,16 @@ class Route:
 
 @dataclass(slots=True)
 class Asked:
-    """What one call asks for.
+    """The content of one call.
 
     Attributes:
-        form: Of the route.
+        form: The form of the route.
         model: The model's name.
         record_id: See ``record_id``; of several texts, that of the first.
-        prompt_tokens: Of all texts of the call.
+        prompt_tokens: The tokens of all texts of the call.
         forbidden: Whether it names a media file that nobody may read.
-        texts: To embed; empty for any other form.
-        dimensions: Numbers of a text's vector.
+        texts: The texts to embed; empty for any other form.
+        dimensions: The length of a text's vector.
     """
 
     form: str
@@ -132,7 +132,7 @@ def tokens(characters: int) -> int:
 
 
 def read(asked_for: Route, raw: bytes) -> Asked:
-    """What a request body asks for.
+    """Reads a request body.
 
     Raises:
         Refused: 400 when it cannot be read.
@@ -185,7 +185,7 @@ def _to_embed(form: str, model: str, texts: tuple[str, ...], body: Json) -> Aske
 
 
 def vector_of(text: str, dimensions: int) -> list[float]:
-    """The vector of a text: numbers of -1 to 1 that JSON keeps exactly.
+    """The vector of a text: numbers from -1 to 1 that JSON represents exactly.
 
     Examples:
         >>> vector_of("a", 2) == vector_of("a", 2) != vector_of("b", 2)
@@ -215,7 +215,7 @@ def error(form: str, status: int, message: str | None, retry_after_s: float | No
         fault = {"message": message, "type": kind, "param": None, "code": None}
         return orjson.dumps({"error": fault})
     if form in ("chat", "text"):
-        if status == 401:  # vLLM's own middleware answers so
+        if status == 401:  # the answer of vLLM's own middleware
             return b'{"error":"Unauthorized"}'
         kind = _VLLM_KINDS.get(status, "InternalServerError")
         fault = {"message": message, "type": kind, "param": None, "code": status}

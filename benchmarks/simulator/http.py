@@ -1,8 +1,8 @@
-"""HTTP/1.1 as far as a load test needs it: one request after the other on kept-alive connections.
+"""HTTP/1.1 as far as a load test needs it: one request after another on kept-alive connections.
 
 Bodies come with a Content-Length or in chunks; ``Expect: 100-continue`` is honoured. There is no
-TLS, no HTTP/2, no compression and no limit on idle time, and a request that follows before the
-answer to the one before waits for it.
+TLS, no HTTP/2, no compression and no limit on idle time, and a request that arrives before the
+previous one is answered waits for that answer.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class Connection(asyncio.Protocol):
     """One client's connection; calls the handler with each request.
 
     The handler, or whoever it hands the connection to, calls ``respond``, ``reset`` or nothing at
-    all. ``on_gone`` is called once if the client goes away before.
+    all. ``on_gone`` is called once if the client disconnects first.
 
     Attributes:
         on_gone: Set by whoever has the request; cleared by ``respond`` and ``reset``.
@@ -108,7 +108,7 @@ class Connection(asyncio.Protocol):
             self._parse()
 
     def reset(self) -> None:
-        """Ends the connection with RST: what was not yet sent is lost."""
+        """Ends the connection with RST: unsent data is lost."""
         self._asked = self.on_gone = None
         self._buffer.clear()
         if self._transport is not None:
@@ -118,12 +118,12 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def close(self) -> None:
-        """Ends the connection after what was written has been sent."""
+        """Ends the connection after all written data has been sent."""
         if self._transport is not None:
             self._transport.close()
 
     def _parse(self) -> None:
-        """Hands over one request after the other while each is answered at once."""
+        """Passes on one request after another while each is answered immediately."""
         if self._parsing:
             return
         self._parsing = True
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
             self._parsing = False
 
     def _next(self) -> Request | None:
-        """The next complete request of the buffer, which it leaves, or None."""
+        """Removes the next complete request from the buffer; None if there is none."""
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
             if len(self._buffer) > _MAX_HEAD_BYTES:
@@ -167,7 +167,7 @@ class Connection(asyncio.Protocol):
         return Request(method, target, headers, body)
 
     def _continue(self, headers: dict[str, str], *, waiting: bool) -> None:
-        """Asks for the body if the client waits for that."""
+        """Requests the body if the client waits for ``100 Continue``."""
         if waiting and self._transport and headers.get("expect", "").lower() == "100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 

@@ -1,7 +1,7 @@
-"""The simulator's log of calls: how it is written, read and analysed.
+"""The simulator's log of calls: writes, reads and analyses it.
 
 All times are seconds since the first call that reached the server, on a monotonic clock. The
-functions are pure; a span that they are given includes its start and excludes its end.
+functions are pure; a span passed to them includes its start and excludes its end.
 """
 
 import collections
@@ -24,9 +24,9 @@ class Call(NamedTuple):
         end_s: When it was answered or the client left; None if it was still open.
         status: HTTP status, ``reset``, ``abandoned`` (the client left), ``hang`` (never answered,
             the client still waits) or ``open`` (still queued or served).
-        cause: Why it is no success: ``quota``, ``overflow``, ``outage``, ``request`` (refused for
-            what it asked) or the fault of ``luck.fault_of``; None if nothing befell it.
-        texts: How many texts it was to embed; 1 for any other call.
+        cause: Why it failed: ``quota``, ``overflow``, ``outage``, ``request`` (refused for its
+            content) or the fault of ``luck.fault_of``; None if it did not.
+        texts: How many texts to embed it holds; 1 for any other call.
     """
 
     id: str
@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
     @property
     def succeeded(self) -> bool:
-        """Whether it brought an answer that can be used."""
+        """Whether it returned a usable answer."""
         return self.status == 200 and self.cause is None
 
 
@@ -49,7 +49,7 @@ Log: TypeAlias = Sequence[Call]
 
 
 class Step(NamedTuple):
-    """What happened in one step of a series.
+    """One step of a series.
 
     Attributes:
         at_s: Its start.
@@ -116,7 +116,7 @@ def peak_busy_slots(log: Log) -> int:
 
 
 def last_first_send_s(log: Log) -> float:
-    """When the last record was asked for the first time: from here on a run only drains.
+    """When the last record was sent for the first time: from here on a run only drains.
 
     Examples:
         >>> last_first_send_s([Call("1", "", 1, 0.5, 0, 2, 503), Call("1", "", 2, 3, 3, 4, 200)])
@@ -138,7 +138,7 @@ def calls_per_record(log: Log) -> float:
 
 
 def wasted_calls(log: Log) -> int:
-    """Calls beyond the one that brought each record's first success."""
+    """Calls other than the one that was each record's first success."""
     return len(log) - len({call.id for call in log if call.succeeded})
 
 
@@ -148,12 +148,12 @@ def counts_by_status(log: Log) -> dict[str, int]:
 
 
 def counts_by_cause(log: Log) -> dict[str, int]:
-    """Number of calls by what befell them."""
+    """Number of calls by cause."""
     return dict(collections.Counter(call.cause for call in log if call.cause is not None))
 
 
 def share_of_status(log: Log, status: int | str) -> float:
-    """The share of all calls that ended so; 0 for an empty log."""
+    """The share of all calls that ended with a status; 0 for an empty log."""
     return sum(call.status == status for call in log) / len(log) if log else 0.0
 
 
@@ -204,7 +204,7 @@ def _served(log: Log) -> Iterator[tuple[float, float]]:
 
 
 def _queued(log: Log) -> Iterator[tuple[float, float]]:
-    """When calls waited for a slot; those that wait for a refusal or for nothing do not."""
+    """When calls waited for a slot; calls that wait for a refusal or hang do not count."""
     last = end_s(log)
     for call in log:
         if call.start_s is not None:

@@ -1,7 +1,7 @@
-"""What befalls a call: pure functions of the settings, the record's id and the attempt.
+"""The fate of a call: pure functions of the settings, the record's id and the attempt.
 
-Nothing here depends on time, on the order of calls or on the client, so a benchmark can also ask
-beforehand which records will meet what.
+Nothing here depends on time, on the order of calls or on the client, so a benchmark can find out
+beforehand which fault each record will meet.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from benchmarks.simulator.settings import Settings
 
 
 def uniform(seed: int, *parts: object) -> float:
-    """A number above 0 and below 1 that the seed and the parts decide.
+    """A number above 0 and below 1, determined by the seed and the parts.
 
     Examples:
         >>> uniform(1, "7", "latency") == uniform(1, "7", "latency")
@@ -32,7 +32,7 @@ def service_time_s(settings: Settings, record_id: str) -> float:
 
 
 def output_tokens(settings: Settings, record_id: str) -> int:
-    """Tokens that a record's answer is said to have: at least 1."""
+    """The reported number of tokens of a record's answer: at least 1."""
     length = settings.output_tokens
     if length.low == length.high:
         return max(1, round(length.low))
@@ -51,10 +51,10 @@ def is_poison(settings: Settings, record_id: str) -> bool:
 
 
 def fault_of(settings: Settings, record_id: str, attempt: int) -> str | None:
-    """The fault that befalls one call.
+    """The fault of one call.
 
     Args:
-        settings: Their ``faults`` are exact probabilities: at most one befalls a call.
+        settings: Their ``faults`` are exact probabilities: a call has at most one.
         record_id: The record.
         attempt: 1 for the first call of the record.
 

@@ -1,6 +1,6 @@
 """Quotas as token buckets, with the time passed in.
 
-What this does not prove: that a provider counts so. Gemini's shared pool publishes no algorithm,
+This does not prove that a provider counts in this way. Gemini's shared pool publishes no algorithm,
 and quotas that reset by the minute let other bursts through.
 """
 
@@ -11,9 +11,9 @@ _SLACK = 1e-9
 class Bucket:
     """A token bucket that begins full.
 
-    Guaranteed: over any span of t seconds it gives at most ``capacity + rate_per_s * t``, except
-    that an amount above the capacity is given by a full bucket, which then is in debt: it would
-    otherwise never be given.
+    Guaranteed: over any span of t seconds it grants at most ``capacity + rate_per_s * t``, except
+    that a full bucket grants an amount above its capacity and is then in debt: otherwise it would
+    never be granted.
 
     Examples:
         >>> bucket = Bucket(rate_per_s=2.0, capacity=2.0, now=0.0)
@@ -35,7 +35,7 @@ class Bucket:
         self._level, self._at = capacity, now
 
     def wait_s(self, amount: float, now: float) -> float:
-        """Seconds until the amount could be taken if nobody else took any; 0 when it can be now."""
+        """Seconds until the amount could be taken if nobody else took any; 0 if it is available."""
         self._refill(now)
         missing = min(amount, self._capacity) - self._level
         return missing / self._rate if missing > _SLACK else 0.0
@@ -48,7 +48,7 @@ class Bucket:
         return True
 
     def change(self, rate_per_s: float, capacity: float, now: float) -> None:
-        """Goes on at another rate with what it holds, as far as that fits."""
+        """Continues at another rate with the current level, cut to the new capacity."""
         self._refill(now)
         self._rate, self._capacity = rate_per_s, capacity
         self._level = min(self._level, capacity)

@@ -1,7 +1,7 @@
-"""The server: the listening socket, the paths, and what controls a run.
+"""The server: the listening socket, the paths, and the control of a run.
 
-Model calls: the paths of ``dialects``. Its own, which no quota and no outage but ``refuse``
-touches::
+Model calls use the paths of ``dialects``. Its own paths, which no quota and no outage except
+``refuse`` affects::
 
     GET  /health      200, or 503 in an outage
     GET  /v1/models   the models, as vLLM lists them
@@ -40,7 +40,7 @@ def key_of(headers: Mapping[str, str]) -> str:
 
 
 def client_of(headers: Mapping[str, str]) -> str:
-    """Who calls: what the client says of itself in ``x-simulated-client``, else its key."""
+    """Who calls: the value of ``x-simulated-client``, else the key."""
     return headers.get(CLIENT_HEADER) or key_of(headers)
 
 
@@ -59,7 +59,7 @@ class Server:
         self._listening: asyncio.Server | None = None
         self._task: asyncio.Task[None] | None = None
         # Keeps the port while nothing listens: else a client that connects from that very port
-        # by chance would be connected to itself.
+        # by chance would connect to itself.
         self._reserved = _bound(port)
         self._port = self._reserved.getsockname()[1]
         self.url = f"http://{HOST}:{self._port}"

@@ -1,17 +1,17 @@
-"""What happens to calls between arrival and answer: refusals, the queue, slots, faults, outages.
+"""Calls between arrival and answer: refusals, the queue, slots, faults, outages.
 
 A call meets these in order, and the first that applies decides:
 
 1. an outage: the call is answered 503, reset, or never answered;
-2. what it asks for: a wrong key 401, an unknown model 404, a forbidden file 403, poison 400;
+2. its content: a wrong key 401, an unknown model 404, a forbidden file 403, poison 400;
 3. a fault that is a status (a random 429 takes no quota);
 4. the quota: 429;
 5. the fault ``hang``: no slot, no answer;
 6. the queue's length, then a slot; ``reset`` ends it after half of its service time, ``malformed``
    cuts the answer.
 
-Refusals (1 to 4, and the queue's) are answered after ``reject_latency_s``. A client that goes away
-frees its place at once.
+Refusals (1 to 4, and the queue's) are answered after ``reject_latency_s``. A client that
+disconnects frees its place immediately.
 """
 
 import asyncio
@@ -60,20 +60,20 @@ class _OpenCall:
 
 
 class Service:
-    """One run: begins with the first call and keeps the log of all.
+    """One run: begins with the first call and logs all calls.
 
     Attributes:
-        settings: The current ones.
-        outage: Whether there is one now.
+        settings: The current settings.
+        outage: Whether there is an outage now.
         in_service: Calls that have a slot now.
         queued: Calls that wait for one now.
     """
 
     def __init__(self, settings: Settings, on_outage: Callable[[bool], None]) -> None:
-        """Nothing has arrived.
+        """Creates a run without calls.
 
         Args:
-            settings: What the run begins with.
+            settings: The initial settings.
             on_outage: Called when an outage begins (True) and ends (False).
         """
         self.settings = settings
@@ -94,7 +94,7 @@ class Service:
         self._timers: list[asyncio.TimerHandle] = []
         self._outage_end: asyncio.TimerHandle | None = None
 
-    # What is told and asked from outside
+    # The interface
 
     def arrive(
         self, connection: Connection, asked: Asked, client: str, refusal: int | None
@@ -102,10 +102,10 @@ class Service:
         """Takes a call.
 
         Args:
-            connection: Where it came from and where the answer goes.
-            asked: What it asks for.
+            connection: The connection that it came from, for the answer.
+            asked: Its content.
             client: Who calls.
-            refusal: A status that what it asks for has earned it, if any.
+            refusal: The status that refuses its content, if any.
         """
         if self._origin is None:
             self._begin()
@@ -154,7 +154,7 @@ class Service:
         self._start_waiting()
 
     def log(self) -> list[Call]:
-        """All calls: those that have ended by the time of their end, then the open ones."""
+        """All calls: the ended ones in the order of their ends, then the open ones."""
         waiting = ("open", "hang", "open", "open")
         return self._log + [self._row(call, None, waiting[call.place]) for call in self._open]
 
@@ -173,7 +173,7 @@ class Service:
         }
 
     def stop(self) -> None:
-        """Forgets the changes to come and ends an outage; open calls go on."""
+        """Cancels the scheduled changes and ends an outage; open calls continue."""
         for timer in self._timers:
             timer.cancel()
         self._set_outage(0)
@@ -224,7 +224,7 @@ class Service:
         return luck.output_tokens(self.settings, asked.record_id)
 
     def _fail(self, call: _OpenCall) -> None:
-        """What an outage does to a call that arrives in it."""
+        """Fails a call that arrives during an outage."""
         if self.settings.outage_kind == "503":
             self._refuse(call, 503, "outage")
         elif self.settings.outage_kind == "hang":
@@ -293,7 +293,7 @@ class Service:
         self._end(call, "abandoned")
 
     def _end(self, call: _OpenCall, status: int | str) -> None:
-        """Logs the call and gives its place to the next."""
+        """Logs the call and passes its place to the next."""
         place, call.place = call.place, _DONE
         if call.timer is not None:
             call.timer.cancel()

@@ -1,6 +1,6 @@
-"""What the simulator can be told: at start, by a schedule, or while it runs.
+"""The simulator's settings: at the start, in a schedule, or changed while it runs.
 
-Every setting can be written as on the command line (``"503:0.05"``) or as JSON has it
+Every setting can be written as on the command line (``"503:0.05"``) or as JSON
 (``{"503": 0.05}``); one table, ``_PARSERS``, reads both.
 """
 
@@ -23,7 +23,7 @@ OUTAGE_KINDS = ("refuse", "503", "reset", "hang")
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """A distribution of one number, given by its inverse.
+    """A distribution of one number, defined by its inverse.
 
     Attributes:
         kind: ``constant``, ``uniform`` or ``lognormal``.
@@ -45,7 +45,7 @@ class Distribution:
     high: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses what has no inverse."""
+        """Refuses a distribution without an inverse."""
         least = 0.0 if self.kind != "lognormal" else math.ulp(0.0)
         if not least <= self.low <= self.high < math.inf:
             raise ValueError(f"{self}: expected 0 <= low <= high, above 0 for a lognormal")
@@ -78,7 +78,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Settings that take effect some time after the first call.
+    """Settings that take effect at a time after the first call.
 
     Attributes:
         at_s: Seconds since the first call.
@@ -94,7 +94,7 @@ class Settings:
     """All settings; ``parse`` builds one from text.
 
     Attributes:
-        seed: Another seed is another fate for every record.
+        seed: Another seed changes the fate of every record.
         latency: Seconds that a call takes once it is being served.
         slots: Calls served at once, the others wait first in, first out; 0 is no limit.
         max_queue: Calls that may wait; -1 is no limit.
@@ -103,14 +103,14 @@ class Settings:
         tokens_per_minute: Quota of prompt and answer tokens; 0 is none.
         burst_s: Seconds of quota that an idle server saves up; the buckets begin full.
         reject_latency_s: Seconds before a refusal or an error is answered.
-        retry_after: Seconds that ``Retry-After`` names on 429 and 503; ``auto`` until quota is
-            there again, in whole seconds; None leaves the header out.
+        retry_after: The seconds in ``Retry-After`` with 429 and 503; ``auto`` for the whole seconds
+            until quota is available again; None omits the header.
         schedule: Changes by time since the first call.
         outage_kind: What happens to calls in an outage; see ``OUTAGE_KINDS``.
         faults: Probability by name of fault; ``poison`` is drawn per record, others per call.
         api_key: The key every call must carry; None accepts any or none.
         models: The models served; empty serves every name.
-        output_tokens: Tokens that an answer is said to have; its text does not grow with it.
+        output_tokens: The reported number of tokens of an answer; its text does not grow with it.
         answer: Text of every answer; ``{id}`` stands for the record's id.
     """
 
@@ -134,12 +134,12 @@ class Settings:
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> "Settings":
-        """Settings from text or JSON values by name; what is not named has its default.
+        """Settings from text or JSON values by name; the others have their defaults.
 
         ``outage`` is here ``START,DURATION``, in seconds since the first call.
 
         Raises:
-            ValueError: An unknown name or a value that cannot be; the message holds it.
+            ValueError: A name is unknown or a value is invalid; the message contains it.
 
         Examples:
             >>> Settings.parse({"slots": "4", "faults": "503:0.05"}).faults
@@ -166,7 +166,7 @@ def parse_change(given: Mapping[str, Any]) -> dict[str, Any]:
             0 ends one.
 
     Raises:
-        ValueError: A name that may not change, or a value that cannot be.
+        ValueError: A setting cannot change, or a value is invalid.
     """
     fixed = [name for name in given if name not in _PARSERS or name == "seed"]
     if fixed:
@@ -176,7 +176,7 @@ def parse_change(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parse(name: str, value: Any) -> Any:
     if name not in _PARSERS:
-        raise ValueError(f"{name!r} is no setting")
+        raise ValueError(f"{name!r} is not a setting")
     try:
         return _PARSERS[name](value)
     except (TypeError, ValueError) as error:
@@ -226,7 +226,7 @@ def _faults(value: Any) -> tuple[tuple[str, float], ...]:
     rates = {str(name).strip(): _number(rate) for name, rate in dict(value).items()}
     for name in rates:
         if name not in SOFT_FAULTS and not (name.isdecimal() and 400 <= int(name) <= 599):
-            raise ValueError(f"{name!r} is no fault: a status, or {', '.join(SOFT_FAULTS)}")
+            raise ValueError(f"{name!r} is not a fault: use a status, or {', '.join(SOFT_FAULTS)}")
     if sum(rate for name, rate in rates.items() if name != "poison") > 1:
         raise ValueError("the probabilities of faults exceed 1")
     return tuple(sorted(rates.items()))

@@ -86,6 +86,7 @@ BESIDE: dict[str, dict[str, str]] = {
     "gpu_machine_type": {"backend": "vllm", "gpu_type": "nvidia-l4"},
     "exactly_once": {"write_method": "storage_write"},
     "prefix_chars": {"order_by_prefix": "data_set"},
+    "embedding_batch_size": {"task": "embed", "backend": "openai"},
 }
 """What has to be given, or left out (''), with a parameter."""
 OPPOSITES = {("exactly_once", Mode.STREAMING): "true"}

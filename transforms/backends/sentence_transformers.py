@@ -111,7 +111,7 @@ class SentenceTransformersClient:
         self._batch_size = backend.batch_size
 
     async def generate(self, request: Request) -> Completion:
-        """Embeds one text; many at once are several times cheaper."""
+        """Embeds one text; embedding many together is several times cheaper."""
         (outcome,) = await self.generate_many([request])
         if isinstance(outcome, RecordError):
             raise outcome
