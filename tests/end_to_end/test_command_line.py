@@ -159,7 +159,7 @@ def _wrong_use(
             bare,
             [*whole, "--input_table=p.d.t"],
             (
-                "exactly one input is needed, but --input_files and --input_table are set: use one "
+                "exactly one input is needed, but --input_files and --input_table are set: set one "
                 "of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
@@ -306,7 +306,7 @@ _FILES = {
         (
             ["--input_files="],
             (
-                "exactly one input is needed, but none is set: use one of --input_files, "
+                "exactly one input is needed, but none is set: set one of --input_files, "
                 "--input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
