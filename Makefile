@@ -1,11 +1,11 @@
 # make run    the example: embeds support tickets, then classifies them (simulated model)
 # make stream the streaming example: Pub/Sub, BigQuery and a model server on this machine, until Ctrl-C
-# make test   every test; needs nothing but Python, pip and a network to install from
+# make test   every test; needs only Python, pip and a network for the installation
 # make check  tests with coverage, lint, format, types: what CI runs
 # make bench  every benchmark; writes benchmarks/RESULTS.md
-# make vllm   the real vLLM on a CPU, in .venv-vllm: 2.5 GB, for Python 3.11; tests use it where it is
+# make vllm   the real vLLM on a CPU, in .venv-vllm: 2.5 GB, for Python 3.11; tests use it if it is there
 # make lock   the images' lock files, from setup.py, constraints.txt and requirements-gpu.in
-# make clean  removes what the above have made
+# make clean  removes the files made by the above
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv

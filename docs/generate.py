@@ -1,4 +1,4 @@
-"""Writes the parts of the documentation that the code decides, so that they cannot drift.
+"""Writes the parts of the documentation that are derived from the code, so that they cannot drift.
 
 ``python docs/generate.py`` rewrites the marked sections of ``docs/results.md``, all of
 ``docs/parameters.md`` and the table schemas of ``templates/terraform``; with ``--check`` it changes
@@ -15,7 +15,7 @@ DOCS = pathlib.Path(__file__).resolve().parent
 if __name__ == "__main__":  # run by path: this folder is on the path, the project's is not
     sys.path.insert(0, str(DOCS.parent))
 
-from pipeline.options.command_line import FLAGS  # noqa: E402 - behind the path
+from pipeline.options.command_line import FLAGS  # noqa: E402 - after the path is set
 from pipeline.options.flag import Flag  # noqa: E402
 from transforms.accounting.minute_summary import MINUTE_COLUMNS  # noqa: E402
 from transforms.results.rows import (  # noqa: E402
@@ -80,7 +80,7 @@ def _cell(text: str) -> str:
 
 
 def results_page(text: str) -> str:
-    """``docs/results.md`` with its marked sections made anew.
+    """``docs/results.md`` with its marked sections regenerated.
 
     Raises:
       ValueError: A section's marks are missing.
@@ -109,7 +109,7 @@ def table_schema(columns: tuple[Column, ...]) -> list[dict[str, object]]:
 
 
 def schema_files() -> dict[pathlib.Path, str]:
-    """The tables that Terraform makes, one file each."""
+    """The tables that Terraform creates, one file each."""
     tables = {
         "results": RESULT_COLUMNS,
         "dead_letters": DEAD_LETTER_COLUMNS,
@@ -122,7 +122,7 @@ def schema_files() -> dict[pathlib.Path, str]:
 
 
 def pages() -> dict[pathlib.Path, str]:
-    """Every page that is made, as it should be."""
+    """Every generated file, with its current content."""
     results = DOCS / "results.md"
     return {
         results: results_page(results.read_text(encoding="utf-8")),

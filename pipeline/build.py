@@ -1,4 +1,4 @@
-"""The pipeline, from records to the summary: this is the diagram of the README, as code."""
+"""The pipeline, from records to the summary: the README's diagram as code."""
 
 import apache_beam as beam
 
@@ -18,7 +18,7 @@ def build(root: beam.Pipeline, config: RunConfig) -> None:
     """Adds every step to a pipeline. Labels are stable: updates of streaming jobs need them.
 
     Raises:
-      ConfigurationError: The source says of itself that it ends, or not, and Beam disagrees.
+      ConfigurationError: The source's ``bounded`` and Beam disagree.
     """
     records, unread, read_counts = root | "ReadRecords" >> ReadRecords(
         source=config.source, id_rule=config.id_rule

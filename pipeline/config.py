@@ -1,7 +1,7 @@
 """The configuration of one run: frozen dataclasses, made from the flags and checked before launch.
 
-Construction does no I/O beyond reading the files that flags name (prompt, schema). What asks a
-service is in `pipeline.checks.all`.
+Construction does no I/O beyond reading the files that flags name (prompt, schema). Checks that call
+a service are in `pipeline.checks.all`.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ class RunConfig:
 
     @property
     def adapter(self) -> BackendAdapter:
-        """What the application knows about the backend."""
+        """The adapter of the backend."""
         return adapter_of(self.values[BACKEND])
 
     @classmethod
@@ -86,7 +86,7 @@ class RunConfig:
         """The configuration that the flags describe: the one place where they are parsed.
 
         Raises:
-          ConfigurationError: Values or combinations that cannot run, each with its remedy.
+          ConfigurationError: Values or combinations are invalid; the message has each remedy.
         """
         try:
             return cls._from_values(parse_values(options), options)
@@ -154,9 +154,9 @@ class RunConfig:
 
 
 def _check_reachable(values: Values, options: PipelineOptions, mode: Mode) -> None:
-    """Dataflow's workers see no machine's files; a local runner cannot de-duplicate messages.
+    """Dataflow's workers cannot read local files; a local runner cannot de-duplicate messages.
 
-    A stream writes a file per bundle: on Dataflow they are too many and too small to be of use.
+    A stream writes a file per bundle: on Dataflow these are too many and too small to be useful.
     """
     if is_local(options) and values.is_set(PUBSUB_ID_ATTRIBUTE):
         raise ConfigurationError(

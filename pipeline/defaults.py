@@ -1,4 +1,4 @@
-"""Beam's own options, where the user has set none."""
+"""Defaults for Beam's own options."""
 
 from collections.abc import Container
 
@@ -17,19 +17,19 @@ from pipeline.options.gpu import GPU_TYPE, set_worker_defaults
 from pipeline.options.run import LOCAL_RUNNER, RESOURCE_LABELS
 
 LOCAL_THREADS = 4
-"""Bundles at once: while one waits for its last calls, others give the model its next ones.
+"""Concurrent bundles: while one waits for its last calls, others send the model the next ones.
 
 They run in the runner's ``in_memory`` mode, which does use several threads, whatever its warning
 says. Its ``multi_threading`` mode loses records in Beam 2.77: a timer flushes the buffer of encoded
-elements, also in the middle of an element (`docs/beam.md` has the experiment).
+elements, even in the middle of an element (`docs/beam.md` has the experiment).
 """
 
 
 def set_defaults(options: PipelineOptions, config: RunConfig, given: Container[str] = ()) -> None:
-    """Beam's own options that inference needs, where the user set none.
+    """Sets Beam's own options that inference needs, unless the user has set them.
 
     Args:
-      options: What to complete.
+      options: The options to complete.
       config: The run.
       given: The names of the flags that the user has set.
     """
@@ -59,7 +59,7 @@ def set_defaults(options: PipelineOptions, config: RunConfig, given: Container[s
 
 
 def name_job(options: PipelineOptions, config: RunConfig) -> None:
-    """Names a streaming job after its run, where the user named none: an update finds it so."""
+    """Names a streaming job after its run, unless the user named it: an update finds it by name."""
     cloud = options.view_as(GoogleCloudOptions)
     if config.mode.streaming and not config.local and cloud.job_name is None:
         cloud.job_name = config.run_id.lower().replace("_", "-")

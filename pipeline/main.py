@@ -44,10 +44,10 @@ from transforms.sinks.staging import delete_folder
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 STOP_TIMEOUT_S = 5.0
-"""How long an interrupted run may take until its threads have noticed."""
+"""How long an interrupted run waits for its threads to stop."""
 
 OPEN_FILES = 8192
-"""For the default ``--max_concurrency`` and the files of a run."""
+"""Open files for the default ``--max_concurrency`` and the files of a run."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         console.print("\ninterrupted", style="yellow")
         return EXIT_INTERRUPTED
-    except Exception as error:  # the last resort: one line, and the traceback for who asks for it
+    except Exception as error:  # last resort: one line; the traceback on request
         _log.debug("the command failed", exc_info=error)
         console.print(f"failed: {explain(error)[0]}", style="red", markup=False, highlight=False)
         console.print("BATCH_INFERENCE_DEBUG=1 shows more", highlight=False)
@@ -104,7 +104,7 @@ def run(argv: Sequence[str], console: Console) -> int:
 
 
 def set_aside_old_summary(config: RunConfig) -> None:
-    """Renames an earlier run's ``run.json``: if this run fails, nothing says that it reconciled."""
+    """Renames an earlier run's ``run.json``, which would pass for this run's if this one fails."""
     path = config.sinks.summary_path
     if path is None or not FileSystems.exists(path):
         return
@@ -119,15 +119,15 @@ def set_aside_old_summary(config: RunConfig) -> None:
 
 
 def _run_here(pipeline: beam.Pipeline, config: RunConfig, console: Console) -> int:
-    """Runs on a local runner, in a thread of its own, so that this one can show and be stopped."""
+    """Runs on a local runner in a separate thread; this one shows progress and handles Ctrl-C."""
     metrics.LIVE.reset()
     failure: list[BaseException] = []
-    ended = threading.Event()  # a join that is interrupted takes its thread for ended
+    ended = threading.Event()  # an interrupted join considers its thread ended
 
     def work() -> None:
         try:
             pipeline.run().wait_until_finish()
-        except BaseException as error:  # handed to the thread that reports it
+        except BaseException as error:  # passed to the thread that reports it
             failure.append(error)
         finally:
             ended.set()
@@ -157,13 +157,13 @@ def _run_here(pipeline: beam.Pipeline, config: RunConfig, console: Console) -> i
 
 
 def _watch(ended: threading.Event, progress: Progress, config: RunConfig, console: Console) -> bool:
-    """Shows progress until the run has ended; whether it was a stream that was asked to stop.
+    """Shows progress until the run has ended; returns whether the user stopped a stream.
 
-    A stream is drained: no more messages are taken, those taken are finished, and the run ends with
-    its summary. Asked once more, it stops as a bounded run does.
+    A stopped stream is drained: it takes no more messages, finishes those taken, and ends with its
+    summary. Stopped a second time, it is aborted like a bounded run.
 
     Raises:
-      KeyboardInterrupt: The run is to stop at once.
+      KeyboardInterrupt: The run must stop immediately.
     """
     stopped = False
     while True:
@@ -176,8 +176,8 @@ def _watch(ended: threading.Event, progress: Progress, config: RunConfig, consol
                 raise
             stopped = True
             console.print(
-                "stopping: no more messages are taken, what was taken is finished; again to stop "
-                "at once",
+                "stopping: taking no more messages and finishing those taken; interrupt again to "
+                "stop immediately",
                 style="yellow",
                 highlight=False,
             )
@@ -185,7 +185,7 @@ def _watch(ended: threading.Event, progress: Progress, config: RunConfig, consol
 
 
 def _allow_connections() -> None:
-    """Raises the soft limit of open files, on laptops often 256: each call in flight takes one."""
+    """Raises the soft limit of open files, often 256 on laptops: each call in flight needs one."""
     try:
         import resource  # not on every system
     except ImportError:
@@ -193,12 +193,12 @@ def _allow_connections() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(ValueError, OSError):  # what the system does not allow
+        with contextlib.suppress(ValueError, OSError):  # the system may not allow it
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _terminate_as_interrupt:
-    """While entered, SIGTERM stops a run as Ctrl-C does; only in the main thread."""
+    """While entered, SIGTERM stops a run like Ctrl-C; only in the main thread."""
 
     def __enter__(self) -> None:
         self._previous: Any = None
@@ -211,17 +211,17 @@ class _terminate_as_interrupt:
 
 
 def _interrupted(ended: threading.Event, config: RunConfig, console: Console) -> int:
-    """Stops the calls, removes what is half written, and leaves within seconds."""
+    """Stops the calls, removes half-written files, and exits within seconds."""
     counts = metrics.LIVE.snapshot()
     console.print(
-        f"interrupted: {counts.get('sent', 0):,} calls had been sent; there is no summary: take "
-        "nothing of this run for whole",
+        f"interrupted: {counts.get('sent', 0):,} calls had been sent; the run has no summary; "
+        "treat its output as incomplete",
         style="yellow",
         highlight=False,
     )
     try:
         stop_all()
-        ended.wait(STOP_TIMEOUT_S)  # a step that still writes would leave its file behind
+        ended.wait(STOP_TIMEOUT_S)  # a step still writing would leave its file behind
         _clean_up_files(config)
         if config.sinks.staging:
             for kind in ("results", "dead_letters"):
@@ -234,7 +234,7 @@ def _interrupted(ended: threading.Event, config: RunConfig, console: Console) ->
 
 
 def _failed(error: BaseException, config: RunConfig, console: Console) -> int:
-    """One message for a failed run; the traceback only for what nobody foresaw."""
+    """Prints one message for a failed run; offers the traceback only for unforeseen errors."""
     message, foreseen = explain(error)
     console.print(f"run {config.run_id} failed: {message}", style="red", markup=False)
     _log.debug("the run failed", exc_info=error)
@@ -245,7 +245,7 @@ def _failed(error: BaseException, config: RunConfig, console: Console) -> int:
         print_report(console, config, row)
     else:
         _clean_up_files(config)
-        console.print("there is no summary: take nothing of this run for whole", highlight=False)
+        console.print("the run has no summary; treat its output as incomplete", highlight=False)
     return EXIT_FAILED
 
 
@@ -257,7 +257,7 @@ def _clean_up_files(config: RunConfig) -> None:
 
 
 def _delete_folder(folder: str) -> None:
-    """Deletes a temporary folder; what cannot be deleted is no reason to hide why the run failed."""
+    """Deletes a temporary folder; ignores a failure, which must not hide why the run failed."""
     try:
         delete_folder(folder)
     except OSError as error:
@@ -265,7 +265,7 @@ def _delete_folder(folder: str) -> None:
 
 
 def _remove_staging(config: RunConfig) -> None:
-    """Removes the local folder in which rows waited for BigQuery, unless some still do."""
+    """Removes the local folder in which rows waited for BigQuery, unless some still wait."""
     staging = config.sinks.staging
     if staging and "://" not in staging:
         with contextlib.suppress(OSError):
@@ -276,10 +276,10 @@ _WHILE_RUNNING = re.compile(r" \[while running '[^']*'\]$")
 
 
 def explain(error: BaseException) -> tuple[str, bool]:
-    """A run's error in one line, and whether it is one that this project raises on purpose.
+    """A run's error in one line, and whether this project raises it on purpose.
 
     Beam re-raises a step's error with the step's name at its end, or as a RuntimeError that holds
-    the traceback as text: the cause is looked for in both.
+    the traceback as text: both are searched for the cause.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -296,7 +296,7 @@ def explain(error: BaseException) -> tuple[str, bool]:
 def _launch(
     pipeline: beam.Pipeline, options: PipelineOptions, config: RunConfig, console: Console
 ) -> int:
-    """Hands the pipeline to a remote runner; waits only when told to, never under a template."""
+    """Submits the pipeline to a remote runner; waits only with --wait, never in a template."""
     result = pipeline.run()
     if options.view_as(GoogleCloudOptions).template_location:
         console.print(f"template staged: run {config.run_id}", highlight=False)
@@ -343,13 +343,13 @@ def _wait(result: Any, console: Console) -> str:
 def _finish(result: Any) -> str:
     try:
         return str(result.wait_until_finish())
-    except Exception as error:  # the runner's own words of how the job failed
+    except Exception as error:  # the runner's report of how the job failed
         _log.debug("the job failed", exc_info=error)
         return f"FAILED ({explain(error)[0]})"
 
 
 def _quiet_libraries() -> None:
-    """A run's own messages are enough; Beam's log each retried bundle with its traceback."""
+    """Hides library logs; Beam would log each retried bundle with its traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if os.environ.get("BATCH_INFERENCE_DEBUG"):
         logging.getLogger().setLevel(logging.DEBUG)

@@ -1,4 +1,4 @@
-"""From the configuration to the sinks that `pipeline.build` wires."""
+"""Makes the sinks that `pipeline.build` wires from the configuration."""
 
 from pipeline.config import RunConfig
 from transforms.accounting.minute_summary import MINUTE_COLUMNS
@@ -45,9 +45,9 @@ def write_dead_letters(config: RunConfig) -> WriteDeadLetters:
 
 
 def minute_sinks(config: RunConfig) -> list[tuple[str, Sink]]:
-    """Where a stream's summary rows go: into the table of runs, beside the files, or both.
+    """The sinks of a stream's summary rows: the table of runs, files next to the others, or both.
 
-    The table may hold a row twice: the same revision, which says the same.
+    The table may hold a row twice: the same revision with the same values.
     """
     sinks: list[tuple[str, Sink]] = []
     if config.sinks.runs_table:

@@ -20,7 +20,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def write_summary(config: RunConfig) -> beam.PTransform:
-    """The end of `pipeline.build`: one summary of a batch run, one per minute of a stream.
+    """The last step of `pipeline.build`: one summary of a batch run, one per minute of a stream.
 
     It takes ``(counts, reports)``.
     """
@@ -34,7 +34,7 @@ def _counts(counted: MinuteCounts) -> Counts:
 
 
 class _LogRejectedDoFn(beam.DoFn):
-    """Logs a summary that a table rejects, which is no reason to stop a stream."""
+    """Logs a summary that a table rejects, which must not stop a stream."""
 
     _rejected = Metrics.counter(metrics.NAMESPACE, "rejected_summaries")
 
@@ -46,7 +46,7 @@ class _LogRejectedDoFn(beam.DoFn):
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class WriteMinutes(beam.PTransform):
-    """Writes a stream's summary rows as they come; a local stream's whole summary when it ends.
+    """Writes a stream's summary rows as they arrive; a local stream's whole summary when it ends.
 
     Takes ``(counts, reports)``: PCollections of `MinuteCounts` and of `SinkReport`.
 

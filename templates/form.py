@@ -1,7 +1,7 @@
-"""The templates' forms beside the flags' own: what an image has, and Beam's options that we offer.
+"""The templates' forms: the parts that flags do not define, and the Beam options that we offer.
 
-A flag itself says in which templates it stands, under which parent, and how the console asks for its
-value (`pipeline.options.flag`). Flags that not every backend takes stand below the backend.
+A flag itself defines its templates, its parent and how the console asks for its value
+(`pipeline.options.flag`). Flags that not every backend takes are placed below the backend.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ BEAM_FLAGS: tuple[Flag[Any], ...] = (
     Flag(
         "number_of_worker_harness_threads",
         "Workers",
-        "How many bundles a worker process works on at once. Default: 4.",
+        "How many bundles a worker process runs concurrently. Default: 4.",
         COUNT,
     ),
     Flag(
@@ -34,11 +34,11 @@ BEAM_FLAGS: tuple[Flag[Any], ...] = (
         NAMES,
     ),
 )
-"""Apache Beam's own options that the templates offer as well."""
+"""Apache Beam's own options that the templates also offer."""
 
 
 def place_of(flag: Flag[Any]) -> Place:
-    """Where a flag stands: as it says, else below the backends that take it, else by itself."""
+    """A flag's place: its own, else below the backends that take it, else at the top level."""
     if flag.place.parent or not (backends := takers(flag)):
         return flag.place
     ordinary = any("cpu" in adapter_of(name).images for name in backends)
@@ -46,7 +46,7 @@ def place_of(flag: Flag[Any]) -> Place:
 
 
 def choices_offered(flag: Flag[Any], *, gpu: bool) -> tuple[str, ...]:
-    """The choices that a template has; without the backends that its workers cannot run.
+    """The choices that a template offers, without the backends that its workers cannot run.
 
     Args:
       flag: Any flag.

@@ -1,8 +1,8 @@
 """The template's entry point: runs `pipeline.main` in Dataflow's launcher.
 
 The launcher passes our parameters and Beam's own flags, and reads the job from
-``--template_location``. Exit code 0 means that the job description was written; any other fails the
-launch, with the message in the launcher's console log.
+``--template_location``. Exit code 0 means that the job description was written; any other code
+fails the launch, and the message is in the launcher's console log.
 """
 
 import sys
@@ -58,5 +58,5 @@ def launcher_flags(argv: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = launcher_flags(sys.argv[1:])  # parts of Beam read their flags from there
+    sys.argv[1:] = launcher_flags(sys.argv[1:])  # parts of Beam read their flags here
     sys.exit(run(sys.argv[1:]))

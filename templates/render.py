@@ -39,9 +39,9 @@ class Template:
     """One template.
 
     Attributes:
-      mode: Of the runs that it launches.
-      title: As the console shows it.
-      description: What it does, in a sentence or two.
+      mode: The mode of the runs that it launches.
+      title: Its title in the console.
+      description: Its purpose, in a sentence or two.
     """
 
     mode: Mode
@@ -50,7 +50,7 @@ class Template:
 
     @property
     def name(self) -> str:
-        """Its name, as in the file names."""
+        """Its name in the file names."""
         return self.mode.value
 
 
@@ -58,13 +58,13 @@ TEMPLATES = (
     Template(
         Mode.BATCH,
         "Batch inference",
-        "Has a model answer every record of files, a BigQuery table or a query, and writes one "
-        "result or one dead letter for each.",
+        "Runs a model on every record of files, a BigQuery table or a query, and writes one result "
+        "or one dead letter for each.",
     ),
     Template(
         Mode.STREAMING,
         "Streaming inference",
-        "Has a model answer every message of a Pub/Sub subscription, and writes one result or one "
+        "Runs a model on every message of a Pub/Sub subscription, and writes one result or one "
         "dead letter for each.",
     ),
 )
@@ -130,8 +130,8 @@ def parameter(flag: Flag[Any], mode: Mode, *, gpu: bool) -> Json:
 def metadata(template: Template, *, gpu: bool = False) -> Json:
     """The ``TemplateMetadata``.
 
-    A stream runs exactly once by default: in at-least-once mode Dataflow may hand a message to the
-    model twice, and each answer is paid for.
+    A stream runs in exactly-once mode by default: in at-least-once mode Dataflow may send a message
+    to the model twice, and each answer is paid for.
 
     Args:
       template: Which one.
@@ -158,16 +158,16 @@ def container_spec(template: Template, image: str, worker_image: str = "") -> Js
     Args:
       template: Which one.
       image: The image that launches.
-      worker_image: The image of the workers, when it is another: the one for GPUs.
+      worker_image: The image of the workers, if different: the one for GPUs.
     """
     environment: Json = {
-        "sdkContainerImage": worker_image or image,  # else stock workers, without this code
+        "sdkContainerImage": worker_image or image,  # else stock workers without this code
         "additionalUserLabels": {"pipeline": f"{template.name}-inference"},
     }
     if template.mode.streaming:
         environment |= {
             "enableStreamingEngine": True,
-            "streamingMode": "STREAMING_MODE_EXACTLY_ONCE",  # the metadata's word has no prefix
+            "streamingMode": "STREAMING_MODE_EXACTLY_ONCE",  # the metadata's value has no prefix
         }
     return {
         "image": image,
@@ -178,12 +178,12 @@ def container_spec(template: Template, image: str, worker_image: str = "") -> Js
 
 
 def text(document: Json) -> str:
-    """A document as it is written."""
+    """The text of a document's file."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_metadata(*, check: bool) -> list[str]:
-    """Writes the metadata; returns the files that were not as they should be."""
+    """Writes the metadata; returns the files that were out of date."""
     stale = []
     for template in TEMPLATES:
         for suffix, gpu in (("", False), ("-gpu", True)):
@@ -199,7 +199,7 @@ def write_metadata(*, check: bool) -> list[str]:
 
 
 def write_specs(folder: pathlib.Path, image: str, worker_image: str) -> None:
-    """Writes the spec of each template, and those for GPUs where there is such an image."""
+    """Writes the spec of each template, and those for GPUs if there is an image for them."""
     folder.mkdir(parents=True, exist_ok=True)
     for template in TEMPLATES:
         path = folder / f"{template.name}.json"
@@ -213,9 +213,9 @@ def main(argv: list[str] | None = None) -> int:
     """Writes, or checks; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m templates.render", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail on drift")
-    parser.add_argument("--image", default="", help="the image that launches, and works")
+    parser.add_argument("--image", default="", help="the image of launcher and workers")
     parser.add_argument("--gpu_image", default="", help="the image of workers with GPUs")
-    parser.add_argument("--folder", type=pathlib.Path, help="where container specs are written")
+    parser.add_argument("--folder", type=pathlib.Path, help="the folder for container specs")
     given = parser.parse_args(argv)
     if bool(given.image) != bool(given.folder) or (given.gpu_image and not given.image):
         parser.error("a container spec needs both --image and --folder")

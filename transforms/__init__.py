@@ -1,4 +1,4 @@
-"""The library: each transform is usable alone in anybody's pipeline.
+"""The library: each transform can be used on its own in any Beam pipeline.
 
 Importing it registers the coders of its types. Everything below is public; the rest may change.
 
@@ -153,7 +153,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Loads `InferenceHandler` for those who want it: see its module."""
+    """Loads `InferenceHandler` on first use: see its module."""
     if name == "InferenceHandler":
         from transforms.inference.handler import InferenceHandler
 

@@ -24,7 +24,7 @@ _FLAGS = {
     "tokens_per_minute": "quota of prompt and answer tokens; 0 is none (default)",
     "burst_s": "seconds of quota that are saved up (default 1)",
     "reject_latency_s": "seconds before a refusal is answered (default 0.005)",
-    "retry_after": "seconds, or auto: sends Retry-After on 429 and 503 (default: no header)",
+    "retry_after": "seconds, or auto: send Retry-After with 429 and 503 (default: no header)",
     "schedule": 'changes: [{"at_s": 10, "requests_per_s": 50}, {"at_s": 20, "outage": 5}, …]',
     "outage": "START,DURATION in seconds since the first call",
     "outage_kind": "refuse, 503 (default), reset or hang",
@@ -42,8 +42,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, argparse.Namesp
     for name, text in _FLAGS.items():
         parser.add_argument(f"--{name}", help=text, default=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--ready_file", type=Path, help="gets the base URL once it listens")
-    parser.add_argument("--log", type=Path, help="gets the log as JSON lines on exit")
+    parser.add_argument("--ready_file", type=Path, help="file for the base URL, once it listens")
+    parser.add_argument("--log", type=Path, help="file for the log as JSON lines, written on exit")
     options = parser.parse_args(arguments)
     try:
         given = {name: value for name, value in vars(options).items() if name in _FLAGS}
@@ -69,7 +69,7 @@ async def serve(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Allows as many connections as the system does, and serves."""
+    """Raises the limit of connections to the system's maximum, and serves."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     settings, options = parse()

@@ -185,7 +185,7 @@ def _to_embed(form: str, model: str, texts: tuple[str, ...], body: Json) -> Aske
 
 
 def vector_of(text: str, dimensions: int) -> list[float]:
-    """The vector of a text: numbers of -1 to 1 that JSON keeps exactly.
+    """The vector of a text: numbers from -1 to 1 that JSON represents exactly.
 
     Examples:
         >>> vector_of("a", 2) == vector_of("a", 2) != vector_of("b", 2)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as far as a load test needs it: one request after the other on kept-alive connections.
+"""HTTP/1.1 as far as a load test needs it: one request after another on kept-alive connections.
 
 Bodies come with a Content-Length or in chunks; ``Expect: 100-continue`` is honoured. There is no
 TLS, no HTTP/2, no compression and no limit on idle time, and a request sent before the previous
@@ -167,7 +167,7 @@ class Connection(asyncio.Protocol):
         return Request(method, target, headers, body)
 
     def _continue(self, headers: dict[str, str], *, waiting: bool) -> None:
-        """Asks for the body if the client waits for that."""
+        """Requests the body if the client waits for ``100 Continue``."""
         if waiting and self._transport and headers.get("expect", "").lower() == "100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 

@@ -1,4 +1,4 @@
-"""The simulator's log of calls: how it is written, read and analysed.
+"""The simulator's log of calls: writes, reads and analyses it.
 
 All times are seconds since the first call that reached the server, on a monotonic clock. The
 functions are pure; a span includes its start and excludes its end.
@@ -138,7 +138,7 @@ def calls_per_record(log: Log) -> float:
 
 
 def wasted_calls(log: Log) -> int:
-    """Calls beyond the one that brought each record's first success."""
+    """Calls other than the one that was each record's first success."""
     return len(log) - len({call.id for call in log if call.succeeded})
 
 

@@ -60,11 +60,11 @@ class _OpenCall:
 
 
 class Service:
-    """One run: begins with the first call and keeps the log of all.
+    """One run: begins with the first call and logs all calls.
 
     Attributes:
-        settings: The current ones.
-        outage: Whether there is one now.
+        settings: The current settings.
+        outage: Whether there is an outage now.
         in_service: Calls that have a slot now.
         queued: Calls that wait for one now.
     """
@@ -154,7 +154,7 @@ class Service:
         self._start_waiting()
 
     def log(self) -> list[Call]:
-        """All calls: those that have ended by the time of their end, then the open ones."""
+        """All calls: the ended ones in the order of their ends, then the open ones."""
         waiting = ("open", "hang", "open", "open")
         return self._log + [self._row(call, None, waiting[call.place]) for call in self._open]
 

@@ -1,6 +1,6 @@
 """The simulator's settings: at the start, by a schedule, or while it runs.
 
-Every setting can be written as on the command line (``"503:0.05"``) or as JSON has it
+Every setting can be written as on the command line (``"503:0.05"``) or as JSON
 (``{"503": 0.05}``); one table, ``_PARSERS``, reads both.
 """
 
@@ -23,7 +23,7 @@ OUTAGE_KINDS = ("refuse", "503", "reset", "hang")
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """A distribution of one number, given by its inverse.
+    """A distribution of one number, defined by its inverse.
 
     Attributes:
         kind: ``constant``, ``uniform`` or ``lognormal``.
@@ -78,7 +78,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Settings that take effect some time after the first call.
+    """Settings that take effect at a time after the first call.
 
     Attributes:
         at_s: Seconds since the first call.
@@ -176,7 +176,7 @@ def parse_change(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parse(name: str, value: Any) -> Any:
     if name not in _PARSERS:
-        raise ValueError(f"{name!r} is no setting")
+        raise ValueError(f"{name!r} is not a setting")
     try:
         return _PARSERS[name](value)
     except (TypeError, ValueError) as error:
@@ -226,7 +226,7 @@ def _faults(value: Any) -> tuple[tuple[str, float], ...]:
     rates = {str(name).strip(): _number(rate) for name, rate in dict(value).items()}
     for name in rates:
         if name not in SOFT_FAULTS and not (name.isdecimal() and 400 <= int(name) <= 599):
-            raise ValueError(f"{name!r} is no fault: a status, or {', '.join(SOFT_FAULTS)}")
+            raise ValueError(f"{name!r} is not a fault: use a status, or {', '.join(SOFT_FAULTS)}")
     if sum(rate for name, rate in rates.items() if name != "poison") > 1:
         raise ValueError("the probabilities of faults exceed 1")
     return tuple(sorted(rates.items()))

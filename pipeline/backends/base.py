@@ -1,7 +1,7 @@
-"""What the application knows about a backend, as one `BackendAdapter` per backend.
+"""The application's knowledge of the backends: one `BackendAdapter` each.
 
-The adapter holds everything that has to do with flags and launches; what the model can do is on the
-backend itself (`transforms.backends.base.Capabilities`).
+The adapter covers flags and launches; the model's capabilities are on the backend itself
+(`transforms.backends.base.Capabilities`).
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class BackendAdapter:
     Attributes:
       name: The value of ``--backend``: lower-case letters, digits and ``_``.
       make: Makes the backend from the flags; raises `ConfigurationError` with the remedy. It
-        neither asks a service nor imports an SDK.
+        neither calls a service nor imports an SDK.
       flags: The flags that not every backend takes. Several adapters may list the same `Flag`. A
         flag set for a backend that does not list it is refused.
       generates: Those of `flags` that only go with ``--task=generate``.

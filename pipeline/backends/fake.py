@@ -11,10 +11,10 @@ from transforms.records.errors import ConfigurationError
 
 
 def make(values: Values, options: PipelineOptions) -> FakeBackend:
-    """The backend; ``--request_options`` says how it pretends.
+    """The backend, configured by ``--request_options``.
 
     Raises:
-      ConfigurationError: An unknown option, or a value out of range.
+      ConfigurationError: An option is unknown, or a value is out of range.
     """
     given = values[REQUEST_OPTIONS]
     for name in given:

@@ -67,7 +67,7 @@ def make(values: Values, options: PipelineOptions) -> OpenAIBackend:
     if backend.at_openai() and len(endpoints) > 1:
         raise ConfigurationError(
             f"--endpoint is {', '.join(endpoints)}, but several endpoints must serve the same "
-            f"model, and only {OPENAI_URL} serves OpenAI's: set that alone, or leave it out"
+            f"model, and only {OPENAI_URL} serves OpenAI's: set that alone, or remove --endpoint"
         )
     return backend
 

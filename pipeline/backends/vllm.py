@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
 DRIVER = "5xx"
-"""The newest driver of that series that Dataflow has; the one it installs by default is older."""
+"""Dataflow's newest driver of that series; the one it installs by default is older."""
 MINIMUM_DRIVER = 580
 """The first major version that runs CUDA 13. A newer driver also runs code built for older CUDAs.
 
@@ -147,12 +147,12 @@ def check_gpu(values: Values, gpu: Accelerator) -> None:
     """VLLM and its CUDA can use the GPUs and their driver.
 
     Most models are published in bfloat16; where the GPU cannot compute in it, a server that loads
-    one ends at once.
+    one exits immediately.
     """
     if gpu.type in _TOO_OLD:
         raise ConfigurationError(
             f"{gpu.type} is too old for --backend=vllm, whose CUDA needs compute capability 7.5: "
-            "take a newer one, such as nvidia-l4"
+            "use a newer one, such as nvidia-l4"
         )
     major = (gpu.driver or "").partition(".")[0]
     if major.isdecimal() and int(major) < MINIMUM_DRIVER:
@@ -164,7 +164,7 @@ def check_gpu(values: Values, gpu: Accelerator) -> None:
     if gpu.type in _WITHOUT_BF16 and option(args, "--dtype") not in _DTYPES_WITHOUT_BF16:
         raise ConfigurationError(
             f"{gpu.type} cannot compute in bfloat16, which most models are published in: add "
-            "--dtype=half to --vllm_args, or take another GPU, such as nvidia-l4"
+            "--dtype=half to --vllm_args, or use another GPU, such as nvidia-l4"
         )
     try:
         groups([str(number) for number in range(gpu.count)], args)

@@ -1,1 +1,1 @@
-"""What is checked before anything is launched."""
+"""The checks before launch."""

@@ -1,4 +1,4 @@
-"""Checks that ask file systems and services before anything is launched.
+"""Checks that query file systems and services before launch.
 
 Each check has five seconds, all together have twenty. A definite "not found" or "invalid" stops the
 launch; "forbidden" and timeouts only warn, because the workers may have other rights.

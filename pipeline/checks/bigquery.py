@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _ask_bigquery(flag: str, ask: Callable[[], Any]) -> Any:
-    """Asks BigQuery; a bad request or a missing resource is wrong use, in BigQuery's words."""
+    """Calls BigQuery; a bad request or a missing resource is wrong use, in BigQuery's words."""
     from google.api_core.exceptions import BadRequest, NotFound
     from google.auth.exceptions import DefaultCredentialsError
 

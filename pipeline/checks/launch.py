@@ -1,4 +1,4 @@
-"""Requirements and conflicts of a job on Dataflow, checked without asking a service.
+"""Requirements and conflicts of a job on Dataflow, checked without calling a service.
 
 Beam accepts all of these; the job would fail minutes later on its workers, or run without its GPU.
 """
@@ -46,16 +46,16 @@ _GPUS_OF_MACHINES = (
 )
 """Which GPUs a machine family can have; other families have none."""
 _L4S = {24: 2, 48: 4, 96: 8}
-"""How many a ``g2-standard`` machine of so many vCPUs has; the others have one."""
+"""The GPUs of ``g2-standard`` machines by vCPUs; the others have one."""
 
 _ALWAYS_WITH_GPUS = ("g2-", "a2-", "a3-")
 
 
 def check_launch(values: Values, options: PipelineOptions) -> None:
-    """Checks all that the flags of a job on Dataflow can tell.
+    """Checks whatever the flags of a job on Dataflow reveal.
 
     Raises:
-      ConfigurationError: The job could not run; with the value and the remedy.
+      ConfigurationError: The job could not run; the message has the value and the remedy.
     """
     if not on_dataflow(options):
         return
@@ -94,7 +94,7 @@ def service_options(options: PipelineOptions) -> list[str]:
 
 
 def accelerators(words: list[str]) -> Iterator[Accelerator]:
-    """The GPUs that service options ask for.
+    """The GPUs that service options request.
 
     >>> list(accelerators(["worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"]))
     [Accelerator(type='nvidia-l4', count=1, driver='')]
@@ -140,7 +140,7 @@ def check_accelerators(adapter: BackendAdapter, values: Values, options: Pipelin
     if asked is not None and (found or _hinted(options)):
         other = "worker_accelerator" if found else "--resource_hints"
         raise ConfigurationError(
-            f"two settings ask for an accelerator: remove {other} or --gpu_type"
+            f"two settings request an accelerator: remove {other} or --gpu_type"
         )
     if adapter.dataflow.gpu and asked is None and not found and not _hinted(options):
         raise ConfigurationError(
@@ -162,7 +162,7 @@ def check_accelerators(adapter: BackendAdapter, values: Values, options: Pipelin
 
 
 def _of_flags(values: Values) -> Accelerator | None:
-    """The GPUs of ``--gpu_type`` and the flags beside it."""
+    """The GPUs set by ``--gpu_type`` and related flags."""
     gpu_type = values[GPU_TYPE]
     if gpu_type is None:
         return None
@@ -180,16 +180,16 @@ def _check_accelerator(
     goal = options.view_as(GoogleCloudOptions).flexrs_goal
     if goal:
         raise ConfigurationError(
-            f"--flexrs_goal is {goal!r}, but FlexRS has no GPUs and the job asks for {gpu.type}: "
+            f"--flexrs_goal is {goal!r}, but FlexRS has no GPUs and the job requests {gpu.type}: "
             "remove one of them"
         )
     if gpu.driver is None:
         raise ConfigurationError(
-            f"worker_accelerator asks for {gpu.type} without a driver: add ;install-nvidia-driver"
+            f"worker_accelerator requests {gpu.type} without a driver: add ;install-nvidia-driver"
         )
     if _hinted(options):
         raise ConfigurationError(
-            "two settings ask for an accelerator: remove worker_accelerator or --resource_hints"
+            "two settings request an accelerator: remove worker_accelerator or --resource_hints"
         )
     if machine:
         _check_machine(gpu, flag, machine)

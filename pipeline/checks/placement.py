@@ -1,7 +1,7 @@
-"""Checks that a job runs where its data is; they ask BigQuery and Cloud Storage.
+"""Checks that a job runs where its data is; they query BigQuery and Cloud Storage.
 
-Data that leaves its region costs egress, is slow, and may not be allowed to; BigQuery refuses a job
-in another location than its dataset's.
+Data that leaves its region costs egress, is slow, and may not be allowed to leave; BigQuery refuses
+a job in another location than its dataset's.
 """
 
 import functools
@@ -91,13 +91,13 @@ def check_dataset(
             f"{table.project}.{table.dataset}", retry=None, timeout=CHECK_TIMEOUT_S
         )
     except NotFound:
-        return  # another check says so
+        return  # another check reports it
     where = str(dataset.location or "US")
     name = f"{table.project}.{table.dataset}"
     if location and location.lower() != where.lower():
         raise ConfigurationError(
             f"--bigquery_location is {location!r}, but {flag}'s dataset {name} is in {where}: "
-            "set it to that, or leave it out"
+            "set it to that, or remove it"
         )
     if not location and not holds(where, region):
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""Checks that ask Pub/Sub, before anything is launched; `pipeline.checks.all` runs them."""
+"""Checks that query Pub/Sub before launch; `pipeline.checks.all` runs them."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -74,7 +74,7 @@ def check_topic(topic: str) -> None:
 
 
 def _ask(flag: str, remedy: str, ask: Callable[[], Any]) -> Any:
-    """Asks Pub/Sub; a definite no is wrong use, any other error goes to the caller."""
+    """Calls Pub/Sub; a definite "not found" or "invalid" is wrong use, other errors propagate."""
     from google.api_core.exceptions import InvalidArgument, NotFound
     from google.auth.exceptions import DefaultCredentialsError
 

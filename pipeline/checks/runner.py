@@ -1,4 +1,4 @@
-"""Runs checks side by side, each within five seconds."""
+"""Runs checks concurrently, each within five seconds."""
 
 import concurrent.futures
 import dataclasses
@@ -32,7 +32,7 @@ class Warned:
 
 
 def run_checks(checks: Sequence[tuple[str, Check]]) -> list[Warned]:
-    """Runs checks side by side; returns those without a result.
+    """Runs checks concurrently; returns those without a result.
 
     Raises:
       ConfigurationError: The first definite problem, in the order of the checks.

@@ -1,1 +1,1 @@
-"""The flags: one module per group holds the flags and what they are parsed into."""
+"""The flags: one module per group has the flags and the types they are parsed into."""

@@ -1,7 +1,7 @@
 """The command line: every flag, its parsing, and ``--help``.
 
-A blank value means that the flag is not given. A mistake is a `ConfigurationError` that holds the
-value and the remedy.
+A blank value means that the flag is not set. A mistake is a `ConfigurationError` with the value and
+the remedy.
 """
 
 import argparse
@@ -34,7 +34,7 @@ FLAGS: tuple[Flag[Any], ...] = tuple(
         ]
     )
 )
-"""Every flag, by group: our own, and those that other packages bring along."""
+"""Every flag, by group: our own, and those that other packages add."""
 
 _FIELDS = {flag.field: str(flag) for flag in reversed(FLAGS)}
 _FIELD = re.compile(r"`(\w+)`")
@@ -59,10 +59,10 @@ class InferenceOptions(PipelineOptions):
 
 
 def parse_flags(argv: Sequence[str]) -> PipelineOptions:
-    """Options from a command line; unlike Beam's own parsing it refuses unknown flags.
+    """Options from a command line; unlike Beam's own parsing, this refuses unknown flags.
 
     Raises:
-      ConfigurationError: Unknown flags, flags without a value, or words that are no flag.
+      ConfigurationError: Unknown flags, flags without a value, or words that are not flags.
     """
     parser = _Parser(allow_abbrev=False, add_help=False)
     InferenceOptions._add_argparse_args(parser)
@@ -76,7 +76,7 @@ def parse_flags(argv: Sequence[str]) -> PipelineOptions:
 
 
 def _unknown(words: Sequence[str], known: Sequence[str]) -> Iterator[str]:
-    """What is wrong with words that no flag takes; the value behind an unknown flag is its own."""
+    """The faults of words that belong to no flag; skips the value after an unknown flag."""
     value_may_follow = False
     for word in words:
         flag, equals, _ = word.partition("=")
@@ -85,7 +85,7 @@ def _unknown(words: Sequence[str], known: Sequence[str]) -> Iterator[str]:
             value_may_follow = not equals
             continue
         if not value_may_follow:
-            yield f"{word!r} is no flag: write --name=value"
+            yield f"{word!r} is not a flag: write --name=value"
         value_may_follow = False
 
 
@@ -108,14 +108,14 @@ def parse_values(options: PipelineOptions) -> Values:
     """The value of each of our flags.
 
     Raises:
-      ConfigurationError: Values that do not fit: all of them, each with its remedy.
+      ConfigurationError: Values are invalid; the message lists all of them, each with its remedy.
     """
     ours = options.view_as(InferenceOptions)
     return Values.of({flag.name: getattr(ours, flag.name) for flag in FLAGS}, FLAGS)
 
 
 def with_flags(message: str) -> str:
-    """A message of the library, which speaks of fields, with the flags that configure them.
+    """A message of the library, with its fields replaced by the flags that configure them.
 
     >>> with_flags("no answer within 120 s (`request_timeout_s`)")
     'no answer within 120 s (--request_timeout_s)'
@@ -128,7 +128,7 @@ def help_text() -> str:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         usage="python -m pipeline --input_… --prompt … --model … --output_…",
-        description="Asks a model once for each record; one result or one dead letter each.",
+        description="Runs a model on every record; one result or one dead letter each.",
         epilog="Apache Beam's own flags (--runner, --project, --region, --temp_location, …) "
         "work as well.",
         add_help=False,

@@ -1,8 +1,8 @@
 """One flag, defined once: how it is parsed, its default, its help, and its place in a template.
 
 A flag that configures a field of a dataclass names that dataclass (``of``) and takes its default
-from there, so that each default stands once. The command line, ``--help``, ``docs/parameters.md``
-and the templates' forms are all made from the same `Flag`.
+from there, so that each default is defined once. The command line, ``--help``,
+``docs/parameters.md`` and the templates' forms are all made from the same `Flag`.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ class Form:
 
     Attributes:
       param_type: A name of the API's ``ParameterType``.
-      pattern: What every value has to match: a POSIX extended regular expression, anchored at both
-        ends; ``''`` for anything.
-      example: A value that does.
+      pattern: The pattern that every value must match: a POSIX extended regular expression,
+        anchored at both ends; ``''`` for anything.
+      example: A value that matches it.
     """
 
     param_type: str = "TEXT"
@@ -40,14 +40,14 @@ def _text(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kind(Generic[T_co]):
-    """A kind of value: how text becomes one, and how it is asked for.
+    """A kind of value: how to parse it, and how the console asks for it.
 
     Attributes:
-      parse: Makes the value of ``(text, flag)``; the text is never empty, the flag is for messages.
-        It raises `ConfigurationError` with the value and the remedy.
-      metavar: What stands for the value in the help.
+      parse: Parses ``(text, flag)``; the text is never empty, the flag is for messages. Raises
+        `ConfigurationError` with the value and the remedy.
+      metavar: The placeholder for the value in the help.
       form: Its form in the console.
-      choices: The values there are, when there are only some.
+      choices: The valid values, if there is a list of them.
       text: Writes a value as a user would: a default, in the help.
     """
 
@@ -60,15 +60,15 @@ class Kind(Generic[T_co]):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """Where a flag stands in the templates' forms, and when it is shown.
+    """A flag's place in the templates' forms, and when it is shown.
 
     Attributes:
       templates: The templates that have it; () for none.
-      required: Those that cannot do without.
-      parent: The parameter under which it stands; it is shown only when that one has a value.
-      triggers: The parent's values with which it is shown; all but the empty one, when empty.
-      label: Its name in the form, where the flag's own does not make a good one.
-      gpu: Whether only the templates whose workers have GPUs have it.
+      required: The templates that require it.
+      parent: The parameter it belongs to; it is shown only when that one has a value.
+      triggers: The parent's values with which it is shown; if empty, any value but the empty one.
+      label: Its name in the form, if the flag's own does not make a good one.
+      gpu: Whether only templates whose workers have GPUs have it.
     """
 
     templates: tuple[Mode, ...] = BOTH
@@ -88,17 +88,17 @@ class Flag(Generic[T_co]):
 
     Attributes:
       name: In snake case.
-      group: The heading it stands under.
-      help: What it does, in a sentence or two.
-      kind: What its values are.
+      group: Its heading in the help.
+      help: Its effect, in a sentence or two.
+      kind: The kind of its values.
       of: The dataclass whose field it configures, if there is one.
       field: That field's name; by default the flag's own.
-      default: The value when the flag is not given: the field's default where there is one, else
-        what stands here; None for none.
-      place: Where the templates' forms have it.
+      default: The value when the flag is not set: the field's default if there is one, else the
+        value set here; None for none.
+      place: Its place in the templates' forms.
 
     Raises:
-      TypeError: ``of`` has no such field, or a default is written beside the field's own.
+      TypeError: ``of`` has no such field, or a default is set although the field has one.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Flag(Generic[T_co]):
         default = _default(fields[self.field])
         if default is not dataclasses.MISSING:
             if self.default is not None:
-                raise TypeError(f"--{self.name}: its default stands in {self.of.__name__}")
+                raise TypeError(f"--{self.name}: its default is that of {self.of.__name__}")
             object.__setattr__(self, "default", default)
 
     @property
@@ -132,7 +132,7 @@ class Flag(Generic[T_co]):
 
     @property
     def values(self) -> str:
-        """What stands for the value in the help: the choices, else the kind's word."""
+        """The placeholder for the value in the help: the choices, else the kind's metavar."""
         return "|".join(self.kind.choices) or self.kind.metavar
 
     def __str__(self) -> str:

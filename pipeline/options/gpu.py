@@ -1,7 +1,7 @@
-"""The flags of GPUs, and the hints that they give the one step that needs them.
+"""The flags for GPUs, and the resource hints that they set on the one step that needs them.
 
-The hints are Dataflow's right fitting: the step that calls the model runs on machines with GPUs, all
-others on ordinary ones.
+The hints are Dataflow's right fitting: the step that calls the model runs on machines with GPUs,
+all other steps on ordinary ones.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ GROUP = "GPUs"
 ONE_CONTAINER = "no_use_multiple_sdk_containers"
 """The experiment that makes Dataflow run one SDK process per worker."""
 STREAMING_HINTS = "enable_streaming_rightfitting"
-"""The experiment without which a streaming job ignores the hints of a step."""
+"""The experiment that a streaming job needs to respect the hints of a step."""
 DISK_GB = 200
-"""The disk of workers that load a model: Dataflow's own 25 GB are too small for most weights."""
+"""The disk of workers that load a model: Dataflow's 25 GB are too small for most weights."""
 
 MACHINES: Mapping[str, Mapping[int, str]] = {
     "nvidia-l4": {
@@ -64,9 +64,9 @@ MACHINES: Mapping[str, Mapping[int, str]] = {
     "nvidia-h200-141gb": {8: "a3-ultragpu-8g"},
     "nvidia-tesla-t4": {1: "n1-standard-8", 2: "n1-standard-16", 4: "n1-standard-32"},
 }
-"""How many of each GPU one machine can have, and the machine for that where none is named.
+"""How many of each GPU one machine can have, and the machine to use unless one is set.
 
-Older ones are left out: CUDA 13, which vLLM's wheels bring along, needs compute capability 7.5.
+Older GPUs are left out: CUDA 13, which comes with vLLM's wheels, needs compute capability 7.5.
 Source: https://cloud.google.com/compute/docs/gpus
 """
 
@@ -74,7 +74,7 @@ Source: https://cloud.google.com/compute/docs/gpus
 def _driver(text: str, flag: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9.-]+", text):
         raise ConfigurationError(
-            f"{flag} is {text!r}, but must be a version, such as 5xx, or left out"
+            f"{flag} is {text!r}, but must be a version, such as 5xx: correct or remove it"
         )
     return text
 
@@ -116,12 +116,12 @@ GPU_FLAGS: tuple[Flag[Any], ...] = (GPU_TYPE, GPU_COUNT, GPU_DRIVER, GPU_MACHINE
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Accelerator:
-    """GPUs that each worker is to have.
+    """The GPUs that each worker must have.
 
     Attributes:
-      type: As Compute Engine calls it.
-      count: Per worker.
-      driver: The version that Dataflow installs, ``""`` for its default; None when it installs none.
+      type: The name in Compute Engine.
+      count: The number per worker.
+      driver: The version that Dataflow installs, ``""`` for its default; None if it installs none.
     """
 
     type: str
@@ -142,7 +142,7 @@ def resource_hints(
       options: Beam's own options.
 
     Raises:
-      ConfigurationError: Flags that do not go together.
+      ConfigurationError: Flags exclude each other.
     """
     gpu_type = values[GPU_TYPE]
     if gpu_type is None:
@@ -156,8 +156,8 @@ def resource_hints(
     if not on_dataflow(options):
         runner = options.view_as(StandardOptions).runner or "the local one"
         raise ConfigurationError(
-            f"{GPU_TYPE} is {gpu_type!r}, but the runner is {runner}: such a run takes the GPUs that "
-            "its machine has; remove it, or set --runner=DataflowRunner"
+            f"{GPU_TYPE} is {gpu_type!r}, but the runner is {runner}, which uses the GPUs of its "
+            "machine: remove it, or set --runner=DataflowRunner"
         )
     count = gpu_count(gpu_type, values)
     driver = values[GPU_DRIVER] or default_driver
@@ -167,10 +167,10 @@ def resource_hints(
 
 
 def gpu_count(gpu_type: str, values: Values) -> int:
-    """How many GPUs of a type each worker has: ``--gpu_count``, else the fewest there can be.
+    """How many GPUs of a type each worker has: ``--gpu_count``, else the fewest possible.
 
     Raises:
-      ConfigurationError: No machine has so many.
+      ConfigurationError: No machine has that many.
     """
     known, count = MACHINES[gpu_type], values[GPU_COUNT]
     if count is None:
@@ -190,15 +190,15 @@ def has_one_process(needs: "DataflowNeeds", experiments: Any) -> bool:
 def set_worker_defaults(
     needs: "DataflowNeeds", options: PipelineOptions, mode: Mode, *, gpu: bool
 ) -> None:
-    """Beam's own options for the workers of a remote job, where the user set none.
+    """Sets Beam's own options for the workers of a remote job, unless the user has set them.
 
-    The disk is set here because the one of a template's environment is said not to reach workers.
+    The disk is set here because that of a template's environment reportedly does not reach workers.
 
     Args:
-      needs: The backend's.
-      options: What to complete.
+      needs: The backend's needs.
+      options: The options to complete.
       mode: Whether the job is a stream.
-      gpu: Whether the flags ask for GPUs.
+      gpu: Whether the flags request GPUs.
     """
     debug, worker = options.view_as(DebugOptions), options.view_as(WorkerOptions)
     if needs.one_process and not debug.lookup_experiment(ONE_CONTAINER):

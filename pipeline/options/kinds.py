@@ -1,7 +1,7 @@
 """The kinds of values that flags have.
 
-Every value is one string, because that is all that a template's parameter can be: booleans are
-``true`` or ``false``, lists are separated by commas, JSON stands inline or behind a path.
+Every value is one string, because a template's parameter cannot be anything else: booleans are
+``true`` or ``false``, lists are separated by commas, JSON is inline or in a file.
 """
 
 import json
@@ -30,12 +30,12 @@ LIST_PATTERN = "^[^,]+(,[^,]+)*$"
 
 
 def as_text(text: str, flag: str) -> str:  # noqa: ARG001 - every kind parses (text, flag)
-    """The text as it stands."""
+    """The text, unchanged."""
     return text
 
 
 def text_kind(metavar: str, param_type: str, pattern: str, example: str) -> Kind[str]:
-    """A kind of text that the console asks for in its own way; a run takes it as it stands."""
+    """A kind of text with its own form in the console; a run takes it unchanged."""
     return Kind(as_text, metavar, Form(param_type, pattern, example))
 
 
@@ -143,11 +143,11 @@ COUNT: Kind[int] = Kind(
 DECIMAL = decimal()
 SECONDS = decimal("S", 0.001)
 WAIT_SECONDS = decimal("S")
-"""Seconds that may be none."""
+"""Seconds, which may be 0."""
 RATE: Kind[float] = Kind(
     _in_range(float, "a number", 0.001), "N", Form("NUMBER", "^[0-9]+$", "100"), text=_number_text
 )
-"""So many per minute."""
+"""A number per minute."""
 
 
 def _share(text: str, flag: str) -> float:
@@ -167,7 +167,7 @@ SHARE: Kind[float] = Kind(
 
 
 def items(text: str) -> tuple[str, ...]:
-    """A list, separated by commas; blanks are nothing."""
+    """A list, separated by commas; blank items are ignored."""
     return tuple(item.strip() for item in text.split(",") if item.strip())
 
 

@@ -1,4 +1,4 @@
-"""Texts that flags name, and what errors say."""
+"""Reads texts that flags name, and formats error messages."""
 
 import difflib
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def read_text(uri: str, name: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """An error's message in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
@@ -37,6 +37,6 @@ def reason(error: BaseException) -> str:
 
 
 def suggestion(value: str, known: Sequence[str]) -> str:
-    """What was probably meant, as the end of a sentence; empty when nothing is close."""
+    """The probable intention, as the end of a sentence; empty if no known value is close."""
     close = difflib.get_close_matches(value, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""

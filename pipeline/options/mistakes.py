@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Attempt(Generic[T]):
-    """Something that was made, unless it was a mistake; read it behind `Mistakes.check`."""
+    """The result of an attempt, unless it failed; read it only after `Mistakes.check`."""
 
     __slots__ = ("value",)
 
@@ -18,7 +18,7 @@ class Attempt(Generic[T]):
 
 
 class Mistakes:
-    """Collects what is wrong, so that a user reads all of it at once.
+    """Collects mistakes, so that a user sees all of them together.
 
     >>> mistakes = Mistakes()
     >>> number = mistakes.attempt(lambda: 7)
@@ -36,21 +36,21 @@ class Mistakes:
         try:
             yield
         except ConfigurationError as error:
-            if str(error) not in self._found:  # two parts may trip over the same flag
+            if str(error) not in self._found:  # two parts may report the same flag
                 self._found.append(str(error))
 
     def attempt(self, make: Callable[[], T]) -> Attempt[T]:
-        """Makes something that depends on nothing that may be wrong already."""
+        """Makes something that does not depend on anything that may have failed already."""
         made = Attempt[T]()
         with self.collected():
             made.value = make()
         return made
 
     def check(self) -> None:
-        """Goes on only when nothing is wrong.
+        """Returns only if there are no mistakes.
 
         Raises:
-          ConfigurationError: What is wrong, one mistake per line.
+          ConfigurationError: There are mistakes; the message has one per line.
         """
         if self._found:
             raise ConfigurationError("\n".join(self._found))

@@ -26,15 +26,15 @@ BACKEND: Flag[str] = Flag(
 MODEL_FLAGS: tuple[Flag[Any], ...] = (BACKEND, MODEL, *backend_flags())
 
 _GENERATING = (OUTPUT_SCHEMA, SYSTEM_PROMPT, SYSTEM_PROMPT_FILE, MESSAGES_FIELD)
-"""Flags that only go with ``--task=generate``."""
+"""Flags that need ``--task=generate``."""
 
 
 def make_backend(values: Values, options: PipelineOptions) -> Backend:
     """The backend that the flags describe.
 
     Raises:
-      ConfigurationError: A flag that it needs is missing, one does not go with it, or another
-        package adds the backend and cannot be used.
+      ConfigurationError: A flag that it needs is missing, it does not take a flag that is set, or
+        the package that adds the backend cannot be used.
     """
     chosen = adapter_of(values[BACKEND])
     for flag in backend_flags():

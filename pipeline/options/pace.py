@@ -22,7 +22,7 @@ from transforms.requests.order import OrderByPrefix
 GROUP = "Pace"
 
 OrderBy = Literal["batch", "data_set"]
-"""Requests that begin alike are brought together within each workload batch, or from all data."""
+"""Requests that begin alike are grouped within each workload batch, or across the data set."""
 
 MAX_REQUESTS_PER_MINUTE: Flag[float | None] = Flag(
     "max_requests_per_minute",
@@ -129,12 +129,12 @@ PACE_FLAGS: tuple[Flag[Any], ...] = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Order:
-    """How requests that begin alike are brought together.
+    """How requests that begin alike are grouped.
 
     Attributes:
-      in_batch: Whether within each workload batch.
-      prefix_chars: How many equal first characters bring requests together across the whole data
-        set; None for not at all.
+      in_batch: Whether to group them within each workload batch.
+      prefix_chars: How many equal first characters group requests across the whole data set; None
+        to not group them.
     """
 
     in_batch: bool = False
@@ -142,10 +142,11 @@ class Order:
 
 
 def order_of(values: Values, mode: Mode) -> Order:
-    """The order that the flags ask for.
+    """The order that the flags request.
 
     Raises:
-      ConfigurationError: --prefix_chars without what it is for, or the whole of an endless input.
+      ConfigurationError: --prefix_chars needs --order_by_prefix=data_set, which needs an input
+        that ends.
     """
     where = values[ORDER_BY_PREFIX]
     if where != "data_set":
@@ -163,19 +164,19 @@ def order_of(values: Values, mode: Mode) -> Order:
 
 
 def batch_limits(values: Values) -> BatchLimits:
-    """The most that a workload batch holds, and how long it may wait."""
+    """The limits of a workload batch."""
     return BatchLimits(
         max_batch_size=values[MAX_BATCH_SIZE], max_batch_wait_s=values[MAX_BATCH_WAIT_S]
     )
 
 
 def dispatch_limits(values: Values, options: PipelineOptions, mode: Mode) -> DispatchLimits:
-    """The limits of one process; job-wide quotas are divided by the most processes there can be.
+    """The limits of one process; job-wide quotas are divided by the maximum number of processes.
 
     A streaming run never stops by itself: it holds its messages through an outage.
 
     Raises:
-      ConfigurationError: A quota on Dataflow, where the number of processes is not known.
+      ConfigurationError: A quota is set on Dataflow and the number of processes is unknown.
     """
     processes = 1
     quotas = [f for f in (MAX_REQUESTS_PER_MINUTE, MAX_TOKENS_PER_MINUTE) if values[f]]
@@ -195,7 +196,7 @@ def dispatch_limits(values: Values, options: PipelineOptions, mode: Mode) -> Dis
 
 
 def _most_processes(quota: Flag[Any], values: Values, options: PipelineOptions) -> int:
-    """Workers times SDK processes of each: one per vCPU, unless the experiment says one."""
+    """Workers times SDK processes per worker: one per vCPU, or one with the experiment."""
     worker = options.view_as(WorkerOptions)
     if not worker.max_num_workers:
         raise ConfigurationError(

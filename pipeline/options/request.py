@@ -1,4 +1,4 @@
-"""The flags of requests: what the model is asked, and with which parameters."""
+"""The flags of requests: their content and their parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -84,7 +84,7 @@ MEDIA_FIELDS: Flag[tuple[MediaField, ...]] = Flag(
     "media_fields",
     GROUP,
     "Fields with gs:// or https:// URIs of images, PDFs, audio or video to send along with the "
-    "prompt; with a MIME type where the URI does not tell it, as in photo:image/jpeg.",
+    "prompt; with a MIME type if the URI does not imply one, as in photo:image/jpeg.",
     Kind(
         _media_fields,
         "A,B:TYPE",
@@ -137,7 +137,7 @@ ID_FIELD: Flag[str | None] = Flag(
 TASK: Flag[Any] = Flag(
     "task",
     GROUP,
-    "What to ask the model for.",
+    "The model's task.",
     one_of_field(RequestSpec, "task"),
     of=RequestSpec,
 )
@@ -146,7 +146,7 @@ PREVIEW: Flag[int | None] = Flag(
     GROUP,
     "Render this many requests and print them; send nothing.",
     COUNT,
-    place=Place(templates=()),  # nobody reads what a launcher prints
+    place=Place(templates=()),  # nobody reads a launcher's output
 )
 
 REQUEST_FLAGS: tuple[Flag[Any], ...] = (
@@ -174,7 +174,7 @@ OBJECT = MediaField("uri", mime_type_field="mime_type")
 
 
 def id_rule(values: Values) -> IdRule:
-    """Which field names a record; one that the user names is required."""
+    """The rule for record ids; a field that the user names is required."""
     field = values[ID_FIELD]
     return IdRule() if field is None else IdRule(field, required=True)
 
@@ -183,7 +183,7 @@ def request_spec(values: Values, backend: Backend, source: Source) -> RequestSpe
     """How records become requests.
 
     Raises:
-      ConfigurationError: It is not clear what to ask, or flags do not go together.
+      ConfigurationError: It is not clear what to send, or flags exclude each other.
     """
     ways = (PROMPT, PROMPT_FILE, MESSAGES_FIELD, REQUEST_FIELD, INSTANCE_FIELDS)
     prompt, prompt_name = _text_or_file(values, PROMPT, PROMPT_FILE)
@@ -192,7 +192,7 @@ def request_spec(values: Values, backend: Backend, source: Source) -> RequestSpe
     if len(chosen) != 1:
         given = f"{' and '.join(chosen)} are set" if chosen else "none is set"
         raise ConfigurationError(
-            f"it is not clear what to ask the model: {given}; use exactly one of "
+            f"it is not clear what to send to the model: {given}; set exactly one of "
             f"{', '.join(map(str, ways))}"
         )
     params = _params(values, backend)
@@ -204,7 +204,7 @@ def request_spec(values: Values, backend: Backend, source: Source) -> RequestSpe
         ):
             if sent:
                 raise ConfigurationError(
-                    f"{REQUEST_FIELD} sends each request as it stands: remove {flag} "
+                    f"{REQUEST_FIELD} sends each request unchanged: remove {flag} "
                     f"(or {MAX_OUTPUT_TOKENS}, {TEMPERATURE})"
                 )
         params = {}
@@ -230,7 +230,7 @@ def request_spec(values: Values, backend: Backend, source: Source) -> RequestSpe
 def _text_or_file(
     values: Values, text: Flag[str | None], file: Flag[str | None]
 ) -> tuple[str | None, str]:
-    """A text, from the one flag or the other, and what an error calls it."""
+    """A text, from one of the two flags, and its name in error messages."""
     uri = values[file]
     if uri is None:
         return values[text], f"`{text.field}`"
@@ -243,7 +243,7 @@ def _text_or_file(
 
 
 def _params(values: Values, backend: Backend) -> dict[str, Json]:
-    """What is sent with each request, beside its content."""
+    """The parameters sent with each request, in addition to its content."""
     generation = dict(values[GENERATION_CONFIG])
     flag: Flag[Any]
     for flag in (MAX_OUTPUT_TOKENS, TEMPERATURE):
@@ -267,10 +267,10 @@ def _params(values: Values, backend: Backend) -> dict[str, Json]:
 
 
 def _media(values: Values, backend: Backend, source: Source) -> tuple[MediaField, ...]:
-    """The fields of ``--media_fields``; without it, the object that a prompt asks about.
+    """The fields of ``--media_fields``; without it, the object that a prompt is about.
 
     Raises:
-      ConfigurationError: Objects that the model cannot read.
+      ConfigurationError: The model cannot read the objects.
     """
     fields = values[MEDIA_FIELDS]
     if not isinstance(source, FileSource) or source.format != "objects":

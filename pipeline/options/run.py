@@ -1,4 +1,4 @@
-"""The flags of a run as a whole: its name, where it runs, and what its resources are called."""
+"""The flags of a run as a whole: its name, where it runs, and its resources."""
 
 import datetime as dt
 import os
@@ -116,10 +116,10 @@ def region_of(options: PipelineOptions) -> str | None:
 
 
 def run_id(values: Values, options: PipelineOptions, mode: Mode) -> str:
-    """The run's name: the one that was set; else for a stream its job's, which an update keeps.
+    """The run's name: the one that is set; else, for a stream, its job's, which an update keeps.
 
     Raises:
-      ConfigurationError: The job's name is none for a run.
+      ConfigurationError: The job's name is not valid for a run.
     """
     name = values[RUN_ID]
     job_name = options.view_as(GoogleCloudOptions).job_name

@@ -45,7 +45,7 @@ class Sinks:
 
     Attributes:
       output_table: Results in BigQuery.
-      output_path: Results in files: the folder above ``results/``.
+      output_path: Results in files: the parent folder of ``results/``.
       output_format: ``jsonl`` or ``parquet``.
       dead_letter_table: Dead letters in BigQuery.
       dead_letter_path: Dead letters in files: their folder.
@@ -54,7 +54,7 @@ class Sinks:
       write_mode: ``append``, ``replace``, ``fail`` or None for each sink's default.
       staging: The folder where rows wait for a load job.
       write_method: How tables get their rows.
-      exactly_once: Whether rows that are appended are kept from being doubled.
+      exactly_once: Whether appended rows are protected from duplication.
     """
 
     output_table: TableSpec | None = None
@@ -71,7 +71,7 @@ class Sinks:
 
     @property
     def count(self) -> int:
-        """How many sinks report what they hold."""
+        """How many sinks report their row counts."""
         sinks = (
             self.output_table,
             self.output_path,
@@ -83,7 +83,7 @@ class Sinks:
 
     @property
     def replace(self) -> bool:
-        """Whether rows and files of other runs go."""
+        """Whether to delete rows and files of other runs."""
         return self.write_mode == "replace"
 
     @property
@@ -99,7 +99,7 @@ class Sinks:
 
     @property
     def runs_path(self) -> str | None:
-        """The folder of a stream's summaries, one row per minute."""
+        """The folder for a stream's summaries, one row per minute."""
         return FileSystems.join(self.output_path, "runs") if self.output_path else None
 
     @property
@@ -112,12 +112,12 @@ def _folder(text: str, flag: str) -> str:
     stripped = text.rstrip("/")
     if not stripped or stripped == "gs:" or text.startswith("gs:///"):
         raise ConfigurationError(
-            f"{flag} is {text!r}, which is not a folder to write into: name one below a bucket"
+            f"{flag} is {text!r}, which is not a folder to write into: set one in a bucket"
         )
     if any(mark in text for mark in "*?["):
         raise ConfigurationError(
-            f"{flag} is {text!r}, which is not a folder to write into: *, ? and [ are read as a "
-            "pattern; name another"
+            f"{flag} is {text!r}, which is not a folder to write into: *, ? and [ make it a "
+            "pattern; set another"
         )
     return stripped
 
@@ -143,7 +143,7 @@ _FOLDER: Kind[str] = Kind(
 OUTPUT_TABLE: Flag[str | None] = Flag(
     "output_table",
     GROUP,
-    "The BigQuery table for results; tables for dead letters and run summaries stand beside it.",
+    "The BigQuery table for results; tables for dead letters and run summaries are next to it.",
     TABLE,
     of=Sinks,
     place=Place(required=STREAMING_ONLY),
@@ -243,15 +243,15 @@ def make_sinks(
       options: Beam's own options.
       mode: Whether the input ends.
       run_id: The run, for its staging folder.
-      needed: Whether results have to go somewhere: not for a preview.
+      needed: Whether an output is required: not for a preview.
 
     Raises:
-      ConfigurationError: No output, or flags that do not go together.
+      ConfigurationError: No output is set, or flags exclude each other.
     """
     project = project_of(options)
     output_path, table_name = values[OUTPUT_PATH], values[OUTPUT_TABLE]
     if needed and not table_name and not output_path:
-        raise ConfigurationError(f"no output is set: use {OUTPUT_PATH}, {OUTPUT_TABLE} or both")
+        raise ConfigurationError(f"no output is set: set {OUTPUT_PATH}, {OUTPUT_TABLE} or both")
 
     def table(
         name: TableName | None, columns: tuple[Column, ...], partition: str, *cluster: str
@@ -279,7 +279,7 @@ def make_sinks(
     )
     if results is not None and letters in (results, results.sibling("_runs")):
         raise ConfigurationError(
-            f"{DEAD_LETTER_TABLE} is {letters_name!r}, which this run uses for other rows: name "
+            f"{DEAD_LETTER_TABLE} is {letters_name!r}, which this run uses for other rows: set "
             "another table"
         )
     _check_writes(values, mode, to_table=letters is not None)
@@ -308,7 +308,7 @@ def make_sinks(
 
 
 def _check_writes(values: Values, mode: Mode, *, to_table: bool) -> None:
-    """Refuses ways of writing that exclude each other, or the mode."""
+    """Refuses flags for writing that conflict with each other or with the mode."""
     method, replaces = values[WRITE_METHOD], values[WRITE_MODE] == "replace"
     for flag in (WRITE_METHOD, EXACTLY_ONCE):
         values.only_with(flag, "a table", allowed=to_table)
@@ -333,7 +333,7 @@ def _check_writes(values: Values, mode: Mode, *, to_table: bool) -> None:
 
 
 def _staging(options: PipelineOptions, run_id: str) -> str:
-    """Where rows wait for BigQuery: the job's temp location, else a local folder."""
+    """The folder where rows wait for BigQuery: the job's temp location, else a local folder."""
     temp = options.view_as(GoogleCloudOptions).temp_location
     if temp:
         return str(FileSystems.join(temp.rstrip("/"), "bigquery_load", run_id))
@@ -345,9 +345,10 @@ def _staging(options: PipelineOptions, run_id: str) -> str:
 
 
 def summary_path(sinks: Sinks, options: PipelineOptions, mode: Mode, run_id: str) -> str | None:
-    """Where the closing summary goes: a local stream's always into a file.
+    """The file for the closing summary; a local stream always has one.
 
-    The table of runs has a row for each of its minutes, which a row for the whole would double.
+    The table of runs has a row for each of the stream's minutes; a row for the whole stream would
+    count them twice.
     """
     if sinks.summary_path is None and mode.streaming and is_local(options):
         folder = FileSystems.join(tempfile.gettempdir(), "batch-inference")

@@ -1,8 +1,8 @@
 """The flags of sources, and the one source that they describe.
 
-A source is a `SourceAdapter`: the flag that names it, the flags that go with it, and how it is made.
+A source is a `SourceAdapter`: the flag that names it, the flags it takes, and how to make it.
 Another package adds one by an entry point of the group ``batch_inference.sources`` that names a
-`SourceAdapter`; its flags then stand beside these.
+`SourceAdapter`; its flags are then added to these.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ INPUT_FILES: Flag[str | None] = Flag(
 INPUT_FORMAT: Flag[InputFormat | None] = Flag(
     "input_format",
     GROUP,
-    "The format of the files, when their names do not tell it. `objects` makes one record per file, "
+    "The format of the files, if their names do not imply it. `objects` makes one record per file, "
     "with its uri and mime_type; the model gets the file with the prompt.",
     one_of(InputFormat),
     of=FileSource,
@@ -143,9 +143,9 @@ class SourceAdapter:
 
     Attributes:
       flag: The flag that names it; exactly one of all sources' is set.
-      flags: Flags that go with it: its own, and those it shares with others.
-      make: Makes the source of ``(values, options)``; it is called when `flag` is set, does no I/O,
-        and raises `ConfigurationError` for what cannot be read.
+      flags: The flags it takes: its own, and those it shares with others.
+      make: Makes the source from ``(values, options)``; called when `flag` is set, does no I/O, and
+        raises `ConfigurationError` for a source that cannot be read.
     """
 
     flag: Flag[Any]
@@ -181,7 +181,7 @@ def _rows(name: str, values: Values, options: PipelineOptions) -> TableSource:
 def _query(values: Values, options: PipelineOptions) -> Source:
     project = project_of(options)
     if project is None:
-        raise ConfigurationError("--input_query needs --project: who pays for the query")
+        raise ConfigurationError("--input_query needs a project to bill: set --project")
     return QuerySource(
         query=values.text(INPUT_QUERY),
         limit=values[LIMIT],
@@ -249,13 +249,13 @@ def make_source(values: Values, options: PipelineOptions) -> Source:
     """The one source that the flags name.
 
     Raises:
-      ConfigurationError: None or several are named, or a flag does not go with it.
+      ConfigurationError: None or several are named, or the source does not take a flag.
     """
     named = [source for source in sources() if values.text(source.flag)]
     if len(named) != 1:
         given = f"{' and '.join(str(s.flag) for s in named)} are set" if named else "none is set"
         known = ", ".join(str(source.flag) for source in sources())
-        raise ConfigurationError(f"exactly one input is needed, but {given}: use one of {known}")
+        raise ConfigurationError(f"exactly one input is needed, but {given}: set one of {known}")
     (source,) = named
     for flag in dict.fromkeys(flag for each in sources() for flag in each.flags):
         takers = [str(each.flag) for each in sources() if flag in each.flags]

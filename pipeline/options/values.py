@@ -1,4 +1,4 @@
-"""What one command line says, parsed once and read by flag."""
+"""The values of one command line, parsed once and read by flag."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ class Values:
 
     Attributes:
       given: Each flag's text, by name, as the user wrote it or as its default is written; ``''``
-        where there is neither.
+        if there is neither.
       parsed: Each flag's value, by name.
     """
 
@@ -29,10 +29,11 @@ class Values:
 
     @classmethod
     def of(cls, texts: Mapping[str, str | None], flags: Iterable[Flag[Any]]) -> "Values":
-        """Parses the texts of a command line; blank ones are not given.
+        """Parses the texts of a command line; blank ones count as not set.
 
         Raises:
-          ConfigurationError: Values that do not fit: all of them, each with its remedy.
+          ConfigurationError: Values are invalid; the message lists all of them, each with its
+            remedy.
         """
         given, parsed, mistakes = {}, {}, Mistakes()
         for flag in flags:
@@ -46,7 +47,7 @@ class Values:
         return cls(given, parsed)
 
     def __getitem__(self, flag: Flag[T]) -> T:
-        """The value; the flag's default when it was not given."""
+        """The value; the flag's default if it is not set."""
         value: T = self.parsed[flag.name]
         return value
 
@@ -58,7 +59,7 @@ class Values:
         """The value.
 
         Raises:
-          ConfigurationError: It was not given; ``why`` says what needs it.
+          ConfigurationError: It is not set; ``why`` describes the value needed.
         """
         value = self[flag]
         if value is None:
@@ -66,14 +67,14 @@ class Values:
         return value
 
     def is_set(self, flag: Flag[Any]) -> bool:
-        """Whether the user asked for something else than the default."""
+        """Whether the user set a value other than the default."""
         return self.given[flag.name] != flag.default_text
 
     def only_with(self, flag: Flag[Any], wanted: str, *, allowed: bool = False) -> None:
         """Refuses a flag that something else would ignore.
 
         Raises:
-          ConfigurationError: It was given and is not allowed; ``wanted`` says what it goes with.
+          ConfigurationError: It is set and not allowed; ``wanted`` names what it needs.
         """
         if self.is_set(flag) and not allowed:
             raise ConfigurationError(
@@ -81,7 +82,7 @@ class Values:
             )
 
     def without_secrets(self) -> dict[str, str]:
-        """The flags that have a value, for the summary; URLs without their user and their query."""
+        """The flags with a value, for the summary; URLs without their user and query."""
         return {
             name: _URL_SECRETS.sub("", text) if "://" in text else text
             for name, text in self.given.items()

@@ -1,1 +1,1 @@
-"""What a run prints: progress, the closing table, the preview."""
+"""A run's output on the terminal: progress, the closing table, the preview."""

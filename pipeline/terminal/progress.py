@@ -56,7 +56,7 @@ class View:
       waiting: Requests waiting to be sent.
       backing_off: Those of them that wait between two attempts.
       held: Whether requests wait although more calls could be in flight.
-      rate_per_minute: The call rate learnt from 429s, per minute; None before the first.
+      rate_per_minute: The call rate learned from 429s, per minute; None before the first.
       down_s: How long the backend has been unavailable; 0 while it is available.
       holds: Whether the run holds its messages through an outage of any length; else it stops.
       silent_s: How long no call has ended although some are in flight.
@@ -254,7 +254,7 @@ def _duration(seconds: int) -> str:
 
 
 def _two_digits(value: float) -> int:
-    """Two significant digits: a learnt rate swings around the quota, more would mean nothing.
+    """Two significant digits: a learned rate swings around the quota, more would mean nothing.
 
     >>> _two_digits(1187.3), _two_digits(46.0), _two_digits(3)
     (1200, 46, 3)
@@ -305,7 +305,7 @@ class Progress:
             self._log_to_stderr()
 
     def _log_to_stderr(self) -> None:
-        """Has the handlers print above the bar: each keeps the `sys.stderr` it was created with."""
+        """Makes log handlers print above the bar: each keeps its original `sys.stderr`."""
         for handler in self._redirected:
             handler.setStream(sys.stderr)
 

@@ -1,4 +1,4 @@
-"""The closing table: what a run did, what it cost and where its output is."""
+"""The closing table: the counts of a run, its cost and the location of its output."""
 
 import datetime as dt
 import itertools

@@ -159,7 +159,7 @@ def _wrong_use(
             bare,
             [*whole, "--input_table=p.d.t"],
             (
-                "exactly one input is needed, but --input_files and --input_table are set: use one "
+                "exactly one input is needed, but --input_files and --input_table are set: set one "
                 "of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
@@ -274,7 +274,7 @@ _FILES = {
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["stray"], "'stray' is no flag: write --name=value"),
+        (["stray"], "'stray' is not a flag: write --name=value"),
         (["--model"], "--model has no value: write --model=…"),
         (["--max_batch_size=many"], "--max_batch_size is 'many', but must be a whole number"),
         (["--max_batch_size=0"], "--max_batch_size is 0, but must be at least 1"),
@@ -288,25 +288,25 @@ _FILES = {
             ["--write_mode=merge"],
             "--write_mode is 'merge', but must be one of: append, replace, fail",
         ),
-        (["--output_path="], "no output is set: use --output_path, --output_table or both"),
+        (["--output_path="], "no output is set: set --output_path, --output_table or both"),
         (
             ["--output_path=out/*"],
             (
-                "--output_path is 'out/*', which is not a folder to write into: *, ? and [ are read as "
-                "a pattern; name another"
+                "--output_path is 'out/*', which is not a folder to write into: *, ? and [ make it a "
+                "pattern; set another"
             ),
         ),
         (
             ["--output_path=gs:///out"],
             (
-                "--output_path is 'gs:///out', which is not a folder to write into: name one below a "
+                "--output_path is 'gs:///out', which is not a folder to write into: set one in a "
                 "bucket"
             ),
         ),
         (
             ["--input_files="],
             (
-                "exactly one input is needed, but none is set: use one of --input_files, "
+                "exactly one input is needed, but none is set: set one of --input_files, "
                 "--input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
@@ -350,7 +350,7 @@ _FILES = {
         (
             ["--messages_field=chat"],
             (
-                "it is not clear what to ask the model: --prompt and --messages_field are set; use "
+                "it is not clear what to send to the model: --prompt and --messages_field are set; set "
                 "exactly one of --prompt, --prompt_file, --messages_field, --request_field, --instance_fields"
             ),
         ),
@@ -736,7 +736,7 @@ def check_failed(ended: Ended, out: Path, message: str) -> None:
     run_line, failed, last = ended.stderr.splitlines()
     assert re.fullmatch(r"run [0-9]{8}-[0-9]{6}-[0-9a-f]{6}", run_line)
     assert re.fullmatch(re.escape(run_line) + " failed: " + message, failed)
-    assert last == "there is no summary: take nothing of this run for whole"
+    assert last == "the run has no summary; treat its output as incomplete"
     assert files_below(out) == []
 
 
@@ -896,8 +896,8 @@ def test_an_interrupted_run_cleans_up(
     assert (ended.code, ended.stdout) == (130, "")
     message = ended.stderr.splitlines()[-1]  # on a slow machine, progress lines come first
     assert message == (
-        "interrupted: 50 calls had been sent; there is no summary: take nothing of this run for "
-        "whole"
+        "interrupted: 50 calls had been sent; the run has no summary; treat its output as "
+        "incomplete"
     )
     assert files_below(tmp_path) == ["in.jsonl"]
     assert list((tmp_path / "tmp").rglob("*")) == []

@@ -188,7 +188,7 @@ def test_an_orderly_stop(
     process.send_signal(stop)
     _, said = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, said
-    assert "stopping: no more messages are taken, what was taken is finished" in said
+    assert "stopping: taking no more messages and finishing those taken" in said
     assert "reconciled" in said
     held = in_files(tmp_path / "out")
     check_summary(held)

@@ -186,7 +186,7 @@ def test_bad_run_id(run_id: str) -> None:
 
 def _nothing_asked(given: str) -> str:
     return (
-        f"it is not clear what to ask the model: {given}; use exactly one of --prompt, --prompt_file, "
+        f"it is not clear what to send to the model: {given}; set exactly one of --prompt, --prompt_file, "
         "--messages_field, --request_field, --instance_fields"
     )
 
@@ -322,7 +322,7 @@ def test_whole_requests_take_no_parameters(flag: str, named: str) -> None:
     """Whole requests reject parameters, which they would ignore."""
     argv = [IN, OUT, "--backend=openai", "--model=m", "--request_field=r"]
     assert _refused(*argv, flag) == (
-        f"--request_field sends each request as it stands: remove --{named} "
+        f"--request_field sends each request unchanged: remove --{named} "
         "(or --max_output_tokens, --temperature)"
     )
     assert _config(*argv, f"--output_schema={json.dumps(SCHEMA)}").output_schema == SCHEMA
@@ -391,7 +391,7 @@ def test_prices(argv: list[str], expected: TokenPrices) -> None:
 def test_no_output() -> None:
     """A run needs an output; a preview needs none."""
     argv = [IN, ASK, FAKE]
-    message = "no output is set: use --output_path, --output_table or both"
+    message = "no output is set: set --output_path, --output_table or both"
     assert _refused(*argv) == message
     assert _refused(*argv, "--dead_letter_path=/d") == message
     assert _refused(*argv, "--dead_letter_table=p:d.t") == message
@@ -436,7 +436,7 @@ def test_dead_letter_table() -> None:
     for name in ("p:d.t", "p.d.t"):
         assert _refused(IN, ASK, FAKE, "--output_table=p:d.t", f"--dead_letter_table={name}") == (
             f"--dead_letter_table is {name!r}, which this run uses for other rows: "
-            "name another table"
+            "set another table"
         )
 
 
@@ -464,7 +464,7 @@ def test_folders(path: str, expected: str) -> None:
 def test_no_folders(path: str) -> None:
     """The root of a file system is rejected as a folder."""
     assert _refused(IN, ASK, FAKE, f"--output_path={path}") == (
-        f"--output_path is {path!r}, which is not a folder to write into: name one below a bucket"
+        f"--output_path is {path!r}, which is not a folder to write into: set one in a bucket"
     )
 
 

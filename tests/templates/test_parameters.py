@@ -86,7 +86,7 @@ BESIDE: dict[str, dict[str, str]] = {
     "gpu_machine_type": {"backend": "vllm", "gpu_type": "nvidia-l4"},
     "exactly_once": {"write_method": "storage_write"},
     "prefix_chars": {"order_by_prefix": "data_set"},
-    "embedding_batch_size": {"task": "embed"},
+    "embedding_batch_size": {"task": "embed", "backend": "openai"},
 }
 """Parameters that must be set, or left out (''), together with another one."""
 OPPOSITES = {("exactly_once", Mode.STREAMING): "true"}

@@ -98,7 +98,7 @@ class CountReadMinutes(beam.PTransform):
     """Counts the inputs read, by minute; unbounded.
 
     Takes ``(records, unread)``. It precedes the first shuffle, so that a record lost after it
-    shows. It does not count repeated ids: that would require to keep every id for ever.
+    shows. It does not count repeated ids: that would require keeping every id forever.
 
     Returns:
       A PCollection of `MinuteCounts`, a few per bundle.

@@ -1,4 +1,4 @@
-"""What a streaming job keeps about its minutes; the rules of `transforms.records.coders` hold."""
+"""The state of a streaming job's minutes; the rules of `transforms.records.coders` apply."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ class MinuteCount:
     Attributes:
       counts: The counts.
       revision: Number of summary rows written for this minute.
-      pending: The counts have changed since the last of these rows.
+      pending: Whether the counts have changed since the last of these rows.
       changed_s: When the counts last changed (seconds since the epoch).
     """
 

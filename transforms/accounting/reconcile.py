@@ -1,4 +1,4 @@
-"""The reconciliation: ``records = results + dead letters``, from what the sinks really hold.
+"""The reconciliation: ``records = results + dead letters``, by the rows that the sinks really hold.
 
 `summarise` and `check_reconciled` are the pure parts. `WriteRunSummary` compares the counts of the
 read (`transforms.accounting.counts`) with the finished sinks, writes the summary and then raises if
@@ -24,7 +24,7 @@ from transforms.results.rows import SUMMARY_COLUMNS, Column, Row, encode_row, no
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SummarySpec:
-    """Where the summary is written, and what it says about the run.
+    """Where to write the summary, and the facts about the run in it.
 
     Attributes:
       run_id: The run.
@@ -179,7 +179,7 @@ class WriteRunSummary(beam.PTransform):
     Takes ``(counts, reports)``.
 
     Args:
-      spec: Where the summary is written, and what it says about the run.
+      spec: Where to write the summary, and the facts about the run in it.
 
     Returns:
       A PCollection of one summary row.

@@ -1,11 +1,11 @@
-"""What a sink holds of a run, in its own count."""
+"""A sink's own count of a run's rows."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SinkReport:
-    """What one sink holds of a run. Reports of one sink add up: some sinks report each bundle.
+    """One sink's count of a run's rows. Reports of one sink add up: some sinks report each bundle.
 
     Attributes:
       kind: ``results``, ``dead_letters`` or ``runs``.

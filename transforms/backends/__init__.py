@@ -1,1 +1,1 @@
-"""Model servers the pipeline can ask: `base` is the contract, every other module one backend."""
+"""Model servers the pipeline can call: `base` is the contract, every other module a backend."""

@@ -1,9 +1,10 @@
-"""The whole contract between a model server and the pipeline.
+"""The whole contract between model servers and the pipeline.
 
-A `Backend` is a frozen, picklable description; `Backend.open` gives a live `Client` in the worker.
-A client answers one request, or raises a classified `transforms.records.errors.RecordError`. A client that
-takes several requests in one call is a `BatchClient` as well, one that knows how busy its server is a
-`MeasuredClient`, one that knows when a request has to wait a `HoldingClient`.
+A `Backend` is a frozen, picklable description; `Backend.open` returns a live `Client` in the
+worker. A client answers one request, or raises a classified
+`transforms.records.errors.RecordError`. A client that takes several requests in one call is a
+`BatchClient` as well; one that knows how busy its server is, a `MeasuredClient`; one that knows
+when a request has to wait, a `HoldingClient`.
 
 Clients never retry, pace or batch: `transforms.dispatch` does. They run on one event loop per
 process and need no locks.
@@ -19,14 +20,14 @@ from transforms.records.records import Completion, Request
 
 
 class Client(Protocol):
-    """A live connection to a model, made and used on one event loop."""
+    """A live connection to a model, created and used on one event loop."""
 
     async def generate(self, request: Request) -> Completion:
         """Answers one request.
 
         Raises:
-          RecordError: The classified failure of this request. Anything else that is raised is
-            taken as ``internal`` and costs this record alone.
+          RecordError: The classified failure of this request. Any other exception counts as
+            ``internal`` and fails only this record.
         """
         ...
 
@@ -45,7 +46,8 @@ class CallLimits:
         request may exceed it.
       max_bytes: The most bytes of one call's body, estimated from its texts; None for no limit. A
         single request may exceed it.
-      in_process: The model computes in this process: such a call has no timeout and no pace.
+      in_process: Whether the model computes in this process: such calls have no timeout and no
+        pace.
     """
 
     max_requests: int | None = 1
@@ -56,7 +58,7 @@ class CallLimits:
 
 @runtime_checkable
 class BatchClient(Client, Protocol):
-    """A client that answers many requests at once more cheaply than one by one.
+    """A client that answers many requests together more cheaply than one by one.
 
     Attributes:
       call_limits: How many requests one call may carry.
@@ -68,14 +70,14 @@ class BatchClient(Client, Protocol):
     async def generate_many(
         self, requests: Sequence[Request]
     ) -> Sequence[Completion | RecordError]:
-        """Asks several requests in one call: one outcome per request, in order.
+        """Sends several requests in one call; returns one outcome per request, in order.
 
-        A call of one request is one of `generate`.
+        A single request is sent with `generate` instead.
 
         Raises:
-          RecordError: The call failed as a whole. If its cause is one that passes, it is asked
-            again; otherwise, as after any other exception, its halves are asked, until the request
-            that spoils it stands alone.
+          RecordError: The call failed as a whole. If its cause is transient, the call is
+            retried; otherwise, as after any other exception, its halves are sent, until the bad
+            request is alone.
         """
         ...
 
@@ -85,39 +87,39 @@ class MeasuredClient(Client, Protocol):
     """A client that knows how busy its server is."""
 
     def wanted_in_flight(self) -> int:
-        """How many requests the server can use at once; 0 while that is not known.
+        """How many requests the server can process at a time; 0 while unknown.
 
-        The pace then sends so many, if ``max_concurrency`` allows, without finding out by itself.
+        The pace then sends that many, if ``max_concurrency`` allows, without probing for it.
         """
         ...
 
     def gauges(self) -> dict[str, int]:
-        """Figures of the moment, by name with their unit; they become metrics."""
+        """Current values by name, which includes the unit; they become metrics."""
         ...
 
 
 @runtime_checkable
 class HoldingClient(Client, Protocol):
-    """A client that knows when a request has to wait, whatever the pace: its server starts again."""
+    """A client that knows when a request must wait, whatever the pace: its server is restarting."""
 
     def held(self, request: Request) -> "asyncio.Future[None] | None":
-        """None: `generate` is called at once. Else what to wait for before this is asked again.
+        """None if the request may be sent; else a future to wait for before calling this again.
 
-        A request that is held has no place among the calls in flight and no timeout that runs, and
-        it costs no attempt. It never fails so: this raises only what ends the run.
+        A held request does not count as in flight, its timeout does not run, and it costs no
+        attempt. It does not fail while held: this raises only errors that end the run.
 
         Raises:
-          RunError: There is nothing to wait for any more.
+          RunError: There is nothing left to wait for.
         """
         ...
 
 
 class Backend(Protocol):
-    """A frozen, picklable description of a model and where it is served.
+    """A frozen, picklable description of a model, and where it is served.
 
     Attributes:
       family: The backend's registered name; part of every fingerprint.
-      model: The model's name as the user gave it; part of every fingerprint.
+      model: The model's name as configured; part of every fingerprint.
     """
 
     @property
@@ -127,28 +129,29 @@ class Backend(Protocol):
     def model(self) -> str: ...
 
     async def open(self) -> Client:
-        """A live client. Imports the SDK it needs, and names the extra when that is missing.
+        """Opens a live client; imports the SDK it needs, or names the extra to install.
 
         Raises:
-          BackendUnusable: The model cannot be loaded or the credentials cannot be had.
+          BackendUnusable: The model cannot be loaded, or the credentials are not available.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a backend can do, as data: the application asks for these, never for a backend's name.
+    """What a backend can do, as data: the application checks these, never a backend's name.
 
     The defaults are those of a backend that does not state its capabilities.
 
     Attributes:
       tasks: The tasks it serves: ``generate``, ``embed``.
       media_schemes: The URI schemes from which the model reads media by itself, such as ``gs``.
-        Empty: requests have no media.
-      instances: A request holds an instance of a custom model (``{"instance": …}``), not messages
-        or a text.
-      request_options: Requests carry the provider's own fields, ``params["request_options"]``.
-      price_provider: The provider, by its name in genai-prices, whose list prices apply; None where
+        Empty if requests cannot have media.
+      instances: Whether a request holds an instance of a custom model (``{"instance": …}``), not
+        messages or a text.
+      request_options: Whether requests carry the provider's own fields,
+        ``params["request_options"]``.
+      price_provider: The provider whose list prices apply, by its name in genai-prices; None if
         there are none.
     """
 

@@ -1,6 +1,6 @@
 """A backend without a model: deterministic answers and faults, for tests, examples, benchmarks.
 
-The same request always meets the same answer and the same fault, in every run and on every worker.
+The same request always gets the same answer or the same fault, in every run and on every worker.
 A marker in a prompt, such as ``[[fake:blocked]]``, forces a fault for exactly that record.
 
 >>> FakeBackend(faults={"blocked": 0.01}).faults
@@ -29,7 +29,7 @@ from transforms.records.smallest_json import smallest
 _ERRORS = {error.error_type: error for error in RECORD_ERRORS}
 _REFUSED = ("invalid_request", "too_large", "rate_limited", "unavailable", "timeout", "forbidden")
 _ANSWERED = ("blocked", "empty_output", "truncated")
-"""Faults with an answer that was paid for."""
+"""Faults with a paid answer."""
 TRANSIENT = "transient:"
 """Prefix of a fault that only the first attempt meets."""
 FAULTS = (
@@ -39,7 +39,7 @@ FAULTS = (
     "internal",
     *(TRANSIENT + name for name in ("rate_limited", "unavailable", "timeout")),
 )
-"""Every fault: an error type, ``internal`` (a RuntimeError) or ``schema_violation`` (no JSON)."""
+"""Every fault: an error type, ``internal`` (a RuntimeError) or ``schema_violation`` (not JSON)."""
 _UNKNOWN = f"unknown fault {{!r}}; known: {', '.join(FAULTS)}"
 _MARKER = re.compile(r"\[\[fake:([a-z_:]+)\]\]")
 
@@ -58,24 +58,24 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "faults": (_are_shares, "an object of shares from 0 to 1, together at most 1"),
     "embedding_dimensions": (lambda n: type(n) is int and n > 0, "a whole number above 0"),
 }
-"""The fields that decide how to pretend: which values are valid, in code and in words."""
+"""The fields that configure the fake: the check for valid values, and its description."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FakeBackend:
-    """A description of how to pretend.
+    """The settings of the fake model.
 
     Attributes:
       model: Any name.
       task: ``embed`` answers with vectors.
       latency_ms: How long each request takes. At 0, a call answers a whole workload batch, at a few
         microseconds per request.
-      faults: Share of the records, 0 to 1, that meet each fault; see `FAULTS`. ``forbidden`` is
-        fatal at the start, like a missing permission, only when all records meet it.
+      faults: The share of the records, 0 to 1, that get each fault; see `FAULTS`. ``forbidden``
+        ends the run at its start, like a missing permission, only if all records get it.
       embedding_dimensions: Length of a vector.
 
     Raises:
-      ConfigurationError: A value out of range, or an unknown fault.
+      ConfigurationError: A value is out of range, or a fault is unknown.
     """
 
     model: str = "fake"
@@ -99,7 +99,7 @@ class FakeBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Everything; its options are its own, and not part of a request."""
+        """Everything; its options configure the fake, and are not part of a request."""
         return Capabilities(request_options=False)
 
     async def open(self) -> "FakeClient":
@@ -144,7 +144,7 @@ class FakeClient:
         return Completion(output, None, None, "STOP", usage, backend.model)
 
     def _fault(self, request: Request) -> str | None:
-        """The fault that this attempt meets: its marker's, else the one that its record draws."""
+        """The fault of this attempt: its marker's, else the one drawn for its record."""
         fault = None
         if self._thresholds:
             draw = zlib.crc32(request.fingerprint.encode())
@@ -164,7 +164,7 @@ class FakeClient:
         if fault not in FAULTS:
             return InvalidRequest(_UNKNOWN.format(fault))
         if fault == "internal":
-            raise RuntimeError("a crash that nobody foresaw")
+            raise RuntimeError("an unforeseen crash")
         known: dict[str, Any] = {}
         if fault in _ANSWERED:
             output = None if fault == "empty_output" else _output(request)
@@ -187,7 +187,7 @@ class FakeBatchClient(FakeClient):
 
     @property
     def call_limits(self) -> CallLimits:
-        """A whole workload batch: the answers are made in this process."""
+        """No limit below a whole workload batch: the answers are computed in this process."""
         return CallLimits(max_requests=None, in_process=True)
 
     async def generate_many(

@@ -1,7 +1,7 @@
-"""Gemini, and the other publishers' models that speak ``generateContent``, on Vertex AI.
+"""Gemini, and other publishers' models with ``generateContent``, on Vertex AI.
 
 Requests and replies are plain dicts: the SDK's response model refuses fields that real replies
-hold, and costs several times the CPU. Bodies are those of google-genai, which a test compares.
+have, and costs several times the CPU. A test compares the bodies with those of google-genai.
 """
 
 import dataclasses
@@ -32,10 +32,10 @@ _EMBEDDING_NAMES = {
     "auto_truncate": "autoTruncate",
 }
 _PREDICT_LIMITS = CallLimits(max_requests=250, max_tokens=round(20_000 * ESTIMATE_MARGIN))
-"""How much one ``predict`` of a text embedding model may carry: 250 texts and 20,000 tokens, and of
-Gemini's embedding models a single text
+"""How much one ``predict`` of a text embedding model may carry: 250 texts and 20,000 tokens, but a
+single text for Gemini's embedding models
 (https://cloud.google.com/vertex-ai/generative-ai/docs/embeddings/get-text-embeddings#api_limits). A
-text beyond 2,048 tokens is cut unless ``auto_truncate`` is false."""
+model cuts a text beyond 2,048 tokens unless ``auto_truncate`` is false."""
 _ANSWER_NAMES = {"candidates", "usageMetadata", "modelVersion", "responseId"}
 _SCHEMA_NAMES = {"responseSchema", "response_schema", "responseJsonSchema", "response_json_schema"}
 _TIER_HEADERS: Mapping[str, Mapping[str, str]] = {
@@ -69,22 +69,22 @@ class GeminiBackend:
     """A model on Vertex AI.
 
     Attributes:
-      model: ``gemini-2.5-flash``, ``publisher/model``, or a resource name as it stands.
-      project: Whose quota and bill.
+      model: ``gemini-2.5-flash``, ``publisher/model``, or a full resource name.
+      project: The project whose quota is used and which is billed.
       location: A region, ``us``, ``eu`` or ``global``.
-      task: ``embed`` asks an embedding model.
+      task: ``generate``, or ``embed`` for an embedding model.
       endpoint: Another base URL (plain HTTP gets a made-up token), or the resource of a tuned
         model, ``projects/P/locations/L/endpoints/E``.
-      accept_truncated: An answer that ended at its token limit is a result, not a failure.
-      service_tier: How calls are served and billed; None takes provisioned throughput where there
-        is some, then the standard tier. It is no part of the fingerprint: the answer is the same.
+      accept_truncated: Whether an answer cut at its token limit is a result, not a failure.
+      service_tier: How calls are served and billed; None uses provisioned throughput if there is
+        any, then the standard tier. Not part of the fingerprint: the answer is the same.
       max_texts_per_call: The most texts to embed in one ``predict``; None for the model's limit.
       max_tokens_per_call: The most tokens in one such request, as estimated; None for the model's
         limit.
       max_bytes_per_call: The most bytes of text in one such request; None for no limit.
 
     An output schema is sent as ``responseJsonSchema``, which takes JSON Schema as it is (Gemini
-    2.0 and later); for an older model give ``response_schema`` in the generation config.
+    2.0 and later); for an older model, set ``response_schema`` in the generation config.
     """
 
     model: str
@@ -109,10 +109,10 @@ class GeminiBackend:
         return Capabilities(price_provider="google")
 
     async def open(self) -> "GeminiClient":
-        """A client with the environment's Google credentials.
+        """Opens a client with the environment's Google credentials.
 
         Raises:
-          BackendUnusable: There are none, or no token can be had for them.
+          BackendUnusable: There are none, or no token can be fetched with them.
         """
         url = self.url()
         shares = self.task == "embed" and self.embedding_limits().max_requests != 1
@@ -150,7 +150,7 @@ class GeminiBackend:
         return f"{self.base_url()}/v1/{resource}:{verb}"
 
     def embeds_content(self) -> bool:
-        """Whether the model's embeddings come from ``embedContent``, not from ``predict``."""
+        """Whether the model embeds with ``embedContent`` instead of ``predict``."""
         return self.model.rsplit("/", 1)[-1].startswith("gemini-embedding-2")
 
     def _model_resource(self) -> str:
@@ -174,7 +174,7 @@ class GeminiClient:
         self._http = JsonClient()
 
     async def generate(self, request: Request) -> Completion:
-        """Answers one request; raises as `transforms.backends.base.Client` says."""
+        """Answers one request; raises the errors of `transforms.backends.base.Client`."""
         backend = self._backend
         embedding = backend.task == "embed"
         if "request" in request.body:
@@ -202,7 +202,7 @@ class GeminiClient:
 
 
 class GeminiEmbeddingClient(GeminiClient):
-    """A live connection to an embedding model behind ``predict``; one call carries many texts."""
+    """A live connection to an embedding model with ``predict``; one call carries many texts."""
 
     def __init__(self, backend: GeminiBackend, url: str, auth: GoogleAuth) -> None:
         super().__init__(backend, url, auth)
@@ -211,7 +211,7 @@ class GeminiEmbeddingClient(GeminiClient):
 
     @property
     def call_limits(self) -> CallLimits:
-        """The model's limits, and fewer texts once the server has refused so many."""
+        """The model's limits; fewer texts once the server has refused calls of that size."""
         return dataclasses.replace(self._limits, max_requests=self._shared.texts)
 
     async def generate_many(self, requests: Sequence[Request]) -> Sequence[EmbedOutcome]:
@@ -229,7 +229,7 @@ def generate_body(request: Request) -> dict[str, Json]:
     """The body of ``generateContent``.
 
     Raises:
-      InvalidRequest: A message or part that Gemini has no word for; names its role or type.
+      InvalidRequest: Gemini cannot express a message or part; the error names its role or type.
     """
     messages = request.body.get("messages")
     if not isinstance(messages, Sequence) or isinstance(messages, str):
@@ -264,18 +264,18 @@ def _add_message(message: Any, system: list[str], contents: list[Json]) -> None:
     if role == "system":
         parts = _parts(message.get("parts", message.get("content")))
         if not all("text" in part for part in parts):
-            raise InvalidRequest("a system message holds media; give them to the user's message")
+            raise InvalidRequest("a system message holds media; move them to the user's message")
         system.append("\n".join(part["text"] for part in parts))
     elif "parts" in message:
         contents.append(message)
     elif role in _ROLES:
         contents.append({"role": _ROLES[role], "parts": _parts(message.get("content"))})
     else:
-        raise InvalidRequest(f"role {role!r} is none of {', '.join(['system', *_ROLES])}")
+        raise InvalidRequest(f"role {role!r} is not one of {', '.join(['system', *_ROLES])}")
 
 
 def _parts(content: Any) -> list[dict[str, Json]]:
-    """A message's content as parts: a string, or a list of parts in OpenAI's or Gemini's words."""
+    """A message's content as parts: a string, or a list of parts in OpenAI's or Gemini's form."""
     if isinstance(content, str):
         return [{"text": content}]
     if not isinstance(content, list):
@@ -295,21 +295,21 @@ def _part(part: Any) -> dict[str, Json]:
             return {"inlineData": {"mimeType": found[1], "data": found[2]}}
         return _file(url, None)
     raise InvalidRequest(
-        f"a part of type {kind!r} is neither text nor media; give Gemini's own 'parts' for others"
+        f"a part of type {kind!r} is neither text nor media; use Gemini's own 'parts' for others"
     )
 
 
 def _file(uri: Json, mime_type: Json) -> dict[str, Json]:
     """A part that Vertex AI reads itself, by its URI."""
-    part = media_part(uri, mime_type, "a media part", "give a part of type 'media' with one")
+    part = media_part(uri, mime_type, "a media part", "use a part of type 'media' with one")
     return {"fileData": {"fileUri": part["uri"], "mimeType": part["mime_type"]}}
 
 
 def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
-    """Reads a reply of ``generateContent``; of several candidates the first.
+    """Reads a reply of ``generateContent``; the first of several candidates counts.
 
     Raises:
-      Blocked, EmptyOutput, Truncated: With what there was.
+      Blocked, EmptyOutput, Truncated: With the text and tokens received.
     """
     counts = data.get("usageMetadata") or {}
     known: dict[str, Any] = {
@@ -352,7 +352,7 @@ def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
 
 
 def _embed_body(request: Request, embeds_content: bool) -> dict[str, Json]:
-    """One text's body, as google-genai 2.34 sends it: three places for its settings."""
+    """One text's body, as google-genai 2.34 sends it, with its settings in three places."""
     text = request.body.get("text")
     if not isinstance(text, str):
         raise InvalidRequest(f"an embedding request with {sorted(request.body)} has no text")
@@ -389,7 +389,7 @@ def embed_many_body(requests: Sequence[Request]) -> dict[str, Json]:
 
 
 def _embedding(data: Any) -> Completion:
-    """Reads a reply of ``predict`` or of ``embedContent`` to one text."""
+    """Reads a reply of ``predict`` or ``embedContent`` for one text."""
     if "embedding" in data:
         tokens = (data.get("usageMetadata") or {}).get("promptTokenCount")
         return _embedded(data["embedding"].get("values"), tokens, data)
@@ -397,7 +397,7 @@ def _embedding(data: Any) -> Completion:
 
 
 def _embeddings(data: Any, texts: int) -> Sequence[EmbedOutcome]:
-    """Reads a reply of ``predict`` to several texts: one outcome per text, in their order.
+    """Reads a reply of ``predict`` for several texts: one outcome per text, in their order.
 
     Raises:
       InvalidRequest: There is not exactly one prediction for each text.

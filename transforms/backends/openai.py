@@ -40,14 +40,15 @@ _CALL_LIMITS: Mapping[str, CallLimits] = {
 
 OpenAI: 2,048 inputs and 300,000 tokens a request, no empty string
 (https://platform.openai.com/docs/api-reference/embeddings/create); Azure has the same limits
-(https://learn.microsoft.com/azure/ai-services/openai/how-to/embeddings). Mistral publishes none: 256
-inputs by https://docs.rs/crate/rig-core/0.42.0/source/src/providers/mistral/embedding.rs, 16,000
-tokens by https://reference.langchain.com/v0.3/python/_modules/langchain_mistralai/embeddings.html.
+(https://learn.microsoft.com/azure/ai-services/openai/how-to/embeddings). Mistral publishes none;
+the values are those of two clients: 256 inputs,
+https://docs.rs/crate/rig-core/0.42.0/source/src/providers/mistral/embedding.rs, and 16,000 tokens,
+https://reference.langchain.com/v0.3/python/_modules/langchain_mistralai/embeddings.html.
 """
 _COMPATIBLE_LIMITS = CallLimits(max_requests=32, max_bytes=2_000_000)
-"""Of any other server: the defaults of Text Embeddings Inference, stricter than most
+"""The same for any other server: the defaults of Text Embeddings Inference, stricter than most
 (https://huggingface.co/docs/text-embeddings-inference/cli_arguments: ``--max-client-batch-size``,
-``--payload-limit``). A server that takes fewer refuses the call, and `SharedCalls` learns from it."""
+``--payload-limit``). A server that takes less refuses the call, and `SharedCalls` adapts."""
 _REFUSE_EMPTY = (_OPENAI_HOST, "openai.azure.com")
 
 
@@ -56,18 +57,18 @@ class OpenAIBackend:
     """A model behind an OpenAI-compatible API.
 
     Attributes:
-      model: The name the server knows it by.
-      endpoint: The base URL, ending in ``/v1``; or several, of servers that are alike: the least
-        loaded is asked, dead ones are left out (`transforms.clients.endpoints`).
+      model: The server's name for the model.
+      endpoint: The base URL, ending in ``/v1``; or several URLs of equivalent servers: calls go to
+        the least loaded one, dead ones are left out (`transforms.clients.endpoints`).
       task: ``generate`` or ``embed``.
       api: How texts are generated: ``chat``, or ``completions`` for base models, which continue the
-        messages' text as it stands.
-      api_key: Else that of ``api_key_secret``, else ``OPENAI_API_KEY`` where the client opens;
-        only OpenAI itself requires one.
-      api_key_secret: The name of a Secret Manager version; its value is read where the client opens.
-      accept_truncated: An answer that ended at its token limit is a result, not a failure.
+        messages' text unchanged.
+      api_key: The key; by default the value of ``api_key_secret``, else ``OPENAI_API_KEY`` in the
+        worker's environment. Only OpenAI itself requires one.
+      api_key_secret: The name of a Secret Manager version; the worker reads its value.
+      accept_truncated: Whether an answer cut at its token limit is a result, not a failure.
       max_texts_per_call: The most texts to embed in one request; None for the provider's limit, and
-        32 where that is not known.
+        32 if that is unknown.
       max_tokens_per_call: The most tokens in one such request, as estimated; None for the
         provider's limit, if it has one.
       max_bytes_per_call: The most bytes of text in one such request; None for the provider's limit,
@@ -98,10 +99,11 @@ class OpenAIBackend:
         )
 
     async def open(self) -> "OpenAIClient":
-        """A client; nothing is asked yet.
+        """Opens a client; sends no request yet.
 
         Raises:
-          BackendUnusable: OpenAI's own API, and no key; or a secret that cannot be read.
+          BackendUnusable: OpenAI's own API needs a key and there is none, or the secret cannot be
+            read.
         """
         secret = self.api_key_secret
         key = self.api_key or (await read_secret(secret) if secret else "")
@@ -157,7 +159,7 @@ class OpenAIClient:
         self._servers = Endpoints(backend.urls, self._headers, measured=not backend.at_openai())
 
     async def generate(self, request: Request) -> Completion:
-        """Answers one request; raises as `transforms.backends.base.Client` says."""
+        """Answers one request; raises the errors of `transforms.backends.base.Client`."""
         backend = self._backend
         kind: str = backend.api
         if backend.task == "embed":
@@ -203,7 +205,7 @@ class OpenAIEmbeddingClient(OpenAIClient):
 
     @property
     def call_limits(self) -> CallLimits:
-        """The provider's limits, and fewer texts once the server has refused so many."""
+        """The provider's limits; fewer texts once the server has refused calls of that size."""
         return dataclasses.replace(self._limits, max_requests=self._shared.texts)
 
     async def generate_many(self, requests: Sequence[Request]) -> Sequence[EmbedOutcome]:

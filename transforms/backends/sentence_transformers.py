@@ -1,9 +1,9 @@
-"""Embeddings by a model in the worker, with the sentence-transformers library.
+"""Embeddings from a model in the worker, with the sentence-transformers library.
 
-The model's own modules compute them, so they equal those of `SentenceTransformer.encode`; what
-differs is how texts are put together. All texts of a call are tokenized once, sorted by their real
-length (`encode` sorts by characters and tokenizes batch by batch), and cut into batches by a budget
-of *padded tokens*: of long texts, fewer than its default of 32 are quicker on a CPU.
+The model's own modules compute them, so they equal those of `SentenceTransformer.encode`; only the
+batches differ. All texts of a call are tokenized once, sorted by their real length (`encode` sorts
+by characters and tokenizes batch by batch), and cut into batches by a budget of *padded tokens*:
+for long texts, batches of fewer than its default of 32 are faster on a CPU.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from transforms.records.errors import BackendUnusable, InvalidRequest, RecordErr
 from transforms.records.records import Completion, Request, Usage
 
 CPU_TOKENS = 1024
-"""Padded tokens per batch on a CPU: MiniLM on two cores, texts of 12 and of 56 tokens on average;
-512 and 2,048 are close, 4,096 and more are slower."""
+"""Padded tokens per batch on a CPU: measured with MiniLM on two cores and texts of 12 and of 56
+tokens on average; 512 and 2,048 are close, 4,096 and more are slower."""
 ACCELERATOR_TOKENS = 32_768
 """Padded tokens per batch elsewhere: four times 32 texts of 256 tokens. Not measured."""
 TEXTS_AT_ONCE = 2048
-"""How many texts are tokenized together; bounds the memory of one call."""
+"""How many texts are tokenized together; limits the memory of one call."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +36,8 @@ class SentenceTransformersBackend:
       model: A name on the Hugging Face hub, or a local directory.
       batch_size: Texts per forward pass; None chooses by tokens.
 
-    A text beyond the model's ``max_seq_length`` is cut there, without a word: that is the model's
-    own behaviour, and `Usage.input_tokens` counts what was used.
+    The model silently cuts a text beyond its ``max_seq_length``; `Usage.input_tokens` counts the
+    tokens it used.
     """
 
     model: str
@@ -54,7 +54,7 @@ class SentenceTransformersBackend:
         return Capabilities(tasks=("embed",), media_schemes=(), request_options=False)
 
     async def open(self) -> "SentenceTransformersClient":
-        """Loads the model, once per process however often it is opened.
+        """Loads the model, once per process, however often it is opened.
 
         Raises:
           BackendUnusable: The library is missing, or the model cannot be loaded.
@@ -90,7 +90,7 @@ def _load(name: str) -> _Loaded:
             model = library.SentenceTransformer(name)
         except (OSError, ValueError, RuntimeError) as error:
             raise BackendUnusable(
-                f"the model {name!r} cannot be loaded ({type(error).__name__}: {error}); give a "
+                f"the model {name!r} cannot be loaded ({type(error).__name__}: {error}); use a "
                 "name on the Hugging Face hub that the workers can reach, or a local directory"
             ) from error
         model.eval()
@@ -99,7 +99,7 @@ def _load(name: str) -> _Loaded:
 
 
 def _hide_loading_bar() -> None:
-    """Keeps the library's own progress bar out of ours."""
+    """Hides the library's progress bar, which would disturb ours."""
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
 
 
@@ -111,7 +111,7 @@ class SentenceTransformersClient:
         self._batch_size = backend.batch_size
 
     async def generate(self, request: Request) -> Completion:
-        """Embeds one text; many at once are several times cheaper."""
+        """Embeds one text; embedding many together is several times cheaper."""
         (outcome,) = await self.generate_many([request])
         if isinstance(outcome, RecordError):
             raise outcome
@@ -146,7 +146,7 @@ class SentenceTransformersClient:
         ]
 
     async def close(self) -> None:
-        """Lets go of the model; its memory is free when the last client of it has closed."""
+        """Releases the model; its memory is freed when its last client has closed."""
         self._loaded = None
 
 
@@ -176,7 +176,7 @@ def _embed_some(model: Any, texts: list[str], batch_size: int | None) -> list[Co
     features = tokenize(texts)
     mask = features.get("attention_mask")
     if mask is None or mask.ndim != 2 or model.default_prompt_name is not None:
-        # No padding to save, or a prompt that the pooling must know of: the library's own way.
+        # No padding to save, or a prompt that the pooling must know about: leave it to the library.
         rows = model.encode(texts, batch_size=batch_size or 32, show_progress_bar=False).tolist()
         return [Completion(embedding=tuple(row)) for row in rows]
     lengths: list[int] = mask.sum(1).tolist()
@@ -205,15 +205,15 @@ def _embed_some(model: Any, texts: list[str], batch_size: int | None) -> list[Co
 def batches(
     lengths: Sequence[int], budget: int, batch_size: int | None = None
 ) -> Iterator[list[int]]:
-    """Cuts texts into batches of like length; every text is in exactly one.
+    """Cuts texts into batches of similar length; every text is in exactly one.
 
     Args:
       lengths: Tokens of each text.
-      budget: Most tokens of a batch, padding included; a longer text goes alone.
+      budget: The most tokens in a batch, padding included; a longer text is alone in its batch.
       batch_size: A fixed number of texts per batch instead.
 
     Yields:
-      The places of a batch's texts, the longest last.
+      The indexes of a batch's texts, the longest last.
 
     >>> list(batches([5, 1, 4, 2], budget=8))
     [[1, 3], [2], [0]]

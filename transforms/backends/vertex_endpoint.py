@@ -1,7 +1,7 @@
-"""Any model of one's own behind a Vertex AI endpoint: ``predict`` or ``rawPredict``.
+"""Any custom model on a Vertex AI endpoint: ``predict`` or ``rawPredict``.
 
-Shared public endpoints take 1.5 MB and 60 s per request, dedicated ones 10 MB and 10 minutes, and
-those answer on a host of their own, which is asked for when the client opens.
+Shared public endpoints take 1.5 MB and 60 s per request, dedicated ones 10 MB and 10 minutes.
+Dedicated endpoints answer on their own host, which the client looks up when it opens.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from transforms.records.errors import ConfigurationError, EmptyOutput, InvalidRe
 from transforms.records.records import Completion, Json, Request
 
 LOOKUP_TIMEOUT_S = 5.0
-"""How long the client waits to learn of a dedicated host before it takes the shared one."""
+"""How long the client waits to learn the dedicated host before it uses the shared one."""
 _DEPLOYED_MODEL_HEADER = "X-Vertex-AI-Deployed-Model-Id"
 _GOOGLE_API = ".googleapis.com"
 
@@ -29,14 +29,14 @@ class VertexEndpointBackend:
 
     Attributes:
       endpoint: ``projects/P/locations/L/endpoints/E``, or a full URL of one. A URL on any host
-        but Google's shared ones (a dedicated host, a private one) is used as it stands.
+        but Google's shared ones (a dedicated host, a private one) is used unchanged.
       method: ``predict`` wraps an instance; ``raw_predict`` sends it as the whole body, and the
         generation config is not used.
-      model: The name in results and fingerprints; the endpoint's id when not given.
+      model: The name in results and fingerprints; by default the endpoint's id.
       api_base: Another base URL of the API; plain HTTP gets a made-up token.
 
     Raises:
-      ConfigurationError: The endpoint is neither.
+      ConfigurationError: The endpoint is neither a resource name nor such a URL.
     """
 
     endpoint: str
@@ -72,16 +72,16 @@ class VertexEndpointBackend:
         return path[path.find("projects/") :] if "projects/" in path else path
 
     def base_url(self) -> str:
-        """Where the first call goes: scheme and host."""
+        """Scheme and host of the first call."""
         if "://" in self.endpoint:
             return str(URL(self.endpoint).origin())
         return vertex_base_url(self.resource().split("/")[3], self.api_base)
 
     async def open(self) -> "VertexEndpointClient":
-        """A client that knows where the endpoint answers.
+        """Opens a client, which finds out where the endpoint answers.
 
         Raises:
-          BackendUnusable: There are no credentials, or no token can be had for them.
+          BackendUnusable: There are no credentials, or no token can be fetched with them.
         """
         base = self.base_url()
         exact = "://" in self.endpoint and not (URL(base).host or "").endswith(_GOOGLE_API)
@@ -93,7 +93,7 @@ class VertexEndpointBackend:
 
 
 async def _serving_base(http: JsonClient, auth: GoogleAuth, base: str, resource: str) -> str:
-    """Where the endpoint answers: its dedicated host, else, or if it cannot be asked, `base`."""
+    """The base URL on which the endpoint answers: its dedicated host if known, else `base`."""
     try:
         headers = await auth.headers()
         reply = await asyncio.wait_for(
@@ -122,7 +122,7 @@ class VertexEndpointClient:
         self._http = http
 
     async def generate(self, request: Request) -> Completion:
-        """Answers one request; raises as `transforms.backends.base.Client` says."""
+        """Answers one request; raises the errors of `transforms.backends.base.Client`."""
         raw = self._backend.method == "raw_predict"
         body = request_body(request, raw=raw)
         headers = await self._auth.headers()
@@ -141,7 +141,7 @@ def request_body(request: Request, *, raw: bool) -> Json:
     """The body to post.
 
     Raises:
-      InvalidRequest: The request holds neither an instance nor a whole request.
+      InvalidRequest: The request has neither an instance nor a whole request.
     """
     if "request" in request.body:
         return request.body["request"]
@@ -167,10 +167,10 @@ def _prediction(reply: Reply) -> Completion:
 
 
 def _completion(prediction: Any, version: str | None) -> Completion:
-    """A text is the output; anything else is JSON.
+    """A completion with text as its output, and anything else as JSON.
 
     Raises:
-      EmptyOutput: An empty text, or null.
+      EmptyOutput: The prediction is an empty text or null.
     """
     if prediction is None or prediction == "":
         raise EmptyOutput("the prediction is empty", model_version=version)
@@ -180,7 +180,7 @@ def _completion(prediction: Any, version: str | None) -> Completion:
 
 
 def _json_or_text(body: bytes) -> Any:
-    """A model's own reply, which need not be JSON; bytes that are no text are refused."""
+    """A model's own reply, which need not be JSON; refuses bytes that are not text."""
     try:
         return json_values.loads(body)
     except UnicodeDecodeError:

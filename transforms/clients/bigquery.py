@@ -47,7 +47,7 @@ class TableName:
         return cls(project, found["dataset"], found["table"])
 
     def sibling(self, suffix: str) -> "TableName":
-        """The table in the same dataset whose name has a suffix."""
+        """The table in the same dataset with a suffix added to its name."""
         return dataclasses.replace(self, table=self.table + suffix)
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class TableName:
 def make_client(
     project: str, location: str | None = None, labels: Mapping[str, str] | None = None
 ) -> "bigquery.Client":
-    """A BigQuery client whose jobs have labels; ``BIGQUERY_EMULATOR_HOST`` redirects it."""
+    """A BigQuery client that labels its jobs; ``BIGQUERY_EMULATOR_HOST`` redirects it."""
     from google.cloud import bigquery
 
     return bigquery.Client(
@@ -86,7 +86,7 @@ def bigquery_schema(columns: Sequence[Column]) -> "list[bigquery.SchemaField]":
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TableSpec:
-    """A table that this project writes, and how it is created if missing.
+    """A table that the pipeline writes, and how to create it if it is missing.
 
     Attributes:
       name: The table.
@@ -126,7 +126,7 @@ class TableSpec:
         client.create_table(table, exists_ok=True)
 
     def make_view(self, client: "bigquery.Client", sql: str) -> None:
-        """Creates the view beside the table; only warns if that fails."""
+        """Creates the view next to the table; only warns if that fails."""
         from google.api_core.exceptions import GoogleAPICallError
 
         try:
@@ -135,7 +135,7 @@ class TableSpec:
             _log.warning("cannot create the view %s_latest: %s", self.name, error)
 
     def count(self, client: "bigquery.Client", run_id: str, started_at: str) -> int:
-        """The number of rows of a run in the table."""
+        """The number of the run's rows in the table."""
         from google.cloud import bigquery
 
         parameters = [

@@ -1,4 +1,4 @@
-"""Several texts to embed in one call: what the clients of remote models share.
+"""Several texts to embed in one call: the code that clients of remote models share.
 
 A call takes as many texts as the provider does. `SharedCalls` keeps that number and lowers it when
 the server turns out to take fewer; `share_tokens` divides the tokens of a call among its texts. The
@@ -24,19 +24,19 @@ _log = logging.getLogger(__name__)
 
 
 class SharedCalls:
-    """How many texts one client sends in a call.
+    """How many texts a client sends in one call.
 
     The number starts at the provider's published limit. Three refusals of calls larger than half of
-    it halve it, unless the server has accepted calls of that size: then a text is to blame. It never
-    falls below a size that the server has accepted.
+    it halve it, unless the server has accepted calls of that size: then a text is to blame. The
+    number never falls below a size that the server has accepted.
 
     Args:
       texts: The provider's published limit, or the user's.
-      refuses_empty: The provider refuses a whole call for one empty text: such a text fails here, so
-        that it costs no call.
+      refuses_empty: Whether the provider refuses a whole call for one empty text. If so, such a
+        text fails here, before a call.
 
     Attributes:
-      texts: The most texts of the next call.
+      texts: The most texts in the next call.
     """
 
     def __init__(self, texts: int, *, refuses_empty: bool = False) -> None:
@@ -46,7 +46,7 @@ class SharedCalls:
         self._refusals = 0
 
     def calls(self, requests: int) -> int:
-        """How many full calls carry so many requests.
+        """How many full calls carry this many requests.
 
         >>> [SharedCalls(32).calls(requests) for requests in (0, 32, 33)]
         [0, 1, 2]
@@ -59,12 +59,12 @@ class SharedCalls:
         one: Callable[[Request], Awaitable[Completion]],
         many: Callable[[Sequence[Request]], Awaitable[Sequence[EmbedOutcome]]],
     ) -> Sequence[EmbedOutcome]:
-        """Asks for all requests in one call: one outcome per request, in order.
+        """Sends all requests in one call; returns one outcome per request, in order.
 
         Args:
-          requests: Texts; or a single request that carries a body of its own.
-          one: Asks for a single request.
-          many: Asks for several texts in one call; raises InvalidRequest or TooLarge if the server
+          requests: Texts; or a single request with a body of its own.
+          one: Sends a single request.
+          many: Sends several texts in one call; raises InvalidRequest or TooLarge if the server
             refuses it.
 
         Raises:
@@ -112,9 +112,9 @@ def _empty_text() -> InvalidRequest:
 
 
 def mixed_up(texts: int, found: str) -> InvalidRequest:
-    """The error of an answer whose vectors cannot be matched to the texts of a call.
+    """The error for an answer whose vectors cannot be matched to the texts of the call.
 
-    It counts as a refusal, not as an outage: asked again, the server would mix them up again, while
+    It counts as a refusal, not as an outage: on a retry the server would mix them up again, while
     the vector of a single text cannot be mistaken for another's.
     """
     return InvalidRequest(f"asked for the embeddings of {texts} texts, the server answered {found}")

@@ -1,19 +1,19 @@
-"""Several servers of one model as one: the least loaded is asked, dead ones are left out.
+"""Several servers of one model as one: calls go to the least loaded one, dead ones are left out.
 
 .. code-block:: text
 
-    GONE     nobody listens             left out at once; the request goes to another
+    GONE     nothing listens            left out immediately; the request goes to another
     REFUSES  401 403 404 405            left out once another serves the request
     FAILS    lost, timeout, other 5xx   left out after three in a row
-    RESTS    429 503                    for its Retry-After, or a second, while others can
+    RESTS    429 503                    left out for its Retry-After, or a second, while others can
 
-A server that is left out is probed (``GET …/models``, less and less often), and is asked again as
-soon as it answers anything below 500. A request that a server may have worked on is not sent to
-another here: `transforms.dispatch` retries, and knows what a record has cost. While all are out, the
-least loaded is asked as if it were the only one.
+A server that is left out is probed (``GET …/models``, at growing intervals), and is used again as
+soon as it answers with a status below 500. A request that a server may have worked on is not sent
+to another one here: `transforms.dispatch` retries, and counts a record's attempts. While all
+servers are out, the least loaded one is called as if it were the only one.
 
-Servers that tell their queue at ``/metrics`` (vLLM, SGLang) are read once a second, so that the pace
-can follow it; others are asked once and then left alone.
+Servers that expose their queue at ``/metrics`` (vLLM, SGLang) are read once a second, so that the
+pace can follow it; other servers are tried only once.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _PROBE_TIMEOUT_S = 5.0
 _REST_S = 1.0
 _LONGEST_REST_S = 120.0
 _METRICS_AGAIN_S = 30.0
-"""How soon a server is asked for its metrics again that could not be reached."""
+"""How soon the metrics of a server that could not be reached are requested again."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ class Endpoint:
 
     Attributes:
       url: Its base URL, without a slash at the end.
-      in_flight: Model requests that it works on for us; a call carries one or more.
-      asked: Calls in all; of servers that are alike, the less asked one is next.
+      in_flight: Model requests that it is processing for us; a call carries one or more.
+      asked: Calls in total; of equally loaded servers, the one with fewer calls is next.
       down: Whether it is left out.
     """
 
@@ -61,17 +61,17 @@ class Endpoint:
 
     @property
     def metrics_url(self) -> str:
-        """Where vLLM and SGLang tell their figures: beside ``/v1``."""
+        """Where vLLM and SGLang expose their metrics: next to ``/v1``."""
         return self.url.removesuffix("/v1") + "/metrics"
 
 
 class Endpoints:
-    """The servers of one model; made inside a running event loop and used on that loop alone.
+    """The servers of one model; created inside a running event loop and used only on that loop.
 
     Args:
       urls: Their base URLs.
       headers: Sent with every call.
-      measured: Whether to look for ``/metrics``.
+      measured: Whether to read ``/metrics``.
     """
 
     def __init__(
@@ -88,16 +88,16 @@ class Endpoints:
             self._start(self._watch_metrics())
 
     async def post(self, path: str, body: Any, *, requests: int = 1) -> Reply:
-        """Asks one of them, and another where the first cannot have worked on the request.
+        """Posts to one server, and to another if the first cannot have worked on the request.
 
         Args:
-          path: Below the base URL.
+          path: The path below the base URL.
           body: Any JSON value.
           requests: How many model requests the body carries, as the server counts them.
 
         Raises:
-          RecordError: As `JsonClient.post` does. Where another server still serves the model, the cause
-            is one that neither ends nor delays all calls.
+          RecordError: Like `JsonClient.post`. While another server still serves the model, the
+            cause neither ends the run nor delays all calls.
         """
         refused: list[Endpoint] = []
         tried: list[Endpoint] = []
@@ -114,21 +114,21 @@ class Endpoints:
                     continue
                 raise self._seen_by_all(endpoint, error) from error.__cause__
             for one in refused:
-                self._leave_out(one, "refuses what another one serves")
+                self._leave_out(one, "it refuses a request that another server serves")
             return reply
 
     def wanted_in_flight(self) -> int:
-        """How many requests the servers can use from this process; 0 while that is not known."""
+        """How many requests the servers can use from this process; 0 while unknown."""
         return self._server_metrics.wanted
 
     def gauges(self) -> dict[str, int]:
-        """The servers' own figures, where they tell any, and how many are left out."""
+        """The servers' own metrics, if they expose any, and how many servers are left out."""
         if len(self.all) == 1:
             return self._server_metrics.gauges
         return {**self._server_metrics.gauges, "endpoints_down": sum(one.down for one in self.all)}
 
     async def close(self) -> None:
-        """Ends what runs beside the calls; no call may be in flight."""
+        """Ends the background tasks; no call may be in flight."""
         self._closing = True  # a probe may swallow its cancellation: `wait_for` before Python 3.12
         for task in self._tasks:
             task.cancel()
@@ -150,8 +150,8 @@ class Endpoints:
         except RecordError as error:
             self._failed(endpoint, error)
             raise
-        except asyncio.CancelledError:  # out of time, most likely
-            self._count_failure(endpoint, "gives no answer in time")
+        except asyncio.CancelledError:  # most likely a timeout
+            self._count_failure(endpoint, "no answer in time")
             raise
         finally:
             endpoint.in_flight -= requests
@@ -180,7 +180,7 @@ class Endpoints:
             self._leave_out(endpoint, why)
 
     def _seen_by_all(self, endpoint: Endpoint, error: RecordError) -> RecordError:
-        """The failure of one server as that of them all."""
+        """One server's failure, as a failure of all of them."""
         others = [one for one in self.all if one is not endpoint and not one.down]
         if not (others and error.consequence.retry):
             return error
@@ -205,7 +205,7 @@ class Endpoints:
             _log.warning("%s is back", place(endpoint.url))
 
     async def _probe(self, endpoint: Endpoint) -> None:
-        """Asks until there is an answer; a server that only seems to be back is probed later."""
+        """Probes until there is an answer; a server that fails again is probed less often."""
         while endpoint.down and not self._closing:
             await asyncio.sleep(endpoint.probe_s)
             endpoint.probe_s = min(2 * endpoint.probe_s, _LONGEST_PROBE_S)
@@ -215,7 +215,7 @@ class Endpoints:
             except (Unavailable, asyncio.TimeoutError):
                 continue
             except RecordError:
-                pass  # it answers, if only that there is nothing to see
+                pass  # it answers, even if only with a refusal
             self._take_back(endpoint)
 
     async def _watch_metrics(self) -> None:
@@ -228,7 +228,7 @@ class Endpoints:
             self._server_metrics.read(pages, in_flight, self._loop.time())
 
     async def _look(self, endpoint: Endpoint) -> None:
-        """Reads one server's figures, if it has any; `look_at` says when next."""
+        """Reads one server's metrics, if it has any; sets `look_at` for the next time."""
         if self._loop.time() < endpoint.look_at:
             return
         endpoint.metrics = {}
@@ -240,7 +240,7 @@ class Endpoints:
         except (Unavailable, asyncio.TimeoutError):
             endpoint.look_at = self._loop.time() + _METRICS_AGAIN_S
         except RecordError:
-            return  # it has none
+            return  # it exposes none
         else:
             if "running" in reply.data:
                 endpoint.metrics = reply.data

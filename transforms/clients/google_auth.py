@@ -1,7 +1,7 @@
 """Bearer tokens of the environment's Google credentials, fetched off the event loop.
 
 google-auth blocks: it reads files, calls the metadata server and signs. All of that runs in a
-thread, under one lock, before the old token expires; other requests pay one comparison.
+thread, under one lock, before the old token expires; other requests cost one comparison.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ REMEDY = (
     "account that may call the model"
 )
 PAUSE_AFTER_FAILURE_S = 5.0
-"""Pause after a failed refresh: a thousand requests must not retry it one by one."""
+"""Pause after a failed refresh: a thousand requests must not each retry it."""
 
 
 class GoogleAuth:
@@ -41,7 +41,7 @@ class GoogleAuth:
         """Finds the environment's credentials and fetches the first token.
 
         Raises:
-          BackendUnusable: There are none, or they get no token.
+          BackendUnusable: There are none, or no token can be fetched with them.
         """
         try:
             import google.auth.exceptions
@@ -108,7 +108,7 @@ class _RefreshFailure(NamedTuple):
     refused: bool
 
     def error(self) -> RecordError:
-        """A new error for this failure: each request raises its own."""
+        """Creates an error for this failure: each request raises its own."""
         message = f"no Google token: {self.reason}"
         if self.refused:
             return Forbidden(message, cause=Cause.CREDENTIALS)
@@ -116,7 +116,7 @@ class _RefreshFailure(NamedTuple):
 
 
 def _said(error: Exception) -> str:
-    """The message of a google-auth error, whose other arguments hold whole replies."""
+    """The message of a google-auth error, without its other arguments, which hold whole replies."""
     return str(error.args[0] if error.args else error)[:500]
 
 
@@ -137,7 +137,7 @@ def vertex_base_url(location: str, override: str | None = None) -> str:
 
 
 async def auth_for(base_url: str) -> GoogleAuth:
-    """The authorization for a base URL; a fake token for plain HTTP, which would expose a real one.
+    """The authorization for a base URL; for plain HTTP a fake token, because it would be exposed.
 
     Raises:
       BackendUnusable: The URL needs credentials and there are none.

@@ -1,4 +1,4 @@
-"""JSON over HTTP for every backend that is a server, with one table from status to error.
+"""JSON over HTTP for every backend with a server, and one table from status to error.
 
 aiohttp and orjson cost about a fifth of the CPU that a provider's SDK does per request, and one
 client carries thousands of requests in flight. Nothing here retries, paces or times out:
@@ -50,13 +50,13 @@ KEEPALIVE_S = 4.0
 """Below the 5 s after which vLLM closes an idle connection: the reverse loses the next request."""
 CONNECT_TIMEOUT_S = 30.0
 MESSAGE_CHARS = 500
-"""How much of a server's own words an error message keeps."""
+"""How many characters of a server's message an error message keeps."""
 
 T = TypeVar("T")
 
 
 class ErrorKind(NamedTuple):
-    """What a status means: an error class, and its cause; None for the usual one of the class."""
+    """The meaning of a status: an error class and a cause; None for the class's usual cause."""
 
     error: type[RecordError]
     cause: Cause | None = None
@@ -64,8 +64,8 @@ class ErrorKind(NamedTuple):
 
 # Codes that OpenAI's dialect sends in `error.code`; they are more specific than the status.
 # `context_length_exceeded` and `content_filter` come as a plain 400, `insufficient_quota` (no
-# credit left) as a 429 that waiting does not cure. vLLM's code only repeats the status: what counts
-# is the parameter: `input_tokens` or `input_text` for a prompt beyond the model's context.
+# credit left) as a 429 that waiting does not cure. vLLM's code only repeats the status; its
+# parameter tells more: `input_tokens` or `input_text` for a prompt beyond the model's context.
 _BY_CODE: Mapping[tuple[int, str], ErrorKind] = {
     (400, "context_length_exceeded"): ErrorKind(TooLarge),
     (400, "content_filter"): ErrorKind(Blocked),
@@ -106,7 +106,7 @@ class Reply(NamedTuple):
 
 
 def parse_json(body: bytes) -> Any:
-    """A body as JSON; what orjson is too strict for (NaN, lone surrogates) is normalised."""
+    """Parses a body as JSON; normalises values that orjson refuses (NaN, lone surrogates)."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -114,9 +114,9 @@ def parse_json(body: bytes) -> Any:
 
 
 class JsonClient:
-    """One pool of connections, without a limit of its own: the dispatcher bounds what is in flight.
+    """One pool of connections, without a limit of its own: the dispatcher limits calls in flight.
 
-    Made inside a running event loop and used on that loop alone.
+    Created inside a running event loop and used only on that loop.
     """
 
     def __init__(self) -> None:
@@ -138,13 +138,13 @@ class JsonClient:
         """Posts a JSON value.
 
         Args:
-          url: Where to; it stands in error messages without its query.
+          url: The URL; error messages omit its query.
           body: Any JSON value.
-          headers: Further headers, such as the authorization; never in an error message.
-          parse: Reads the body of a success; ValueError means that it is unreadable.
+          headers: Additional headers, such as the authorization; never in an error message.
+          parse: Parses the body of a success; a ValueError means that it is unreadable.
 
         Raises:
-          RecordError: By the table of this module.
+          RecordError: According to this module's table.
         """
         headers = {"Content-Type": "application/json", **(headers or {})}
         return await self._send("POST", url, headers, json_values.dumps(body), parse)
@@ -156,7 +156,7 @@ class JsonClient:
         *,
         parse: Callable[[bytes], Any] = parse_json,
     ) -> Reply:
-        """Gets a JSON value, or whatever ``parse`` reads; raises as `post` does."""
+        """Gets a JSON value, or the result of ``parse``; raises like `post`."""
         return await self._send("GET", url, headers or {}, None, parse)
 
     async def close(self) -> None:
@@ -180,17 +180,17 @@ class JsonClient:
                 status, received = response.status, response.headers
                 content = await response.read()
         except aiohttp.InvalidURL:
-            raise InvalidRequest(f"{place(url)} is no URL", cause=Cause.NOT_SERVED) from None
+            raise InvalidRequest(f"{place(url)} is not a URL", cause=Cause.NOT_SERVED) from None
         except aiohttp.ClientConnectionError as error:
             if isinstance(error, aiohttp.ClientConnectorError):
                 cause = Cause.CONNECTION_REFUSED
-            else:  # may be this record's doing
+            else:  # this record may be the cause
                 cause = Cause.LOST_DURING_ANSWER if answered else Cause.LOST_BEFORE_ANSWER
             raise Unavailable(
                 f"no connection to {place(url)}: {type(error).__name__}: {error}"[:MESSAGE_CHARS],
                 cause=cause,
             ) from error
-        except aiohttp.ClientError as error:  # the answer broke off, or is no HTTP
+        except aiohttp.ClientError as error:  # the answer broke off, or is not HTTP
             raise Unavailable(f"{place(url)} broke off: {type(error).__name__}") from error
         if not 200 <= status < 300:
             raise error_of(status, received, content, url)
@@ -204,21 +204,22 @@ class JsonClient:
 
 
 def shaped(read: Callable[[Any], T], data: Any, *, what: str) -> T:
-    """Reads a reply, or says that it has not the expected shape.
+    """Reads a reply.
 
     Raises:
-      Unavailable: A retryable failure: a proxy's page or a half-started server answers like that.
+      Unavailable: The reply does not have the expected shape. Retryable, because a proxy or a
+        half-started server answers like that.
     """
     try:
         return read(data)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise Unavailable(
-            f"the reply of {what} has not the expected shape ({type(error).__name__})"
+            f"the reply of {what} does not have the expected shape ({type(error).__name__})"
         ) from error
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes, url: str) -> RecordError:
-    """The classified error of a status that is no success; most specific rule first."""
+    """The classified error for a status other than success; the most specific rule wins."""
     message, code = _explanation(body)
     kind = (
         _BY_CODE.get((status, code))
@@ -234,7 +235,7 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes, url: str) -> 
 
 
 def retry_after_s(value: str | None, now: dt.datetime | None = None) -> float | None:
-    """Seconds of a Retry-After header, given as seconds or as an HTTP date; None if unreadable.
+    """Seconds of a Retry-After header, which holds seconds or an HTTP date; None if unreadable.
 
     >>> retry_after_s("1.5")
     1.5
@@ -271,7 +272,7 @@ def place(url: str) -> str:
 
 
 def _explanation(body: bytes) -> tuple[str, str]:
-    """The server's own message and its code field, as far as there are any."""
+    """The server's message and its code field, if there are any."""
     try:
         data = parse_json(body)
     except ValueError:
@@ -304,7 +305,7 @@ def _phrase(status: int) -> str:
 
 
 def token_count(value: Any) -> int | None:
-    """A token count; proto3 JSON writes them as integers, floats or strings. Nonsense is None."""
+    """A token count; proto3 JSON has integers, floats or strings. None for any other value."""
     try:
         count = int(float(value))
     except (TypeError, ValueError, OverflowError):

@@ -1,6 +1,6 @@
-"""OpenAI's dialect as pure functions: bodies of requests, and replies read into completions.
+"""OpenAI's dialect as pure functions: build request bodies, and read replies into completions.
 
-Several backends speak it. Bodies are those of the openai package, which a test compares.
+Several backends speak it. A test compares the bodies with those of the openai package.
 """
 
 import base64
@@ -24,7 +24,7 @@ from transforms.records.records import Completion, Json, Request, Usage
 
 _MEDIA_KINDS = {"image": "image_url", "audio": "audio_url", "video": "video_url"}
 PATHS = {"chat": "chat/completions", "completions": "completions", "embed": "embeddings"}
-"""Where each kind of request goes, below the base URL."""
+"""The path of each kind of request, below the base URL."""
 _NOT_STRICT = {
     "allOf",
     "oneOf",
@@ -39,16 +39,16 @@ _NOT_STRICT = {
 
 
 def chat_body(request: Request, model: str, *, limit_name: str) -> dict[str, Json]:
-    """The body of ``chat/completions``; messages go as they stand, but for their media parts.
+    """The body of ``chat/completions``; messages are unchanged, except for their media parts.
 
     Args:
-      request: With ``messages``.
-      model: The server's name for it.
-      limit_name: How this server calls the limit of output tokens: compatible servers know
+      request: A request with ``messages``.
+      model: The server's name for the model.
+      limit_name: This server's name for the limit of output tokens: compatible servers know
         ``max_tokens``, OpenAI's reasoning models only ``max_completion_tokens``.
 
     Raises:
-      InvalidRequest: There are no messages, or media that this dialect has no word for.
+      InvalidRequest: There are no messages, or media that this dialect cannot express.
     """
     if "messages" not in request.body:
         raise InvalidRequest(f"a request with {sorted(request.body)} has no messages")
@@ -76,7 +76,7 @@ def _message(message: Any) -> Any:
 
 
 def _part(part: Any) -> Any:
-    """A media part as vLLM and OpenAI know it; any other as it stands.
+    """A media part in the form of vLLM and OpenAI; any other part unchanged.
 
     OpenAI itself takes images by URL only. Neither takes a PDF by URL: ``file`` parts hold data.
     """
@@ -125,10 +125,10 @@ def embed_many_body(requests: Sequence[Request], model: str) -> dict[str, Json]:
 
 
 def is_closed(schema: Any) -> bool:
-    """Whether OpenAI's strict mode takes a schema; it refuses the request of any other.
+    """Whether OpenAI's strict mode accepts a schema; it refuses requests with any other schema.
 
-    Strict wants an object at the root, and of every object that it allows no further properties
-    and requires all that it names; some keywords it does not know at all.
+    Strict mode requires an object at the root; every object must forbid additional properties and
+    require all that it names; some keywords are not allowed at all.
 
     >>> is_closed({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"],
     ...            "additionalProperties": False})
@@ -161,10 +161,10 @@ def _closed(schema: Any) -> bool:
 
 
 def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
-    """Reads a reply of ``chat/completions``; of several choices the first.
+    """Reads a reply of ``chat/completions``; the first of several choices counts.
 
     Raises:
-      Blocked, EmptyOutput, Truncated: With what there was.
+      Blocked, EmptyOutput, Truncated: With the text and tokens received.
     """
     known: dict[str, Any] = {
         "usage": usage_of(data),
@@ -196,10 +196,10 @@ def completion_of(data: Any, *, accept_truncated: bool) -> Completion:
 
 
 def answer_of(data: Any, path: str, *, accept_truncated: bool) -> Completion:
-    """Reads a reply; logprobs that were asked for are in ``output_json``, beside any tool calls.
+    """Reads a reply; requested logprobs go into ``output_json``, with any tool calls.
 
     Raises:
-      Blocked, EmptyOutput, Truncated: With what there was.
+      Blocked, EmptyOutput, Truncated: With the text and tokens received.
     """
     if path == PATHS["embed"]:
         return embedding_of(data)
@@ -217,15 +217,15 @@ def answer_of(data: Any, path: str, *, accept_truncated: bool) -> Completion:
 
 
 def plain_text(messages: Any) -> str:
-    """What a base model continues: the messages' texts, one behind the other.
+    """The text for a base model to continue: the messages' texts, one after another.
 
     Raises:
-      InvalidRequest: There is something else than text.
+      InvalidRequest: A message's content is not text.
     """
     contents = [message.get("content") for message in messages if isinstance(message, Mapping)]
     texts = [text for text in contents if isinstance(text, str)]
     if not texts or len(texts) < len(contents):
-        raise InvalidRequest("a base model continues text: give messages whose content is text")
+        raise InvalidRequest("a base model continues text: send messages whose content is text")
     return "\n\n".join(texts)
 
 
@@ -238,7 +238,7 @@ def _text(message: Any) -> str:
 
 
 def usage_of(data: Any) -> Usage:
-    """The tokens of a reply; `completion_tokens` includes those of reasoning, Usage does not."""
+    """The tokens of a reply; `completion_tokens` includes reasoning tokens, Usage does not."""
     counts = data.get("usage") or {}
     output = token_count(counts.get("completion_tokens"))
     reasoning = token_count((counts.get("completion_tokens_details") or {}).get("reasoning_tokens"))
@@ -252,15 +252,15 @@ def usage_of(data: Any) -> Usage:
 
 
 def embedding_of(data: Any) -> Completion:
-    """Reads a reply of ``embeddings`` to one text."""
+    """Reads a reply of ``embeddings`` for one text."""
     vector = _vector(data["data"][0]) if data["data"] else ()
     return _embedded(vector, dataclasses.replace(usage_of(data), output_tokens=None), data)
 
 
 def embeddings_of(data: Any, requests: Sequence[Request]) -> Sequence[EmbedOutcome]:
-    """Reads a reply of ``embeddings`` to several texts: one outcome per text, in their order.
+    """Reads a reply of ``embeddings`` for several texts: one outcome per text, in their order.
 
-    Vectors are matched by their ``index``, in whatever order they come. The server counts the tokens
+    Vectors are matched by their ``index``, whatever their order. The server counts the tokens
     of the whole request; each text gets a share of them in proportion to its estimate, and the
     shares add up to the server's count.
 
@@ -286,7 +286,7 @@ def embeddings_of(data: Any, requests: Sequence[Request]) -> Sequence[EmbedOutco
 
 
 def _vector(item: Any) -> tuple[float, ...]:
-    """Floats, or base64 where the request asked for it."""
+    """The vector, sent as floats, or as base64 if the request asked for it."""
     values = item["embedding"] or ()
     if isinstance(values, str):
         packed = base64.b64decode(values)

@@ -1,7 +1,7 @@
 """Secrets by their resource name in Secret Manager, read by the worker that uses them.
 
-Only the name travels with the pipeline: the value is in no flag, job graph, display data, log or
-error message, only in a worker's memory.
+Only the name travels with the pipeline: the value exists only in a worker's memory, never in a
+flag, job graph, display data, log or error message.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from transforms.clients.http import JsonClient, shaped
 from transforms.records.errors import BackendUnusable, ConfigurationError, RecordError
 
 BASE_URL_VARIABLE = "SECRET_MANAGER_BASE_URL"
-"""Names another server than Google's, for tests."""
+"""Names a server to use instead of Google's, for tests."""
 ATTEMPTS = 5
 PAUSE_S = 1.0
 """Pause before the second attempt; it doubles with each further one."""
@@ -26,7 +26,7 @@ _NAME = re.compile(
 
 
 def check_secret_name(name: str, flag: str) -> str:
-    """The name of a secret's version, unchanged.
+    """Returns the name of a secret's version unchanged.
 
     Raises:
       ConfigurationError: It is not such a name. The message omits it: it may be the secret itself.
@@ -54,16 +54,16 @@ def base_url(name: str) -> str:
 
 
 async def read_secret(name: str, *, pause_s: float = PAUSE_S) -> str:
-    """The value of a secret's version, without white space around it.
+    """Reads the value of a secret's version, without surrounding white space.
 
-    Outages and throttling are retried, up to `ATTEMPTS` attempts.
+    It retries outages and throttling, up to `ATTEMPTS` attempts.
 
     Args:
       name: ``projects/P/secrets/S/versions/V``, or with ``locations/L``.
       pause_s: Pause before the second attempt.
 
     Raises:
-      BackendUnusable: The secret does not exist, may not be read, is empty or is not text.
+      BackendUnusable: The secret does not exist, cannot be read, is empty or is not text.
     """
     url = base_url(name)
     auth = await auth_for(url)

@@ -1,4 +1,4 @@
-"""One call to a client, with its timeout: a response per request, or a failure of the whole call."""
+"""One call to a client, with its timeout: a response per request, or a failure of the call."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -15,20 +15,20 @@ async def ask(
     timeout_s: float | None,
     stopping: Callable[[], bool],
 ) -> list[Response] | Exception:
-    """Asks the client once, in the present task.
+    """Calls the client once, in the current task.
 
     Args:
-      client: One request is asked by its `generate`, several by its `generate_many`.
+      client: A single request goes to its `generate`, several go to its `generate_many`.
       requests: At least one.
-      timeout_s: When the call is cancelled, in seconds; None for never.
-      stopping: Whether a cancellation is the dispatcher's, which ends the task.
+      timeout_s: Seconds after which the call is cancelled; None for never.
+      stopping: Returns whether a cancellation is the dispatcher's, which ends the task.
 
     Returns:
-      One response per request, in order; or the exception that the call of several requests raised.
+      One response per request, in order; or the exception that a call of several requests raised.
 
     Raises:
-      BackendUnusable: The client gave another number of outcomes.
-      RunError: The client says that the run cannot go on.
+      BackendUnusable: The client returned the wrong number of outcomes.
+      RunError: The client reports that the run cannot go on.
     """
     task, timed_out = asyncio.current_task(), False
 
@@ -47,7 +47,7 @@ async def ask(
             return _checked(client, await client.generate_many(requests), len(requests))
         response = await client.generate(requests[0])
         if not isinstance(response, Completion):
-            raise TypeError(f"generate gave a {type(response).__name__}")
+            raise TypeError(f"generate returned a {type(response).__name__}")
         return [response]
     except asyncio.CancelledError:
         if stopping():
@@ -58,7 +58,7 @@ async def ask(
             failure = RuntimeError("the client cancelled its own call")
     except RunError:
         raise
-    except Exception as error:  # also what nobody foresaw: it costs records, not the run
+    except Exception as error:  # unforeseen ones too: they cost records, not the run
         failure = error
     finally:
         if timer is not None:
@@ -75,6 +75,6 @@ def _checked(client: Client, responses: Sequence[object], requests: int) -> list
     return [
         response
         if isinstance(response, (Completion, Exception))
-        else TypeError(f"generate_many gave a {type(response).__name__} for a request")
+        else TypeError(f"generate_many returned a {type(response).__name__} for a request")
         for response in responses
     ]

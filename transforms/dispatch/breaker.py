@@ -1,6 +1,6 @@
-"""The circuit breaker: after several failures in a row single calls probe whether the backend is back.
+"""The circuit breaker: after consecutive failures, single calls probe whether the backend is back.
 
-Less and less often, and it closes with the first call that was served (Nygard, "Release It!", 2007).
+Probes become rarer, and the first successful call closes it (Nygard, "Release It!", 2007).
 
 Pure: every method takes the time, in seconds of any monotonic clock.
 """
@@ -8,24 +8,24 @@ Pure: every method takes the time, in seconds of any monotonic clock.
 import math
 
 _FAILURES = 10
-"""Failures in a row that open it."""
+"""Consecutive failures that open it."""
 _FIRST_PROBE_S = 0.5
 _LONGEST_PROBE_S = 10.0
 
 
 class Stopwatch:
-    """Seconds in all for which something lasted; may be read by any thread."""
+    """Measures in seconds how long a condition has lasted in total; any thread may read it."""
 
     def __init__(self) -> None:
-        self._state: tuple[float, float | None] = (0.0, None)  # replaced as a whole, for readers
+        self._state: tuple[float, float | None] = (0.0, None)  # replaced whole, for readers
 
     @property
     def running(self) -> bool:
-        """Whether it lasts."""
+        """Whether the condition holds now."""
         return self._state[1] is not None
 
     def run(self, running: bool, now: float) -> None:
-        """It lasts from now on, or no longer."""
+        """Notes that the condition holds from now on, or no longer."""
         total_s, since = self._state
         if running and since is None:
             self._state = (total_s, now)
@@ -33,25 +33,25 @@ class Stopwatch:
             self._state = (total_s + now - since, None)
 
     def total_s(self, now: float) -> float:
-        """All that there was, the present time included."""
+        """The total, including the current period."""
         total_s, since = self._state
         return total_s if since is None else total_s + now - since
 
     def present_s(self, now: float) -> float:
-        """For how long it has lasted now; 0 while it does not."""
+        """How long the current period has lasted; 0 outside one."""
         since = self._state[1]
         return 0.0 if since is None else now - since
 
 
 class CircuitBreaker:
-    """Open while the backend is down: then one call at a time may be sent, and seldom.
+    """Open while the backend is down: then only one call at a time may be sent, at long intervals.
 
-    Used by one thread; `outage` may be read by any.
+    Used by one thread; any thread may read `outage`.
     """
 
     def __init__(self) -> None:
         self.outage = Stopwatch()
-        """How long it was open."""
+        """How long the breaker has been open."""
         self._failures = 0
         self._probe: object = None
         self._probe_at = 0.0
@@ -63,15 +63,15 @@ class CircuitBreaker:
         return self.outage.running
 
     def wait_s(self, now: float) -> float:
-        """While it is open: seconds until the next probe; infinite while one is in flight."""
+        """Seconds until the next probe while it is open; infinite while a probe is in flight."""
         return math.inf if self._probe is not None else max(0.0, self._probe_at - now)
 
     def sent(self, call: object) -> None:
-        """Notes a call that is sent while it is open: the probe."""
+        """Notes a call sent while it is open: the probe."""
         self._probe = call
 
     def ignored(self, call: object) -> None:
-        """Notes a call whose end says nothing about the backend."""
+        """Notes a call whose outcome says nothing about the backend."""
         if call is self._probe:
             self._probe = None
 
@@ -95,7 +95,7 @@ class CircuitBreaker:
             self._probe_at = now + self._probe_wait_s
 
     def served(self, now: float) -> bool:
-        """Notes that the backend works; whether that has closed the breaker."""
+        """Notes that the backend works; returns whether that closed the breaker."""
         self._failures = 0
         if not self.open:
             return False

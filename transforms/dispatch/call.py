@@ -1,4 +1,4 @@
-"""A call of one to n requests, and how many requests fit into one."""
+"""A call of one or more requests, and how many requests fit into one."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,13 +15,13 @@ Response = Completion | Exception
 
 
 class Call:
-    """One call on its way.
+    """One call in flight.
 
     Attributes:
       jobs: Its requests.
       sent_at: When it was sent.
-      outage_s: Seconds in all for which the backend had been down by then.
-      permit: Its place among the calls in flight; None for a call that computes in this process.
+      outage_s: How long the backend had been down in total by then, in seconds.
+      permit: Its place among the calls in flight; None for a call computed in this process.
     """
 
     __slots__ = ("jobs", "outage_s", "permit", "sent_at")
@@ -36,7 +36,7 @@ class Call:
 
     @property
     def shared(self) -> bool:
-        """Whether it asks several requests."""
+        """Whether it carries several requests."""
         return len(self.jobs) > 1
 
     @property
@@ -46,7 +46,7 @@ class Call:
 
 
 class CallSize:
-    """How much of a call is taken by the requests that it has so far.
+    """How much of a call its requests fill so far.
 
     Args:
       limits: How much it may carry. Its first request always fits.
@@ -57,7 +57,7 @@ class CallSize:
         self._requests = self._tokens = self._bytes = 0
 
     def take(self, request: Request) -> bool:
-        """Whether the request fits into the call; if so, it is counted."""
+        """Whether the request fits into the call; counts it if so."""
         limits = self._limits
         tokens, size = self._tokens, self._bytes
         if limits.max_tokens is not None:
@@ -77,7 +77,7 @@ class CallSize:
 
 
 def grouped(jobs: Sequence[Job], limits: CallLimits) -> Iterator[Sequence[Job]]:
-    """Requests as those of calls within the limits, in order."""
+    """Splits requests, in order, into calls within the limits."""
     if limits.max_requests is limits.max_tokens is limits.max_bytes is None:
         yield jobs
         return
@@ -91,9 +91,9 @@ def grouped(jobs: Sequence[Job], limits: CallLimits) -> Iterator[Sequence[Job]]:
 
 
 def verdict(responses: Sequence[Response]) -> Verdict:
-    """What a call's responses say about the backend: it works if one of them says so.
+    """The verdict of a call's responses on the backend: it works if one of them says so.
 
-    An exception that nobody foresaw says nothing against it.
+    An unforeseen exception says nothing against it.
     """
     said = None
     for response in responses:
@@ -105,17 +105,17 @@ def verdict(responses: Sequence[Response]) -> Verdict:
 
 
 class TokenEstimate:
-    """Tokens of calls, for a quota: how many a call will take, and how many it took."""
+    """Tokens of calls, for a quota: how many a call is expected to use, and how many it used."""
 
     def __init__(self) -> None:
         self._output = 0.0
 
     def of_requests(self, jobs: Sequence[Job]) -> float:
-        """Their own, and as many for each as answers took lately."""
+        """The requests' own tokens, plus for each request the recent average of an answer."""
         return sum(job.request.estimated_tokens for job in jobs) + len(jobs) * self._output
 
     def of_responses(self, responses: Sequence[Response]) -> float | None:
-        """How many a call took; None when the server did not say."""
+        """How many tokens a call used; None when the server did not say."""
         total = 0.0
         for response in responses:
             taken = self._of_response(response)

@@ -1,4 +1,4 @@
-"""How outcomes get from the event loop to the thread that waits for them."""
+"""Carries outcomes from the event loop to the thread that waits for them."""
 
 import copy
 import dataclasses
@@ -12,7 +12,7 @@ from transforms.records.records import Completion, Request
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that got no completion: the last error, calls made, time throttled."""
+    """A request without a completion: the last error, calls made, time throttled."""
 
     error: Exception
     attempts: int
@@ -22,7 +22,7 @@ class Failure:
 Outcome = Completion | Failure
 
 TICK_S = 1.0
-"""How often a thread that waits wakes to report its metrics."""
+"""How often a waiting thread wakes to report its metrics."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Ended:
     """One request's outcome.
 
     Attributes:
-      index: Its place in its batch.
-      batch: The argument of that name of `Dispatcher.submit`.
+      index: The request's index in its batch.
+      batch: The `batch` passed to `Dispatcher.submit`.
     """
 
     index: int
@@ -49,25 +49,25 @@ class CompletionQueue:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Ended | BaseException | None] = queue.SimpleQueue()
         self.outstanding = 0
-        """Requests whose outcome the thread has not got yet; the thread's own count."""
+        """Requests whose outcome the thread has not received yet; counted by the thread itself."""
         self.abandoned = False
-        """Set by a thread that will not come back: its waiting requests are dropped."""
+        """Set by a thread that will not come back; its waiting requests are dropped."""
 
     def put(self, item: Ended | BaseException | None) -> None:
-        """Puts an outcome; an error that stops the run; or None: the last batch is admitted."""
+        """Puts an outcome; an error that stops the run; or None once the last batch is admitted."""
         self._queue.put(item)
 
     def get(self, timeout_s: float) -> Ended | None:
-        """The next outcome; None when a batch was admitted.
+        """The next outcome, or None when a batch was admitted.
 
         Raises:
-          queue.Empty: There was none in time.
+          queue.Empty: None arrived in time.
           RunError: The run cannot go on.
         """
         item = self._queue.get(timeout=timeout_s)
         if isinstance(item, RunError):
             self.abandoned = True
-            own = copy.copy(item)  # each thread's: raising adds to an error's traceback
+            own = copy.copy(item)  # one per thread: raising adds to an error's traceback
             raise own from item.__cause__
         if isinstance(item, BaseException):
             self.abandoned = True
@@ -77,11 +77,11 @@ class CompletionQueue:
         return item
 
     def until(self, enough: Callable[[bool], bool], on_wait: Callable[[], None]) -> Iterator[Ended]:
-        """Yields outcomes until there are enough; a thread that leaves earlier abandons the queue.
+        """Yields outcomes until there are enough; a thread that leaves early abandons the queue.
 
         Args:
-          enough: Called with whether a batch has been admitted meanwhile.
-          on_wait: Called after each outcome, and at least once a second while it waits.
+          enough: Called with whether a batch has been admitted in the meantime.
+          on_wait: Called after each outcome, and at least once a second while waiting.
 
         Raises:
           RunError: The run cannot go on.
@@ -98,7 +98,7 @@ class CompletionQueue:
                     admitted = True
                 else:
                     yield ended
-        except BaseException:  # nobody comes back: requests that wait must not be paid for
+        except BaseException:  # the thread will not return: do not pay for waiting requests
             self.abandoned = True
             raise
 

@@ -1,23 +1,23 @@
-"""How many calls may be in flight at once: as many as the backend still turns into throughput.
+"""How many calls may be in flight: as many as the backend still turns into throughput.
 
-The measure is throughput, not latency: a GPU server answers each call more slowly and yet more of
-them per second when it gets more at once, and latencies of language models have heavy tails.
+The measure is throughput, not latency: under more concurrent calls a GPU server answers each one
+more slowly and yet more of them per second, and latencies of language models have heavy tails.
 
 1. *Climb*: the limit doubles each round while throughput follows. A round lasts until enough calls
-   have ended to tell the two apart; a round in which the limit did not bind tells nothing.
-2. *Hold*: where throughput stopped following, the limit stays at the calls that it took (Little's
+   have ended to tell growth from noise; a round in which the limit did not bind is ignored.
+2. *Hold*: where throughput stopped following, the limit stays at the calls it needed (Little's
    law: in flight = throughput x latency), plus headroom that keeps the backend's queue from
-   running dry. Now and then a larger limit is tried again.
+   running dry. A larger limit is tried again from time to time.
 3. *Back off*: when many calls are refused or time out, the limit falls to a fraction, once per
-   event: what was sent before the cut says nothing about the new limit. It then rises in steps
-   to where it was.
+   event: calls sent before the cut say nothing about the new limit. It then rises in steps to
+   its former value.
 
-A backend that tells how many calls it can use spares the climb: its figure is the limit, at once.
-Refusals still count: after a back-off or an outage the limit first rises to that figure by itself.
+If a backend reports how many calls it can use, no climb is needed: its number is the limit from
+the start. Refusals still count: after a back-off or an outage the limit climbs back to it.
 
 Sources: slow start and multiplicative decrease of TCP (RFC 5681); probing for the bandwidth-delay
 product as in BBR (Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 2016),
-by throughput alone; application-limited rounds are left out as in RFC 7661.
+by throughput alone; application-limited rounds are ignored as in RFC 7661.
 
 Pure: every method takes the time, in seconds of any monotonic clock.
 """
@@ -25,35 +25,35 @@ Pure: every method takes the time, in seconds of any monotonic clock.
 _START = 32
 _DOUBLE = 2.0
 _PROBE = 1.5
-"""How far beyond a limit that held a probe goes."""
+"""How far a probe goes beyond a limit that held."""
 _RECOVER = 1.25
-"""How far a round goes back towards the limit that there was before a back-off."""
+"""How far a round climbs back towards the limit before a back-off."""
 _BACK_OFF = 0.7
 """CUBIC's decrease (RFC 9438)."""
 _HEADROOM = 1.3
 _HOLD_S = 15.0
-"""A limit that held is tried again after so long."""
+"""Seconds after which a limit that held is probed again."""
 _HOLD_CUT_S = 5.0
-"""So is one to which it fell."""
+"""Seconds after which a limit reached by a back-off is probed again."""
 _FOLLOWS = 0.25
 """The share of a step that must arrive as throughput for the climb to go on."""
 _NOISE = {_DOUBLE: 10.0, _PROBE: 16.0}
 """Calls of a round: (noise / (step - 1)) ** 2, enough to tell `_FOLLOWS` of a step from chance when
-service times vary as much as a language model's (their deviation is about their mean). A probe must
-be surer than a climb: it is repeated for as long as the run lasts."""
+service times vary as much as a language model's (standard deviation about equal to the mean). A
+probe needs more certainty than a climb: it is repeated for as long as the run lasts."""
 _SHORTEST_ROUND_S = 0.2
 _BOUND_SHARE = 0.9
 """The limit must bind for this share of a round."""
 _CONGESTED = 0.15
 _CONGESTED_OVER = 64
-"""Back off when this share of about so many replies was refused; a backend that fails one call
-in twenty, whatever its load, is not congested."""
+"""Back off when this share of recent replies was refused; a backend that fails one call in twenty,
+whatever its load, is not congested."""
 _ENOUGH = 48
-"""Replies that tell the two apart."""
+"""About how many recent replies that share is taken over."""
 
 
 class AdaptiveConcurrency:
-    """The limit of calls in flight, fed with what happens to them.
+    """The limit of calls in flight, learned from how they end.
 
     Args:
       ceiling: The highest limit.
@@ -65,20 +65,20 @@ class AdaptiveConcurrency:
         self._limit = float(min(_START, ceiling))
         self._step = _DOUBLE
         self._before: float | None = None
-        """The throughput of the limit from which the present step was taken."""
+        """The throughput at the limit from which the current step was taken."""
         self._stood = self._limit
         """That limit."""
         self._recover_to = 0.0
         self._told = False
-        """The limit is what the backend told."""
+        """Whether the limit is the number that the backend reported."""
         self._cut_short = False
-        """Since the last back-off the limit has not reached what the backend tells."""
+        """Whether the limit is still below the backend's number since the last back-off."""
         self._headroom = _HEADROOM
         self._latency_s = 0.0
         self._binding, self._binding_since = False, now
         self._hold_until = self._cut_at = now
         self._judging_from = now
-        """After the limit has changed: refusals come at once, and would be most of what ends then."""
+        """Calls that end earlier are ignored: refusals end first, and would dominate."""
         self._seen = self._refused = 0.0
         self._begin_round(now)
 
@@ -88,10 +88,10 @@ class AdaptiveConcurrency:
         return max(1, int(self._limit))
 
     def follow(self, wanted: int) -> None:
-        """Takes the limit from the backend.
+        """Adopts the limit that the backend reports.
 
         Args:
-          wanted: How many calls it says that it can use; 0 while that is not known.
+          wanted: How many calls it says it can use; 0 while unknown.
         """
         limit = min(float(wanted), self._ceiling)
         self._told = wanted > 0 and not (self._cut_short and self._limit < limit)
@@ -101,7 +101,7 @@ class AdaptiveConcurrency:
             self._cut_short = False
 
     def binds(self, binding: bool, now: float) -> None:
-        """Notes from when on the limit does (or does not) keep requests waiting."""
+        """Notes that from now on the limit does, or does not, keep requests waiting."""
         if binding == self._binding:
             return
         if self._binding:
@@ -114,7 +114,7 @@ class AdaptiveConcurrency:
         Args:
           sent_at: When it was sent.
           now: The time.
-          refused: By an overloaded backend (503), or without an answer in time.
+          refused: Whether the backend was overloaded (503) or did not answer in time.
         """
         if sent_at >= self._cut_at and now >= self._judging_from:
             self._seen += 1.0 - self._seen / _CONGESTED_OVER
@@ -131,7 +131,7 @@ class AdaptiveConcurrency:
             self._end_round(now, round_s)
 
     def restart(self, now: float) -> None:
-        """After an outage: half of what there was, and up again to it."""
+        """Restarts after an outage: at half the limit, then climbs back to it."""
         self._recover_to = max(self._recover_to, self._limit)
         self._limit = max(1.0, self._limit / 2)
         self._cut(now)
@@ -148,7 +148,7 @@ class AdaptiveConcurrency:
             return
         throughput = self._ended / round_s
         if self._told:
-            pass  # there is nothing to find out
+            pass  # nothing to find out
         elif self._limit < self._recover_to:
             self._limit = min(self._limit * _RECOVER, self._recover_to, self._ceiling)
             self._before = None
@@ -172,10 +172,10 @@ class AdaptiveConcurrency:
         self._judging_from = now + self._latency_s
 
     def _hold(self, ratio: float, now: float) -> None:
-        if self._step == _DOUBLE:  # a climb ends: what it took, plus headroom
+        if self._step == _DOUBLE:  # a climb ends: the calls it needed, plus headroom
             taken = self._stood * max(ratio, 1.0) * self._headroom
             self._limit = min(taken, self._limit)
-        else:  # a probe ends; what held already has its headroom
+        else:  # a probe ends: the limit that held has its headroom already
             self._limit = self._stood
         self._step = _PROBE
         self._before = None
@@ -196,7 +196,7 @@ class AdaptiveConcurrency:
         self._begin_round(now)
 
     def _begin_round(self, now: float) -> None:
-        """Counts from when the calls that the limit of before has sent have mostly ended."""
+        """Starts counting once most calls sent under the former limit have ended."""
         self._round_began = now
         self._counting_from = now + self._latency_s / 2
         self._ended = 0

@@ -1,7 +1,7 @@
-"""Sends requests to a client at the pace that it bears: one outcome per request, always.
+"""Sends requests to a client at the pace it can sustain: always one outcome per request.
 
-One dispatcher drives one client for all threads and bundles of a process. Their requests meet in
-one queue, the oldest first, so that the backend stays full while the slowest calls of a batch end.
+One dispatcher drives one client for all threads and bundles of a process. Their requests share one
+queue, the oldest first, so that the backend stays busy while the slowest calls of a batch finish.
 
 .. code-block:: text
 
@@ -9,14 +9,14 @@ one queue, the oldest first, so that the backend stays full while the slowest ca
     ───────                           ──────────
     submit ─────────► Intake ───────► Scheduler ──call of 1..n requests──► ask
                                           ▲                                 │
-                                          └── asked again ◄── Settlement ◄──┘
+                                          └──── retried ◄──── Settlement ◄──┘
     CompletionQueue ◄─ Intake ◄─ completion or failure ◄──────────┘
 
-A failure that says something of the record (400, a blocked prompt) costs that record at once; one
-that may pass is retried. When a call of several requests is refused as a whole, its halves are asked,
-until the request that spoils it stands alone. `transforms.dispatch.retry` decides when a record is
-asked again, `transforms.dispatch.start_guard` and `transforms.dispatch.stop_policy` when the run ends,
-`transforms.dispatch.pace` how fast it goes.
+A failure caused by the record itself (400, a blocked prompt) fails that record immediately; a
+transient one is retried. When a call of several requests is refused as a whole, its halves are
+sent, until the bad request is alone. `transforms.dispatch.retry` decides when a record is retried,
+`transforms.dispatch.start_guard` and `transforms.dispatch.stop_policy` when the run ends, and
+`transforms.dispatch.pace` how fast calls are sent.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ from transforms.records.records import Request
 __all__ = ["DispatchLimits", "Dispatcher", "Failure", "Outcome"]
 
 _LOOK_S = 0.25
-"""How soon a client that tells how much its server can use is asked again, if no call ends."""
+"""How often a `MeasuredClient` is read for its server's capacity while no call ends."""
 _CLEAR_WITHIN_S = 5.0
 """How long calls in flight may take to clear a backend of suspicion."""
 
@@ -61,8 +61,8 @@ _log = logging.getLogger(__name__)
 class Dispatcher:
     """Drives one client for all threads and bundles of a process.
 
-    `answer` and `submit` may be called by any thread but the event loop's; everything private runs
-    on the loop. Live: made in the worker, never pickled.
+    Any thread but the event loop's may call `answer` and `submit`; everything private runs on the
+    loop. A live object: created in the worker, never pickled.
     """
 
     def __init__(self, client: Client, limits: DispatchLimits) -> None:
@@ -92,7 +92,7 @@ class Dispatcher:
         self._timer: asyncio.Handle | None = None
         self._soon = self._suspicious = False
         self._broken: BaseException | None = None
-        """Why the run has ended at once."""
+        """Why the run was aborted."""
         interrupt.register(self)
         weakref.finalize(self, _close, client)
 
@@ -101,9 +101,9 @@ class Dispatcher:
     def submit(
         self, requests: Sequence[Request], completions: CompletionQueue, batch: Any = None
     ) -> None:
-        """Hands over a batch: each request's outcome arrives in the queue, with ``batch``.
+        """Submits a batch: each request's outcome arrives in the queue, with ``batch``.
 
-        So does one None, when the batch is admitted: wait for it before you submit the next.
+        One None arrives when the batch is admitted: wait for it before submitting the next.
         """
         completions.outstanding += len(requests)
         loop.call(lambda: self._step(self._enqueue, requests, completions, batch))
@@ -115,17 +115,18 @@ class Dispatcher:
 
         Args:
           requests: The batch.
-          on_wait: Called after each outcome, and at least once a second while it waits.
+          on_wait: Called after each outcome, and at least once a second while waiting.
 
         Raises:
-          BackendUnusable: Nothing has ever succeeded, and two records failed alike or
-            ``give_up_after_s`` is over; or the client says so, or gives another number of outcomes.
+          BackendUnusable: No call has ever succeeded, and two records failed alike or
+            ``give_up_after_s`` has passed; or the client raised it, or returned the wrong number
+            of outcomes.
           Interrupted: `stop_all` was called.
         """
         return gather(self.submit, requests, on_wait)
 
     def gauges(self) -> dict[str, int]:
-        """The state of the moment: requests in flight, the limit of calls, waiting ones, and more."""
+        """The current state: requests in flight, the limit of calls, waiting requests, and more."""
         gauges = self._pace.gauges(loop.now())
         gauges["in_flight_requests"] = self._scheduler.in_flight
         gauges["backing_off_requests"] = self._scheduler.backing_off
@@ -133,17 +134,17 @@ class Dispatcher:
         return gauges | (self._client.gauges() if isinstance(self._client, MeasuredClient) else {})
 
     def throttled_s(self) -> float:
-        """Seconds in all in which requests waited for a quota, a Retry-After or an outage."""
+        """Total seconds in which requests waited for a quota, a Retry-After or an outage."""
         return self._pace.throttled_s(loop.now())
 
     def take_failed_calls(self) -> dict[str, int]:
-        """Calls that failed, by error type, since this was asked last; retried ones included."""
+        """Failed calls by error type since the last time this was called, retried ones included."""
         return self._settlement.failed_calls.take()
 
     # On the event loop: sending
 
     def interrupt(self) -> None:
-        """Stops at once."""
+        """Aborts the run."""
         self._break(interrupt.error())
 
     def _enqueue(
@@ -167,13 +168,13 @@ class Dispatcher:
         self._scheduler.put(entries, wait_s, self._pump_soon)
 
     def _pump_soon(self) -> None:
-        """Sends what may be sent once all has happened that happens now: it may share a call."""
+        """Calls `_pump` after the loop's pending callbacks: their requests may share a call."""
         if not self._soon:
             self._soon = True
             asyncio.get_running_loop().call_soon(self._step, self._pump)
 
     def _pump(self) -> None:
-        """Sends what may be sent; everything that changes the state leads here."""
+        """Sends every call that may be sent; called after every change of state."""
         self._soon = False
         if self._timer is not None:
             self._timer.cancel()
@@ -209,7 +210,7 @@ class Dispatcher:
         task.add_done_callback(self._ended)
 
     async def _ask(self, call: Call) -> None:
-        """One call, and what follows from it."""
+        """Makes one call and settles it."""
         responses = await ask(
             self._client,
             [job.request for job in call.jobs],
@@ -240,7 +241,7 @@ class Dispatcher:
             self._break(error)
 
     def _step(self, step: Callable[..., None], *arguments: Any) -> None:
-        """Runs a step that the loop calls: an error of our own must not leave threads waiting."""
+        """Runs a callback of the loop: a bug of ours must not leave threads waiting."""
         try:
             step(*arguments)
         except Exception as error:
@@ -250,11 +251,11 @@ class Dispatcher:
 
     @property
     def _paused(self) -> bool:
-        """Whether the backend is suspect: nothing is sent."""
+        """Whether the backend is suspect, so that nothing is sent."""
         return self._settlement.guard.suspicion is not None
 
     def _await_confirmation(self) -> None:
-        """Gives calls in flight some time to clear the backend."""
+        """Waits some time for calls in flight to clear the backend."""
         if not self._scheduler.in_flight:
             self._confirm()
         elif not self._suspicious:
@@ -266,7 +267,7 @@ class Dispatcher:
             self._break(BackendUnusable(str(self._settlement.guard.suspicion)))
 
     def _break(self, error: BaseException) -> None:
-        """Stops at once: every thread that waits gets the error, every call is cancelled."""
+        """Aborts the run: every waiting thread gets the error, every call is cancelled."""
         if self._broken is not None:
             return
         self._broken = error

@@ -1,14 +1,14 @@
-"""The failures of one record, and its own time; `transforms.dispatch.retry` keeps them."""
+"""The failures of one record and its clock; `transforms.dispatch.retry` maintains them."""
 
 from transforms.records.errors import RecordError
 
 
 class DeadlineClock:
-    """A record's own time since its first call: it stands while the backend is down or holds it.
+    """A record's time since its first call; paused while the backend is down or holds the record.
 
     Args:
-      started_at: When the record was sent first.
-      outage_s: Seconds in all for which the backend had been down by then.
+      started_at: When the record was first sent.
+      outage_s: How long the backend had been down in total by then, in seconds.
     """
 
     __slots__ = ("_outage_before_s", "_paused_at", "_paused_s", "started_at")
@@ -20,18 +20,18 @@ class DeadlineClock:
         self._paused_at: float | None = None
 
     def pause(self, now: float) -> None:
-        """It stands from now on."""
+        """Pauses the clock from now on."""
         if self._paused_at is None:
             self._paused_at = now
 
     def resume(self, now: float) -> None:
-        """It goes on."""
+        """Resumes the clock."""
         if self._paused_at is not None:
             self._paused_s += now - self._paused_at
             self._paused_at = None
 
     def elapsed_s(self, now: float, outage_s: float) -> float:
-        """The record's own time: without pauses and outages, which have lasted `outage_s` in all."""
+        """The record's time without pauses and outages, which have lasted `outage_s` in total."""
         return now - self.started_at - self._paused_s - (outage_s - self._outage_before_s)
 
 
@@ -39,10 +39,10 @@ class History:
     """The failures of one record.
 
     Attributes:
-      clock: Its own time.
+      clock: The record's time.
       error: The last failure.
       counted: Failures that counted as an attempt, against ``max_attempts``.
-      failures: All but refusals that say nothing about the record.
+      failures: All failures except refusals that say nothing about the record.
       throttled_s: Time between such refusals and the next calls, in seconds.
     """
 

@@ -1,4 +1,4 @@
-"""Between a worker's threads and the event loop: batches come in, outcomes go out.
+"""The interface between a worker's threads and the event loop: batches in, outcomes out.
 
 Bounded: a thread that has submitted a batch waits until the queue has room for another.
 """
@@ -14,14 +14,14 @@ from transforms.dispatch.job import Job
 from transforms.records.records import Request
 
 BACKLOG = 2048
-"""Requests that may wait, in flight not counted, before a further batch is admitted; as many may be
-in flight to a model in this process."""
+"""How many requests may wait, besides those in flight, before another batch is admitted; also the
+most requests in flight to a model in this process."""
 
 
 class Intake:
-    """The requests that have no outcome yet, and the threads that wait for them.
+    """The requests without an outcome yet, and the threads that wait for them.
 
-    Used on the event loop; `unfinished` may be read by any thread.
+    Used on the event loop; any thread may read `unfinished`.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Intake:
     def accept(
         self, requests: Sequence[Request], completions: CompletionQueue, batch: Any
     ) -> list[Job]:
-        """A batch as jobs; it is not admitted yet."""
+        """Turns a batch into jobs; it is not admitted yet."""
         self._queues.add(completions)
         self._not_admitted.append(completions)
         self.unfinished += len(requests)
@@ -43,7 +43,7 @@ class Intake:
         ]
 
     def move_back(self, job: Job) -> None:
-        """Puts a request behind all others."""
+        """Moves a request to the end of the queue."""
         job.place = next(self._numbers)
 
     def admit(self, waiting: int) -> None:
@@ -52,7 +52,7 @@ class Intake:
             self._not_admitted.popleft().put(None)
 
     def deliver(self, job: Job, outcome: Outcome) -> None:
-        """Gives a request's outcome to its thread."""
+        """Delivers a request's outcome to its thread."""
         self.unfinished -= 1
         job.completions.put(Ended(job.index, job.batch, job.request, outcome))
 
@@ -62,7 +62,7 @@ class Intake:
         self.unfinished -= 1
 
     def end(self, error: BaseException) -> None:
-        """Gives the error to every thread that waits."""
+        """Delivers the error to every waiting thread."""
         self._not_admitted.clear()
         for completions in list(self._queues):
             completions.put(error)

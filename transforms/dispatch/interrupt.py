@@ -1,4 +1,4 @@
-"""Stopping everything at once: Ctrl-C in a local run."""
+"""Stops everything immediately: Ctrl-C in a local run."""
 
 import threading
 import weakref
@@ -9,10 +9,10 @@ from transforms.records.errors import Interrupted
 
 
 class Stoppable(Protocol):
-    """What can be interrupted."""
+    """An object that can be interrupted."""
 
     def interrupt(self) -> None:
-        """Stops at once; called on the event loop."""
+        """Stops immediately; called on the event loop."""
 
 
 _open: "weakref.WeakSet[Stoppable]" = weakref.WeakSet()
@@ -20,7 +20,7 @@ _asked = threading.Event()
 
 
 def register(stoppable: Stoppable) -> None:
-    """Lets `stop_all` find it, for as long as it lives."""
+    """Makes `stop_all` interrupt this object, for as long as it lives."""
     reference = weakref.ref(stoppable)
 
     def add() -> None:
@@ -36,7 +36,7 @@ def asked() -> bool:
 
 
 def error() -> Interrupted:
-    """What every waiting thread gets."""
+    """The error that every waiting thread gets."""
     return Interrupted("the run was asked to stop")
 
 
@@ -46,6 +46,6 @@ async def _stop_all() -> None:
 
 
 def stop_all() -> None:
-    """Cancels every call of this process, for good: the run was asked to stop."""
+    """Cancels every call of this process permanently: the run was asked to stop."""
     _asked.set()
     loop.run(_stop_all())

@@ -8,17 +8,17 @@ from transforms.records.records import Request
 
 
 class Job:
-    """One request on its way.
+    """One request in the dispatcher.
 
     Attributes:
-      number: Tells one request from another; in the order in which they were submitted.
-      place: Its place in the queue: its number, or a later one after a failed probe.
+      number: Identifies the request; increases in the order of submission.
+      place: Its position in the queue: its number, or a later one after a failed probe.
       request: The request.
       index: Its index in its batch.
-      batch: The argument of that name of `Dispatcher.submit`.
+      batch: The `batch` passed to `Dispatcher.submit`.
       completions: Where its outcome goes.
-      attempts: Calls so far that asked it, splits of a refused call not counted.
-      history: Its failures; None before the first. `transforms.dispatch.retry` keeps it.
+      attempts: Calls so far that carried it, not counting splits of a refused call.
+      history: Its failures; None before the first. `transforms.dispatch.retry` maintains it.
     """
 
     __slots__ = (

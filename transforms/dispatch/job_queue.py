@@ -1,6 +1,6 @@
-"""Requests that wait to be sent: the oldest first, and none before its back-off is over.
+"""Requests waiting to be sent: the oldest first, and none before its back-off is over.
 
-Nor while its client holds it (`transforms.backends.base.HoldingClient`).
+A request held by its client waits as well (`transforms.backends.base.HoldingClient`).
 """
 
 import asyncio
@@ -11,12 +11,12 @@ from transforms.dispatch.job import Job
 
 
 class Entry:
-    """Requests that wait for their turn together.
+    """Requests that wait for their turn as a group.
 
     Attributes:
       jobs: The requests.
-      fixed: They make up a call, which takes no others: they have failed together, or the request
-        may spoil a call for others, or has a body of its own. An entry that is not fixed holds one
+      fixed: They form a call that takes no others: they failed together, or the request may make
+        a shared call fail, or has a body of its own. An entry that is not fixed holds one
         request.
     """
 
@@ -30,7 +30,7 @@ class Entry:
 class JobQueue:
     """Entries that may be sent, and entries between a failure and their next call.
 
-    Used on the event loop; `backing_off` may be read by any thread.
+    Used on the event loop; any thread may read `backing_off`.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class JobQueue:
         self._timers: dict[asyncio.TimerHandle, Sequence[Entry]] = {}
         self._held: dict[asyncio.Future[None], list[Entry]] = {}
         self.backing_off = 0
-        """How many requests are between a failure and their next call."""
+        """How many requests wait between a failure and their next call."""
         self.tokens = 0
         """Estimated input tokens of the entries that may be sent."""
 
@@ -58,14 +58,14 @@ class JobQueue:
         return bool(self._held)
 
     def put(self, entries: Iterable[Entry]) -> None:
-        """They may be sent from now on, each in the place of its first request."""
+        """Queues entries that may be sent now, each at the position of its first request."""
         for entry in entries:
             first = entry.jobs[0]
             self.tokens += _tokens(entry)
             heapq.heappush(self._ready, (first.place, first.number, entry))
 
     def put_later(self, entries: Sequence[Entry], wait_s: float, then: Callable[[], None]) -> None:
-        """They may be sent when their back-off is over; `then` is called at that time."""
+        """Queues entries once their back-off is over, then calls `then`."""
 
         def over() -> None:
             del self._timers[timer]
@@ -79,7 +79,7 @@ class JobQueue:
         self._timers[timer] = entries
 
     def put_when(self, until: asyncio.Future[None], entry: Entry, then: Callable[[], None]) -> None:
-        """It may be tried again when that is done; `then` is called once for all that wait for it."""
+        """Queues an entry when the future is done; `then` is called once per future."""
 
         def over(_: object) -> None:
             if (entries := self._held.pop(until, None)) is not None:
@@ -92,17 +92,17 @@ class JobQueue:
         self._held[until].append(entry)
 
     def first(self) -> Entry:
-        """The oldest that may be sent; it stays."""
+        """The oldest entry that may be sent; it stays in the queue."""
         return self._ready[0][2]
 
     def pop(self) -> Entry:
-        """The oldest that may be sent."""
+        """Removes and returns the oldest entry that may be sent."""
         entry = heapq.heappop(self._ready)[2]
         self.tokens -= _tokens(entry)
         return entry
 
     def end_back_offs(self) -> None:
-        """Nothing waits any longer: all may be sent."""
+        """Ends every back-off: all entries may be sent."""
         for timer, entries in self._timers.items():
             timer.cancel()
             self.put(entries)
@@ -113,7 +113,7 @@ class JobQueue:
         self._held.clear()
 
     def clear(self) -> None:
-        """Drops all."""
+        """Drops all entries."""
         self.end_back_offs()
         self._ready.clear()
         self.tokens = 0

@@ -1,7 +1,7 @@
 """One event loop per worker process, in a thread of its own.
 
-All bundles and all backends of a process meet on it. One loop for good: clients of several SDKs
-break when they are used from a second one.
+All bundles and all backends of a process share it for the life of the process: clients of several
+SDKs break when they are used from a second loop.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _loop: asyncio.AbstractEventLoop | None = None
 def event_loop() -> asyncio.AbstractEventLoop:
     """The process's loop, started on first use; its thread is a daemon."""
     global _loop
-    if _loop is not None:  # also from a finalizer that interrupts the thread which holds the lock
+    if _loop is not None:  # a finalizer may interrupt the thread that holds the lock
         return _loop
     with _lock:
         if _loop is None:
@@ -39,7 +39,7 @@ def now() -> float:
 
 
 def call(function: Callable[[], None]) -> None:
-    """Runs a function on the loop, some time soon, from any other thread."""
+    """Schedules a function on the loop, from any other thread."""
     event_loop().call_soon_threadsafe(function)
 
 

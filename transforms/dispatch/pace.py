@@ -1,11 +1,11 @@
 """The pace of one process: when the next call may be sent.
 
-Puts together everything that may hold a call back:
+Combines everything that may delay a call:
 
-* the calls in flight (a `ConcurrencyLimit`, never above ``max_concurrency``): as many as the backend
-  says it can use, where it does; else as many as it turns into throughput,
+* the calls in flight (a `ConcurrencyLimit`, never above ``max_concurrency``): as many as the
+  backend reports it can use, if it does; otherwise as many as it turns into throughput,
 * the rate that the backend accepts (a `RateLimit`), and this process's share of a known quota,
-* ``Retry-After``: nobody sends before it is over,
+* ``Retry-After``: no call is sent before it is over,
 * an outage: the `transforms.dispatch.breaker.CircuitBreaker` is open.
 
 Pure: every method takes the time, in seconds of any monotonic clock. Not thread-safe: the event
@@ -22,7 +22,7 @@ from transforms.dispatch.rate import AdaptiveRate, Sample, TokenBucket
 from transforms.records.causes import Verdict
 
 LONGEST_GATE_S = 120.0
-"""A ``Retry-After`` beyond this is not believed: the process asks again."""
+"""The longest ``Retry-After`` that is honoured: after it, the process sends again."""
 _BURST_S = 1.0
 
 
@@ -31,11 +31,11 @@ class ConcurrencyLimit(Protocol):
 
     @property
     def limit(self) -> int:
-        """Calls that may be in flight; may be read by any thread."""
+        """Calls that may be in flight; any thread may read it."""
         ...
 
     def follow(self, wanted: int) -> None:
-        """Takes note of how many calls the backend says that it can use; 0 for unknown."""
+        """Notes how many calls the backend says it can use; 0 for unknown."""
         ...
 
     def binds(self, binding: bool, now: float) -> None:
@@ -43,9 +43,9 @@ class ConcurrencyLimit(Protocol):
         ...
 
     def ended(self, sent_at: float, now: float, *, refused: bool) -> None:
-        """Notes a call's end: served, or refused by a backend that is full or slow.
+        """Notes a call's end: served, or refused by an overloaded or slow backend.
 
-        A call that says neither is not noted.
+        A call that was neither is not noted.
         """
         ...
 
@@ -58,7 +58,7 @@ class RateLimit(Protocol):
     """How many calls may be sent per second; `AdaptiveRate` is the default."""
 
     def rate(self, now: float) -> float:
-        """Calls per second that may be sent; infinite for no limit. May be read by any thread."""
+        """Calls per second that may be sent; infinite for no limit. Any thread may read it."""
         ...
 
     def wait_s(self, now: float) -> float:
@@ -66,11 +66,11 @@ class RateLimit(Protocol):
         ...
 
     def sent(self, now: float) -> Sample:
-        """Notes a call that is sent."""
+        """Notes a sent call."""
         ...
 
     def refused(self, sample: Sample, now: float, gate_s: float) -> None:
-        """Notes that a call was refused, and for how long the server asked to be left alone."""
+        """Notes that a call was refused, and the Retry-After that the server sent with it."""
         ...
 
 
@@ -92,8 +92,8 @@ class Pace:
       max_concurrency: The most calls in flight.
       now: The time at the start.
       requests_per_minute: This process's share of the quota, in calls; None for no limit.
-      tokens_per_minute: Likewise, of input and output tokens.
-      wanted: How many calls the backend says that it can use; 0 for unknown.
+      tokens_per_minute: The same share in input and output tokens.
+      wanted: How many calls the backend says it can use; 0 for unknown.
       concurrency: The limit of calls in flight; None for `AdaptiveConcurrency`.
       rate: The limit of calls per second; None for `AdaptiveRate`.
     """
@@ -123,7 +123,7 @@ class Pace:
         self.in_flight = 0
         """Calls in flight."""
         self.served_at = -math.inf
-        """When the backend showed last that it works."""
+        """When the backend last showed that it works."""
 
     @property
     def limit(self) -> int:
@@ -132,23 +132,23 @@ class Pace:
 
     @property
     def in_outage(self) -> bool:
-        """Whether the breaker is open: only single calls are sent."""
+        """Whether the breaker is open, so that only single calls are sent."""
         return self._breaker.open
 
     def rate(self, now: float) -> float:
-        """Calls per second that may be sent, as far as refusals have taught it."""
+        """Calls per second that may be sent, as learned from refusals."""
         return self._rate.rate(now)
 
     def throttled_s(self, now: float) -> float:
-        """Seconds in all in which requests waited for a quota, a Retry-After or an outage."""
+        """Total seconds in which requests waited for a quota, a Retry-After or an outage."""
         return self._throttled.total_s(now)
 
     def outage_s(self, now: float) -> float:
-        """Seconds in all in which the breaker was open."""
+        """Total seconds for which the breaker was open."""
         return self._breaker.outage.total_s(now)
 
     def gauges(self, now: float) -> dict[str, int]:
-        """Calls in flight, their limit, how long down; the rate learnt, 0 for no limit."""
+        """Calls in flight, their limit, the current outage; the learned rate, 0 for none."""
         rate = self.rate(now)
         return {
             "in_flight_calls": self.in_flight,
@@ -158,7 +158,7 @@ class Pace:
         }
 
     def wait_s(self, now: float) -> float:
-        """Until the next call may be sent: 0 for now, infinite until a call ends."""
+        """Seconds until the next call may be sent: 0 for now, infinite until a call ends."""
         self._concurrency.follow(self._wanted())
         if self._breaker.open:
             if self.in_flight >= self._most:
@@ -170,17 +170,17 @@ class Pace:
         return max(0.0, self._gate_until - now, self._rate.wait_s(now), *buckets_s)
 
     def gate(self, until: float) -> None:
-        """Nobody sends before that time."""
+        """Blocks every call until that time."""
         self._gate_until = max(self._gate_until, until)
 
     def waiting(self, wait_s: float | None, now: float) -> None:
-        """Notes why requests wait from now on: by `wait_s`; None when none does."""
+        """Notes how long ready requests have to wait from now on; None when none is ready."""
         full = wait_s is not None and math.isinf(wait_s) and not self._breaker.open
         self._concurrency.binds(full, now)
         self._throttled.run(wait_s is not None and not full, now)
 
     def sent(self, now: float, tokens: float) -> Permit:
-        """Notes a call that is sent, with the tokens that it is expected to take."""
+        """Notes a sent call and the tokens that it is expected to use."""
         self.in_flight += 1
         for bucket, amount in zip(self._buckets, (1.0, tokens), strict=True):
             if bucket is not None:
@@ -205,10 +205,10 @@ class Pace:
         Args:
           permit: From `sent`.
           now: The time.
-          verdict: What it says about the backend.
+          verdict: Its verdict on the backend.
           retry_after_s: How long the server asks callers to wait.
-          tokens: How many it really took; None for as many as expected.
-          blamed: A record of the call has failed before while others succeeded: that it fails again
+          tokens: How many it actually used; None for as many as expected.
+          blamed: A record of the call has failed before while others succeeded: its failing again
             says nothing about the backend.
         """
         self.in_flight -= 1
@@ -223,7 +223,7 @@ class Pace:
             self.gate(now + gate_s)
         if verdict is Verdict.LIMITED:
             self._rate.refused(permit.sample, now, gate_s)
-        elif not self._breaker.open:  # a call that ends in an outage says nothing about the limit
+        elif not self._breaker.open:  # in an outage, ends say nothing about the limit
             refused = verdict is Verdict.OVERLOADED
             self._concurrency.ended(permit.sent_at, now, refused=refused)
         if verdict in (Verdict.SERVED, Verdict.LIMITED):
@@ -232,7 +232,7 @@ class Pace:
             self._breaker.failed(permit, now, counts=not blamed)
 
     def works(self, now: float) -> None:
-        """Notes that the backend works: an outage is over."""
+        """Notes that the backend works: ends an outage."""
         self.served_at = now
         if self._breaker.served(now):
             self._concurrency.restart(now)

@@ -1,16 +1,16 @@
-"""How many calls may be sent per second: a fixed share of a quota, and one learnt from refusals.
+"""How many calls may be sent per second: a fixed share of a quota, or a rate learned from refusals.
 
-`TokenBucket` keeps to a known quota. `AdaptiveRate` finds one that is not known: there is no limit
+`TokenBucket` keeps to a known quota. `AdaptiveRate` discovers an unknown one: there is no limit
 until the first refusal (429); then
 
-* the rate falls to a little under what was really accepted, once per event, as TCP Westwood sets
-  its window from the measured bandwidth. Between two moments at which a quota was used up, exactly
-  the quota was accepted, whatever its burst: that is the measure.
-* it rises again along CUBIC's curve (RFC 9438), as the AWS SDKs' adaptive retry mode lets a rate
-  rise: slowly around the level that was refused, then ever faster.
-* refusals that stay although the rate fell may not be its doing (a pool that others share): the
-  rate goes back to where it was, and so many are expected from then on. That is an `Experiment`: if
-  there are then more, the rate was to blame after all, and it is not tried again for a while.
+* the rate falls to slightly below the accepted rate, once per event, as TCP Westwood sets its
+  window from the measured bandwidth. Between two moments at which a quota was used up, exactly the
+  quota was accepted, whatever its burst: that is the measure.
+* it rises again along CUBIC's curve (RFC 9438), as in the adaptive retry mode of the AWS SDKs:
+  slowly around the level that was refused, then ever faster.
+* refusals that persist although the rate fell may have another cause (a pool shared with others):
+  the rate returns to its former level, and that share of refusals is expected from then on. This is
+  an `Experiment`: if refusals increase, the rate was to blame after all, and the next try waits.
 
 Pure: every method takes the time, in seconds of any monotonic clock.
 """
@@ -20,7 +20,7 @@ import dataclasses
 import math
 
 _LOWEST = 0.2
-"""Calls per second that are always sent."""
+"""The lowest rate, in calls per second."""
 
 
 class TokenBucket:
@@ -28,8 +28,8 @@ class TokenBucket:
 
     Args:
       per_s: The amount that comes in each second.
-      burst_s: How much may be saved up, in seconds of it.
-      now: The time at the start; it begins full.
+      burst_s: How much may be saved up, in seconds' worth.
+      now: The time at the start; the bucket begins full.
     """
 
     def __init__(self, per_s: float, burst_s: float, now: float) -> None:
@@ -39,12 +39,12 @@ class TokenBucket:
         self._at = now
 
     def wait_s(self, now: float) -> float:
-        """Seconds until anything may be spent; 0 for now."""
+        """Seconds until more may be spent; 0 for now."""
         self._fill(now)
         return 0.0 if self._level > 0 else (1e-6 - self._level) / self._per_s
 
     def spend(self, amount: float, now: float) -> None:
-        """Spends an amount, also more than there is: later calls wait for it. Negative gives back."""
+        """Spends an amount, even beyond the balance: later calls wait. Negative is a refund."""
         self._fill(now)
         self._level = min(self._most, self._level - amount)
 
@@ -55,9 +55,9 @@ class TokenBucket:
 
 _BETA = 0.97
 _SCALE = 0.2
-"""CUBIC's C, in 1/s^4 per fourth root of the level. CUBIC's own is a constant, by which flows that
-share a quota come to equal shares; a little faster for higher levels, every one doubles in 5 to
-15 s. A level below 10/s rises more slowly: it takes some calls to measure how many are refused."""
+"""CUBIC's C, in 1/s^4 per fourth root of the level. In CUBIC it is a constant, so that flows that
+share a quota converge to equal shares; rising a little with the level, it doubles every level in 5
+to 15 s. A level below 10/s rises more slowly: some calls must show how many are refused."""
 _SLOW = 1e4
 _SLOWEST = 200.0
 """`_SLOW` times the slowest rise: a process that found a quota used up by others gets its share."""
@@ -68,7 +68,7 @@ class Curve:
     """A rate that rises from a little below a level, slowly around it, then ever faster.
 
     Attributes:
-      level: Calls per second that were accepted when that was measured; infinite for no limit.
+      level: Calls per second accepted at the last measurement; infinite for no limit.
       rises_from: When the rise begins.
       slope: CUBIC's C.
       plateau_s: Seconds until the level is reached.
@@ -88,7 +88,7 @@ class Curve:
 
     @property
     def unlimited(self) -> bool:
-        """Whether it is no limit."""
+        """Whether there is no limit."""
         return math.isinf(self.level)
 
     def rate(self, now: float) -> float:
@@ -100,19 +100,19 @@ class Curve:
 
 
 _TOLERATED = 0.02
-"""This share of refused calls is no event: a few must be risked to learn that a quota has grown."""
+"""Up to this share, refusals are not an event: learning that a quota has grown takes a few."""
 _SIGMAS = 4.0
-"""Standard deviations by which refusals must exceed the expected ones to be more than these."""
+"""Standard deviations by which refusals must exceed the expected number to count as more."""
 _UNSURE = 1.5
 """The expected share was measured on some hundred calls."""
 _EXPECT_CALLS = 300
 _LEARNT_AT_MOST = 0.03
-"""So many refusals may come to be expected without an experiment. Processes that share a quota
-would teach each other to expect ever more."""
+"""The largest share of refusals learned without an experiment. Otherwise processes that share a
+quota would teach each other to expect ever more."""
 
 
 class ChanceRefusals:
-    """The share of calls that is refused whatever the rate."""
+    """The share of calls that are refused whatever the rate."""
 
     def __init__(self) -> None:
         self.expected = 0.0
@@ -120,11 +120,11 @@ class ChanceRefusals:
 
     @property
     def assumed(self) -> bool:
-        """Whether more are expected than calls alone may teach: an experiment is under way."""
+        """Whether it expects more than may be learned from calls: an experiment is running."""
         return self.expected > _LEARNT_AT_MOST
 
     def learn(self, refused: bool) -> None:
-        """Learns from a call that no fall has followed: its refusal was not the rate's doing."""
+        """Learns from a call that no fall has followed: the rate did not cause its refusal."""
         self._observed += (refused - self._observed) / _EXPECT_CALLS
         fewer = min(self.expected, 1.5 * self._observed + 0.01)
         self.expected = max(fewer, min(self._observed, _LEARNT_AT_MOST))
@@ -134,27 +134,27 @@ class ChanceRefusals:
         self.expected = self._observed = share
 
     def reject(self) -> None:
-        """Expects none: the experiment has failed."""
+        """Expects none any more: the experiment has failed."""
         self.expected = 0.0
 
     def tolerated(self, calls: int) -> float:
-        """How many of so many calls may be refused without a fall of the rate."""
+        """How many of these calls may be refused without the rate falling."""
         expected = _UNSURE * self.expected * calls
         return max(_TOLERATED * calls, expected + _SIGMAS * math.sqrt(expected))
 
 
 _IN_VAIN = 4
-"""Falls in a row, each below a rate that was accepted, which suggest that it is not to blame."""
+"""Consecutive falls, each below an accepted rate, that suggest another cause than the rate."""
 _NEAR = 1.5
 _MANY = 0.08
 _RESUME = 4.0
 _EXPECTED_AT_MOST = 0.4
 _DOUBT_S = 60.0
-"""After an experiment that failed, seconds until the next; they double with each."""
+"""Seconds from a failed experiment to the next; doubles with each failure."""
 
 
 class Experiment:
-    """Whether refusals that stay although the rate falls are the rate's doing.
+    """Whether the rate causes the refusals that persist although it falls.
 
     Args:
       now: The time at the start.
@@ -167,12 +167,12 @@ class Experiment:
         self._doubt_s = _DOUBT_S
 
     def forget(self) -> None:
-        """There is no limit any more: earlier falls say nothing about the next."""
+        """Notes that there is no limit any more: earlier falls say nothing about the next."""
         self._in_vain = []
         self._resume_at = math.inf
 
     def failed(self, now: float) -> None:
-        """More was refused than assumed: falls in vain are not believed for a while."""
+        """Notes that more calls were refused than assumed: no new experiment for a while."""
         self._believe_from = now + self._doubt_s
         self._doubt_s *= 2
 
@@ -182,15 +182,15 @@ class Experiment:
         """Notes that the rate has to fall.
 
         Args:
-          accepted: To how many calls per second.
+          accepted: The calls per second to fall to.
           sent: Calls since the last fall.
           refused: How many of them were refused.
           curve: The rate so far.
           now: The time.
 
         Returns:
-          The level to fall to, and None; or, when falls have not helped, the rate of before the
-          first of them, and the share of refusals to assume.
+          The level to fall to, and None; or, when falls have not helped, the rate before the
+          first of them and the share of refusals to assume.
         """
         rate = curve.rate(now)
         if rate > _NEAR * curve.level or refused < _MANY * sent:
@@ -210,15 +210,15 @@ _MEASURE_S = 0.5
 _MEASURE_CALLS = 25
 _RECENT_S = 1.0
 _CHANCE = 2
-"""Refusals beyond the tolerated ones which may be chance."""
+"""Refusals beyond the tolerated ones that may be chance."""
 _FALL = 0.7
 """The deepest fall below the accepted share: the calls accepted since the last fall are an exact
-measure for one process, but too low for one whose share has grown meanwhile."""
+measure for one process, but too low for one whose share has since grown."""
 _FORGOTTEN_AFTER_S = 10.0
 
 
 class Sample:
-    """One call that was sent, and whether it was refused."""
+    """One sent call, and whether it was refused."""
 
     __slots__ = ("at", "recent", "refused")
 
@@ -229,7 +229,7 @@ class Sample:
 
 
 class AdaptiveRate:
-    """The rate that a backend accepts, learnt from the calls that it refuses.
+    """The rate that a backend accepts, learned from the calls it refuses.
 
     Args:
       now: The time at the start.
@@ -240,7 +240,7 @@ class AdaptiveRate:
         self._chance = ChanceRefusals()
         self._experiment = Experiment(now)
         self._began = now
-        """Since when `_sent` and `_refused` count."""
+        """When `_sent` and `_refused` started counting."""
         self._sent = self._refused = 0
         self._recent: collections.deque[Sample] = collections.deque()
         self._recent_refused = 0
@@ -250,7 +250,7 @@ class AdaptiveRate:
 
     @property
     def expected_refusals(self) -> float:
-        """The share of calls that is expected to be refused whatever the rate."""
+        """The share of calls that are expected to be refused whatever the rate."""
         return self._chance.expected
 
     def rate(self, now: float) -> float:
@@ -291,7 +291,7 @@ class AdaptiveRate:
         Args:
           sample: From `sent`.
           now: The time.
-          gate_s: How long nothing is sent because the server asked for it.
+          gate_s: How long nothing is sent because of the server's Retry-After.
         """
         if sample.recent:
             sample.refused = True
@@ -310,7 +310,7 @@ class AdaptiveRate:
         if self._chance.assumed:
             self._chance.reject()
             self._experiment.failed(now)
-        if not gate_s:  # who says when to come back speaks of the rate
+        if not gate_s:  # a server that sends Retry-After limits the rate
             level, share = self._experiment.fell(level, self._sent, self._refused, self._curve, now)
             if share is not None:
                 self._chance.assume(share)
@@ -325,7 +325,7 @@ class AdaptiveRate:
         self._filled_at = now
 
     def _accepted(self, now: float) -> float:
-        """Calls per second that were not refused: lately, and since the rate last fell."""
+        """Calls per second that were not refused: recently, and since the rate last fell."""
         sent = len(self._recent)
         accepted = sent - self._recent_refused
         recent_s = now - self._recent[0].at

@@ -1,18 +1,17 @@
-"""When a record is asked again, and when it is given up.
+"""When a record is retried, and when it is given up.
 
 Backoff is exponential with full jitter (Brooker, "Exponential Backoff And Jitter", AWS Architecture
-Blog, 2015). A connection that was lost before any byte of the answer, as a stale one is, gets its
-next call at once. Requests that failed in one call wait for as long as each other, and are asked
-together again.
+Blog, 2015). If a connection is lost before any byte of the answer, as a stale one is, the next call
+follows immediately. Requests that failed in one call wait equally long and are retried together.
 
-A failure costs an attempt only where it is the record's own: other calls have succeeded since the
-one before, or none ever has. A record that has failed so once is blamed for what follows, too. Of
-others, when nothing succeeds any more, the backend may as well be the cause: the last few records,
-with which nothing can be compared, are given up when that has lasted for ``patience_s``; a
+A failure counts as an attempt only where it is the record's own: other calls have succeeded since
+its previous failure, or none ever has. Once a record has failed that way, its later failures count,
+too. If nothing succeeds any more, the backend may just as well be the cause: the last few records,
+which have no others to be compared with, are given up after ``patience_s`` without a success; a
 streaming run keeps them until it knows.
 
-One of several requests may be why their call fails: when they fail again outside an outage, they are
-asked in smaller calls, and none is given up for its failures before a call of its own has failed.
+One of several requests may be the reason why their call fails: if they fail again outside an
+outage, they are sent in smaller calls, and none is given up before a call of its own has failed.
 """
 
 import math
@@ -29,16 +28,16 @@ from transforms.records.causes import NextCall
 from transforms.records.errors import RecordError
 
 _SMALLER = 4
-"""By how much calls get smaller whose requests fail again."""
+"""The factor by which calls shrink whose requests fail again."""
 
 
 class RetryPolicy:
     """What a retryable failure costs its record; used on the event loop.
 
     Args:
-      limits: How often and for how long a record is asked.
-      pace: Knows of outages and of the last success.
-      paced: Whether the pace holds calls back, so that a Retry-After may be left to it.
+      limits: How often and for how long a record is tried.
+      pace: Knows about outages and the last success.
+      paced: Whether the pace delays calls, so that it also waits out a Retry-After.
     """
 
     def __init__(self, limits: DispatchLimits, pace: Pace, *, paced: bool = True) -> None:
@@ -47,7 +46,7 @@ class RetryPolicy:
         self._paced = paced
 
     def held(self, job: Job, now: float) -> None:
-        """Notes that its client holds a request."""
+        """Notes that the client holds a request."""
         if job.history is not None:
             job.history.clock.pause(now)
 
@@ -63,20 +62,20 @@ class RetryPolicy:
 
     @staticmethod
     def spread() -> float:
-        """A throw of the dice, from 0 to 1, for all requests that failed in one call."""
+        """A random number from 0 to 1, shared by all requests that failed in one call."""
         return random.uniform(0, 1)
 
     def wait_s(
         self, job: Job, error: RecordError, call: Call, now: float, *, own: bool, spread: float
     ) -> float | None:
-        """Seconds until the record is asked again; None when it is given up.
+        """Seconds until the record is retried; None when it is given up.
 
         Args:
           job: The record.
           error: How its last call failed.
           call: That call.
           now: The time.
-          own: Whether the failure is this request's, and not that of a call of several.
+          own: Whether the failure is this request's own, not that of a shared call.
           spread: From `spread`.
         """
         history = job.history
@@ -115,16 +114,16 @@ class RetryPolicy:
         return wait_s
 
     def entries(self, jobs: Sequence[Job], call: Call, now: float, *, own: bool) -> list[Entry]:
-        """How requests that failed are asked again: together, or in smaller calls.
+        """How failed requests are retried: together, or in smaller calls.
 
         Args:
-          jobs: Requests of the call that wait for equally long; `wait_s` has noted their failure.
+          jobs: Requests of the call that wait equally long; `wait_s` has noted their failure.
           call: The call.
           now: The time.
-          own: Whether each failed for itself, and not the call as a whole.
+          own: Whether each failed individually, not the call as a whole.
         """
         if own:
-            # One that has failed alone may spoil a call for others.
+            # A request that has failed alone may make a shared call fail.
             return [Entry([job], fixed=not call.shared and _failures(job) > 0) for job in jobs]
         size = min(self._together(job, len(call.jobs), now) for job in jobs)
         return [
@@ -132,7 +131,7 @@ class RetryPolicy:
         ]
 
     def _together(self, job: Job, requests: int, now: float) -> int:
-        """How large a call a request may share that has failed in one of so many requests."""
+        """The size of call that a request may share after failing in one of `requests` requests."""
         history = job.history
         if history is None or history.refused_at is not None:
             return requests
@@ -144,7 +143,7 @@ class RetryPolicy:
         return requests
 
     def _is_its_own(self, history: History) -> bool:
-        """Whether a failure is the record's, as far as one can know."""
+        """Whether a failure is the record's own, as far as can be known."""
         if self._pace.served_at == -math.inf:
             return not self._limits.hold
         if self._pace.served_at > history.failed_at:

@@ -1,9 +1,9 @@
 """Which requests make up the next call, and when it may be sent.
 
-The oldest request goes first. A client that takes several in one call gets as many as are ready,
+The oldest request goes first. A client that takes several in one call is sent as many as are ready,
 from whichever bundle, up to its limits. A call that is not full waits for more requests while they
-keep coming, as Kafka's producer does (``linger.ms``): providers count and bill overhead by call. A call
-takes one permit of the pace, whatever it carries; a call to a model in this process takes none.
+keep coming, as Kafka's producer does (``linger.ms``): providers count and bill overhead by call. A
+call takes one permit of the pace, whatever it carries; a model in this process needs none.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ from transforms.records.errors import RecordError
 from transforms.records.records import Completion, Request
 
 _FILL_S = 0.1
-"""A call that is not full waits until no request has come for so long."""
+"""A call that is not full waits until no request has arrived for this long."""
 _FILL_AT_MOST_S = 1.0
 
 
 class Scheduler:
-    """The queue of requests in front of the pace; used on the event loop.
+    """The queue of requests that the pace releases; used on the event loop.
 
     Args:
-      limits: How much one call may carry now; a client may learn that its server takes less.
+      limits: Returns how much one call may carry; a client may learn that its server takes less.
       pace: When a call may be sent.
-      held: What a request has to wait for, whatever the pace; None for nothing.
-      dropped: Called with a request that nobody waits for any more.
+      held: Returns the future that a request must wait for, whatever the pace; None for none.
+      dropped: Called with a request whose thread no longer waits for it.
       kept: Called with a request that has to wait, and the time.
     """
 
@@ -56,18 +56,18 @@ class Scheduler:
         self.in_flight = 0
         """Requests in flight: at least one for each call."""
         self.wait_s: float | None = None
-        """How long requests that are ready wait for the next call; None when none is ready."""
+        """How long ready requests wait for the next call; None when none is ready."""
         self._fills = False
-        """They wait for others to share their call, and for nothing else."""
+        """Whether they wait only for others to share their call."""
         self._filling_since = self._came_at = -math.inf
 
     @property
     def backing_off(self) -> int:
-        """How many requests are between a failure and their next call."""
+        """How many requests wait between a failure and their next call."""
         return self._queue.backing_off
 
     def put(self, entries: Sequence[Entry], wait_s: float, wake: Callable[[], None]) -> None:
-        """Queues requests; if that is after a back-off, `wake` is called then."""
+        """Queues requests; after a back-off, if there is one, `wake` is called."""
         if wait_s > 0:
             self._queue.put_later(entries, wait_s, wake)
             return
@@ -77,13 +77,13 @@ class Scheduler:
         self._queue.put(entries)
 
     def calls_of(self, jobs: Sequence[Job], now: float) -> list[Call]:
-        """Sends a batch as it is to a model in this process: nothing there makes it wait."""
+        """The calls of a batch for a model in this process, which never waits."""
         return [self._call(part, now) for part in grouped(jobs, self._limits())] if jobs else []
 
     def next_call(self, now: float, *, paused: bool, wake: Callable[[], None]) -> Call | None:
-        """The next call, which is sent now; None while none may be sent: see `wait_s`.
+        """The next call, to be sent now; None while none may be sent: see `wait_s`.
 
-        `wake` is called when requests are free that their client holds.
+        `wake` is called when the client releases requests that it holds.
         """
         self.wait_s = None
         self._fills = False
@@ -100,7 +100,7 @@ class Scheduler:
         return None
 
     def waiting(self, now: float) -> None:
-        """Tells the pace why requests wait from now on."""
+        """Reports to the pace why requests wait from now on."""
         held = self.wait_s is None and self._queue.holds
         self._pace.waiting(0.0 if held else None if self._fills else self.wait_s, now)
 
@@ -127,7 +127,7 @@ class Scheduler:
         )
 
     def drain(self) -> list[Job]:
-        """Takes all requests that wait, whatever for."""
+        """Removes all waiting requests, whatever they wait for."""
         self._queue.end_back_offs()
         jobs: list[Job] = []
         while self._queue.ready:
@@ -135,7 +135,7 @@ class Scheduler:
         return jobs
 
     def _take(self, now: float, wake: Callable[[], None]) -> list[Job]:
-        """The requests of the next call; none if all that were looked at are gone or held."""
+        """The requests of the next call; none if all candidates are gone or held."""
         limits = self._limits()
         entry = self._queue.pop()
         jobs = [job for job in entry.jobs if self._may_go(job, entry.fixed, now, wake)]
@@ -154,7 +154,7 @@ class Scheduler:
         return jobs
 
     def _fill_s(self, now: float) -> float:
-        """How long the next call still waits for more requests; 0 if it goes as it is."""
+        """How long the next call still waits for more requests; 0 if it is sent as it is."""
         limits = self._limits()
         most, tokens = limits.max_requests, limits.max_tokens
         if not self._paced or most == 1 or self._queue.first().fixed:

@@ -1,4 +1,4 @@
-"""What follows from the end of a call: outcomes, further calls, or the end of the run."""
+"""Settles ended calls: outcomes, further calls, or the end of the run."""
 
 import collections
 import dataclasses
@@ -20,7 +20,7 @@ from transforms.records.errors import BackendUnusable, Internal, NotAttempted, R
 from transforms.records.records import Completion
 
 Again = list[tuple[Sequence[Entry], float]]
-"""Requests that are asked again, and in how many seconds."""
+"""Requests to retry, and in how many seconds."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Settlement:
     Args:
       limits: When a record or the run is given up.
       pace: Knows whether the backend is down.
-      retries: When a record is asked again.
+      retries: When a record is retried.
       intake: Takes the outcomes.
     """
 
@@ -45,16 +45,16 @@ class Settlement:
         self.guard = StartGuard(limits)
         self.failed_calls = FailedCalls()
         self.stopped: str | None = None
-        """Why the run ends in good order: nothing more is sent."""
+        """Why the run winds down: nothing more is sent."""
         self.unusable: BackendUnusable | None = None
-        """Why the run ends at once."""
+        """Why the run is aborted."""
 
     def idle(self) -> None:
         """Notes that no request is left."""
         self._stops.idle()
 
     def settle(self, call: Call, responses: Sequence[Response], now: float) -> Again:
-        """Each request of a call has an outcome, or is asked again."""
+        """Settles each request of a call: it has an outcome, or is retried."""
         failed = [
             (job, response)
             for job, response in zip(call.jobs, responses, strict=True)
@@ -72,7 +72,7 @@ class Settlement:
         return self._settle_failures(call, failed, now, own=True) if failed else []
 
     def settle_failed_call(self, call: Call, error: Exception, now: float) -> Again:
-        """A call of several requests has failed as a whole: it is asked again, or in halves."""
+        """Settles a failed call of several requests: it is retried whole or in halves."""
         self._watch(error)
         self._count_failed_call(error)
         if isinstance(error, RecordError):
@@ -87,7 +87,7 @@ class Settlement:
         return [([Entry(jobs, fixed=True) for jobs in (call.jobs[:half], call.jobs[half:])], 0.0)]
 
     def give_up(self, jobs: Sequence[Job], reason: str) -> None:
-        """Gives requests that wait their last failure as outcome, or that they were not attempted."""
+        """Ends waiting requests with their last failure, or as not attempted."""
         for job in jobs:
             if job.completions.abandoned:
                 self._intake.drop(job)
@@ -98,13 +98,13 @@ class Settlement:
     def _settle_failures(
         self, call: Call, failed: Sequence[tuple[Job, Exception]], now: float, *, own: bool
     ) -> Again:
-        """Each request of these is given up, or asked again.
+        """Gives up or retries each of these requests.
 
         Args:
           call: Their call.
-          failed: The requests, and how each failed.
+          failed: The requests, each with its failure.
           now: The time.
-          own: Whether each failed for itself, and not the call as a whole.
+          own: Whether each failed individually, not the call as a whole.
         """
         spread = self._retries.spread()
         waits: dict[float, list[Job]] = collections.defaultdict(list)
@@ -123,7 +123,7 @@ class Settlement:
     def _settle_failure(
         self, call: Call, job: Job, error: Exception, now: float, *, own: bool, spread: float
     ) -> float | None:
-        """Seconds until the request is asked again; None when it is not."""
+        """Seconds until the request is retried; None when it is not."""
         if not isinstance(error, RecordError):
             self._deliver(job, job.failure(error))
             return None
@@ -142,7 +142,7 @@ class Settlement:
                 return None
             self._stop(reason)
         wait_s = self._retries.wait_s(job, error, call, now, own=own, spread=spread)
-        if self._pace.in_outage:  # the breaker waits for all; another record asks next
+        if self._pace.in_outage:  # the breaker waits for all; another record is the next probe
             self._intake.move_back(job)
         if wait_s is None or self.stopped is not None:
             self._deliver(job, job.failure(error))
@@ -150,13 +150,13 @@ class Settlement:
         return wait_s
 
     def _succeeded(self) -> None:
-        """A call has succeeded: failures that every record might share were those records' own."""
+        """Notes a success: failures that every record might share were those records' own."""
         self._stops.served()
         for job, error in self.guard.clear():
             self._deliver(job, job.failure(error))
 
     def _watch(self, error: Exception | None) -> None:
-        if not self.guard.may_end_the_run(error):  # the run's end has the same message
+        if not self.guard.may_end_the_run(error):  # the run's final error has the same message
             self._stops.watch(self._pace.in_outage, error)
 
     def _count_failed_call(self, error: Exception) -> None:
@@ -170,7 +170,7 @@ class Settlement:
                 self._stop(reason)
 
     def _stop(self, reason: str) -> None:
-        """Stops in good order: answers are kept, requests not sent are not attempted."""
+        """Winds the run down: answers are kept, unsent requests are not attempted."""
         if self.stopped is None:
             self.stopped = f"the run stopped: {reason}"
             _log.error("%s", self.stopped)

@@ -1,9 +1,10 @@
-"""Ends a run at its start when every record would fail alike.
+"""Ends a run at its start if every record would fail alike.
 
-A failure that is no record's own (401, 403, 404, no connection) makes the backend *suspect* as soon
-as a second record has failed in the same way while no call has ever succeeded: two calls that share
-no request, or one call that the server never got. Nothing further is sent then. A call in flight that succeeds *clears* the backend, and the failures were those records'
-own; otherwise the suspicion is *confirmed* when none is in flight any more, or after a few seconds.
+A failure that no single record causes (401, 403, 404, no connection) makes the backend *suspect* as
+soon as a second record has failed in the same way while no call has ever succeeded: two calls that
+share no request, or one call that the server never got. Then nothing more is sent. If a call in
+flight succeeds, it *clears* the backend, and the failures were those records' own; otherwise the
+suspicion is *confirmed* when none is left in flight, or after a few seconds.
 """
 
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from transforms.records.errors import RecordError
 
 
 class StartGuard:
-    """Whether the backend has ever worked, and why it may never; used on the event loop.
+    """Whether the backend has ever worked, and why it may be unusable; used on the event loop.
 
     Args:
       limits: How long a server may take to start, and whether the run waits for one.
@@ -32,16 +33,16 @@ class StartGuard:
         self._held_back: list[tuple[Job, RecordError]] = []
 
     def may_end_the_run(self, error: object) -> bool:
-        """Whether a failure is one that would end the run, if others failed alike."""
+        """Whether a failure would end the run if others failed alike."""
         if self.proven or not isinstance(error, RecordError):
             return False
         return error.consequence.fatal_at_start and not self._limits.hold
 
     def failed(self, records: Iterable[int], error: RecordError, now: float) -> bool:
-        """Notes a failed call; whether it has made the backend suspect.
+        """Notes a failed call; returns whether it made the backend suspect.
 
         Args:
-          records: Tell the records of the call from others; any one of them may have failed it.
+          records: Identify the records of the call; any one of them may have failed it.
           error: How it failed. A server that cannot be reached may be starting: it gets as long
             as a first retry takes, and in a streaming run as long as it needs.
           now: The time.
@@ -66,11 +67,11 @@ class StartGuard:
         return True
 
     def hold_back(self, job: Job, error: RecordError) -> None:
-        """Keeps a record's failure until it is known whether it is its own."""
+        """Keeps a record's failure until it is known whether it is the record's own."""
         self._held_back.append((job, error))
 
     def clear(self) -> list[tuple[Job, RecordError]]:
-        """A call has succeeded: gives the failures that were held back, which are records' own."""
+        """Notes a success; returns the failures held back, which are the records' own."""
         self.proven = True
         self.suspicion = None
         held_back, self._held_back = self._held_back, []

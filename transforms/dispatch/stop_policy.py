@@ -1,7 +1,7 @@
-"""What stops a run, and what costs only a record.
+"""Which failures stop a run, and which cost only a record.
 
-* A failure that every record would share ends a run at its start: `transforms.dispatch.start_guard`.
-* Without any success for ``give_up_after_s`` a batch run stops; a streaming one holds its messages.
+* A failure that all records would share ends a run at its start: `transforms.dispatch.start_guard`
+* After ``give_up_after_s`` without success, a batch run stops; a streaming one holds its messages.
 * More than ``max_dead_letter_ratio`` of at least 1,000 records failed: the run stops.
 * More than 1 % of the records failed with an unforeseen exception: the run stops (unless that
   ratio is 1: then no number of failures stops it).
@@ -18,13 +18,13 @@ from transforms.records.errors import RecordError
 RATIO_AFTER_RECORDS = 1000
 INTERNAL_RATIO = 0.01
 INTERNAL_AT_LEAST = 10
-"""So many may fail in an unforeseen way however few records there are."""
+"""How many may fail in an unforeseen way, however few records there are."""
 
 _log = logging.getLogger(__name__)
 
 
 class StopPolicy:
-    """When failures stop a run; fed with how records end, on the event loop."""
+    """Decides when failures stop a run, from how records end; used on the event loop."""
 
     def __init__(self, limits: DispatchLimits) -> None:
         self._limits = limits
@@ -34,7 +34,7 @@ class StopPolicy:
         self._ended = self._dead = self._internal = 0
 
     def served(self) -> None:
-        """The backend works: nothing is failing for a while now."""
+        """Notes that the backend works."""
         self._failing_since = None
         self._held = False
 
@@ -49,11 +49,11 @@ class StopPolicy:
         self._down = in_outage
 
     def idle(self) -> None:
-        """Nothing is being asked: that is no failure."""
+        """Notes that no request is left: being idle is not a failure."""
         self._failing_since = None
 
     def failing(self, error: RecordError, now: float) -> str | None:
-        """Notes a call that failed retryably; gives the reason to stop when it is time to."""
+        """Notes a call that failed retryably; returns the reason to stop, if there is one."""
         if self._failing_since is None:
             self._failing_since = now
         if now - self._failing_since <= self._limits.give_up_after_s:
@@ -69,7 +69,7 @@ class StopPolicy:
         return None
 
     def ended(self, error: Exception | None) -> str | None:
-        """Notes a record's end; gives the reason to stop when there is one."""
+        """Notes a record's end; returns the reason to stop, if there is one."""
         self._ended += 1
         if error is None:
             return None

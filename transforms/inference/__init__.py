@@ -1,1 +1,1 @@
-"""The step that calls the model, and the handler for anybody's RunInference."""
+"""The step that calls the model, and a `ModelHandler` for Beam's RunInference."""

@@ -1,6 +1,6 @@
-"""A plain Beam `ModelHandler` over our dispatcher, for anybody's ``RunInference``.
+"""A plain Beam `ModelHandler` over our dispatcher, for use with ``RunInference``.
 
-A module of its own: Beam's loads torch where it is installed, which takes seconds.
+A separate module, because Beam's module loads torch if it is installed, which takes seconds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,16 +20,16 @@ from transforms.requests.render import BYTES_PER_TOKEN
 class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
     """A `ModelHandler` over a backend: one `Answer` or `DeadLetter` per request, in order.
 
-    Calls are made at least once: a bundle that Beam retries pays again.
+    Calls are made at least once: a bundle that Beam retries is paid for again.
 
     Args:
-      backend: The model and where it is served.
+      backend: The model, and where it is served.
       limits: Concurrency, attempts and deadlines, per worker process.
-      max_batch_size: When RunInference itself does the batching.
+      max_batch_size: The most requests in a batch that RunInference itself forms.
       params: The ``params`` of the `RequestSpec` that rendered the requests, which travel without
-        them; None for none. A request of other params raises a `RunError`.
-      allow_earlier_params: Whether requests of other params are sent with `params` instead: those
-        in flight when a streaming job is updated with other params.
+        them; None for none. A request with other params raises a `RunError`.
+      allow_earlier_params: Whether requests with other params are sent with `params` instead:
+        those in flight when a streaming job is updated with new params.
 
     Example::
 
@@ -52,10 +52,10 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
         self._allow_earlier_params = allow_earlier_params
 
     def load_model(self) -> Dispatcher:
-        """Opens the backend, once per process.
+        """Opens the backend; called once per process.
 
         Raises:
-          BackendUnusable: The model or the credentials cannot be had.
+          BackendUnusable: The model or the credentials are not available.
         """
         return open_dispatcher(self._backend, self._limits)
 
@@ -68,7 +68,7 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
         """Exactly ``len(batch)`` outcomes, in order.
 
         Raises:
-          RunError: A request was rendered with other params.
+          RunError: A request was rendered with different params.
         """
         del inference_args
         batch = self._params.restore(batch, allow_earlier=self._allow_earlier_params)
@@ -82,7 +82,7 @@ class InferenceHandler(ModelHandler[Request, Answer | DeadLetter, Dispatcher]):
         ]
 
     def get_num_bytes(self, batch: Sequence[Request]) -> int:
-        """From the token estimates; Beam would pickle the batch to know."""
+        """The size from the token estimates; Beam would pickle the batch to measure it."""
         return sum(request.estimated_tokens for request in batch) * BYTES_PER_TOKEN
 
     def get_metrics_namespace(self) -> str:

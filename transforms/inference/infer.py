@@ -1,9 +1,10 @@
-"""Inference: one outcome per request, always, and a backend that is never left idle.
+"""Inference: always one outcome per request, and a backend that is kept busy.
 
-`Infer` is what our pipeline uses: pre-batched input, typed outputs, a shuffle behind the paid call.
-A bundle hands one batch after the other to the process's dispatcher and yields the outcomes that
-arrive meanwhile; it waits for the slowest call only once, at its end. (RunInference waits at the end of
-every batch: with 256 requests and a language model's latencies, seven of eight slots would idle.)
+The pipeline uses `Infer`: pre-batched input, typed outputs, a shuffle after the paid call.
+A bundle submits one batch after another to the process's dispatcher and yields the outcomes that
+arrive in the meantime; it waits for the slowest call only once, at its end. (RunInference waits at
+the end of every batch: with 256 requests and a language model's latencies, seven of eight slots
+would idle.)
 
 `transforms.inference.handler` has a plain Beam `ModelHandler` over the same dispatcher.
 """
@@ -28,16 +29,16 @@ from transforms.records.records import Answer, DeadLetter, Json, Params, Request
 
 
 def open_dispatcher(backend: Backend, limits: DispatchLimits) -> Dispatcher:
-    """A live dispatcher over a backend; once per process.
+    """Opens a live dispatcher over a backend; called once per process.
 
     Raises:
-      BackendUnusable: The model or the credentials cannot be had.
+      BackendUnusable: The model or the credentials are not available.
     """
     return Dispatcher(loop.run(backend.open()), limits)
 
 
 def outcome_of(request: Request, outcome: Outcome) -> Answer | DeadLetter:
-    """A dispatcher's outcome as what travels on."""
+    """A dispatcher's outcome as an element of the pipeline."""
     if not isinstance(outcome, Failure):
         return Answer(request.record, request.fingerprint, outcome)
     return DeadLetter.of(
@@ -54,7 +55,7 @@ Outcomes: TypeAlias = Answer | TaggedOutput[Literal["unserved"], DeadLetter]
 
 
 class _CallModelDoFn(beam.DoFn):
-    """Hands batches over and yields outcomes, each with the window of its batch."""
+    """Submits batches and yields outcomes, each with the window of its batch."""
 
     def __init__(
         self, open_: Callable[[], Dispatcher], params: Params, allow_earlier_params: bool
@@ -70,7 +71,7 @@ class _CallModelDoFn(beam.DoFn):
 
     def start_bundle(self) -> None:
         assert self._dispatcher is not None
-        self._completions.abandoned = True  # of a bundle that failed elsewhere; else it is empty
+        self._completions.abandoned = True  # from a bundle that failed elsewhere
         self._completions = CompletionQueue()
         self._calls = CallMetrics(self._dispatcher)
 
@@ -94,33 +95,33 @@ class _CallModelDoFn(beam.DoFn):
         self._dispatcher = None
 
     def _ended(self, enough: Callable[[bool], bool]) -> Iterator[Outcomes]:
-        """Yields outcomes until there are enough; `enough` is told whether the batch is admitted."""
+        """Yields outcomes until `enough`, called with whether the batch is admitted, is true."""
         for ended in self._completions.until(enough, self._calls.report_when_due):
             self._calls.count(ended.outcome)
             yield _placed(outcome_of(ended.request, ended.outcome), *ended.batch)
 
 
 def _placed(outcome: Answer | DeadLetter, timestamp: Any, window: Any) -> Any:
-    """An outcome in its output, with the timestamp and window of its batch."""
+    """An outcome for its output, with the timestamp and window of its batch."""
     placed = WindowedValue(outcome, timestamp, (window or GlobalWindow(),))
     return TaggedOutput("unserved", placed) if isinstance(outcome, DeadLetter) else placed
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Infer(beam.PTransform):
-    """Asks the model once for each request; one answer or dead letter each.
+    """Calls the model for each request; one answer or dead letter each.
 
-    Bounded and unbounded. At-least-once calls: a retried bundle calls again, but nothing that can
-    fail is fused behind the call, because a shuffle stands directly behind it. Each outcome keeps
-    the window and timestamp of its batch; order is not kept.
+    Bounded and unbounded. Calls are made at least once: a retried bundle calls again, but no later
+    step can cause a retry, because a shuffle follows the call directly. Each outcome keeps the
+    window and timestamp of its batch; order is not kept.
 
     Args:
-      backend: The model and where it is served.
+      backend: The model, and where it is served.
       limits: Concurrency, attempts and deadlines, per worker process.
       params: The ``params`` of the `RequestSpec` that rendered the requests, which travel without
-        them. A request of other params raises a `RunError`.
-      allow_earlier_params: Whether requests of other params are sent with `params` instead: those
-        in flight when a streaming job is updated with other params.
+        them. A request with other params raises a `RunError`.
+      allow_earlier_params: Whether requests with other params are sent with `params` instead:
+        those in flight when a streaming job is updated with new params.
       resource_hints: Beam's resource hints for the step that calls the model.
 
     Returns:

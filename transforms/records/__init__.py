@@ -1,1 +1,1 @@
-"""What travels between the steps: records, requests, answers, dead letters, and their coders."""
+"""The elements between steps: records, requests, answers, dead letters, and their coders."""

@@ -1,6 +1,6 @@
-"""Why a call failed, and what follows from it: one table that dispatch and clients read.
+"""Why a call failed, and the consequences: one table for dispatch and clients.
 
-Whoever sees a failure names its `Cause`, the fact. Everything that follows from it is a row of
+The code that sees a failure names its `Cause`, the fact. All consequences are in one row of
 `CONSEQUENCES`; no other module decides by comparing causes.
 
 ========================  =====  =======  =============  ==========  ==============  =======
@@ -31,42 +31,42 @@ class Cause(enum.Enum):
     """Why a call failed."""
 
     REQUEST = "request"
-    """This request, or the model's answer to it; the server works."""
+    """This request, or the model's answer to it, is at fault; the server works."""
     CREDENTIALS = "credentials"
-    """The server does not accept the caller (401, 403)."""
+    """The server rejects the caller's credentials (401, 403)."""
     ACCOUNT = "account"
     """The account has no credit left, or is closed."""
     NOT_SERVED = "not_served"
     """The server does not serve this model or address (3xx, 404, 405)."""
     CONNECTION_REFUSED = "connection_refused"
-    """No connection: nobody listens at the address, or the host is unknown."""
+    """No connection: nothing listens at the address, or the host is unknown."""
     LOST_BEFORE_ANSWER = "lost_before_answer"
     """The connection broke before any byte of the answer; the server may be gone."""
     LOST_DURING_ANSWER = "lost_during_answer"
-    """The connection broke while the answer was read; the server may be gone."""
+    """The connection broke while the answer was being read; the server may be gone."""
     STALE_CONNECTION = "stale_connection"
-    """As `LOST_BEFORE_ANSWER`, but the model is known to be served still."""
+    """Like `LOST_BEFORE_ANSWER`, but the model is known to be still served."""
     SERVER_ERROR = "server_error"
     """The server failed (5xx), or sent an answer that cannot be read."""
     TIMEOUT = "timeout"
     """No answer in time (408, 504, or the client's own timeout)."""
     RATE_LIMIT = "rate_limit"
-    """A quota is used up for now (429)."""
+    """A quota is exhausted for now (429)."""
     OVERLOADED = "overloaded"
-    """The server, or one that it needs, has no capacity for now (503)."""
+    """The server, or one that it depends on, has no capacity for now (503)."""
     RESTARTING = "restarting"
     """The server is being restarted, and its client holds requests until it is back."""
 
 
 class Verdict(enum.Enum):
-    """What the end of a call says about the backend; the pace and the breaker follow it."""
+    """What the end of a call says about the backend, for the pace and the breaker."""
 
     SERVED = "served"
     """It works: an answer, or a refusal of this request alone."""
     LIMITED = "limited"
-    """It works, but a quota is used up."""
+    """It works, but a quota is exhausted."""
     OVERLOADED = "overloaded"
-    """It is full or slow."""
+    """It is overloaded or slow."""
     BROKEN = "broken"
     """It cannot be reached, or fails."""
     RESTARTING = "restarting"
@@ -74,14 +74,14 @@ class Verdict(enum.Enum):
 
 
 class NextCall(enum.Enum):
-    """When a record is asked again."""
+    """When a record is retried."""
 
     BACKS_OFF = "backs_off"
     """After an exponential back-off, or the server's Retry-After."""
     FIRST_AT_ONCE = "first_at_once"
-    """At once if this was the record's first failure, else after a back-off."""
+    """Immediately after the record's first failure, otherwise after a back-off."""
     AT_ONCE = "at_once"
-    """At once: something else holds the request for as long as it has to wait."""
+    """Immediately: the client holds the request for as long as it has to wait."""
 
 
 class EndpointState(enum.Enum):
@@ -94,25 +94,25 @@ class EndpointState(enum.Enum):
     FAILS = "fails"
     """It may be broken: left out after several such failures in a row."""
     GONE = "gone"
-    """It is not there: left out at once."""
+    """It is gone: left out immediately."""
     RESTS = "rests"
-    """It has no capacity for a while: asked only if all others rest, too."""
+    """It has no capacity for a while: used only if all the others rest, too."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Consequence:
-    """What follows from a cause.
+    """The consequences of a cause.
 
     Attributes:
-      retry: The request is asked again in this run; otherwise the record fails at once.
+      retry: The request is retried in this run; otherwise the record fails immediately.
       attempt: The record itself may be at fault, so the failure counts against ``max_attempts``.
         A refusal that says nothing about the record is retried until its deadline.
-      next_call: When the request is asked again, if it is.
-      verdict: What the pace and the breaker learn.
+      next_call: When the request is retried, if it is.
+      verdict: What the pace and the breaker learn about the backend.
       fatal_at_start: Every record would fail alike: ends a run in which no call has succeeded.
-      server: What it says about the one server among several that was asked.
-      still_served: The cause instead, where the model is known to be served still; None for the
-        same.
+      server: What it says about the called server, if there are several.
+      still_served: The cause to use instead if the model is known to be still served; None for
+        the same.
     """
 
     retry: bool
@@ -125,7 +125,7 @@ class Consequence:
 
     @property
     def fails_over(self) -> bool:
-        """Whether another server may be asked at once: this one cannot have begun to answer."""
+        """Whether to call another server immediately: this one cannot have begun to answer."""
         return self.server in (EndpointState.REFUSES, EndpointState.GONE)
 
 
@@ -174,4 +174,4 @@ CONSEQUENCES: Mapping[Cause, Consequence] = {
         _OVERLOADED, verdict=Verdict.RESTARTING, next_call=NextCall.AT_ONCE
     ),
 }
-"""What follows from each cause: the table in the docstring of this module."""
+"""The consequences of each cause: the table in this module's docstring."""

@@ -1,4 +1,4 @@
-r"""How our types travel between stages: one versioned coder, driven by each dataclass's own fields.
+r"""The coders of the pipeline's types: one versioned form, derived from each dataclass's fields.
 
 Beam would pickle these dataclasses by position, and a field added in a later release would silently
 take its neighbour's value in the state of an updated streaming job. `VersionedCoder` writes
@@ -7,14 +7,14 @@ take its neighbour's value in the state of an updated streaming job. `VersionedC
 
     version (1 byte) · MessagePack array of the fields, in the order of their definition
 
-A dataclass inside a dataclass is an array inside the array. To add a field, append it to the
-dataclass with a default: that is all. A shorter array, from an older release, takes the defaults;
-a longer one, from a newer release, loses its tail. Never move, remove or retype a field: such a
-change needs a new `VERSION`, and running jobs have to be drained.
+A nested dataclass is a nested array. To add a field, append it to the dataclass with a default;
+nothing else is needed. A shorter array, from an older release, is completed with the defaults; the
+extra fields of a longer one, from a newer release, are dropped. Never move, remove or retype a
+field: such a change needs a new `VERSION`, and running jobs have to be drained.
 
-MessagePack holds every JSON value but two, and bytes besides. Integers beyond 64 bits travel as an
-extension type, and lone surrogates are escaped, as everywhere (`transforms.records.json_values`).
-``tuple[float, ...]`` travels as eight bytes a number, little endian.
+MessagePack holds bytes and every JSON value except two. Integers beyond 64 bits become an extension
+type, and lone surrogates are escaped, as everywhere (`transforms.records.json_values`).
+``tuple[float, ...]`` becomes eight bytes per number, little endian.
 
 >>> coder = RecordCoder()
 >>> coder.decode(coder.encode(Record("7", {"n": 2**70}))).fields
@@ -50,12 +50,12 @@ class UnreadableBytes(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conversion:
-    """How one type of field is written, where MessagePack does not hold it as it is.
+    """How to write a type of field that MessagePack cannot hold directly.
 
     Attributes:
-      write: The field's value to a MessagePack value.
-      read: The inverse.
-      canonical: Equal values are written as equal bytes.
+      write: Converts the field's value to a MessagePack value.
+      read: The inverse of `write`.
+      canonical: Whether equal values are written as equal bytes.
     """
 
     write: Callable[[Any], Any]
@@ -95,11 +95,11 @@ _CANONICAL = (str, bytes, int, bool)
 
 
 class Layout:
-    """One dataclass as an array of its fields; `layout_of` makes and keeps it.
+    """One dataclass as an array of its fields; made and cached by `layout_of`.
 
     Attributes:
       to_array: A value's fields as MessagePack values, in a sequence.
-      is_canonical: Equal values are encoded as equal bytes.
+      is_canonical: Whether equal values are encoded as equal bytes.
     """
 
     to_array: Callable[[Any], Any]
@@ -133,7 +133,7 @@ class Layout:
         return values
 
     def from_array(self, values: list[Any]) -> Any:
-        """The inverse of `to_array`, for an array that any release wrote."""
+        """The inverse of `to_array`, for arrays of any release."""
         del values[self._size :]
         for place, read in self._readers:
             if place >= len(values):
@@ -159,7 +159,7 @@ class Layout:
         """
         name = self._kind.__name__
         if not encoded:
-            raise UnreadableBytes(f"{name}: there are no bytes, not even the version")
+            raise UnreadableBytes(f"{name}: there are no bytes to decode, not even the version")
         version = encoded[0]
         if version != VERSION:
             raise UnreadableBytes(
@@ -180,13 +180,13 @@ def layout_of(kind: type) -> Layout:
     """The layout of a dataclass; made once per process.
 
     Raises:
-      TypeError: The coders know no form for one of its fields.
+      TypeError: The coders cannot write one of its fields.
     """
     return Layout(kind)
 
 
 def _conversion(annotation: Any, name: str) -> tuple[Conversion | None, bool]:
-    """How a field is written, None for as it is, and whether its bytes are canonical."""
+    """A field's conversion, None if it needs none, and whether its bytes are canonical."""
     if conversion := _CONVERSIONS.get(annotation):
         return conversion, conversion.canonical
     origin = typing.get_origin(annotation)
@@ -212,7 +212,7 @@ def _is_object(annotation: Any) -> bool:
 
 
 def _representable(value: Any) -> Any:
-    """The value in exact types that MessagePack takes; values that need it are rare."""
+    """The value in the exact types that MessagePack takes; few values need it."""
     if value is None or type(value) in (bool, float, bytes):
         return value
     if isinstance(value, float):  # NumPy's is a subclass
@@ -251,7 +251,7 @@ class VersionedCoder(Coder):
     """A Beam coder over the layout of one dataclass.
 
     ``class RecordCoder(VersionedCoder, kind=Record)`` is a coder's whole definition, and registers
-    it with Beam. Its module and name stand in the job graph: an update has to find them again.
+    it with Beam. Its module and name are in the job graph: an update must find them again.
     """
 
     kind: type
@@ -276,9 +276,9 @@ class VersionedCoder(Coder):
         return self._layout.decode(encoded)
 
     def is_deterministic(self) -> bool:
-        """Whether equal values always give equal bytes, so that they can be keys.
+        """Whether equal values are always encoded as equal bytes, so that they can be keys.
 
-        False for whatever holds a mapping: equal mappings may differ in the order of their keys.
+        False for types with a mapping: equal mappings may differ in the order of their keys.
         """
         return self._layout.is_canonical
 
@@ -298,7 +298,7 @@ class RecordCoder(VersionedCoder, kind=Record):
 
 
 class RequestCoder(VersionedCoder, kind=Request):
-    """Bytes of a `Request`; its params travel as their key, see `Params`."""
+    """Bytes of a `Request`; its params are reduced to their key, see `Params`."""
 
 
 class AnswerCoder(VersionedCoder, kind=Answer):

@@ -3,13 +3,13 @@
 .. code-block:: text
 
     PipelineError
-    ├── ConfigurationError        wrong use, found before anything is launched     (exit code 2)
+    ├── ConfigurationError        wrong use, found before launch                   (exit code 2)
     ├── RunError                  the run cannot go on                             (exit code 1)
     │   ├── BackendUnusable       no call has ever succeeded, and none will
     │   ├── NotReconciled         records != results + dead letters
-    │   ├── StoppedEarly          too much failed: the rest was not attempted
-    │   └── Interrupted           somebody asked the run to stop
-    └── RecordError               costs one record, never its batch: a dead letter
+    │   ├── StoppedEarly          too many failures: the rest was not attempted
+    │   └── Interrupted           the run was asked to stop
+    └── RecordError               fails one record, never its batch: a dead letter
         ├── ParseError  MissingField  RenderError                      before the model
         ├── InvalidRequest  TooLarge  Forbidden                        the model refused the request
         ├── RateLimited  Unavailable  RequestTimeout                   retryable
@@ -17,8 +17,8 @@
         ├── SchemaViolation  WriteRejected                             after the model
         └── NotAttempted  Internal
 
-The ``error_type`` of a dead letter is the class attribute of the `RecordError` that made it. How the
-dispatcher treats a failure is a matter of its `transforms.records.causes.Cause`.
+The ``error_type`` of a dead letter is a class attribute of its `RecordError`. A failure's
+`transforms.records.causes.Cause` decides how the dispatcher treats it.
 """
 
 import functools
@@ -28,15 +28,15 @@ from transforms.records.causes import CONSEQUENCES, Cause, Consequence
 
 
 class PipelineError(Exception):
-    """Base of every error that this project raises on purpose."""
+    """Base of all errors that this project raises on purpose."""
 
 
 class ConfigurationError(PipelineError):
-    """Wrong use: the message holds the value that was wrong and the remedy."""
+    """Wrong use: the message contains the wrong value and the remedy."""
 
 
 class RunError(PipelineError):
-    """The run cannot go on; everything already written stays, but nothing says it is whole."""
+    """The run cannot go on; output already written stays, but may be incomplete."""
 
 
 class BackendUnusable(RunError):
@@ -48,33 +48,33 @@ class NotReconciled(RunError):
 
 
 class StoppedEarly(RunError):
-    """The run gave up in good order: what was paid for is written, the rest is not attempted."""
+    """The run stopped early: answers paid for are written, the other records not attempted."""
 
 
 class Interrupted(RunError):
-    """Somebody asked the run to stop."""
+    """The run was asked to stop."""
 
 
 class RecordError(PipelineError):
-    """One record's failure, classified.
+    """The classified failure of one record.
 
-    Its class is the ``error_type`` of the dead letter; its cause decides how the dispatcher treats
-    it. An error is frozen: `replaced` makes another one.
+    Its class determines the ``error_type`` of the dead letter, its cause how the dispatcher treats
+    it. An error is immutable: `replaced` makes a changed copy.
 
     Args:
-      message: What was wrong, with the value; no prompt, response or secret in it.
+      message: What was wrong, with the value; never contains a prompt, a response or a secret.
       cause: Why the call failed; None for the usual cause of the class.
       retry_after_s: How long the server asks callers to wait, in seconds.
-      finish_reason: The model's own word for how it ended, as sent.
-      output: The model's text, for a failure behind an answer.
+      finish_reason: Why the model stopped, in the provider's words.
+      output: The model's text, for a failure after an answer.
       usage: The tokens billed for it (a `transforms.records.records.Usage`).
-      model_version: The model that answered, as the server says.
-      service_tier: The tier that the server charges for.
+      model_version: The model version that the server reports.
+      service_tier: The tier that the server says it charged for.
     """
 
     error_type = "internal"
     retryable = False
-    """Whether a later run may well succeed: a column of the dead letter."""
+    """Whether a later run may succeed: a column of the dead letter."""
 
     cause: Cause = Cause.REQUEST
     retry_after_s: float | None
@@ -109,11 +109,11 @@ class RecordError(PipelineError):
 
     @property
     def consequence(self) -> Consequence:
-        """The row of its cause in `transforms.records.causes.CONSEQUENCES`."""
+        """Its cause's row in `transforms.records.causes.CONSEQUENCES`."""
         return CONSEQUENCES[self.cause]
 
     def replaced(self, **changes: Any) -> "RecordError":
-        """Another error of the same class and message, with other facts."""
+        """A copy with the same class and message, and some facts changed."""
         return type(self)(*self.args, **{**self._facts(), **changes})
 
     def _facts(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class RecordError(PipelineError):
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in _FACTS:
-            raise AttributeError(f"{name} is a fact of the failure: make another error")
+            raise AttributeError(f"{name} cannot be set: errors are immutable; use `replaced`")
         super().__setattr__(name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -140,7 +140,7 @@ _FACTS = (
 
 
 class ParseError(RecordError):
-    """A line, row, message or file that is not what its format says."""
+    """A line, row, message or file that does not match its format."""
 
     error_type = "parse_error"
 
@@ -152,7 +152,7 @@ class MissingField(RecordError):
 
 
 class RenderError(RecordError):
-    """The template failed for this record for any other reason."""
+    """The template failed for this record for another reason."""
 
     error_type = "render_error"
 
@@ -164,7 +164,7 @@ class InvalidRequest(RecordError):
 
 
 class TooLarge(RecordError):
-    """Beyond a limit of the model server or of a sink (413)."""
+    """The record exceeds a limit of the model server or of a sink (413)."""
 
     error_type = "too_large"
 
@@ -192,7 +192,7 @@ class Unavailable(RecordError):
 
 
 class RequestTimeout(RecordError):
-    """No answer within the request's time (or 408, 504)."""
+    """No answer within the request's timeout (or 408, 504)."""
 
     error_type = "timeout"
     retryable = True
@@ -218,13 +218,13 @@ class Truncated(RecordError):
 
 
 class SchemaViolation(RecordError):
-    """The answer is not JSON, not unambiguously, or does not satisfy the output schema."""
+    """The answer is not JSON, is ambiguous, or does not satisfy the output schema."""
 
     error_type = "schema_violation"
 
 
 class WriteRejected(RecordError):
-    """A result that the sink's schema cannot hold."""
+    """A result that does not fit the sink's schema."""
 
     error_type = "write_rejected"
 
@@ -237,7 +237,7 @@ class NotAttempted(RecordError):
 
 
 class Internal(RecordError):
-    """An exception that nobody foresaw; the dead letter carries its stack trace."""
+    """An unforeseen exception; the dead letter has its stack trace."""
 
     error_type = "internal"
 
@@ -260,6 +260,6 @@ RECORD_ERRORS: tuple[type[RecordError], ...] = (
     NotAttempted,
     Internal,
 )
-"""Every kind of dead letter, in the order of the contract."""
+"""All types of dead letters, in the order of the contract."""
 
 ERROR_TYPES: tuple[str, ...] = tuple(error.error_type for error in RECORD_ERRORS)

@@ -1,6 +1,6 @@
-"""What travels through the pipeline: frozen, slotted dataclasses, standard library only.
+"""The elements of the pipeline: frozen, slotted dataclasses, standard library only.
 
-One record's way, and what it is called at each point:
+The path of one record, and its type at each point:
 
 .. code-block:: text
 
@@ -8,8 +8,8 @@ One record's way, and what it is called at each point:
        │                           │                  │                            │
        └──────────────► DeadLetter ◄──────────────────┴────────────────────────────┘
 
-`transforms.records.coders` registers a coder for each of them; import that (or the package) before a
-pipeline is built with them.
+`transforms.records.coders` registers a coder for each of them; import it (or the package) before
+building a pipeline with them.
 
 >>> record = Record(record_id="7", fields={"text": "hello"})
 >>> DeadLetter.of(MissingField("field 'title' is missing"), stage="render", record=record).error_type
@@ -39,10 +39,10 @@ class Record:
 
     Attributes:
       record_id: The value of the id field as text, else a hash of the record's canonical JSON.
-      fields: The record itself, as a JSON object.
+      fields: The record as a JSON object.
       attributes: A message's attributes (Pub/Sub).
-      source: Where it was read: a file's path, a table, a subscription.
-      read_minute: Minutes since the Unix epoch when it was read from an unbounded source.
+      source: Where it was read from: a file's path, a table, a subscription.
+      read_minute: When it was read from an unbounded source, in minutes since the Unix epoch.
     """
 
     record_id: str
@@ -56,12 +56,12 @@ _KEY_DIGITS = 12
 
 
 class Params(Mapping[str, Json]):
-    """The settings that are the same for every request of a run: an immutable mapping.
+    """The settings shared by every request of a run: an immutable mapping.
 
     Requests travel without them. `transforms.records.coders` writes only the key, and a decoded
-    request holds *sealed* params, which know their key and nothing else. `restore` puts the values
-    back; `transforms.inference` does so in front of the model. Equal keys make equal params. Empty
-    params are never sealed.
+    request holds *sealed* params, which know only their key. `restore` puts the values back;
+    `transforms.inference` does so before it calls the model. Params with equal keys are equal.
+    Empty params are never sealed.
 
     Attributes:
       key: 12 hex digits of the SHA-256 of the JSON with sorted keys; ``""`` for empty params.
@@ -87,18 +87,18 @@ class Params(Mapping[str, Json]):
 
     @classmethod
     def of(cls, values: Mapping[str, Json]) -> "Params":
-        """The same object if it is `Params` already."""
+        """Converts a mapping to `Params`; returns the same object if it is `Params` already."""
         return values if isinstance(values, Params) else cls(values)
 
     @staticmethod
     def key_of(values: Mapping[str, Json]) -> str:
-        """The key of params, or of a mapping that would make them."""
+        """The key of params, or of a mapping to convert to params."""
         return Params.of(values).key
 
     @staticmethod
     @functools.lru_cache(maxsize=128)
     def from_key(key: str) -> "Params":
-        """Sealed params, or empty ones for an empty key."""
+        """Sealed params, or empty params for an empty key."""
         if not key:
             return _EMPTY
         sealed = Params()
@@ -108,15 +108,15 @@ class Params(Mapping[str, Json]):
     def restore(
         self, requests: "Iterable[Request]", *, allow_earlier: bool = False
     ) -> "list[Request]":
-        """The requests, with these params in place of sealed ones.
+        """Returns the requests with these params in place of sealed ones.
 
         Args:
           requests: Requests whose params may be sealed.
-          allow_earlier: Whether requests of other params get these params, and a fingerprint of
+          allow_earlier: Whether requests with other params get these params and a fingerprint of
             their own, rather than raise: requests in flight when a streaming job is updated.
 
         Raises:
-          RunError: A request was rendered with other params.
+          RunError: A request was rendered with different params.
         """
         restored = []
         for request in requests:
@@ -126,8 +126,8 @@ class Params(Mapping[str, Json]):
                     raise RunError(
                         f"request {request.record.record_id!r} was rendered with "
                         f"{_named(params.key)}, but would be sent with {_named(self.key)}: "
-                        "RenderRequests and Infer (or InferenceHandler) were given different "
-                        "params; pass the same to both, such as Infer(params=spec.params) with the "
+                        "RenderRequests and Infer (or InferenceHandler) have different params; "
+                        "pass the same to both, such as Infer(params=spec.params) with the "
                         "spec of RenderRequests; if an update of a streaming job changed them, set "
                         "allow_earlier_params"
                     )
@@ -147,9 +147,9 @@ class Params(Mapping[str, Json]):
     def _open(self) -> dict[str, Json]:
         if self._values is None:
             raise RunError(
-                f"the params of key {self.key} are sealed: a request travels with the key of its "
-                "params only; read them behind Params.restore, which Infer(params=spec.params) "
-                "calls, as does InferenceHandler"
+                f"the params with key {self.key} are sealed: a request travels with only the key "
+                "of its params; read them after Params.restore, which Infer(params=spec.params) "
+                "and InferenceHandler call"
             )
         return self._values
 
@@ -177,22 +177,22 @@ _EMPTY = Params()
 
 
 def _named(key: str) -> str:
-    return f"the params of key {key}" if key else "empty params"
+    return f"params {key}" if key else "empty params"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """One model request, in no provider's dialect.
+    """One model request, independent of the provider.
 
     Attributes:
       record: The record it was rendered from.
       body: ``{"messages": [{"role", "content"}]}``, ``{"text": …}`` to embed, ``{"instance": …}``
-        for a custom model, or ``{"request": …}``: a whole provider request as it stands. The
-        content is a text; with media it is a list of parts, see `transforms.records.media`.
+        for a custom model, or ``{"request": …}``: a whole provider request, sent unchanged. The
+        content is a text or, with media, a list of parts: see `transforms.records.media`.
       params: ``generation_config``, ``request_options``, ``output_schema``: the same for all
-        records of a run. They travel as a key: behind a shuffle they are sealed, see `Params`.
-      fingerprint: SHA-256 (hex) of backend, model, body and params; equal fingerprints mean an
-        equal paid call.
+        records of a run. They travel as a key: after a shuffle they are sealed, see `Params`.
+      fingerprint: SHA-256 (hex) of backend, model, body and params; requests with equal
+        fingerprints pay for the same call.
       estimated_tokens: Input tokens, estimated at four UTF-8 bytes each, and 258 for a media part.
     """
 
@@ -205,7 +205,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the server counted them; None where it did not say.
+    """Tokens as counted by the server; None where it did not report them.
 
     Attributes:
       input_tokens: Prompt tokens, cached ones included.
@@ -225,21 +225,21 @@ NO_USAGE = Usage()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Completion:
-    """What the model answered.
+    """The model's answer.
 
     Attributes:
       output: The text.
       output_json: The answer as JSON text: checked against the output schema, or a custom
         model's prediction.
       embedding: The vector of an embedding request.
-      finish_reason: The provider's own word.
-      usage: Tokens.
-      model_version: What the server says answered.
-      service_tier: What the server says it charged for, e.g. ``ON_DEMAND_FLEX``.
-      latency_ms: Of the call that succeeded.
+      finish_reason: Why the model stopped, in the provider's words.
+      usage: The tokens.
+      model_version: The model version that the server reports.
+      service_tier: The tier that the server says it charged for, such as ``ON_DEMAND_FLEX``.
+      latency_ms: The duration of the call that succeeded.
       attempts: Calls made for this record, the successful one included.
-      throttled_ms: Time this record waited because the server asked for it.
-      from_ledger: The answer was paid for by an earlier attempt or run.
+      throttled_ms: How long this record waited because the server required it.
+      from_ledger: Whether an earlier attempt or run paid for the answer.
     """
 
     output: str | None = None
@@ -257,7 +257,7 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """A record with its completion; the rendered body has done its work and stays behind."""
+    """A record with its completion, without the rendered body, which is no longer needed."""
 
     record: Record
     fingerprint: str
@@ -266,20 +266,20 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One record that will have no result, with the reason.
+    """A record that will have no result, with the reason.
 
     Attributes:
-      stage: Where it ended.
+      stage: The stage at which it failed.
       error_type: One of `transforms.records.errors.ERROR_TYPES`.
-      error_message: For people; holds the value that was wrong, never a prompt or a secret.
-      retryable: Whether the same record may well succeed later.
-      record_id: None when the record could not be read far enough to have one.
-      attempts: Calls made; None when the failure came before the model.
-      throttled_ms: Time this record waited because the server asked for it.
-      fingerprint, finish_reason, output, usage, model_version, service_tier: Of the request and
-        its answer.
-      payload: The record as JSON, or the raw line; None when it is no text.
-      payload_bytes: The raw bytes when they are no text.
+      error_message: For people; contains the wrong value, never a prompt or a secret.
+      retryable: Whether the same record may succeed later.
+      record_id: None if the record could not be read far enough to have one.
+      attempts: Calls made; None if the record failed before the model call.
+      throttled_ms: How long this record waited because the server required it.
+      fingerprint, finish_reason, output, usage, model_version, service_tier: Those of the request
+        and its answer.
+      payload: The record as JSON, or the raw line; None if it is not text.
+      payload_bytes: The raw bytes if they are not text.
       attributes: A message's attributes.
       stacktrace: For ``internal`` only.
       read_minute: As in `Record`.
@@ -314,14 +314,14 @@ class DeadLetter:
         record: Record | None = None,
         **known: Any,
     ) -> "DeadLetter":
-        """The dead letter of one failure.
+        """The dead letter for one failure.
 
         Args:
-          error: A `RecordError`, or anything that nobody foresaw: then it is ``internal`` and
-            keeps its stack trace.
-          stage: Where it happened.
-          record: The record that it costs.
-          **known: Further fields of the dead letter.
+          error: A `RecordError`, or any unforeseen exception, which becomes ``internal`` with its
+            stack trace.
+          stage: Where the failure happened.
+          record: The record that failed.
+          **known: Other fields of the dead letter.
         """
         if not isinstance(error, RecordError):
             known.setdefault("stacktrace", "".join(traceback.format_exception(error)))

@@ -1,8 +1,8 @@
 """Batching: requests in workload batches, by count, estimated tokens, bytes and waiting time.
 
 `Batcher` (within a bundle) and `take_in` (across bundles) are the pure parts, `BatchRequests` the
-transform around both. A workload batch is several times what a backend works on at once, so that
-the backend never waits for the pipeline.
+transform around both. A workload batch holds several times the requests that a backend processes at
+a time, so that the backend never waits for the pipeline.
 """
 
 import dataclasses
@@ -41,14 +41,14 @@ from transforms.requests.render import BYTES_PER_TOKEN
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """The most that one batch holds; a request beyond a limit travels alone.
+    """The limits of one batch; a request that exceeds a limit by itself forms a batch alone.
 
     Attributes:
-      max_batch_size: Requests.
-      max_batch_tokens: Estimated input tokens; None for no limit.
-      max_batch_bytes: Bytes of the rendered requests, estimated from their tokens; across bundles
-        the bytes of the whole encoded batch.
-      max_batch_wait_s: Across bundles only: how long a batch that is not full is kept open.
+      max_batch_size: The most requests.
+      max_batch_tokens: The most estimated input tokens; None for no limit.
+      max_batch_bytes: The most bytes of the rendered requests, estimated from their tokens; across
+        bundles, of the whole encoded batch.
+      max_batch_wait_s: Across bundles only: how long a batch that is not full stays open.
     """
 
     max_batch_size: int = 256
@@ -67,7 +67,7 @@ class BatchLimits:
             )
 
     def allows(self, fill: Fill) -> bool:
-        """Whether a batch that is so full keeps every limit."""
+        """Whether a batch with this fill is within every limit."""
         return (
             fill.requests <= self.max_batch_size
             and (self.max_batch_tokens is None or fill.tokens <= self.max_batch_tokens)
@@ -75,7 +75,7 @@ class BatchLimits:
         )
 
     def is_full(self, fill: Fill) -> bool:
-        """Whether no further request could be added."""
+        """Whether no more requests fit."""
         return not self.allows(
             Fill(fill.requests + 1, fill.tokens + 1, fill.bytes + 1 + REQUEST_FRAME_BYTES)
         )
@@ -86,12 +86,12 @@ EMPTY = Fill()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
-    """What one more request does to an open batch.
+    """The effect of one more request on an open batch.
 
     Attributes:
-      close_before: The batch that was open is complete without the request.
-      fill: The open batch with the request in it; a new one after `close_before`.
-      close_after: That batch is complete, too.
+      close_before: Whether the open batch is complete without the request.
+      fill: The fill of the open batch with the request; of a new one after `close_before`.
+      close_after: Whether that batch is complete as well.
     """
 
     close_before: bool
@@ -100,7 +100,7 @@ class Step:
 
 
 def take_in(limits: BatchLimits, fill: Fill, request: EncodedRequest, now_ms: int) -> Step:
-    """Decides, for one key, where a request goes and which batches it completes.
+    """Decides, for one key, which batch a request joins and which batches it completes.
 
     >>> request = EncodedRequest(b"...", tokens=5)
     >>> step = take_in(BatchLimits(max_batch_size=2), EMPTY, request, now_ms=0)
@@ -136,7 +136,7 @@ class Batcher:
         self._tokens = 0
 
     def add(self, request: Request) -> list[Request] | None:
-        """Takes one request; returns the batch that it did not fit into, or that it filled."""
+        """Adds a request; returns the batch that it filled or did not fit into, if any."""
         tokens = self._tokens + request.estimated_tokens
         if self._batch and tokens > self._most_tokens:
             full, self._batch = self._batch, [request]
@@ -149,7 +149,7 @@ class Batcher:
         return None
 
     def flush(self) -> list[Request] | None:
-        """What is left, if anything."""
+        """The rest, if any."""
         full, self._batch, self._tokens = self._batch, [], 0
         return full or None
 
@@ -176,7 +176,7 @@ class _BatchDoFn(beam.DoFn):
 
 
 class _KeyDoFn(beam.DoFn):
-    """Encodes a request and gives it one of the keys, by chance: bundles may hold one request."""
+    """Encodes a request and assigns a random key, because a bundle may hold one request only."""
 
     def __init__(self, keys: int) -> None:
         self._keys = keys
@@ -189,7 +189,7 @@ class _BatchByKeyDoFn(beam.DoFn):
     """Keeps each key's open batch in state.
 
     A real-time timer bounds the waiting. Runners drop it when a job is drained or a window ends, so
-    it is paired with a timer at the window's end, which then hands over what is left.
+    it is paired with a timer at the window's end, which then emits the rest.
     """
 
     WAITED = TimerSpec("waited", TimeDomain.REAL_TIME)
@@ -250,7 +250,7 @@ class _BatchByKeyDoFn(beam.DoFn):
 
     def _rest(self, requests: Any, fill: Any) -> Iterator[EncodedBatch]:
         left = fill.read()
-        if left is not None:  # else a timer came late: its batch is gone
+        if left is not None:  # else a late timer: its batch is gone
             yield self._batch(left, requests, fill)
 
     def _batch(self, full: Fill, requests: Any, fill: Any) -> EncodedBatch:
@@ -274,20 +274,20 @@ class BatchRequests(beam.PTransform):
     order within a bundle is kept, unless batches are ordered.
 
     Unbounded input is batched across bundles, whose size then does not matter: each of a few keys
-    has one open batch in state. It is handed over when it is full, `max_batch_wait_s` after its
-    first request (by the worker's clock), and at the window's end, so that a drained job leaves
-    nothing behind. Windows are kept; in the global window nothing is late. A shuffle stands behind
-    it: a key is blocked, with its timers, for as long as a step that is fused with it works. A
-    batch handed over by a timer carries the timer's timestamp.
+    has one open batch in state. It is emitted when it is full, `max_batch_wait_s` after its first
+    request (by the worker's clock), and at the window's end, so that a drained job leaves nothing
+    behind. Windows are kept; in the global window nothing is late. A shuffle follows, because a key
+    and its timers are blocked for as long as a step fused with this one works. A batch emitted by a
+    timer carries the timer's timestamp.
 
     Args:
-      limits: The most that one batch holds.
-      keys: Across bundles only: batches that are open at a time. Few keys fill their batches
-        sooner: that takes `keys` · `max_batch_size` requests in `max_batch_wait_s`. Many spread the
-        work of batching, which one core does for one key.
-      order_by_prefix: Whether the requests of a batch that begin alike run one behind the other.
-      across_bundles: None for what the input asks for: whether it is unbounded.
-      clock: Seconds since the epoch; for tests, whose runners have a clock of their own.
+      limits: The limits of one batch.
+      keys: Across bundles only: how many batches are open at a time. Fewer keys fill their batches
+        sooner: full batches need `keys` · `max_batch_size` requests in `max_batch_wait_s`. More
+        keys spread the work of batching, which for one key is done on one core.
+      order_by_prefix: Whether requests of a batch that begin alike are placed next to each other.
+      across_bundles: Whether to batch across bundles; None does so for unbounded input only.
+      clock: Seconds since the epoch; for tests, whose runners have their own clock.
 
     Returns:
       A PCollection of non-empty lists of `Request`.

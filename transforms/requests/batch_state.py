@@ -1,8 +1,8 @@
-"""What a streaming job keeps between bundles: requests as bytes, and how full a batch is.
+"""The state of batching in a streaming job: requests as bytes, and how full a batch is.
 
 State outlives the release that wrote it: an updated job reads the bytes of the earlier one. The
-rules of `transforms.records.coders` hold here as well. A request is encoded once, where it gets its
-key, and decoded once, in front of the model: state and shuffles carry its bytes unread.
+rules of `transforms.records.coders` hold here as well. A request is encoded once, when it gets its
+key, and decoded once, before the model call: state and shuffles carry its bytes unread.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ from transforms.records.coders import VersionedCoder, layout_of
 from transforms.records.records import Request
 
 REQUEST_FRAME_BYTES = 5
-"""The most that a request adds to a batch beside its own bytes."""
+"""The most bytes that a request adds to a batch besides its own."""
 BATCH_FRAME_BYTES = 64
-"""The most that a batch adds: its version and lengths, and the shuffle's own framing."""
+"""The most bytes that a batch adds: its version and lengths, and the shuffle's own framing."""
 _REQUEST = layout_of(Request)
 
 
@@ -42,7 +42,7 @@ class EncodedBatch:
     requests: tuple[bytes, ...]
 
     def open(self) -> list[Request]:
-        """The requests; their params are sealed, see `transforms.records.records.Params`.
+        """Decodes the requests; their params are sealed, see `transforms.records.records.Params`.
 
         Raises:
           UnreadableBytes: Another version of the coders wrote them.
@@ -57,7 +57,7 @@ class Fill:
     Attributes:
       requests: Number of requests.
       tokens: Sum of their estimated input tokens.
-      bytes: Their size in an `EncodedBatch`, at most.
+      bytes: An upper bound of their size in an `EncodedBatch`.
       opened_ms: When the first request arrived (milliseconds since the epoch).
     """
 

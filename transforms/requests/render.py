@@ -1,4 +1,4 @@
-"""Rendering: a record and a template make one model request.
+"""Rendering: turns a record and a template into one model request.
 
 `render_request` is the pure function, `RenderRequests` the transform around it.
 """
@@ -17,30 +17,30 @@ from transforms.records.records import DeadLetter, Json, Params, Record, Request
 from transforms.requests.templating import PromptTemplate
 
 BYTES_PER_TOKEN = 4
-"""English text runs at about four bytes a token in today's vocabularies; only batching uses it."""
+"""English text has about four bytes per token in today's vocabularies; only batching uses this."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RequestSpec:
-    """How every request of a run is made. Exactly one of the first four sources is set.
+    """How the requests of a run are rendered. Exactly one of the first four attributes is set.
 
     Attributes:
-      prompt: A Jinja2 template; its text is the last user message, or the text to embed.
+      prompt: A Jinja2 template; renders the last user message, or the text to embed.
       messages_field: The field that holds a chat: a list of ``{"role", "content"}``.
-      request_field: The field that holds a whole provider request, sent as it stands.
-      instance_fields: The fields that make a custom model's instance.
+      request_field: The field that holds a whole provider request, sent unchanged.
+      instance_fields: The fields that form a custom model's instance.
       system_prompt: A Jinja2 template for the system message.
-      media_fields: The fields whose URIs become parts of the message, in front of the prompt.
+      media_fields: The fields whose URIs become parts of the message, before the prompt.
       task: ``generate`` or ``embed``.
       instance: The rendered prompt is a custom model's instance: JSON where it is an object or
         an array, else a string.
       params: ``generation_config``, ``request_options``, ``output_schema``: sent with each request,
-        kept as `Params`. Pass the same to ``Infer(params=spec.params)``, because requests travel
-        with the key of their params only.
+        kept as `Params`. Pass them to ``Infer(params=spec.params)`` as well, because requests
+        travel with only the key of their params.
       backend: The backend's family, for the fingerprint.
       model: The model's name, for the fingerprint.
-      prompt_name: What an error calls the prompt.
-      system_prompt_name: What an error calls the system prompt.
+      prompt_name: The name of the prompt in error messages.
+      system_prompt_name: The name of the system prompt in error messages.
     """
 
     prompt: str | None = None
@@ -64,8 +64,8 @@ class RequestSpec:
         """Compiles the templates, so that a syntax error is found before launch.
 
         Raises:
-          ConfigurationError: A template does not compile, not exactly one source is set, or media
-            go with a request that has no place for them.
+          ConfigurationError: A template does not compile, the number of sources set is not one, or
+            media fields are set for a request that cannot carry media.
         """
         sources = (self.prompt, self.messages_field, self.request_field, self.instance_fields)
         if sum(bool(source) for source in sources) != 1:
@@ -77,15 +77,15 @@ class RequestSpec:
         if self.media_fields and (not self.prompt or self.task == "embed" or self.instance):
             names = ",".join(field.name for field in self.media_fields)
             raise ConfigurationError(
-                f"`media_fields` is {names!r}, but goes with a prompt to generate from only: remove "
-                "it; chats and whole requests carry parts of their own, embeddings and instances "
-                "have none"
+                f"`media_fields` is {names!r}, but needs a prompt to generate from: remove it; "
+                "chats and whole requests carry their own parts, embeddings and instances have "
+                "none"
             )
         Renderer(self)
 
 
 class Renderer:
-    """`RequestSpec`, compiled: calls turn a record into a request. Not picklable."""
+    """A compiled `RequestSpec`; calling it turns a record into a request. Not picklable."""
 
     def __init__(self, spec: RequestSpec) -> None:
         self._spec = spec
@@ -196,7 +196,7 @@ def _instance(text: str) -> Json:
 
 
 def render_request(record: Record, spec: RequestSpec) -> Request:
-    """One request, for tests and previews; `Renderer` compiles the templates only once."""
+    """Renders one request, for tests and previews; a `Renderer` compiles templates only once."""
     return Renderer(spec)(record)
 
 
@@ -212,7 +212,7 @@ class _RenderDoFn(beam.DoFn):
     ) -> Iterator[Request | TaggedOutput[Literal["unrendered"], DeadLetter]]:
         try:
             request = self._render(record)
-        except Exception as error:  # what nobody foresaw is this record's `internal`
+        except Exception as error:  # an unforeseen error is this record's `internal`
             yield TaggedOutput("unrendered", DeadLetter.of(error, stage="render", record=record))
         else:
             yield request
@@ -226,8 +226,8 @@ class RenderRequests(beam.PTransform):
     same fingerprints. A record that cannot be rendered is a dead letter of stage ``render``.
 
     Args:
-      spec: How requests are made. Its templates are compiled, and a syntax error is raised, when
-        the transform is made.
+      spec: How requests are rendered. Its templates are compiled, and a syntax error is raised,
+        when the transform is constructed.
 
     Returns:
       ``(requests, unrendered)``: PCollections of `Request` and of `DeadLetter`.

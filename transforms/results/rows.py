@@ -65,7 +65,7 @@ RESULT_COLUMNS: tuple[Column, ...] = (
         help="The answer as JSON text: valid by the output schema, or a custom model's prediction.",
     ),
     Column("embedding", "FLOAT64", "REPEATED", "The vector, for the task `embed`."),
-    Column("finish_reason", "STRING", help="Why the model stopped, in the provider's word."),
+    Column("finish_reason", "STRING", help="Why the model stopped, in the provider's words."),
     Column("input_tokens", "INT64", help="Prompt tokens, cached ones included."),
     Column("cached_input_tokens", "INT64", help="Prompt tokens read from a cache."),
     Column("output_tokens", "INT64", help="Tokens of the answer."),

@@ -23,14 +23,14 @@ from transforms.results.rows import Column, Row, encode_row
 
 @dataclasses.dataclass(slots=True)  # not frozen: it caches, and is made for every row
 class EncodedRow:
-    """One row as a JSON line, with what it takes to count it or to make a dead letter of it.
+    """One row as a JSON line, with the context to count it or to make a dead letter from it.
 
     >>> EncodedRow(b'{"n":1}').values
     {'n': 1}
 
     Attributes:
       line: The JSON line, without its newline.
-      context: What a sink hands back with the row: the answer of a result, the counts of a dead
+      context: Passed back by the sink with the row: the answer of a result, the counts of a dead
         letter, None for other rows. Sinks do not look inside.
     """
 
@@ -54,14 +54,14 @@ class EncodedRow:
 
     @property
     def values(self) -> Row:
-        """What the line says, parsed at most once; shared by all sinks, so never to be changed."""
+        """The line's values, parsed at most once; all sinks share them, so never modify them."""
         if self._values is None:
             self._values = orjson.loads(self.line)
         return self._values
 
 
 Packed: TypeAlias = tuple[bytes, bytes]
-"""A row's line and the bytes of its context: what travels, and what waits in large numbers.
+"""A row's line and the bytes of its context: the form in which rows travel and wait.
 
 The garbage collector does not track bytes; thousands of waiting answers would slow it down.
 """
@@ -131,14 +131,14 @@ class Rejection:
     message: str
 
     def error(self) -> RecordError:
-        """The same as the error that makes a dead letter."""
+        """The rejection as the error for a dead letter."""
         kind = TooLarge if self.error_type == TooLarge.error_type else WriteRejected
         return kind(self.message)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RejectedRow:
-    """A row that a sink does not hold and never will, with the reason."""
+    """A row that a sink does not hold and will never hold, with the reason."""
 
     row: EncodedRow
     rejection: Rejection
@@ -149,15 +149,15 @@ NeverRejected: TypeAlias = TaggedOutput[Literal["rejected"], RejectedRow]
 
 
 class Written(NamedTuple):
-    """What every sink returns.
+    """The output of every sink.
 
     Attributes:
       rows: A PCollection of `EncodedRow`: the rows that the sink has taken. For a sink that cannot
         reject, its input as it is; for one that can, each row when the service has acknowledged it.
       rejected: A PCollection of `RejectedRow`; empty for a sink that cannot reject. Every input row
         ends in exactly one of ``rows`` and ``rejected``.
-      reports: A PCollection of `SinkReport`: what the sink holds, when the input has ended. Reports
-        of one sink add up.
+      reports: A PCollection of `SinkReport`: the sink's row counts when the input has ended.
+        Reports of one sink add up.
     """
 
     rows: beam.PCollection[EncodedRow]

@@ -1,9 +1,9 @@
 """Files as a sink, staged in a hidden folder and then renamed.
 
 Bounded input: all files are renamed at the end, to ``<folder>/<run_id>-00000-of-00007.jsonl``, so
-they are visible only when every row is there. Unbounded input: each file is renamed as soon as it is
-staged, to ``<folder>/<run_id>-stream-<32 hex digits>.jsonl``, so every row that the runner takes for
-done is there even if the run fails later.
+they are visible only when every row is there. Unbounded input: each file is renamed as soon as it
+is staged, to ``<folder>/<run_id>-stream-<32 hex digits>.jsonl``, so every row that the runner
+considers done is there even if the run fails later.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ others."""
 
 
 def temporary_folder(folder: str, run_id: str) -> str:
-    """Where a run stages its files: beside the final ones, so that a rename is enough."""
+    """Where a run stages its files: next to the final ones, so that a rename is enough."""
     return str(FileSystems.join(folder, f".{run_id}.tmp"))
 
 

@@ -1,4 +1,4 @@
-"""Dead letters to a Pub/Sub topic: the payload as it came, with attributes that say what is wrong.
+"""Dead letters to a Pub/Sub topic: the original payload, with attributes that describe the error.
 
 A message's data is the raw payload (a record as JSON, a raw line, or bytes), so that publishing it
 to the input topic again is a retry. Its attributes are those of the original message, overridden by
@@ -54,7 +54,7 @@ Message = tuple[bytes, dict[str, str]]
 
 
 def check_topic_name(topic: str) -> str:
-    """Returns the name of a topic if it is written in full; asks no service.
+    """Returns the name of a topic if it is written in full; calls no service.
 
     Raises:
       ConfigurationError: It is not.
@@ -103,7 +103,7 @@ def message_bytes(data: bytes, attributes: dict[str, str]) -> int:
 
 
 def cut_text(text: str, limit: int) -> str:
-    """The longest beginning of a text that takes at most so many bytes of UTF-8.
+    """The longest prefix of a text that takes at most ``limit`` bytes of UTF-8.
 
     >>> cut_text("naïve", 3)
     'na'
@@ -130,7 +130,7 @@ def _attributes(row: Row) -> dict[str, str]:
 
 
 def _is_publishable(key: Any) -> bool:
-    """Pub/Sub rejects names that are empty, too long, no UTF-8, or begin with ``goog``."""
+    """Pub/Sub rejects names that are empty, too long, not UTF-8, or begin with ``goog``."""
     return bool(key) and not key.lower().startswith("goog") and cut_text(key, MAX_KEY_BYTES) == key
 
 

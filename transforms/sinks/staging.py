@@ -24,7 +24,7 @@ from transforms.results.rows import Column, Row
 from transforms.sinks.base import EncodedRow
 
 MAX_FILE_BYTES = 256 << 20
-"""A bundle starts another file after so many bytes of rows, so that readers can share the files."""
+"""A bundle starts another file after this many bytes, so that readers can share the work."""
 
 _BUFFER_BYTES = 1 << 20
 _PARQUET_ROWS = 10_000

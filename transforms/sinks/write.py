@@ -53,7 +53,7 @@ def encode_result(answer: Answer, run: RunInfo, price: Price) -> EncodedRow:
 
 
 def encode_dead_letter(row: Row, counts: MinuteCounts | None = None) -> EncodedRow:
-    """The row of a dead letter, always: values that the columns cannot hold are left out."""
+    """The row of a dead letter; never fails: it leaves out values that its columns cannot hold."""
     try:
         return EncodedRow.of(row, DEAD_LETTER_COLUMNS, counts)
     except WriteRejected as rejected:
@@ -76,8 +76,8 @@ def _fitting(column: Column, value: Json) -> Json:
 def shorten_dead_letter(row: EncodedRow, rejection: Rejection) -> EncodedRow:
     """The `Fallback` of dead letters: the row without values that a table may find too long.
 
-    The message says why the table rejected the row. A row that is short already is returned as it
-    is: then its length is not at fault.
+    The message says why the table rejected the row. A row that is already short is returned
+    unchanged: then its length is not the cause.
     """
     values = row.values
     short = {**values, "payload_bytes": None, "attributes": []}
@@ -185,7 +185,7 @@ class _CountLettersDoFn(beam.DoFn):
 def _counted(
     rows: beam.PCollection[EncodedRow], label: str, count: type[beam.DoFn]
 ) -> beam.PCollection[Counts] | beam.PCollection[MinuteCounts]:
-    """What a step counts: by minute if the rows have no end. Two outputs, one coder each."""
+    """A step's counts: by minute if the rows are unbounded. Two outputs, one coder each."""
     by_minute = not rows.is_bounded
     counted = rows | label >> beam.ParDo(count(by_minute)).with_outputs("counts", "minutes")
     return counted.minutes if by_minute else counted.counts
@@ -201,7 +201,7 @@ class WriteResults(beam.PTransform):
     refused, because a row that the second rejects is in the first already.
 
     Args:
-      run: What every row carries.
+      run: The values common to all rows.
       price: The list price of a usage.
       sinks: Label and transform of each sink.
 
@@ -256,7 +256,7 @@ class WriteDeadLetters(beam.PTransform):
     to 1 MiB. A sink that can reject rows is refused: set its ``fallback`` to `shorten_dead_letter`.
 
     Args:
-      run: What every row carries.
+      run: The values common to all rows.
       price: The list price of a usage.
       sinks: Label and transform of each sink.
 

@@ -68,7 +68,7 @@ def test_a_snapshot_and_write_streams_of_its_job() -> None:
     [
         (
             [GPU, "--flexrs_goal=COST_OPTIMIZED"],
-            "--flexrs_goal is 'COST_OPTIMIZED', but FlexRS has no GPUs and the job asks for nvidia-l4",
+            "--flexrs_goal is 'COST_OPTIMIZED', but FlexRS has no GPUs and the job requests nvidia-l4",
         ),
         (
             [GPU, "--machine_type=n2-standard-8"],
@@ -80,7 +80,7 @@ def test_a_snapshot_and_write_streams_of_its_job() -> None:
         ),
         (
             ["--dataflow_service_options=worker_accelerator=type:nvidia-l4;count:1"],
-            "worker_accelerator asks for nvidia-l4 without a driver: add ;install-nvidia-driver",
+            "worker_accelerator requests nvidia-l4 without a driver: add ;install-nvidia-driver",
         ),
         (
             ["--dataflow_service_options=worker_accelerator=nvidia-l4"],
@@ -89,7 +89,7 @@ def test_a_snapshot_and_write_streams_of_its_job() -> None:
         ([GPU, T4], "worker_accelerator is set 2 times: set it once"),
         (
             [GPU, "--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver"],
-            "two settings ask for an accelerator",
+            "two settings request an accelerator",
         ),
         (
             ["--experiments=use_nvidia_mps,no_use_multiple_sdk_containers"],
@@ -251,11 +251,11 @@ def test_flags_of_gpus_that_can_run() -> None:
         ),
         (
             [GPU],
-            "two settings ask for an accelerator: remove worker_accelerator or --gpu_type",
+            "two settings request an accelerator: remove worker_accelerator or --gpu_type",
         ),
         (
             ["--resource_hint=accelerator=type:nvidia-l4;count:1;install-nvidia-driver"],
-            "two settings ask for an accelerator: remove --resource_hints or --gpu_type",
+            "two settings request an accelerator: remove --resource_hints or --gpu_type",
         ),
         (
             ["--experiments=use_nvidia_mps"],

@@ -42,7 +42,7 @@ def test_dataset_elsewhere(in_europe: TableName) -> None:
     )
     assert _refused(in_europe, "US", "us-central1") == (
         f"--bigquery_location is 'US', but --output_table's dataset {name} is in europe-west4: "
-        "set it to that, or leave it out"
+        "set it to that, or remove it"
     )
 
 

@@ -138,8 +138,8 @@ def test_empty_is_the_default() -> None:
         (["--runer=x"], "unknown flag --runer; did you mean --runner?"),
         (["--zzzzzzzz", "x"], "unknown flag --zzzzzzzz"),
         (["--max_concurrenc=1"], "unknown flag --max_concurrenc; did you mean --max_concurrency?"),
-        (["word"], "'word' is no flag: write --name=value"),
-        (["-x"], "'-x' is no flag: write --name=value"),
+        (["word"], "'word' is not a flag: write --name=value"),
+        (["-x"], "'-x' is not a flag: write --name=value"),
         (["--limit"], "--limit has no value: write --limit=…"),
     ],
 )

@@ -49,7 +49,7 @@ def test_the_default_is_the_fields() -> None:
 
 def test_a_default_cannot_be_written_twice() -> None:
     """A flag of a field cannot repeat its default or name a field that does not exist."""
-    with pytest.raises(TypeError, match="--retries: its default stands in _Limits"):
+    with pytest.raises(TypeError, match="--retries: its default is that of _Limits"):
         Flag("retries", "G", "Help.", COUNT, of=_Limits, default=3)
     with pytest.raises(TypeError, match="--tries: _Limits has no field 'tries'"):
         Flag("tries", "G", "Help.", COUNT, of=_Limits)

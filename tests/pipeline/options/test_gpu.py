@@ -92,11 +92,11 @@ def test_only_the_call_has_a_gpu() -> None:
         ([*JOB, "--gpu_type=nvidia-tesla-v100"], "--gpu_type is 'nvidia-tesla-v100', but must be"),
         (
             [*BASE, *VLLM, "--gpu_type=nvidia-l4"],
-            "--gpu_type is 'nvidia-l4', but the runner is the local one: such a run takes the ",
+            "--gpu_type is 'nvidia-l4', but the runner is the local one, which uses the GPUs ",
         ),
         (
             [*BASE, *VLLM, "--gpu_type=nvidia-l4", "--runner=DirectRunner"],
-            "--gpu_type is 'nvidia-l4', but the runner is DirectRunner: ",
+            "--gpu_type is 'nvidia-l4', but the runner is DirectRunner, ",
         ),
         (
             [*BASE, *DATAFLOW, "--model=m", "--backend=openai", "--gpu_type=nvidia-l4"],
@@ -122,7 +122,7 @@ def test_only_the_call_has_a_gpu() -> None:
         ),
         (
             [*JOB, "--gpu_type=nvidia-l4", "--gpu_driver=5;x"],
-            "--gpu_driver is '5;x', but must be a version, such as 5xx, or left out",
+            "--gpu_driver is '5;x', but must be a version, such as 5xx: correct or remove it",
         ),
     ],
 )

@@ -90,8 +90,8 @@ def test_values_that_name_no_fields(argv: Any, message: str) -> None:
 def test_requests_without_a_place_for_media(argv: Any) -> None:
     """A request without a place for media rejects the flag instead of ignoring it."""
     assert _refused(*ROWS, *argv, "--media_fields=photo") == (
-        "--media_fields is 'photo', but goes with a prompt to generate from only: remove it; "
-        "chats and whole requests carry parts of their own, embeddings and instances have none"
+        "--media_fields is 'photo', but needs a prompt to generate from: remove it; "
+        "chats and whole requests carry their own parts, embeddings and instances have none"
     )
 
 

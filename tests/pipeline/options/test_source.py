@@ -86,7 +86,7 @@ def test_dead_letters() -> None:
 def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
     """The project of the flag or the environment pays for a query."""
     query = "--input_query=SELECT 1"
-    assert _refused(_source, query) == "--input_query needs --project: who pays for the query"
+    assert _refused(_source, query) == "--input_query needs a project to bill: set --project"
     assert _source(query, "--project=p") == QuerySource(query="SELECT 1", job_project="p")
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "e")
     assert _source(query) == QuerySource(query="SELECT 1", job_project="e")
@@ -99,14 +99,14 @@ def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             [],
             (
-                "exactly one input is needed, but none is set: use one of --input_files, "
+                "exactly one input is needed, but none is set: set one of --input_files, "
                 "--input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
         (
             ["--input_files=a", "--input_query=b"],
             (
-                "exactly one input is needed, but --input_files and --input_query are set: use one "
+                "exactly one input is needed, but --input_files and --input_query are set: set one "
                 "of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
@@ -114,7 +114,7 @@ def test_query(monkeypatch: pytest.MonkeyPatch) -> None:
             ["--input_files=a", "--input_table=p:d.t", "--input_query=b"],
             (
                 "exactly one input is needed, but --input_files and --input_table and --input_query "
-                "are set: use one of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
+                "are set: set one of --input_files, --input_table, --input_query, --input_subscription, --input_dead_letters"
             ),
         ),
         (

@@ -74,7 +74,7 @@ def test_all_mistakes_at_once() -> None:
             parse_flags(["--input_files=a", "--backend=fake", "--prefix_chars=9"])
         )
     assert [line.partition(":")[0] for line in str(raised.value).splitlines()] == [
-        "it is not clear what to ask the model",
+        "it is not clear what to send to the model",
         "no output is set",
         "--prefix_chars is 9, but goes with --order_by_prefix=data_set only",
     ]
@@ -86,5 +86,5 @@ def test_each_mistake_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.splitlines() == [
         "error: unknown flag --promt; did you mean --prompt?",
         "error: unknown flag --no_such_flag",
-        "error: 'word' is no flag: write --name=value",
+        "error: 'word' is not a flag: write --name=value",
     ]

@@ -134,7 +134,7 @@ def test_internal_is_a_crash_of_the_whole_call() -> None:
     async def ask() -> list[Any]:
         good, bad = prompt("fine"), prompt("[[fake:internal]]")
         async with opened(FakeBackend()) as client:
-            with pytest.raises(RuntimeError, match=r"^a crash that nobody foresaw$"):
+            with pytest.raises(RuntimeError, match=r"^an unforeseen crash$"):
                 await client.generate_many([good, bad])
             alone = (client.generate(request) for request in (good, bad))
             return await asyncio.gather(*alone, return_exceptions=True)

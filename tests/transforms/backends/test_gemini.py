@@ -338,7 +338,7 @@ def test_failures_of_single_texts(model_server: SimulatedModelServer) -> None:
     [
         (["a", "b [[http:400]]"], InvalidRequest, "HTTP 400 from .*invalid argument"),
         (["a", "b [[http:429]]"], RateLimited, "Resource exhausted"),
-        (["a", "b [[wrong-shape]]"], Unavailable, "has not the expected shape"),
+        (["a", "b [[wrong-shape]]"], Unavailable, "does not have the expected shape"),
         (["a"] * 251, InvalidRequest, "250 instance\\(s\\) is allowed per prediction. Actual: 251"),
         (["a" * 804] * 100, InvalidRequest, "20100 but the model supports up to 20000"),
         (
@@ -368,7 +368,7 @@ def test_vectors_of_something_else(values: Any) -> None:
         async with serving(handle) as url, opened(_embedding_backend(url)) as client:
             return await client.generate_many([request_of({"text": text}) for text in "ab"])
 
-    with pytest.raises(Unavailable, match="has not the expected shape"):
+    with pytest.raises(Unavailable, match="does not have the expected shape"):
         asyncio.run(ask())
 
 
@@ -624,20 +624,20 @@ def test_own_schema_wins() -> None:
         ({"messages": ["a"]}, "a message is a str, not an object"),
         (
             {"messages": [{"role": "tool", "content": "a"}]},
-            "role 'tool' is none of system, user, assistant, model",
+            "role 'tool' is not one of system, user, assistant, model",
         ),
         ({"messages": [{"role": "user"}]}, "a message's content is a NoneType, not text"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "a part of type 'image_url' is neither text nor media; give Gemini's own 'parts' for others",
+            "a part of type 'image_url' is neither text nor media; use Gemini's own 'parts' for others",
         ),
         (
             {"messages": [{"role": "user", "content": ["a"]}]},
-            "a part of type 'str' is neither text nor media; give Gemini's own 'parts' for others",
+            "a part of type 'str' is neither text nor media; use Gemini's own 'parts' for others",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
-            "a part of type 'text' is neither text nor media; give Gemini's own 'parts' for others",
+            "a part of type 'text' is neither text nor media; use Gemini's own 'parts' for others",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "media", "uri": "b/a.png"}]}]},
@@ -646,13 +646,13 @@ def test_own_schema_wins() -> None:
         (
             {"messages": [{"role": "user", "content": [_image("https://h/a?key=secret")]}]},
             (
-                "a media part: the MIME type of 'https://h/a' cannot be told from its name; give a "
+                "a media part: the MIME type of 'https://h/a' cannot be told from its name; use a "
                 "part of type 'media' with one"
             ),
         ),
         (
             {"messages": [{"role": "system", "content": [_image("https://h/a.png")]}]},
-            "a system message holds media; give them to the user's message",
+            "a system message holds media; move them to the user's message",
         ),
     ],
 )

@@ -286,7 +286,7 @@ def test_an_empty_vector_costs_its_own_text(model_server: SimulatedModelServer) 
         (["a", "b [[http:400]]"], InvalidRequest, "HTTP 400 from .*invalid argument"),
         (["a", "b [[http:503]]"], Unavailable, "HTTP 503 from .*"),
         (["a", "b [[malformed]]"], Unavailable, "cannot be read as JSON"),
-        (["a", "b [[wrong-shape]]"], Unavailable, "has not the expected shape"),
+        (["a", "b [[wrong-shape]]"], Unavailable, "does not have the expected shape"),
         (["a"] * 2049, InvalidRequest, "array too long. Expected an array with maximum length"),
         (["a" * 20_000] * 61, InvalidRequest, "Requested 305000 tokens, max 300000 tokens"),
         (["a", "b" * 32_769], InvalidRequest, "maximum input length is 8192 tokens"),

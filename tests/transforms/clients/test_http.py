@@ -201,7 +201,7 @@ def test_unreadable_success_is_retryable() -> None:
     with pytest.raises(Unavailable, match=r"^HTTP 200 from .* a body of 6 bytes") as caught:
         asyncio.run(exchange())
     assert caught.value.cause is Cause.SERVER_ERROR
-    with pytest.raises(Unavailable, match=r"^the reply of m has not the expected .*KeyError"):
+    with pytest.raises(Unavailable, match=r"^the reply of m does not have the expected .*KeyError"):
         shaped(lambda data: data["a"], {}, what="m")
 
 
@@ -242,7 +242,7 @@ def test_no_connection() -> None:
 
 def test_no_url() -> None:
     """A value that is not a URL is an error of every record."""
-    with pytest.raises(InvalidRequest, match=r"is no URL$") as caught:
+    with pytest.raises(InvalidRequest, match=r"is not a URL$") as caught:
         _post("127.0.0.1", {})
     assert caught.value.cause is Cause.NOT_SERVED
 

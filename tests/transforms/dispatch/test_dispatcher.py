@@ -133,7 +133,7 @@ def test_a_client_without_a_completion() -> None:
 
     outcomes = answer(Wrong(lambda n, _: f"{n}"), 2)
     assert outputs(outcomes) == [None, "1"]
-    assert failures(outcomes)[0] == ("TypeError", "generate gave a NoneType", 1)
+    assert failures(outcomes)[0] == ("TypeError", "generate returned a NoneType", 1)
 
 
 @pytest.mark.parametrize("by_the_batch", [False, True])

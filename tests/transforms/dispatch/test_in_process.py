@@ -171,7 +171,7 @@ def test_generate_many_of_something_else() -> None:
     client = ManyClient(lambda requests: [Completion("a"), None])
     outcomes = answer(client, 2)
     assert failures(outcomes) == [
-        None, ("TypeError", "generate_many gave a NoneType for a request", 1)
+        None, ("TypeError", "generate_many returned a NoneType for a request", 1)
     ]  # fmt: skip
 
 

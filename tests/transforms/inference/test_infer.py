@@ -256,7 +256,7 @@ def test_internal_costs_its_record_alone() -> None:
     answered, unserved = _infer(FakeBackend(), [requests])
     assert len(answered) == 999
     assert [(d.error_type, d.error_message) for d in unserved] == [
-        ("internal", "RuntimeError: a crash that nobody foresaw")
+        ("internal", "RuntimeError: an unforeseen crash")
     ]
 
 

@@ -24,8 +24,8 @@ SPEC = RequestSpec(
 PLAIN = RequestSpec(prompt="Say {{ text }}")
 RECORDS = [record_of(str(n), text=f"{n}") for n in range(3)]
 MISMATCH = (
-    r"request '0' was rendered with the params of key [0-9a-f]{12}, but would be sent with empty "
-    r"params: RenderRequests and Infer \(or InferenceHandler\) were given different params; pass "
+    r"request '0' was rendered with params [0-9a-f]{12}, but would be sent with empty "
+    r"params: RenderRequests and Infer \(or InferenceHandler\) have different params; pass "
     r"the same to both, such as Infer\(params=spec\.params\) with the spec of RenderRequests; if an "
     r"update of a streaming job changed them, set allow_earlier_params"
 )
@@ -102,7 +102,7 @@ def test_a_mismatch_is_an_error_at_the_first_record(travelled: bool) -> None:
         handler.run_inference(requests, handler.load_model())
     with pytest.raises(Exception, match=MISMATCH):
         _ = [requests] | Infer(backend=EchoBackend())
-    with pytest.raises(Exception, match="would be sent with the params of key"):
+    with pytest.raises(Exception, match="would be sent with params"):
         _ = [requests] | Infer(backend=EchoBackend(), params=Params({"seed": 1}))
 
 

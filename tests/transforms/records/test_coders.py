@@ -386,7 +386,7 @@ def test_unknown_version(value: Any, golden: str, version: int) -> None:
 @pytest.mark.parametrize(
     ("encoded", "message"),
     [
-        (b"", r"^Record: there are no bytes, not even the version$"),
+        (b"", r"^Record: there are no bytes to decode, not even the version$"),
         (b"\x02", r"^Record: the 1 bytes are cut or damaged \("),
         (coded("7", {})[:-1], r"^Record: the 4 bytes are cut or damaged \("),
         (coded("7", {}) + b"x", r"^Record: the 6 bytes are cut or damaged \("),

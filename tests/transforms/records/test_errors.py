@@ -136,7 +136,7 @@ def test_the_usual_cause_of_a_class(error: type[RecordError]) -> None:
 def test_an_error_is_frozen() -> None:
     """An error's facts cannot be changed; Python's own attributes can."""
     error = RateLimited("slow down", retry_after_s=2.5)
-    with pytest.raises(AttributeError, match=r"^cause is a fact of the failure: make another"):
+    with pytest.raises(AttributeError, match=r"^cause cannot be set: errors are immutable"):
         error.cause = Cause.REQUEST
     assert error.cause is Cause.RATE_LIMIT
     error.__cause__ = OSError("reset")

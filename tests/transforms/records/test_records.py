@@ -133,8 +133,8 @@ def test_sealed_params_cannot_be_read() -> None:
     for read in (dict, len, bool, lambda params: params.get("seed")):
         with pytest.raises(
             errors.RunError,
-            match=rf"^the params of key {KEY} are sealed: .*; read them behind Params\.restore, "
-            r"which Infer\(params=spec\.params\) calls, as does InferenceHandler$",
+            match=rf"^the params with key {KEY} are sealed: .*; read them after Params\.restore, "
+            r"which Infer\(params=spec\.params\) and InferenceHandler call$",
         ):
             read(sealed)
     assert Params.from_key("") == {}
@@ -168,13 +168,13 @@ def test_restore() -> None:
 @pytest.mark.parametrize(
     ("rendered", "given", "message"),
     [
-        (Params.from_key(KEY), {}, f"the params of key {KEY}, but would be sent with empty params"),
-        (PARAMS, {}, f"the params of key {KEY}, but would be sent with empty params"),
-        ({}, PARAMS, f"empty params, but would be sent with the params of key {KEY}"),
+        (Params.from_key(KEY), {}, f"params {KEY}, but would be sent with empty params"),
+        (PARAMS, {}, f"params {KEY}, but would be sent with empty params"),
+        ({}, PARAMS, f"empty params, but would be sent with params {KEY}"),
         (
             Params({"seed": 1}),
             PARAMS,
-            f"the params of key fbe47f6d82b4, but would be sent with the params of key {KEY}",
+            f"params fbe47f6d82b4, but would be sent with params {KEY}",
         ),
     ],
 )
@@ -183,7 +183,7 @@ def test_restore_checks_every_request(rendered: Any, given: Any, message: str) -
     with pytest.raises(
         errors.RunError,
         match=rf"^request '7' was rendered with {message}: RenderRequests and Infer "
-        r"\(or InferenceHandler\) were given different params; pass the same to both, such as "
+        r"\(or InferenceHandler\) have different params; pass the same to both, such as "
         r"Infer\(params=spec\.params\) with the spec of RenderRequests; if an update of a streaming "
         r"job changed them, set allow_earlier_params$",
     ):

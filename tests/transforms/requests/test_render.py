@@ -209,8 +209,8 @@ def test_media_go_with_a_prompt_only(spec: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError) as raised:
         RequestSpec(**spec, media_fields=MEDIA).check()
     assert str(raised.value) == (
-        "`media_fields` is 'photo,scans', but goes with a prompt to generate from only: remove it; "
-        "chats and whole requests carry parts of their own, embeddings and instances have none"
+        "`media_fields` is 'photo,scans', but needs a prompt to generate from: remove it; "
+        "chats and whole requests carry their own parts, embeddings and instances have none"
     )
     with pytest.raises(ConfigurationError, match="names 'photo' twice"):
         RequestSpec(prompt="x", media_fields=(*MEDIA, MediaField("photo"))).check()

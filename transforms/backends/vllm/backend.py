@@ -1,6 +1,6 @@
 """vLLM on the workers' own GPUs: one server per machine, which is restarted after a crash.
 
-The modules beside this one start the server, share it among the machine's processes and restart it;
+The other modules here start the server, share it among the machine's processes and restart it;
 this one is the backend that sends it requests. A crash is ``unavailable`` and does not count as an
 attempt: its requests wait for the next generation of the server, so that it is full from its first
 moment. A request that crashes the server again and again becomes a dead letter
@@ -37,7 +37,7 @@ from transforms.records.records import Completion, Json, Request
 
 _POLL_S = 0.05
 _TURN_S = 0.1
-"""How often a suspect that has to wait for its turn asks again."""
+"""How often a suspect that has to wait for its turn tries again."""
 _IGNORED = "guided_"
 _TEXTS_PER_CALL = 32
 """vLLM has no limit of its own: enough that a call's cost hardly counts, and few enough that a call
@@ -358,7 +358,7 @@ def body_of(request: Request, backend: VLLMBackend) -> tuple[str, dict[str, Json
 
     Raises:
       InvalidRequest: The request does not fit the task, or has parameters that vLLM silently
-      ignores.
+        ignores.
     """
     whole = request.body.get("request")
     if whole is not None:

@@ -91,7 +91,7 @@ class Child:
             connection.close()
 
     def kill(self) -> None:
-        """Has the guard kill the server; `status` tells when its last process is gone."""
+        """Makes the guard kill the server; `status` shows when its last process is gone."""
         with contextlib.suppress(OSError):
             self._life.close()
 

@@ -18,7 +18,7 @@ costs five crashes, or six if many requests are in flight, and two crashes witho
 cost little: half of the suspects keep the server busy, together with all other requests. An answer,
 or a failure without a crash, clears a suspect.
 
-Pure; nothing waits here: a request that is not admitted asks again.
+Pure; nothing waits here: a request that is not admitted tries again.
 """
 
 from collections.abc import Callable
@@ -86,7 +86,7 @@ class PoisonRequests:
             self._most = 0
 
     def _group(self, crashes: int) -> int:
-        """How many suspects may be in flight together with a request of so many crashes."""
+        """How many suspects may be in flight together with a request after this many crashes."""
         if crashes >= _ALONE:
             return 1
         return _A_FEW if crashes == _FEW else max(_A_FEW, (self._most + 1) // 2)

@@ -1,6 +1,6 @@
-"""Rows appended to a BigQuery table by the Storage Write API, as they come, without Java.
+"""Rows appended to a BigQuery table by the Storage Write API, as they arrive, without Java.
 
-Unlike a load job, an append tells which row the table rejects and why, and needs no end of the
+Unlike a load job, an append reports which row the table rejects and why, and needs no end of the
 input. It is not all or nothing: rows are visible as they are written.
 """
 

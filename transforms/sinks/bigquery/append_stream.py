@@ -67,7 +67,7 @@ class Append:
     Attributes:
       rows: As `transforms.sinks.bigquery.proto_rows` encodes them; below 10 MB in all.
       offset: Where in the stream the first belongs; None on the default stream.
-      tag: The caller's own, returned with the answer.
+      tag: The caller's own value, returned with the answer.
     """
 
     rows: list[bytes]
@@ -76,7 +76,7 @@ class Append:
 
 
 Done = tuple[Append, Mapping[int, str]]
-"""An answered append, and what is wrong with its rows, by their index.
+"""An answered append, and the faults of its rows, by their index.
 
 With no row rejected the table has all rows; with any row rejected it has none.
 """
@@ -156,8 +156,8 @@ class AppendStream:
       descriptor: The rows' message.
       patience: How long it retries.
       window: How many appends may be in flight.
-      sleep: Waits so many seconds.
-      clock: Seconds, monotonic.
+      sleep: Waits the given number of seconds.
+      clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class AppendStream:
             self._disconnect()
 
     def append(self, rows: list[bytes], offset: int | None = None) -> Mapping[int, str]:
-        """Sends one append and waits; returns what is wrong with its rows, by their index.
+        """Sends one append and waits; returns the faults of its rows, by their index.
 
         Raises:
           RunError: As for `send`.
@@ -239,7 +239,7 @@ class AppendStream:
             self._connection.send(self._request(append, first=number == 0))
 
     def _request(self, append: Append, *, first: bool) -> Any:
-        """An append as the API has it; the first of a connection names stream and schema."""
+        """An append in the API's form; the first of a connection names stream and schema."""
         from google.cloud.bigquery_storage_v1 import types
 
         data = types.AppendRowsRequest.ProtoData(rows=types.ProtoRows(serialized_rows=append.rows))

@@ -1,4 +1,4 @@
-"""Appends of which each row is in the table at least once: one `TableWriter` per worker thread."""
+"""Appends that put each row into the table at least once: one `TableWriter` per worker thread."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias
@@ -18,7 +18,7 @@ Where: TypeAlias = tuple[Any, Any]
 class _AppendDoFn(beam.DoFn):
     """At least once: a bundle that Beam repeats appends its rows again.
 
-    BigQuery has answered every row before its bundle ends, so no row that Beam takes for done is
+    BigQuery has answered every row before its bundle ends, so no row that Beam considers done is
     missing from the table.
     """
 

@@ -1,4 +1,4 @@
-"""Appends of which each row is in the table exactly once, however often Beam repeats work.
+"""Appends that put each row into the table exactly once, however often Beam repeats work.
 
 .. code-block:: text
 
@@ -7,7 +7,7 @@
 
 Why no row is doubled or lost:
 
-1. The step that creates a write stream and gives a batch its place in it appends nothing. Behind
+1. The step that creates a write stream and assigns a batch its place in it appends nothing. After
    the Reshuffle the stream, number and content of every batch are committed: each later attempt, on
    whatever worker, sees the same.
 2. The batches of a stream are appended in the order of their numbers, so the offset of each follows
@@ -15,8 +15,8 @@ Why no row is doubled or lost:
    BigQuery answers ``ALREADY_EXISTS`` if an earlier attempt, of a worker killed since, had arrived
    (also to two attempts at the same time).
 3. An append with a row that BigQuery rejects changes nothing in the table. The rows to append in
-   its place become state, and are not sent before that state is committed: a timer goes on in a
-   later bundle. So there is never a doubt which of two contents stands at an offset.
+   its place become state, and are not sent before that state is committed: a timer continues in a
+   later bundle. So there is never a doubt which of two contents is at an offset.
 
 A row that has not been emitted as written has not been committed, and is sent again.
 """
@@ -221,7 +221,7 @@ class _AppendInOrderDoFn(beam.DoFn):
         soon: Any = WAKE_SOON,
         at_the_end: Any = WAKE_AT_THE_END,
     ) -> Iterator[Ended]:
-        """Goes on behind a rejection that has been committed."""
+        """Continues after a rejection that has been committed."""
         yield from self._go_on(name, [], position, waiting, (soon, at_the_end))
 
     @on_timer(AT_THE_END)  # type: ignore[untyped-decorator]
@@ -233,7 +233,7 @@ class _AppendInOrderDoFn(beam.DoFn):
         soon: Any = WAKE_SOON,
         at_the_end: Any = WAKE_AT_THE_END,
     ) -> Iterator[Ended]:
-        """Goes on behind a rejection that has been committed."""
+        """Continues after a rejection that has been committed."""
         yield from self._go_on(name, [], position, waiting, (soon, at_the_end))
 
     def teardown(self) -> None:

@@ -1,7 +1,7 @@
-"""Rows inserted into a BigQuery table by streaming inserts (``tabledata.insertAll``), as they come.
+"""Rows inserted as they arrive by BigQuery's streaming inserts (``tabledata.insertAll``).
 
-BigQuery's older way of appending: at least once only, and dearer than the Storage Write API of
-`transforms.sinks.bigquery.append`.
+BigQuery's older way of appending: at least once only, and more expensive than the Storage Write
+API of `transforms.sinks.bigquery.append`.
 """
 
 import dataclasses

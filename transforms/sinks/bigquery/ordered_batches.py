@@ -1,4 +1,4 @@
-"""Which batches of a stream are appended next, and what an answer changes: no Beam, no network.
+"""Which batches of a stream to append next, and how an answer changes that: no Beam, no network.
 
 `exactly_once` keeps a `StreamPosition` and the waiting batches as state, and says why no row is
 doubled.
@@ -38,7 +38,7 @@ class StreamPosition:
 
 @dataclasses.dataclass(slots=True)
 class Advance:
-    """The outcome of one attempt to go on.
+    """The outcome of one attempt to advance.
 
     Attributes:
       position: How far the stream is written now.
@@ -58,7 +58,7 @@ class Advance:
 
 
 AppendAt = Callable[[list[bytes], int], Mapping[int, str]]
-"""Appends rows at an offset; returns what is wrong with them, by their index."""
+"""Appends rows at an offset; returns their faults, by their index."""
 
 
 def advance(

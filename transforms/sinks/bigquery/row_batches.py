@@ -15,7 +15,7 @@ MAX_APPENDED_ROW_BYTES = 8 * 1000 * 1000
 (BigQuery quotas, "Storage Write API" and "streaming inserts")."""
 
 BATCH_BYTES = 2 << 20
-"""The encoded rows of one append take at most so many bytes; a larger row is appended alone."""
+"""The encoded rows of one append take at most this many bytes; a larger row is appended alone."""
 
 BATCH_ROWS = 10_000
 
@@ -114,7 +114,7 @@ class RowAppender(Generic[T]):
     Each method returns ``(tag, row, None)`` for a row that the table now holds and
     ``(tag, row, rejection)`` for one that it will not hold: each row once, often in a later call
     than the one that brought it, and all of them when `finish` has returned. The row is the one in
-    the table: what the fallback has made of a rejected one, where there is a fallback.
+    the table: for a rejected one, the row that the fallback made, if there is a fallback.
 
     Args:
       writer: Appends the rows.

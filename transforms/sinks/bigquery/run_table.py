@@ -1,4 +1,4 @@
-"""The table that a run writes to: how it is prepared, and the count of the run's rows."""
+"""The table that a run writes to: its preparation, and the count of the run's rows."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -24,9 +24,9 @@ class RunTable:
     Attributes:
       spec: The table; created when it is missing.
       run_id: The run; its rows are counted by it.
-      started_at: No row of the run is older (RFC 3339); it bounds what the count scans.
+      started_at: No row of the run is older (RFC 3339); it limits the rows that the count scans.
       kind: ``results``, ``dead_letters`` or ``runs``, for the report.
-      view_sql: A statement that creates a view beside the table, if any.
+      view_sql: A statement that creates a view next to the table, if any.
     """
 
     spec: TableSpec
@@ -112,7 +112,7 @@ def append_to_table(
     Args:
       rows: The rows.
       table: Where they go.
-      append: Gives the rows that the table has acknowledged, and those that it rejected.
+      append: Returns the rows that the table has acknowledged, and those that it rejected.
       count_when_drained: Also count when an unbounded input ends. Steps that wait for the end hold
         an element per bundle until then, so set it only where the input is drained soon.
     """
