@@ -5,15 +5,14 @@ object a `BackendAdapter`. A package that cannot be loaded disables its own back
 error appears when somebody chooses it.
 """
 
-import dataclasses
 import importlib.metadata
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.backends import fake, gemini, openai, sentence_transformers, vertex_endpoint, vllm
 from pipeline.backends.base import BackendAdapter
 from pipeline.options.flag import Flag
+from pipeline.options.plugins import Unusable, offers
 from transforms.records.errors import ConfigurationError
 
 GROUP = "batch_inference.backends"
@@ -26,21 +25,6 @@ BUILT_IN: tuple[BackendAdapter, ...] = (
     fake.ADAPTER,
 )
 
-_log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Unusable:
-    """A backend that a package adds, but that cannot be used.
-
-    Attributes:
-      package: The package's name.
-      reason: Why not.
-    """
-
-    package: str
-    reason: str
-
 
 def load(
     entry_points: Iterable[importlib.metadata.EntryPoint],
@@ -49,17 +33,8 @@ def load(
 
     The first backend of a name wins, the built-in one before all others.
     """
-    found: dict[str, BackendAdapter | Unusable] = {each.name: each for each in BUILT_IN}
-    for entry in sorted(entry_points):  # by name: the order of files on a disk is arbitrary
-        package = entry.dist.name if entry.dist else entry.value
-        if entry.name in found:
-            _log.warning("backend %r of package %s ignored: name taken", entry.name, package)
-            continue
-        try:
-            found[entry.name] = _checked(entry.name, entry.load())
-        except Exception as error:  # somebody else's code; it must not break the other backends
-            found[entry.name] = Unusable(package, f"{type(error).__name__}: {error}")
-    return found
+    built_in = {each.name: each for each in BUILT_IN}
+    return {**built_in, **offers(entry_points, _checked, built_in)}
 
 
 def _checked(name: str, adapter: object) -> BackendAdapter:

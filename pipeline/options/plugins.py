@@ -1,7 +1,9 @@
 """Objects that other installed packages offer by an entry point."""
 
+import dataclasses
 import importlib.metadata
 import logging
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -9,31 +11,44 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-def plugins(group: str, kind: type[T]) -> tuple[T, ...]:
-    """The objects that installed packages offer, in the order of their names.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unusable:
+    """An offer that cannot be used.
 
-    One that cannot be loaded is left out, with a warning in the log: it must not break commands
-    that do not need it.
+    Attributes:
+      package: The name of the package that makes it.
+      reason: Why not.
+    """
+
+    package: str
+    reason: str
+
+
+def offers(
+    entry_points: Iterable[importlib.metadata.EntryPoint],
+    checked: Callable[[str, object], T],
+    taken: Iterable[str] = (),
+) -> dict[str, T | Unusable]:
+    """The objects that entry points name, by the entry points' names and in their order.
+
+    An offer that cannot be loaded must not break commands that do not need it: it is `Unusable`.
+    The first offer of a name wins; later ones are ignored with a warning in the log.
 
     Args:
-      group: The group of entry points, such as ``batch_inference.sources``.
-      kind: The class of the objects that entry points of this group name.
+      entry_points: Those of one group.
+      checked: Returns the object of a name and a loaded object, or raises.
+      taken: Names that no package may offer.
     """
-    found = []
-    for point in sorted(importlib.metadata.entry_points(group=group), key=lambda p: p.name):
-        try:
-            offered = point.load()
-            if not isinstance(offered, kind):
-                raise TypeError(f"it is a {type(offered).__name__}, not a {kind.__name__}")
-        except Exception as error:  # somebody else's code may fail in any way
+    found: dict[str, T | Unusable] = {}
+    for entry in sorted(entry_points):  # by name: the order of files on a disk is arbitrary
+        package = entry.dist.name if entry.dist else entry.value
+        if entry.name in found or entry.name in taken:
             _log.warning(
-                "the entry point %s of %s (%s) is ignored: %s: %s",
-                point.name,
-                group,
-                point.value,
-                type(error).__name__,
-                error,
+                "%s %r of package %s ignored: name taken", entry.group, entry.name, package
             )
-        else:
-            found.append(offered)
-    return tuple(found)
+            continue
+        try:
+            found[entry.name] = checked(entry.name, entry.load())
+        except Exception as error:  # somebody else's code may fail in any way
+            found[entry.name] = Unusable(package, f"{type(error).__name__}: {error}")
+    return found

@@ -7,6 +7,7 @@ Another package adds one by an entry point of the group ``batch_inference.source
 
 import dataclasses
 import functools
+import importlib.metadata
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,7 @@ from pipeline.options.kinds import (
     TEXT,
     one_of,
 )
-from pipeline.options.plugins import plugins
+from pipeline.options.plugins import Unusable, offers
 from pipeline.options.run import BIGQUERY_LOCATION, RESOURCE_LABELS, TEMP_DATASET, project_of
 from pipeline.options.values import Values
 from transforms.clients.bigquery import TableName
@@ -223,11 +224,23 @@ _SOURCES = (
 )
 
 
+def _checked(name: str, source: object) -> SourceAdapter:  # noqa: ARG001 - the flag names a source
+    if not isinstance(source, SourceAdapter):
+        raise TypeError(f"{type(source).__name__} is not a SourceAdapter")
+    return source
+
+
 @functools.cache
 def sources() -> tuple[SourceAdapter, ...]:
     """Every source: our own, then those of other packages whose flags clash with no others."""
     found, names = list(_SOURCES), {flag.name for flag in (*SOURCE_FLAGS, TEMP_DATASET)}
-    for source in plugins(ENTRY_POINTS, SourceAdapter):
+    offered = offers(importlib.metadata.entry_points(group=ENTRY_POINTS), _checked)
+    for name, source in offered.items():
+        if isinstance(source, Unusable):
+            _log.warning(
+                "source %r of package %s is ignored: %s", name, source.package, source.reason
+            )
+            continue
         new = {
             f.name for f in (source.flag, *source.flags) if f not in (*SOURCE_FLAGS, TEMP_DATASET)
         }

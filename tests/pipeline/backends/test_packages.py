@@ -10,11 +10,12 @@ import sys
 
 import pytest
 
-from pipeline.backends import BUILT_IN, GROUP, Unusable, load
+from pipeline.backends import BUILT_IN, GROUP, load
 from pipeline.backends.base import BackendAdapter
 from pipeline.backends.shared import ENDPOINT
 from pipeline.options.flag import Flag
 from pipeline.options.kinds import TEXT
+from pipeline.options.plugins import Unusable
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 ECHO = '''
@@ -199,4 +200,4 @@ def test_a_name_that_is_taken(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         found = load([_entry("fake", "TAKEN")])
     assert found == {each.name: each for each in BUILT_IN}
-    assert caplog.messages == [f"backend 'fake' of package {__name__}:TAKEN ignored: name taken"]
+    assert caplog.messages == [f"{GROUP} 'fake' of package {__name__}:TAKEN ignored: name taken"]

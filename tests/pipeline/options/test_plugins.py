@@ -60,14 +60,11 @@ RUDE = SourceAdapter(flag=Flag("input_files", "Source", "Mine.", TEXT), make=mak
 '''
 WARNINGS = (
     (
-        "the entry point broken of batch_inference.sources (acme_broken:ADAPTER) is ignored: "
+        "source 'broken' of package acme-numbers is ignored: "
         "ModuleNotFoundError: No module named 'acme_broken'"
     ),
-    (
-        "the entry point text of batch_inference.sources (acme_numbers:__name__) is ignored: "
-        "TypeError: it is a str, not a SourceAdapter"
-    ),
     "the source --input_files is ignored: --input_files exists",
+    ("source 'text' of package acme-numbers is ignored: TypeError: str is not a SourceAdapter"),
 )
 
 
