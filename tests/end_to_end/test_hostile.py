@@ -32,7 +32,7 @@ FAKE = [
     f"--output_schema={json.dumps(hostile.SCHEMA)}",
     "--backend=fake",
     "--max_attempts=2",
-    "--record_deadline_s=2",
+    "--record_deadline_s=5",
 ]
 
 
