@@ -21,6 +21,7 @@ from pipeline.options.kinds import (
 from pipeline.options.messages import read_text
 from pipeline.options.source import INPUT_FILES
 from pipeline.options.values import Values
+from transforms.backends import base
 from transforms.backends.base import Backend, capabilities_of
 from transforms.records.errors import ConfigurationError
 from transforms.records.media import MediaField
@@ -125,7 +126,7 @@ ACCEPT_TRUNCATED: Flag[bool] = Flag(
     GROUP,
     "Keep answers that ended at a token limit as results.",
     BOOLEAN,
-    default=False,
+    default=base.ACCEPT_TRUNCATED,
 )
 ID_FIELD: Flag[str | None] = Flag(
     "id_field",

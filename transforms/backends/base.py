@@ -18,6 +18,9 @@ from typing import Protocol, runtime_checkable
 from transforms.records.errors import RecordError
 from transforms.records.records import Completion, Request
 
+ACCEPT_TRUNCATED = False
+"""The default of backends that generate text: an answer cut at a token limit is a failure."""
+
 
 class Client(Protocol):
     """A live connection to a model, created and used on one event loop."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from transforms.backends.base import CallLimits, Capabilities
+from transforms.backends.base import ACCEPT_TRUNCATED, CallLimits, Capabilities
 from transforms.clients.embeddings import ESTIMATE_MARGIN, EmbedOutcome, SharedCalls, mixed_up
 from transforms.clients.google_auth import GoogleAuth, auth_for, vertex_base_url
 from transforms.clients.http import JsonClient, Reply, shaped, token_count
@@ -92,7 +92,7 @@ class GeminiBackend:
     location: str
     task: Literal["generate", "embed"] = "generate"
     endpoint: str | None = None
-    accept_truncated: bool = False
+    accept_truncated: bool = ACCEPT_TRUNCATED
     service_tier: ServiceTier | None = None
     max_texts_per_call: int | None = None
     max_tokens_per_call: int | None = None

@@ -11,7 +11,7 @@ from typing import Literal
 
 from yarl import URL
 
-from transforms.backends.base import CallLimits, Capabilities
+from transforms.backends.base import ACCEPT_TRUNCATED, CallLimits, Capabilities
 from transforms.clients.embeddings import ESTIMATE_MARGIN, EmbedOutcome, SharedCalls
 from transforms.clients.endpoints import Endpoints
 from transforms.clients.http import shaped
@@ -80,7 +80,7 @@ class OpenAIBackend:
     task: Literal["generate", "embed"] = "generate"
     api: Literal["chat", "completions"] = "chat"
     api_key: str | None = dataclasses.field(default=None, repr=False)
-    accept_truncated: bool = False
+    accept_truncated: bool = ACCEPT_TRUNCATED
     api_key_secret: str | None = None
     max_texts_per_call: int | None = None
     max_tokens_per_call: int | None = None

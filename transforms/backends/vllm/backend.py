@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
-from transforms.backends.base import CallLimits, Capabilities
+from transforms.backends.base import ACCEPT_TRUNCATED, CallLimits, Capabilities
 from transforms.backends.vllm.keeper import Settings
 from transforms.backends.vllm.launch import ServerSpec, interpreter, plan, server_environment
 from transforms.backends.vllm.lease import ServerLease, acquire, release
@@ -73,7 +73,7 @@ class VLLMBackend:
     environment: tuple[tuple[str, str], ...] = ()
     folder: str | None = None
     start_timeout_s: float = 1800.0
-    accept_truncated: bool = False
+    accept_truncated: bool = ACCEPT_TRUNCATED
     max_texts_per_call: int | None = None
 
     @property
